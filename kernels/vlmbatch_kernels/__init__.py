@@ -1,0 +1,1 @@
+"""Numerical kernels, each with a pure-torch twin."""

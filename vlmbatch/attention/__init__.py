@@ -1,0 +1,1 @@
+"""Attention behind one interface: a backend for each way of running it."""

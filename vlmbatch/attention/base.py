@@ -1,0 +1,90 @@
+"""What the engine and the models know of attention.
+
+Letters in shapes: T tokens of a step, B sequences of a step, H query heads, K key-value heads,
+D head size, S slots of the paged pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class AttentionSpec:
+    """One layer's attention. ``sliding_window`` counts the keys a query sees, itself included."""
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    scale: float
+    causal: bool = True
+    sliding_window: int | None = None
+    softcap: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LayerKVCache:
+    """One layer's share of the paged pool; ``key`` and ``value``: (S, K, D).
+
+    The scales belong to quantized caches: stored values times the scale are the true ones.
+    """
+
+    key: Tensor
+    value: Tensor
+    key_scale: float = 1.0
+    value_scale: float = 1.0
+
+
+@dataclass(slots=True)
+class AttentionMetadata:
+    """Where the tokens of one step stand. Sequences with a single query token come first.
+
+    ``cu_seqlens_q``: (B + 1,) int32, offsets of each sequence's query tokens among the T.
+    ``seqlens_k``: (B,) int32, keys of each sequence, those of this step included.
+    ``block_table``: (B, max_blocks) int32, first slot of each page divided by the granule.
+    ``slot_mapping``: (T,) int64, slot that each token's key and value are written to.
+    ``query_lens`` and ``context_lens``: the same numbers on the host, for planning.
+    ``plans``: what a backend derives from these once a step, keyed by layer specification.
+    """
+
+    cu_seqlens_q: Tensor
+    seqlens_k: Tensor
+    block_table: Tensor
+    slot_mapping: Tensor
+    query_lens: list[int]
+    seqlens_k_host: list[int]
+    num_decodes: int
+    max_seqlen_q: int
+    max_seqlen_k: int
+    plans: dict[AttentionSpec, Any] = field(default_factory=dict)
+
+
+class AttentionBackend(Protocol):
+    """One way of computing attention over the paged pool."""
+
+    name: str
+    block_size: int  # tokens in a full page of a sequence's block table
+    granule: int  # a page may be shorter than block_size in steps of this many tokens
+
+    def paged(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cache: LayerKVCache,
+        metadata: AttentionMetadata,
+        spec: AttentionSpec,
+    ) -> Tensor:
+        """Write ``key`` and ``value``, both (T, K, D), to the pool, then attend over it.
+
+        All writes of the step come before any read, so a sequence may read pages that another
+        sequence fills in the same step. ``query``: (T, H, D). Returns (T, H, D).
+        """
+        ...
+
+    def dense(self, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
+        """Attend without a cache, as vision towers do. (N, L, H or K, D) to (N, L, H, D)."""
+        ...

@@ -1,0 +1,115 @@
+"""Frozen settings: what to sample, how the engine runs, what a run reads and writes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from vlmbatch.errors import ConfigError
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cuda", "cpu"]
+AttentionBackendName = Literal["auto", "flash-attn", "torch"]
+ImageInputType = Literal["pixel_values", "image_features"]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the tokens of one row are chosen.
+
+    ``temperature`` 0 is greedy. ``top_k`` 0 keeps the whole vocabulary. The stream of random
+    numbers depends on ``seed`` and the token's position alone, so a row's text does not depend on
+    what it is batched with. Text is cut before the first of the ``stop`` strings.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise ConfigError(f"max_tokens must be at least 1, got {self.max_tokens}")
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise ConfigError(f"temperature must be at least 0, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+        if self.top_k < 0:
+            raise ConfigError(f"top_k must be at least 0 (0 keeps all tokens), got {self.top_k}")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
+        if any(not text for text in self.stop):
+            raise ConfigError("a stop string must not be empty")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits of the engine. ``None`` and "auto" are resolved from the device before use."""
+
+    dtype: DType = "auto"
+    device: Device = "auto"
+    attention_backend: AttentionBackendName = "auto"
+    max_num_seqs: int = 128  # sequences in one step
+    max_batched_tokens: int = 2048  # tokens in one step
+    kv_cache_tokens: int | None = None  # size of the paged KV pool; None: what memory allows
+    max_model_len: int | None = None  # context length; None: the model's own
+    enable_prefix_caching: bool = True
+
+    def __post_init__(self) -> None:
+        if self.max_num_seqs < 1:
+            raise ConfigError(f"max_num_seqs must be at least 1, got {self.max_num_seqs}")
+        if self.max_batched_tokens < 1:
+            raise ConfigError(
+                f"max_batched_tokens must be at least 1, got {self.max_batched_tokens}"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageArguments:
+    """The founding page's image arguments. ``None`` is inferred; a value must match the model."""
+
+    image_input_type: ImageInputType = "pixel_values"
+    image_token_id: int | None = None
+    image_input_shape: tuple[int, int, int, int] | None = None  # (1, channels, height, width)
+    image_feature_size: int | None = None
+    strict_image_tokens: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What an image may cost before it is refused, and where it may lie."""
+
+    max_pixels: int = 100_000_000
+    max_bytes: int = 256 * 2**20
+    root: Path | None = None  # when set, no image may resolve to a path outside it
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestConfig:
+    """Where the rows come from and what their columns are called."""
+
+    source: str  # a path, a folder, or "-" for JSONL on standard input
+    prompt_column: str = "prompt"
+    image_column: str = "image"
+    id_column: str = "id"
+    limit: int | None = None
+    max_line_bytes: int = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class PromptConfig:
+    """How a row's text becomes the model's prompt."""
+
+    chat: bool = False
+    chat_template: Path | None = None
+    prompt_template: str | None = None  # "{prompt}" stands for the row's prompt
+    system_prompt: str | None = None

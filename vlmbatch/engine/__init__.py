@@ -1,0 +1,1 @@
+"""The continuous-batching engine: token ids and pixels in, token ids out."""

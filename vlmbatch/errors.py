@@ -1,0 +1,87 @@
+"""What can go wrong, as the user meets it: an exit status for a run, a code for a row."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """Codes of error rows, as written to the ``error_code`` column."""
+
+    MANIFEST_LINE_INVALID = "manifest_line_invalid"
+    PROMPT_INVALID = "prompt_invalid"
+    SAMPLING_INVALID = "sampling_invalid"
+    IMAGE_TOKEN_MISMATCH = "image_token_mismatch"
+    PROMPT_TOO_LONG = "prompt_too_long"
+    IMAGE_INVALID = "image_invalid"
+    IMAGE_MISSING = "image_missing"
+    IMAGE_UNREADABLE = "image_unreadable"
+    IMAGE_FORMAT_UNSUPPORTED = "image_format_unsupported"
+    IMAGE_TOO_LARGE = "image_too_large"
+    IMAGE_FORBIDDEN = "image_forbidden"
+    ENGINE_ERROR = "engine_error"
+
+    @property
+    def meaning(self) -> str:
+        """One line for tables and the README."""
+        return _MEANINGS[self]
+
+
+_MEANINGS = {
+    ErrorCode.MANIFEST_LINE_INVALID: "the manifest line is not a JSON object in UTF-8, or too long",
+    ErrorCode.PROMPT_INVALID: "the prompt (or messages) is missing, null or of the wrong type",
+    ErrorCode.SAMPLING_INVALID: "a per-row sampling value is of the wrong type or out of range",
+    ErrorCode.IMAGE_TOKEN_MISMATCH: "the number of <image> tokens does not fit the row's images",
+    ErrorCode.PROMPT_TOO_LONG: "prompt and image tokens exceed the model's context length",
+    ErrorCode.IMAGE_INVALID: "the image column holds neither a path nor image bytes",
+    ErrorCode.IMAGE_MISSING: "no file at the image path",
+    ErrorCode.IMAGE_UNREADABLE: "not a readable image: empty, truncated, corrupt, or not a file",
+    ErrorCode.IMAGE_FORMAT_UNSUPPORTED: "an image format outside the allowed list",
+    ErrorCode.IMAGE_TOO_LARGE: "more pixels or bytes than the limit allows",
+    ErrorCode.IMAGE_FORBIDDEN: "the image path leads out of the image root",
+    ErrorCode.ENGINE_ERROR: "the engine failed on this row",
+}
+
+
+class VlmbatchError(Exception):
+    """Base of every error that a user can meet."""
+
+    exit_status = 70
+
+
+class UsageError(VlmbatchError):
+    """The command, its configuration, the manifest or the checkpoint cannot be used as given."""
+
+    exit_status = 2
+
+
+class ConfigError(UsageError):
+    """An option or configuration value is invalid or contradicts the model."""
+
+
+class ManifestError(UsageError):
+    """The manifest as a whole cannot be read; the message names file and line."""
+
+
+class CheckpointError(UsageError):
+    """The model folder is incomplete, malformed or of an unsupported kind."""
+
+
+class OutputError(VlmbatchError):
+    """Reading or writing failed below us (disk full, permission, vanished folder)."""
+
+    exit_status = 74
+
+
+class RowError(VlmbatchError):
+    """One row cannot be answered; it becomes an error row and the run goes on."""
+
+    exit_status = 1
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[RowError], tuple[ErrorCode, str]]:
+        return type(self), (self.code, self.message)

@@ -1,0 +1,1 @@
+"""Model definitions, checkpoints and processors."""

@@ -1,0 +1,109 @@
+"""The values that pass between the stages of a run. No torch, no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmbatch.config import SamplingParams
+from vlmbatch.errors import ErrorCode, RowError
+
+FinishReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Where an image's encoded bytes are: a path, or the bytes (``path`` is then a label)."""
+
+    path: str | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One manifest row as read. ``error`` is set when the row is already known to be bad."""
+
+    index: int
+    id: str
+    line: int  # 1-based line (JSONL) or row number (Parquet) in its file, for messages
+    file: str
+    prompt: str | None = None
+    messages: list[dict[str, Any]] | None = None
+    images: tuple[ImageRef, ...] = ()
+    sampling: SamplingParams | None = None  # the run's parameters with this row's overrides
+    extra: dict[str, Any] = field(default_factory=dict)  # columns passed through to the output
+    error: RowError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PixelImage:
+    """A decoded, resized and cropped image, ready for a vision tower.
+
+    ``pixels``: (height, width, 3) uint8, RGB. ``content_hash``: digest of the pixels, their shape
+    and the processor's fingerprint: the image's identity in the encoder and prefix caches.
+    """
+
+    pixels: NDArray[np.uint8] = field(repr=False)
+    content_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSpan:
+    """``length`` consecutive prompt tokens from ``start`` that take features of one image.
+
+    ``image`` indexes the request's images; ``offset`` is the first feature row used.
+    """
+
+    start: int
+    length: int
+    image: int
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A row as the engine takes it: token ids and pixels, no text and no files.
+
+    ``positions`` is (T,) or (3, T) int64 when a model's processor computes its own positions;
+    ``None`` means 0..T-1.
+    """
+
+    index: int
+    token_ids: list[int] = field(repr=False)
+    sampling: SamplingParams
+    images: tuple[PixelImage, ...] = ()
+    image_spans: tuple[ImageSpan, ...] = ()
+    positions: NDArray[np.int64] | None = field(default=None, repr=False)
+
+    @property
+    def num_image_tokens(self) -> int:
+        return sum(span.length for span in self.image_spans)
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """One output row, in the terms of the output schema."""
+
+    index: int
+    id: str
+    text: str | None = None
+    finish_reason: FinishReason | None = None
+    prompt_tokens: int | None = None
+    image_tokens: int | None = None
+    completion_tokens: int | None = None
+    error_code: ErrorCode | None = None
+    error_message: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def status(self) -> Literal["ok", "error"]:
+        return "ok" if self.error_code is None else "error"
+
+    @classmethod
+    def from_error(cls, row: Row, error: RowError) -> Result:
+        return cls(
+            row.index, row.id, error_code=error.code, error_message=error.message, extra=row.extra
+        )
