@@ -113,3 +113,21 @@ class PromptConfig:
     chat_template: Path | None = None
     prompt_template: str | None = None  # "{prompt}" stands for the row's prompt
     system_prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RunConfig:
+    """One whole job. ``output`` is a ``.parquet`` file, or "-" for JSONL on standard output."""
+
+    model: str
+    manifest: ManifestConfig
+    output: str
+    revision: str | None = None
+    sampling: SamplingParams = SamplingParams()
+    engine: EngineConfig = EngineConfig()
+    image_arguments: ImageArguments = ImageArguments()
+    image_limits: ImageLimits = ImageLimits()
+    prompt: PromptConfig = PromptConfig()
+    overwrite: bool = False
+    image_threads: int = 2  # threads that read, decode and resize images
+    queue_rows: int = 256  # prepared rows that may wait for the engine

@@ -1,0 +1,77 @@
+"""What a run has done so far: written by the run, read by the display and the summary."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlmbatch.types import Result
+
+
+@dataclass(slots=True)
+class RunStats:
+    """Counters of one run. Written by one thread; a reader may see them a moment apart."""
+
+    stage: str = "starting"  # what is happening now, for people
+    rows_total: int | None = None  # unknown while a stream is read
+    rows_done: int = 0
+    images_done: int = 0
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0  # prompt tokens found in the prefix cache
+    errors: Counter[str] = field(default_factory=Counter)
+    error_examples: dict[str, str] = field(default_factory=dict)  # first message of each code
+    started: float = field(default_factory=time.monotonic)
+    engine_started: float | None = None  # first row handed to the engine
+    finished: float | None = None
+
+    def count(self, result: Result, num_images: int) -> None:
+        self.rows_done += 1
+        if result.error_code is not None:
+            self.errors[result.error_code] += 1
+            self.error_examples.setdefault(
+                result.error_code, f"row {result.index} (id {result.id}): {result.error_message}"
+            )
+            return
+        self.images_done += num_images
+        self.prompt_tokens += result.prompt_tokens or 0
+        self.image_tokens += result.image_tokens or 0
+        self.completion_tokens += result.completion_tokens or 0
+
+    @property
+    def num_errors(self) -> int:
+        return self.errors.total()
+
+    def elapsed(self) -> float:
+        """Seconds of wall time since the run began."""
+        return (self.finished or time.monotonic()) - self.started
+
+    def processing_seconds(self) -> float:
+        """Seconds since the first row reached the engine: the base of all rates."""
+        if self.engine_started is None:
+            return 0.0
+        return (self.finished or time.monotonic()) - self.engine_started
+
+    def summary(self) -> dict[str, Any]:
+        """The figures of ``--summary-json``; rates are per second of processing."""
+        seconds = self.processing_seconds()
+        rate = 1 / seconds if seconds else 0.0
+        return {
+            "rows": self.rows_done,
+            "ok": self.rows_done - self.num_errors,
+            "errors": self.num_errors,
+            "errors_by_code": dict(self.errors.most_common()),
+            "images": self.images_done,
+            "prompt_tokens": self.prompt_tokens,
+            "image_tokens": self.image_tokens,
+            "completion_tokens": self.completion_tokens,
+            "cached_tokens": self.cached_tokens,
+            "seconds": round(self.elapsed(), 3),
+            "processing_seconds": round(seconds, 3),
+            "rows_per_second": round(self.rows_done * rate, 2),
+            "images_per_second": round(self.images_done * rate, 2),
+            "completion_tokens_per_second": round(self.completion_tokens * rate, 2),
+        }
