@@ -1,0 +1,138 @@
+"""One step's chunks as flat tensors: token ids, positions, where keys and values go.
+
+T: tokens of the step. B: sequences of the step. Sequences with a single token come first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vlmbatch.attention.base import AttentionMetadata
+from vlmbatch.engine.scheduler import ScheduledChunk
+from vlmbatch.engine.sequence import Sequence
+from vlmbatch.types import PixelImage
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRows:
+    """Feature rows ``first`` to ``first + length`` of an image go to tokens from ``token``."""
+
+    image: PixelImage
+    first: int
+    length: int
+    token: int
+
+
+@dataclass(slots=True)
+class StepInputs:
+    """``input_ids``: (T,) int64. ``positions``: (T,) or (3, T) int64.
+
+    ``sample_tokens``: (n,) int64, the tokens among the T whose logits are sampled; ``sampled`` are
+    their sequences and ``sample_positions`` the positions of the new tokens, in the same order.
+    """
+
+    input_ids: Tensor
+    positions: Tensor
+    metadata: AttentionMetadata
+    sample_tokens: Tensor
+    sampled: list[Sequence]
+    sample_positions: list[int]
+    image_rows: list[ImageRows]
+
+
+def build_step_inputs(
+    chunks: Seq[ScheduledChunk], block_size: int, granule: int, device: torch.device
+) -> StepInputs:
+    """Lay the chunks of a step out as tensors on ``device``."""
+    chunks = sorted(chunks, key=lambda chunk: chunk.length != 1)  # stable: single tokens first
+    lengths = [chunk.length for chunk in chunks]
+    ends = [chunk.start + chunk.length for chunk in chunks]
+    num_tokens = sum(lengths)
+    offsets = np.zeros(len(chunks) + 1, np.int32)
+    np.cumsum(lengths, out=offsets[1:])
+    starts = np.fromiter((chunk.start for chunk in chunks), np.int64, len(chunks))
+    positions = np.arange(num_tokens) + np.repeat(starts - offsets[:-1], lengths)
+
+    tables = np.zeros((len(chunks), max(len(chunk.sequence.blocks) for chunk in chunks)), np.int32)
+    for row, chunk in zip(tables, chunks, strict=True):
+        blocks = chunk.sequence.blocks
+        row[: len(blocks)] = [block.start for block in blocks]
+    owner = np.repeat(np.arange(len(chunks)), lengths)
+    slots = tables[owner, positions // block_size].astype(np.int64) * granule
+    slots += positions % block_size
+
+    token_ids: list[int] = []
+    image_rows: list[ImageRows] = []
+    for chunk, first_token in zip(chunks, offsets.tolist(), strict=False):
+        token_ids += chunk.sequence.token_ids[chunk.start : chunk.start + chunk.length]
+        image_rows += _image_rows(chunk, first_token)
+
+    metadata = AttentionMetadata(
+        cu_seqlens_q=_to(offsets, device),
+        seqlens_k=_to(np.array(ends, np.int32), device),
+        block_table=_to(tables, device),
+        slot_mapping=_to(slots, device),
+        query_lens=lengths,
+        seqlens_k_host=ends,
+        num_decodes=sum(length == 1 for length in lengths),
+        max_seqlen_q=max(lengths),
+        max_seqlen_k=max(ends),
+    )
+    sampling = [i for i, chunk in enumerate(chunks) if chunk.samples]
+    return StepInputs(
+        input_ids=_to(np.array(token_ids, np.int64), device),
+        positions=_to(_model_positions(chunks, positions, offsets), device),
+        metadata=metadata,
+        sample_tokens=_to(offsets[1:][sampling].astype(np.int64) - 1, device),
+        sampled=[chunks[i].sequence for i in sampling],
+        sample_positions=[ends[i] for i in sampling],
+        image_rows=image_rows,
+    )
+
+
+def _image_rows(chunk: ScheduledChunk, first_token: int) -> list[ImageRows]:
+    """The parts of image spans that a chunk covers."""
+    request = chunk.sequence.request
+    rows = []
+    for span in request.image_spans:
+        start = max(span.start, chunk.start)
+        end = min(span.start + span.length, chunk.start + chunk.length)
+        if start < end:
+            first = span.offset + start - span.start
+            token = first_token + start - chunk.start
+            rows.append(ImageRows(request.images[span.image], first, end - start, token))
+    return rows
+
+
+def _model_positions(
+    chunks: Seq[ScheduledChunk], plain: NDArray[np.int64], offsets: NDArray[np.int32]
+) -> NDArray[np.int64]:
+    """Positions as the model counts them: a request may bring its own for the prompt.
+
+    Generated tokens go on from the largest of these (Qwen2-VL, arXiv:2409.12191, section 2.1).
+    """
+    if all(chunk.sequence.request.positions is None for chunk in chunks):
+        return plain
+    given = [chunk.sequence.request.positions for chunk in chunks]
+    rows = max(1 if p is None or p.ndim == 1 else p.shape[0] for p in given)
+    result = np.tile(plain, (rows, 1))
+    for chunk, own, first in zip(chunks, given, offsets.tolist(), strict=False):
+        if own is None:
+            continue
+        following = own.max() + 1 + np.arange(chunk.start + chunk.length - own.shape[-1])
+        following = np.broadcast_to(following, (*own.shape[:-1], following.size))
+        whole = np.concatenate([own, following], axis=-1)
+        end = chunk.start + chunk.length
+        result[:, first : first + chunk.length] = whole[..., chunk.start : end]
+    return result if rows > 1 else result[0]
+
+
+def _to(array: NDArray[np.generic], device: torch.device) -> Tensor:
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -1,0 +1,62 @@
+"""The paged pool's memory: how large it may be, and one view of it a layer."""
+
+from __future__ import annotations
+
+import torch
+
+from vlmbatch.attention.base import LayerKVCache
+from vlmbatch.config import EngineConfig
+from vlmbatch.errors import ConfigError
+from vlmbatch.models.config import TextConfig
+
+_CPU_BYTES = 2**30
+_CUDA_SHARE = 0.85  # of the free memory; the rest is for activations
+
+
+def kv_bytes_per_token(text: TextConfig, dtype: torch.dtype) -> int:
+    """Bytes of keys and values of one token over all layers."""
+    return 2 * text.num_layers * text.num_kv_heads * text.head_dim * dtype.itemsize
+
+
+def pool_tokens(
+    config: EngineConfig,
+    text: TextConfig,
+    max_model_len: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> int:
+    """Tokens that the pool holds: what is asked for, else what memory allows and batches can use.
+
+    Raises:
+        ConfigError: memory does not allow one sequence of the full context length.
+    """
+    if config.kv_cache_tokens is not None:
+        return config.kv_cache_tokens
+    per_token = kv_bytes_per_token(text, dtype)
+    if device.type == "cuda":
+        allowed = int(torch.cuda.mem_get_info(device)[0] * _CUDA_SHARE) // per_token
+        if allowed < max_model_len:
+            raise ConfigError(
+                f"GPU memory left for the KV cache holds {allowed} tokens, fewer than the context "
+                f"length of {max_model_len}; lower it with --max-model-len"
+            )
+    else:
+        allowed = max(_CPU_BYTES // per_token, max_model_len)
+    return min(allowed, config.max_num_seqs * max_model_len)
+
+
+def allocate_kv_cache(
+    text: TextConfig,
+    num_tokens: int,
+    slack: int,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[LayerKVCache]:
+    """Keys and values of every layer, each (num_tokens + slack, num_kv_heads, head_dim).
+
+    ``slack``: tokens behind the last page that a backend may read past its end. The pool starts as
+    zeros: what lies there is masked, but a NaN would come through the mask.
+    """
+    shape = (2, text.num_layers, num_tokens + slack, text.num_kv_heads, text.head_dim)
+    pool = torch.zeros(shape, dtype=dtype, device=device)
+    return [LayerKVCache(pool[0, layer], pool[1, layer]) for layer in range(text.num_layers)]

@@ -1,0 +1,27 @@
+"""Turns logits into token ids by each sequence's sampling parameters."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from vlmbatch_kernels.sampling import sample_tokens
+
+from vlmbatch.config import SamplingParams
+
+
+def sample(logits: Tensor, params: list[SamplingParams], positions: list[int]) -> Tensor:
+    """Token ids (n,) int64 from ``logits`` (n, vocabulary) float32.
+
+    The random number of a token comes from its row's seed and its position alone.
+    """
+    if all(p.temperature == 0 for p in params):
+        return logits.argmax(dim=-1)
+    device = logits.device
+    return sample_tokens(
+        logits,
+        temperature=torch.tensor([p.temperature for p in params], device=device),
+        top_k=torch.tensor([p.top_k for p in params], device=device),
+        top_p=torch.tensor([p.top_p for p in params], device=device),
+        seeds=torch.tensor([p.seed for p in params], device=device),
+        positions=torch.tensor(positions, device=device),
+    )

@@ -1,0 +1,227 @@
+"""Decides what each step computes: continuous batching over the paged pool. No torch.
+
+Sequences run in the order they were admitted. Each step gives every running sequence its next
+tokens, then admits waiting ones while tokens and blocks last; a prompt longer than what is left of
+the step's tokens goes on in the next (chunked prefill). When the pool runs dry, the sequence that
+was admitted last gives its blocks back and is computed anew later (preemption by recomputation).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from vlmbatch.engine.block_pool import Block, BlockPool
+from vlmbatch.engine.sequence import Sequence
+from vlmbatch.types import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledChunk:
+    """Tokens ``start`` to ``start + length`` of a sequence, computed in one step.
+
+    ``samples`` is set when the chunk ends at the sequence's last token: the step then samples the
+    next one.
+    """
+
+    sequence: Sequence
+    start: int
+    length: int
+    samples: bool
+
+
+class Scheduler:
+    """Owns the waiting and the running sequences; the pool is its own too.
+
+    ``schedule`` may be called again before the results of the step before are in: sampled tokens
+    stand as pending until ``update`` names them.
+    """
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        granule: int,
+        max_num_seqs: int,
+        max_batched_tokens: int,
+        enable_prefix_caching: bool = True,
+    ) -> None:
+        self.pool = pool
+        self.granule = granule
+        self.block_size = granule * pool.granules_per_block
+        self.max_num_seqs = max_num_seqs
+        self.max_batched_tokens = max_batched_tokens
+        self.enable_prefix_caching = enable_prefix_caching
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.num_preemptions = 0
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self.waiting) + len(self.running)
+
+    def fits(self, num_tokens: int) -> bool:
+        """Whether a sequence of ``num_tokens`` can run at all, alone in the pool."""
+        return -(-num_tokens // self.granule) <= self.pool.num_granules
+
+    def add(self, sequence: Sequence) -> None:
+        assert self.fits(sequence.max_len)
+        self.waiting.append(sequence)
+
+    def schedule(self) -> list[ScheduledChunk]:
+        """The next step's chunks. Empty when nothing can run until results come in."""
+        chunks: list[ScheduledChunk] = []
+        budget = self.max_batched_tokens
+        preempted = False
+        position = 0
+        while position < len(self.running) and budget:
+            sequence = self.running[position]
+            length = min(sequence.num_uncomputed_tokens, budget)
+            if length and not self._grow(sequence, sequence.num_computed_tokens + length):
+                # The last in line has not been given a chunk yet: it may be this very sequence.
+                self._preempt(self.running[-1])
+                preempted = True
+                continue
+            if length:
+                chunks.append(self._chunk(sequence, length))
+                budget -= length
+            position += 1
+        while budget and not preempted and self.waiting and len(self.running) < self.max_num_seqs:
+            sequence = self.waiting[0]
+            if sequence.num_pending or not self._admit(sequence):
+                break
+            self.waiting.popleft()
+            self.running.append(sequence)
+            length = min(sequence.num_uncomputed_tokens, budget)
+            chunks.append(self._chunk(sequence, length))
+            budget -= length
+        return chunks
+
+    def update(self, sequence: Sequence, token_id: int) -> bool:
+        """Take in a sampled token; True if it belongs to the output. Frees what has finished."""
+        if sequence.finish_reason is not None or sequence.num_pending == 0:
+            return False  # a step that was under way when the sequence ended or failed
+        if sequence.resolve(token_id):
+            self._remove(sequence)
+        else:
+            self._register_full_blocks(sequence)
+        return True
+
+    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+        """End a sequence from outside (a stop string was seen, or the caller gave it up)."""
+        if sequence.finish_reason is None:
+            sequence.finish_reason = reason
+            self._remove(sequence)
+
+    def abort_step(self, chunks: list[ScheduledChunk]) -> None:
+        """Undo a step that failed: its sequences wait again, nothing they wrote can be found."""
+        for chunk in reversed(chunks):
+            sequence = chunk.sequence
+            if sequence not in self.running:
+                continue
+            for block in sequence.blocks[chunk.start // self.block_size :]:
+                self.pool.forget(block)
+            sequence.drop_pending()
+            self._preempt(sequence)
+
+    def check_integrity(self) -> None:
+        """Assert that blocks are held exactly by the running sequences, each within its bounds."""
+        self.pool.check_integrity()
+        holds: dict[int, int] = {}
+        for sequence in self.running:
+            sequence.check_integrity(self.block_size, self.granule)
+            for block in sequence.blocks:
+                holds[block.start] = holds.get(block.start, 0) + 1
+                assert block.ref_count >= holds[block.start]
+        assert holds == self.pool.holds(), "blocks are held by no running sequence"
+        assert all(not sequence.blocks for sequence in self.waiting)
+        assert len(self.running) <= self.max_num_seqs
+
+    def _chunk(self, sequence: Sequence, length: int) -> ScheduledChunk:
+        start = sequence.num_computed_tokens
+        samples = sequence.advance(length)
+        self._register_full_blocks(sequence)
+        return ScheduledChunk(sequence, start, length, samples)
+
+    def _block_sizes(self, sequence: Sequence, first: int, num_tokens: int) -> list[int]:
+        """Granules of the blocks from index ``first`` that ``num_tokens`` tokens need.
+
+        A block is made as long as the sequence can ever fill it, so that it never has to grow.
+        """
+        num_blocks = -(-num_tokens // self.block_size)
+        return [
+            -(-min(self.block_size, sequence.max_len - index * self.block_size) // self.granule)
+            for index in range(first, num_blocks)
+        ]
+
+    def _grow(self, sequence: Sequence, num_tokens: int) -> bool:
+        sizes = self._block_sizes(sequence, len(sequence.blocks), num_tokens)
+        blocks = self.pool.allocate_all(sizes)
+        if blocks is None:
+            return False
+        sequence.blocks += blocks
+        return True
+
+    def _admit(self, sequence: Sequence) -> bool:
+        """Take hold of the cached prefix and of blocks for all known tokens, or change nothing."""
+        cached = self._find_prefix(sequence)
+        for block in cached:
+            self.pool.share(block)
+        sizes = self._block_sizes(sequence, len(cached), sequence.num_tokens)
+        # Every running sequence may need a granule soon; filling the pool to the brim would thrash.
+        headroom = len(self.running)
+        blocks = None
+        if sum(sizes) + headroom <= self.pool.num_available or not self.running:
+            blocks = self.pool.allocate_all(sizes)
+        if blocks is None:
+            self.pool.free(reversed(cached))
+            if self.running:
+                return False
+            # Nothing to wait for: cached blocks only split the free space into pieces too short.
+            self.pool.clear_cache()
+            return self._admit(sequence)
+        sequence.blocks = cached + blocks
+        sequence.num_computed_tokens = len(cached) * self.block_size
+        sequence.num_registered_blocks = len(cached)
+        if sequence.num_cached_tokens is None:
+            sequence.num_cached_tokens = sequence.num_computed_tokens
+        return True
+
+    def _find_prefix(self, sequence: Sequence) -> list[Block]:
+        if not self.enable_prefix_caching:
+            return []
+        cached: list[Block] = []
+        # At least one token has to be computed: its logits are what the step is for.
+        for index in range((sequence.num_tokens - 1) // self.block_size):
+            block = self.pool.find(sequence.block_hash(index, self.block_size))
+            if block is None:
+                break
+            cached.append(block)
+        return cached
+
+    def _register_full_blocks(self, sequence: Sequence) -> None:
+        if not self.enable_prefix_caching:
+            return
+        full = min(sequence.num_computed_tokens, sequence.num_known_tokens) // self.block_size
+        for index in range(sequence.num_registered_blocks, full):
+            self.pool.register(sequence.blocks[index], sequence.block_hash(index, self.block_size))
+        sequence.num_registered_blocks = max(full, sequence.num_registered_blocks)
+
+    def _preempt(self, sequence: Sequence) -> None:
+        self.num_preemptions += 1
+        self.running.remove(sequence)
+        self._release(sequence)
+        sequence.num_computed_tokens = 0
+        self.waiting.appendleft(sequence)
+
+    def _remove(self, sequence: Sequence) -> None:
+        sequence.drop_pending()
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._release(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def _release(self, sequence: Sequence) -> None:
+        # Last block first: what comes earlier is the prefix of more sequences.
+        self.pool.free(reversed(sequence.blocks))
+        sequence.blocks = []

@@ -1,0 +1,113 @@
+"""A request under way: its tokens, how far they are computed, the blocks they live in. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from itertools import pairwise
+
+from vlmbatch.engine.block_pool import Block
+from vlmbatch.types import FinishReason, Request
+
+PENDING = -1  # stands for a token that a step under way will sample
+
+
+class Sequence:
+    """The scheduler's view of a request.
+
+    ``token_ids`` holds the prompt and what was generated. ``num_computed_tokens`` counts the tokens
+    whose keys and values are in the pool once every step scheduled so far has run.
+    """
+
+    def __init__(self, request: Request, max_len: int, eos_token_ids: frozenset[int]) -> None:
+        self.request = request
+        self.token_ids = list(request.token_ids)
+        self.num_prompt_tokens = len(request.token_ids)
+        self.max_len = max_len  # tokens it can ever have
+        self.num_pending = 0  # trailing PENDING tokens
+        self.num_computed_tokens = 0
+        self.num_cached_tokens: int | None = None  # prompt tokens found in the prefix cache
+        self.blocks: list[Block] = []
+        self.num_registered_blocks = 0  # leading blocks already offered to the prefix cache
+        self.finish_reason: FinishReason | None = None
+        self._block_hashes: list[bytes] = []
+        stop = set(request.sampling.stop_token_ids)
+        if not request.sampling.ignore_eos:
+            stop |= eos_token_ids
+        self._stop_token_ids = stop
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_known_tokens(self) -> int:
+        return len(self.token_ids) - self.num_pending
+
+    @property
+    def num_uncomputed_tokens(self) -> int:
+        """Tokens that a next step could compute; 0 while the sequence only awaits results."""
+        # The last token needs no keys and values: nothing follows it.
+        if self.num_tokens >= self.max_len:
+            return 0
+        return self.num_tokens - self.num_computed_tokens
+
+    @property
+    def output_token_ids(self) -> list[int]:
+        return self.token_ids[self.num_prompt_tokens : self.num_known_tokens]
+
+    def advance(self, num_tokens: int) -> bool:
+        """Count a scheduled chunk as computed; True if its step samples a token."""
+        self.num_computed_tokens += num_tokens
+        assert self.num_computed_tokens <= self.num_tokens
+        samples = self.num_computed_tokens == self.num_tokens
+        if samples:
+            self.token_ids.append(PENDING)
+            self.num_pending += 1
+        return samples
+
+    def resolve(self, token_id: int) -> bool:
+        """Put a sampled token in the place of the oldest pending one; True if it is the last."""
+        assert self.num_pending > 0
+        self.token_ids[self.num_known_tokens] = token_id
+        self.num_pending -= 1
+        if token_id in self._stop_token_ids:
+            self.finish_reason = "stop"
+        elif self.num_known_tokens == self.max_len:
+            self.finish_reason = "length"
+        return self.finish_reason is not None
+
+    def drop_pending(self) -> None:
+        """Forget the tokens of steps that failed or no longer matter."""
+        del self.token_ids[self.num_known_tokens :]
+        self.num_pending = 0
+        self.num_computed_tokens = min(self.num_computed_tokens, self.num_known_tokens)
+
+    def block_hash(self, block_index: int, block_size: int) -> bytes:
+        """Digest of all content up to and including a full block of known tokens.
+
+        Image tokens all have the same id, so the digest takes in the content hash of each image
+        that reaches into the block, and where in it the block lies.
+        """
+        while len(self._block_hashes) <= block_index:
+            start = len(self._block_hashes) * block_size
+            end = start + block_size
+            assert end <= self.num_known_tokens
+            parent = self._block_hashes[-1] if self._block_hashes else b""
+            digest = hashlib.blake2b(parent, digest_size=16)
+            digest.update(array("q", self.token_ids[start:end]).tobytes())
+            for span in self.request.image_spans:
+                if span.start < end and start < span.start + span.length:
+                    image = self.request.images[span.image]
+                    digest.update(image.content_hash)
+                    digest.update(array("q", (span.start - start, span.offset)).tobytes())
+            self._block_hashes.append(digest.digest())
+        return self._block_hashes[block_index]
+
+    def check_integrity(self, block_size: int, granule: int) -> None:
+        """Assert that the blocks hold all computed tokens and that counters agree."""
+        assert 0 <= self.num_computed_tokens <= self.num_tokens <= self.max_len
+        assert self.token_ids[self.num_known_tokens :] == [PENDING] * self.num_pending
+        capacity = sum(block.size for block in self.blocks) * granule
+        assert self.num_computed_tokens <= capacity
+        assert all(a.size * granule == block_size for a, _ in pairwise(self.blocks))
