@@ -208,16 +208,17 @@ def test_equal_token_ids_of_different_images_share_nothing() -> None:
 def test_the_last_admitted_is_preempted_and_computed_anew() -> None:
     scheduler = make_scheduler(num_granules=5, enable_prefix_caching=False)
     old, young = sequence([1] * 4, 12), sequence([2] * 4, 12)
-    scheduler.add(old)
-    scheduler.add(young)
+    for each in (old, young, sequence([3] * 4, 1)):
+        scheduler.add(each)
     for _ in range(40):
         for chunk in scheduler.schedule():
             if chunk.samples:
                 scheduler.update(chunk.sequence, 1)
-        if old.finish_reason:
+        if scheduler.num_preemptions:
             break
-    assert scheduler.num_preemptions >= 1
-    assert young.finish_reason is None and old.finish_reason == "length"
+    assert scheduler.waiting[0] is young, "what was preempted comes back before what is new"
+    assert scheduler.running == [old]
+    assert young.num_computed_tokens == 0 and not young.blocks
 
 
 def test_a_failed_step_leaves_nothing_to_be_found() -> None:
@@ -246,16 +247,15 @@ def test_prefill_is_cut_to_the_budget(chunk_size: int) -> None:
 
 
 def test_cached_blocks_in_the_way_are_given_up() -> None:
-    scheduler = Scheduler(BlockPool(6, granules_per_block=4), 1, 8, 64)
+    scheduler = Scheduler(BlockPool(8, granules_per_block=4), 1, 8, 64)
     short, full = sequence([1], 1), sequence([2] * 4, 1)
     for first in (short, full):
-        first.max_len = first.num_prompt_tokens
         scheduler.add(first)
     scheduler.schedule()
     for first in (short, full):
         scheduler.finish(first, "stop")
-    # The cached block lies at granules 1 to 5: what is left on both sides is too short.
-    follower = sequence([2] * 5, 1)
+    # The cached block lies at granules 2 to 6: what is left on both sides is too short.
+    follower = sequence([2] * 5, 3)
     scheduler.add(follower)
     (chunk,) = scheduler.schedule()
     assert (chunk.start, chunk.length) == (0, 5)
