@@ -55,6 +55,10 @@ class RunStats:
             return 0.0
         return (self.finished or time.monotonic()) - self.engine_started
 
+    def finish(self) -> None:
+        self.stage = "done"
+        self.finished = time.monotonic()
+
     def summary(self) -> dict[str, Any]:
         """The figures of ``--summary-json``; rates are per second of processing."""
         seconds = self.processing_seconds()

@@ -208,7 +208,7 @@ def test_equal_token_ids_of_different_images_share_nothing() -> None:
 def test_the_last_admitted_is_preempted_and_computed_anew() -> None:
     scheduler = make_scheduler(num_granules=5, enable_prefix_caching=False)
     old, young = sequence([1] * 4, 12), sequence([2] * 4, 12)
-    for each in (old, young, sequence([3] * 4, 1)):
+    for each in (old, young, sequence([3] * 12, 1)):
         scheduler.add(each)
     for _ in range(40):
         for chunk in scheduler.schedule():

@@ -1,0 +1,159 @@
+"""The engine on a fake model whose tokens betray any mix-up of pages, positions or images."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fake_model import (
+    IMAGE_TOKEN_ID,
+    IMAGE_TOKENS,
+    FakeBackend,
+    FakeModel,
+    fake_config,
+    fake_image,
+    reference,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vlmbatch.config import EngineConfig, SamplingParams
+from vlmbatch.engine.engine import Engine
+from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.types import ImageSpan, Request
+
+CPU = torch.device("cpu")
+
+
+def make_engine(
+    model: FakeModel | None = None, granules_per_block: int = 1, **options: object
+) -> Engine:
+    config = EngineConfig(**({"kv_cache_tokens": 400} | options))
+    return Engine(
+        (model or FakeModel()).with_blocks(granules_per_block),
+        fake_config(),
+        config,
+        FakeBackend(granules_per_block),
+        CPU,
+        torch.float64,
+    )
+
+
+def request(index: int, text: list[int], image: int | None = None, **sampling: object) -> Request:
+    if image is None:
+        return Request(index, text, SamplingParams(**sampling))
+    tokens = [text[0], *[IMAGE_TOKEN_ID] * IMAGE_TOKENS, *text[1:]]
+    spans = (ImageSpan(1, IMAGE_TOKENS, 0),)
+    return Request(index, tokens, SamplingParams(**sampling), (fake_image(image),), spans)
+
+
+def drain(engine: Engine) -> dict[int, tuple[list[int], str | None]]:
+    finished = {}
+    for _ in range(5000):
+        for output in engine.step():
+            if output.finish_reason:
+                sequence = output.sequence
+                finished[sequence.request.index] = (
+                    sequence.output_token_ids,
+                    output.finish_reason,
+                )
+        engine.scheduler.check_integrity()
+        if not engine.num_unfinished:
+            return finished
+    raise AssertionError("the engine does not finish")
+
+
+@st.composite
+def workloads(draw: st.DrawFn) -> list[Request]:
+    rows = []
+    for index in range(draw(st.integers(1, 10))):
+        text = draw(st.lists(st.integers(0, 3), min_size=1, max_size=20))
+        image = draw(st.none() | st.integers(0, 2))
+        rows.append(
+            request(
+                index,
+                text,
+                image,
+                max_tokens=draw(st.integers(1, 15)),
+                ignore_eos=draw(st.booleans()),
+            )
+        )
+    return rows
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    workloads(),
+    st.integers(1, 40),
+    st.integers(1, 6),
+    st.integers(48, 120),
+    st.integers(1, 4),
+    st.booleans(),
+)
+def test_tokens_do_not_depend_on_batching(
+    rows: list[Request], budget: int, seqs: int, pool: int, blocks: int, caching: bool
+) -> None:
+    engine = make_engine(
+        granules_per_block=blocks,
+        max_batched_tokens=budget,
+        max_num_seqs=seqs,
+        kv_cache_tokens=pool,
+        enable_prefix_caching=caching,
+    )
+    for row in rows:
+        engine.add(row)
+    finished = drain(engine)
+    for row in rows:
+        expected = reference(row, row.sampling.max_tokens)
+        assert finished[row.index][0] == expected
+        ended = expected[-1] == 5 and not row.sampling.ignore_eos
+        assert finished[row.index][1] == ("stop" if ended else "length")
+
+
+def test_one_image_is_encoded_once_for_all_its_rows() -> None:
+    model = FakeModel()
+    engine = make_engine(model)
+    for index in range(12):
+        engine.add(request(index, [index], image=index % 2, max_tokens=2))
+    drain(engine)
+    assert model.num_encoded == 2
+
+
+def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
+    engine = make_engine(max_model_len=32)
+    with pytest.raises(RowError, match="32 tokens.*at most 31") as caught:
+        engine.add(request(0, [1] * 32))
+    assert caught.value.code is ErrorCode.PROMPT_TOO_LONG
+    engine.add(request(1, [1] * 31, max_tokens=99, ignore_eos=True))
+    assert drain(engine)[1] == (reference(request(1, [1] * 31, ignore_eos=True), 1), "length")
+
+
+def test_a_row_larger_than_the_pool_is_refused_with_both_numbers() -> None:
+    engine = make_engine(kv_cache_tokens=40)
+    with pytest.raises(RowError, match="50 tokens.*holds 40"):
+        engine.add(request(0, [1] * 30, max_tokens=20))
+
+
+def test_finish_ends_a_sequence_early() -> None:
+    engine = make_engine()
+    sequence = engine.add(request(0, [1, 2], max_tokens=50, ignore_eos=True))
+    engine.step()
+    engine.step()
+    engine.finish(sequence, "stop")
+    assert engine.num_unfinished == 0
+    assert sequence.output_token_ids == reference(request(0, [1, 2]), 2)
+
+
+def test_seeded_rows_give_the_same_tokens_alone_and_in_company() -> None:
+    rows = [
+        request(i, [1, 2, i % 3], temperature=3.0, top_k=40, top_p=0.9, seed=i, max_tokens=12)
+        for i in range(9)
+    ]
+    together = make_engine(max_num_seqs=4, max_batched_tokens=7)
+    for row in rows:
+        together.add(row)
+    in_company = drain(together)
+    for row in rows:
+        alone = make_engine()
+        alone.add(row)
+        assert drain(alone)[row.index] == in_company[row.index]
+    assert len({tuple(tokens) for tokens, _ in in_company.values()}) > 5

@@ -1,0 +1,133 @@
+"""A model whose next token depends on every token and image before it, and on nothing else.
+
+It keeps its "keys" in the paged pool and reads them back through the block tables, so that a wrong
+slot, table, position or image row changes the tokens. ``reference`` is the same rule, written down
+without any engine.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vlmbatch.attention.base import AttentionMetadata, LayerKVCache
+from vlmbatch.models.config import ModelConfig, TextConfig, VisionConfig
+from vlmbatch.types import PixelImage, Request
+
+VOCAB = 97
+IMAGE_TOKEN_ID = 96
+EOS = 5
+IMAGE_TOKENS = 6
+GRANULE = 4
+
+
+class FakeBackend:
+    """The two numbers that the engine asks of an attention backend."""
+
+    name = "fake"
+    granule = GRANULE
+
+    def __init__(self, granules_per_block: int = 1) -> None:
+        self.block_size = GRANULE * granules_per_block
+
+
+class FakeModel:
+    """Plays a vision-language model; ``fail_on`` makes a step that holds this token id raise."""
+
+    def __init__(self, granules_per_block: int = 1, fail_on: int | None = None) -> None:
+        self.block_size = GRANULE * granules_per_block
+        self.fail_on = fail_on
+        self.num_encoded = 0
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        self.num_encoded += len(pixels)
+        value = pixels.double().mean(dim=(1, 2, 3)).round()
+        return value[:, None, None] + torch.arange(IMAGE_TOKENS).double()[None, :, None]
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        if self.fail_on is not None and (input_ids == self.fail_on).any():
+            raise RuntimeError("the fake model fails on this token")
+        return input_ids.double()[:, None]
+
+    def forward(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        kv_caches: list[LayerKVCache],
+        metadata: AttentionMetadata,
+    ) -> Tensor:
+        keys = kv_caches[0].key
+        keys[metadata.slot_mapping, 0, 0] = (embeds[:, 0] + positions).to(keys.dtype)
+        hidden = torch.zeros_like(embeds)
+        first = 0
+        for b, (queries, length) in enumerate(
+            zip(metadata.query_lens, metadata.seqlens_k_host, strict=True)
+        ):
+            at = torch.arange(length)
+            pages = metadata.block_table[b, at // self.block_size].long()
+            slots = pages * GRANULE + at % self.block_size
+            read = keys[slots, 0, 0].double()
+            weights = torch.arange(1, length + 1).double()
+            for query in range(queries):
+                seen = length - queries + query + 1
+                hidden[first + query, 0] = (read[:seen] * weights[:seen]).sum() % VOCAB
+            first += queries
+        assert first == len(embeds) == int(metadata.cu_seqlens_q[-1])
+        return hidden
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        distance = (torch.arange(VOCAB).double()[None] - hidden).abs()
+        return (-distance).float()
+
+
+def reference(request: Request, num_tokens: int) -> list[int]:
+    """The greedy tokens of ``request``, at most ``num_tokens`` of them."""
+    values = [float(token) for token in request.token_ids]
+    for span in request.image_spans:
+        mean = round(float(request.images[span.image].pixels.mean()))
+        for i in range(span.length):
+            values[span.start + i] = mean + span.offset + i
+    output: list[int] = []
+    while len(output) < num_tokens:
+        keys = [value + position for position, value in enumerate(values)]
+        output.append(int(sum((i + 1) * key for i, key in enumerate(keys)) % VOCAB))
+        values.append(output[-1])
+        if output[-1] == EOS and not request.sampling.ignore_eos:
+            break
+    return output
+
+
+def fake_image(value: int) -> PixelImage:
+    return PixelImage(np.full((2, 2, 3), value, np.uint8), b"image %d" % value)
+
+
+def fake_config(max_position_embeddings: int = 256) -> ModelConfig:
+    text = TextConfig(
+        model_type="llama",
+        vocab_size=VOCAB,
+        hidden_size=1,
+        intermediate_size=1,
+        num_layers=1,
+        num_heads=1,
+        num_kv_heads=1,
+        head_dim=1,
+        rms_norm_eps=1e-5,
+        max_position_embeddings=max_position_embeddings,
+        sliding_windows=(None,),
+    )
+    vision = VisionConfig("clip_vision_model", 1, 1, 1, 1, 2, 1, "quick_gelu", 1e-5)
+    return ModelConfig(
+        architecture="fake",
+        text=text,
+        vision=vision,
+        image_token_id=IMAGE_TOKEN_ID,
+        feature_layers=(0,),
+        drop_class_token=True,
+        projector_act="gelu",
+        projector_bias=True,
+        image_feature_size=IMAGE_TOKENS,
+        tie_word_embeddings=False,
+        eos_token_ids=(EOS,),
+        dtype="float32",
+    )

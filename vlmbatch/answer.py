@@ -1,0 +1,40 @@
+"""An answer on its way from the engine to the output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlmbatch.errors import RowError
+from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.stop_strings import cut_at_stop
+from vlmbatch.types import FinishReason, Request, Result, Row
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the engine made of a row, still as token ids, or the error that stands for it."""
+
+    row: Row
+    request: Request | None = None
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    error: RowError | None = None
+
+
+def to_result(answer: Answer, tokenizer: Tokenizer) -> Result:
+    """Detokenize an answer into an output row."""
+    row, request = answer.row, answer.request
+    if answer.error is not None:
+        return Result.from_error(row, answer.error)
+    assert request is not None
+    text = tokenizer.decode(answer.token_ids)
+    return Result(
+        index=row.index,
+        id=row.id,
+        text=cut_at_stop(text, request.sampling.stop),
+        finish_reason=answer.finish_reason,
+        prompt_tokens=len(request.token_ids),
+        image_tokens=request.num_image_tokens,
+        completion_tokens=len(answer.token_ids),
+        extra=row.extra,
+    )

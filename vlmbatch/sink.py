@@ -1,0 +1,85 @@
+"""Writes answers on a thread of its own: detokenize, put in manifest order, write."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from vlmbatch.answer import Answer, to_result
+from vlmbatch.data.writer import ReorderBuffer, ResultWriter
+from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.stats import RunStats
+
+_DEPTH = 4096  # answers that may wait to be written
+
+
+class ResultSink:
+    """Takes answers in any order from the engine's thread.
+
+    ``written`` is called once for each row that has reached the writer.
+    """
+
+    def __init__(
+        self,
+        writer: ResultWriter,
+        tokenizer: Tokenizer,
+        stats: RunStats,
+        written: Callable[[], None],
+    ) -> None:
+        self._writer = writer
+        self._tokenizer = tokenizer
+        self._stats = stats
+        self._written = written
+        self._queue: queue.Queue[Answer | None] = queue.Queue(_DEPTH)
+        self._stopped = threading.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
+        self._work_done = self._thread.submit(self._work)
+
+    def put(self, answer: Answer | None) -> None:
+        """Hand an answer over. Raises what writing an earlier one raised."""
+        while True:
+            self.check()
+            try:
+                return self._queue.put(answer, timeout=1.0)
+            except queue.Full:
+                continue
+
+    def check(self) -> None:
+        """Raise what writing raised, if it has ended so."""
+        if self._work_done.done():
+            self._work_done.result()
+
+    def close(self) -> None:
+        """Write what is left and commit the output.
+
+        Raises:
+            OutputError: the output could not be written; nothing stands under its name.
+        """
+        self.put(None)
+        self._work_done.result()
+        self._thread.shutdown()
+        self._writer.close()
+
+    def stop(self) -> None:
+        """End the thread, whether or not all was written. Does nothing after ``close``."""
+        self._stopped.set()
+        self._thread.shutdown()
+
+    def _work(self) -> None:
+        order = ReorderBuffer()
+        while (answer := self._next()) is not None:
+            result = to_result(answer, self._tokenizer)
+            for ready in order.push(result):
+                self._writer.write(ready)
+                self._written()
+            self._stats.count(result, len(answer.row.images))
+
+    def _next(self) -> Answer | None:
+        while not self._stopped.is_set():
+            try:
+                return self._queue.get(timeout=0.1)
+            except queue.Empty:
+                continue
+        return None
