@@ -127,8 +127,8 @@ def load_engine(config: RunConfig, inputs: Inputs) -> Engine:
     """Load the weights onto the device and build the engine around them."""
     from vlmbatch.engine.loading import build_engine
 
-    processor = inputs.processor
-    return build_engine(inputs.folder, inputs.model, config.engine, processor.image_processor)
+    images = inputs.processor.image_processor
+    return build_engine(inputs.folder, inputs.model, config.engine, images.scale, images.bias)
 
 
 def validate(

@@ -1,0 +1,67 @@
+"""From settings and a checkpoint folder to an engine: resolves every "auto", loads the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from vlmbatch.attention import make_backend
+from vlmbatch.config import Device, DType, EngineConfig
+from vlmbatch.engine.engine import Engine
+from vlmbatch.errors import ConfigError
+from vlmbatch.models.config import ModelConfig
+from vlmbatch.models.registry import load_model
+
+
+def build_engine(
+    folder: Path,
+    model_config: ModelConfig,
+    config: EngineConfig,
+    image_scale: tuple[float, float, float],
+    image_bias: tuple[float, float, float],
+) -> Engine:
+    """Load the checkpoint in ``folder`` onto the device and build an engine around it.
+
+    ``image_scale`` and ``image_bias`` take uint8 pixels to the tower's input, channel by channel.
+
+    Raises:
+        ConfigError: the device, data type or attention backend is not to be had here.
+        CheckpointError: the weights do not fit the configuration.
+    """
+    device = resolve_device(config.device)
+    dtype = resolve_dtype(config.dtype, model_config, device)
+    backend = make_backend(config.attention_backend, device.type)
+    model = load_model(
+        folder,
+        model_config,
+        image_scale=image_scale,
+        image_bias=image_bias,
+        device=device,
+        dtype=dtype,
+        backend=backend,
+    )
+    return Engine(model, model_config, config, backend, device, dtype)
+
+
+def resolve_device(name: Device) -> torch.device:
+    """The device that "auto" stands for: a GPU where torch sees one.
+
+    Raises:
+        ConfigError: a GPU is asked for and there is none.
+    """
+    available = torch.cuda.is_available()
+    if name == "cuda" and not available:
+        raise ConfigError(
+            "--device cuda: torch sees no CUDA device; `vlmbatch doctor` says what is missing"
+        )
+    return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
+
+
+def resolve_dtype(name: DType, model_config: ModelConfig, device: torch.device) -> torch.dtype:
+    """The data type that "auto" stands for: the checkpoint's own on a GPU, float32 on a CPU."""
+    if name == "auto":
+        name = model_config.dtype if device.type == "cuda" else "float32"
+    dtype = getattr(torch, name)
+    assert isinstance(dtype, torch.dtype)
+    return dtype
