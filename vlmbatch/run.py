@@ -14,10 +14,11 @@ import pyarrow as pa
 
 from vlmbatch import __version__
 from vlmbatch.config import RunConfig
+from vlmbatch.data.jsonl_writer import JsonlResultWriter
 from vlmbatch.data.manifest import Manifest, open_manifest
 from vlmbatch.data.schema import output_schema
 from vlmbatch.data.validate import validate_rows
-from vlmbatch.data.writer import JsonlResultWriter, ParquetResultWriter, ResultWriter
+from vlmbatch.data.writer import ParquetResultWriter, ResultWriter
 from vlmbatch.errors import RowError
 from vlmbatch.fingerprint import fingerprint, run_settings
 from vlmbatch.models.config import ModelConfig, check_image_arguments, load_model_config
@@ -40,6 +41,7 @@ class Inputs:
     model: ModelConfig
     processor: LlavaProcessor
     manifest: Manifest
+    streaming: bool  # answers leave as rows arrive: nothing is known of the whole manifest
 
 
 def open_inputs(config: RunConfig) -> Inputs:
@@ -54,7 +56,14 @@ def open_inputs(config: RunConfig) -> Inputs:
     processor = LlavaProcessor.load(
         folder, model, config.prompt, config.image_arguments, config.engine.max_model_len
     )
-    return Inputs(folder, model, processor, open_manifest(config.manifest, config.sampling))
+    streaming = config.manifest.source == "-" and config.output == "-"
+    manifest = open_manifest(
+        config.manifest,
+        config.sampling,
+        image_base=config.image_limits.root,
+        streaming=streaming,
+    )
+    return Inputs(folder, model, processor, manifest, streaming)
 
 
 def run(config: RunConfig, stats: RunStats) -> None:
@@ -105,12 +114,12 @@ def answer_manifest(
 
 def open_writer(config: RunConfig, inputs: Inputs, stats: RunStats) -> ResultWriter:
     """The output as the manifest's columns and the run's settings shape it."""
-    if config.output == "-" and inputs.manifest.streaming:
-        return JsonlResultWriter(sys.stdout)
+    if inputs.streaming:
+        return JsonlResultWriter(sys.stdout.buffer)
     info = inputs.manifest.scan()
     stats.rows_total = info.num_rows
     if config.output == "-":
-        return JsonlResultWriter(sys.stdout)
+        return JsonlResultWriter(sys.stdout.buffer)
     settings = run_settings(config, inputs.folder, info.sha256, inputs.processor.fingerprint)
     metadata = {
         "vlmbatch.version": __version__,
@@ -141,7 +150,7 @@ def validate(
     """
     stats.stage = "reading the manifest"
     inputs = open_inputs(config)
-    if not inputs.manifest.streaming:
+    if not inputs.streaming:
         stats.rows_total = inputs.manifest.scan().num_rows
     stats.stage = "checking rows"
     yield from validate_rows(

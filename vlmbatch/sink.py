@@ -8,7 +8,8 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from vlmbatch.answer import Answer, to_result
-from vlmbatch.data.writer import ReorderBuffer, ResultWriter
+from vlmbatch.data.reorder import ReorderBuffer
+from vlmbatch.data.writer import ResultWriter
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.stats import RunStats
 

@@ -1,0 +1,91 @@
+"""The feed hands every row out once, in order, and reads no further ahead than it may."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from vlmbatch.errors import ManifestError
+from vlmbatch.prepare import Prepared, RowFeed
+from vlmbatch.types import Row
+
+
+def rows(count: int) -> Iterator[Row]:
+    for index in range(count):
+        yield Row(index, str(index), index + 1, "m.jsonl")
+
+
+def take_all(feed: RowFeed) -> list[int]:
+    taken = []
+    while True:
+        prepared = feed.poll(timeout=5.0)
+        if prepared is None:
+            assert feed.exhausted
+            return taken
+        taken.append(prepared.row.index)
+        feed.release()
+
+
+def test_rows_come_in_order_however_long_each_takes() -> None:
+    def prepare(row: Row) -> Prepared:
+        time.sleep(0.002 * (row.index % 3))
+        return Prepared(row)
+
+    feed = RowFeed(rows(50), prepare, threads=4, depth=8, window=100)
+    assert take_all(feed) == list(range(50))
+    feed.close()
+
+
+def test_polling_without_waiting_returns_at_once() -> None:
+    gate = threading.Event()
+
+    def prepare(row: Row) -> Prepared:
+        gate.wait(10)
+        return Prepared(row)
+
+    feed = RowFeed(rows(1), prepare, threads=1, depth=8, window=100)
+    assert feed.poll(timeout=0.0) is None and not feed.exhausted
+    gate.set()
+    assert take_all(feed) == [0]
+    feed.close()
+
+
+def test_no_more_rows_are_read_than_the_window_allows() -> None:
+    read = []
+
+    def counted() -> Iterator[Row]:
+        for row in rows(1000):
+            read.append(row.index)
+            yield row
+
+    feed = RowFeed(counted(), Prepared, threads=2, depth=500, window=10)
+    for _ in range(10):
+        assert feed.poll(timeout=5.0) is not None
+    assert feed.poll(timeout=0.2) is None and not feed.exhausted
+    assert len(read) <= 11
+    feed.release()
+    assert feed.poll(timeout=5.0) is not None
+    feed.close()
+
+
+def test_an_error_of_the_reader_reaches_the_caller() -> None:
+    def failing() -> Iterator[Row]:
+        yield from rows(3)
+        raise ManifestError("m.jsonl: changed while it was being read")
+
+    feed = RowFeed(failing(), Prepared, threads=2, depth=8, window=100)
+    assert [feed.poll(timeout=5.0).row.index for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ManifestError, match="changed"):
+        feed.poll(timeout=5.0)
+    feed.close()
+
+
+def test_closing_early_ends_the_threads() -> None:
+    before = threading.active_count()
+    feed = RowFeed(rows(10_000), Prepared, threads=2, depth=4, window=100_000)
+    feed.poll(timeout=5.0)
+    feed.close()
+    assert threading.active_count() == before
