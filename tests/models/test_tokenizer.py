@@ -1,0 +1,283 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import BPE, Unigram
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoTokenizer
+
+from vlmbatch.errors import CheckpointError
+from vlmbatch.models.tokenizer import IncrementalDecoder, Tokenizer
+
+TINY_LLAVA = Path(__file__).parents[2] / "samples" / "tiny-llava"
+CORPUS = [
+    "USER: <image>\nWhat colour is the circle? ASSISTANT: It is red.",
+    "How many squares are there? There are two squares, and one triangle.",
+    "Describe the picture. A green circle left of a blue square.  Two  spaces.",
+    "naïve café, 数字と文字, emoji 🙂🙂👍🏽",
+] * 4
+SPECIAL = ["<unk>", "<s>", "</s>", "<image>"]
+TEXTS = [
+    "",
+    " ",
+    "What colour is the circle?",
+    "  leading and trailing  ",
+    "USER: <image>\nWhat? ASSISTANT:",
+    "<image><image> <image>",
+    "</s> in the <s>text",
+    "tabs\tand\nnewlines\r\n\n",
+    "naïve 数字 🙂 👨‍👩‍👧 \x00 \ufffd",
+    "it 's a test , is n't it ?",
+]
+
+
+def byte_level(model_tokens: list[str]) -> Backend:
+    """GPT-2's kind, with a post-processor that adds the first token."""
+    backend = Backend(BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=500,
+        special_tokens=model_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    backend.train_from_iterator(CORPUS, trainer)
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return backend
+
+
+def sentencepiece(legacy: bool) -> Backend:
+    """Llama's kind: metaspace, and bytes for characters outside the vocabulary."""
+    backend = Backend(BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
+    if legacy:
+        backend.normalizer = normalizers.Sequence(
+            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+        )
+    else:
+        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(content=" ", left=1),
+        ]
+    )
+    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
+    trainer = BpeTrainer(vocab_size=480, special_tokens=SPECIAL[:3], show_progress=False)
+    ascii_corpus = [text.encode("ascii", "ignore").decode() for text in CORPUS]
+    backend.train_from_iterator([text.replace(" ", "▁") for text in ascii_corpus], trainer)
+    state = json.loads(backend.to_str())
+    vocabulary = state["model"]["vocab"]
+    for token in byte_tokens:
+        vocabulary[token] = len(vocabulary)
+    backend = Backend.from_str(json.dumps(state))
+    backend.add_special_tokens([AddedToken("<image>", special=True, normalized=False)])
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return backend
+
+
+def unigram() -> Backend:
+    characters = sorted(set("".join(CORPUS)) - {" "})
+    pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -2.0), ("▁circle", -4.0)]
+    backend = Backend(Unigram([*pieces, *((c, -5.0) for c in characters)], unk_id=0))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    backend.decoder = decoders.Metaspace()
+    backend.add_special_tokens(["<unk>", "<s>", "</s>", "<image>"])
+    return backend
+
+
+BACKENDS: dict[str, Callable[[], Backend]] = {
+    "byte level": lambda: byte_level(SPECIAL),
+    "byte level, image only in the configuration": lambda: byte_level(SPECIAL[:3]),
+    "sentencepiece": lambda: sentencepiece(legacy=False),
+    "sentencepiece, legacy": lambda: sentencepiece(legacy=True),
+    "unigram": unigram,
+}
+NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "image_token": "<image>"}
+CONFIGS: dict[str, dict[str, Any]] = {
+    "plain": {"tokenizer_class": "LlamaTokenizer", **NAMED},
+    "bos and eos asked for": {**NAMED, "add_bos_token": True, "add_eos_token": True},
+    "bos refused": {**NAMED, "add_bos_token": False, "tokenizer_class": "LlamaTokenizerFast"},
+    "extra tokens": {
+        "bos_token": {"__type": "AddedToken", "content": "<s>", "normalized": False},
+        "eos_token": "</s>",
+        "additional_special_tokens": ["<image>", "circle"],
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    },
+    "named extra tokens": {
+        "extra_special_tokens": {"image_token": "<image>", "mark_token": "<mark>"},
+        "tokenizer_class": "TokenizersBackend",
+    },
+    "decoder": {
+        **NAMED,
+        "clean_up_tokenization_spaces": False,
+        "added_tokens_decoder": {
+            "1": {"content": "<s>", "special": True, "normalized": False},
+            "900": {"content": "<extra>", "special": False, "normalized": False},
+            "901": {"content": "<image>", "special": True, "normalized": False},
+        },
+    },
+}
+
+
+def save(folder: Path, backend: Backend, config: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({"model_type": "llava"}))
+
+
+def assert_equal(folder: Path, texts: list[str]) -> None:
+    ours = Tokenizer.load(folder)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    for name, text in theirs.special_tokens_map.items():
+        assert ours.special_tokens[name] == text
+    for text in texts:
+        for add in (True, False):
+            ids = ours.encode(text, add)
+            assert ids == theirs.encode(text, add_special_tokens=add), text
+            assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_equals_transformers(backend: str, config: str, tmp_path: Path) -> None:
+    save(tmp_path, BACKENDS[backend](), CONFIGS[config])
+    assert_equal(tmp_path, [*TEXTS, "<extra> <mark> circle<mark>"])
+
+
+def test_special_tokens_map_file(tmp_path: Path) -> None:
+    save(tmp_path, byte_level(SPECIAL), {})
+    tokens = {"bos_token": {"content": "<s>", "lstrip": False}, "eos_token": "</s>"}
+    (tmp_path / "special_tokens_map.json").write_text(json.dumps(tokens))
+    assert Tokenizer.load(tmp_path).bos_token == "<s>"
+    assert_equal(tmp_path, TEXTS)
+
+
+def test_truncation_and_padding_of_the_file_are_ignored(tmp_path: Path) -> None:
+    backend = byte_level(SPECIAL)
+    backend.enable_truncation(4)
+    backend.enable_padding(length=50, pad_token="</s>")
+    save(tmp_path, backend, CONFIGS["plain"] | {"pad_token": "</s>"})
+    assert_equal(tmp_path, TEXTS)
+
+
+def test_cleaning_up_is_ignored_for_bpe_as_in_transformers(tmp_path: Path) -> None:
+    save(tmp_path, byte_level(SPECIAL), NAMED | {"clean_up_tokenization_spaces": True})
+    assert_equal(tmp_path, TEXTS)
+
+
+def test_cleaning_up_is_refused_for_others(tmp_path: Path) -> None:
+    save(tmp_path, unigram(), NAMED | {"clean_up_tokenization_spaces": True})
+    with pytest.raises(CheckpointError, match="clean_up_tokenization_spaces is true"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.skipif(not TINY_LLAVA.is_dir(), reason="samples/tiny-llava is not there")
+def test_sample_model_equals_transformers() -> None:
+    assert_equal(TINY_LLAVA, TEXTS)
+
+
+def test_without_tokenizer_json_transformers_converts(tmp_path: Path) -> None:
+    vocabulary = {"<|endoftext|>": 0} | {
+        character: number for number, character in enumerate(sorted(byte_alphabet()), 1)
+    }
+    vocabulary["re"] = len(vocabulary)
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "merges.txt").write_text("#version: 0.2\nr e\n")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    assert_equal(tmp_path, ["red", "more red"])
+    assert vocabulary["re"] in Tokenizer.load(tmp_path).encode("red")
+
+
+def byte_alphabet() -> list[str]:
+    alphabet: list[str] = pre_tokenizers.ByteLevel.alphabet()
+    return alphabet
+
+
+@pytest.mark.parametrize("content", [None, "{", '{"model": {"type": "Nothing"}}'])
+def test_missing_or_malformed(content: str | None, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llava"}))
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("tokens", [[1], {"x": {}}, {"1": {"kontent": "<s>"}}])
+def test_malformed_added_tokens(tokens: object, tmp_path: Path) -> None:
+    save(tmp_path, byte_level(SPECIAL), {"added_tokens_decoder": tokens})
+    with pytest.raises(CheckpointError, match="added_tokens_decoder is malformed"):
+        Tokenizer.load(tmp_path)
+
+
+def test_lone_surrogate(tmp_path: Path) -> None:
+    save(tmp_path, byte_level(SPECIAL), NAMED)
+    with pytest.raises(UnicodeEncodeError):
+        Tokenizer.load(tmp_path).encode("a\ud800")
+
+
+def test_fingerprint(tmp_path: Path) -> None:
+    save(tmp_path / "a", byte_level(SPECIAL), NAMED)
+    save(tmp_path / "b", byte_level(SPECIAL), NAMED)
+    save(tmp_path / "c", byte_level(SPECIAL), NAMED | {"mask_token": "<mask>"})
+    a, b, c = (Tokenizer.load(tmp_path / name).fingerprint for name in "abc")
+    assert a == b != c
+
+
+@pytest.fixture(scope="module", params=list(BACKENDS))
+def tokenizer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Tokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    save(folder, BACKENDS[request.param](), CONFIGS["plain"])
+    return Tokenizer.load(folder)
+
+
+def stream(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    decoder = IncrementalDecoder(tokenizer)
+    return [*map(decoder.push, ids), decoder.flush()]
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_deltas_of_any_ids_add_up(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    # Past the vocabulary's end too: a model's may be padded.
+    ids = data.draw(st.lists(st.integers(0, 760), max_size=40))
+    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text(max_size=60))
+def test_deltas_of_any_text_add_up(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert "".join(stream(tokenizer, ids)) == tokenizer.decode(ids)
+
+
+def test_deltas_come_as_soon_as_they_can(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("red circle 🙂 left", add_special_tokens=False)
+    deltas = stream(tokenizer, ids)
+    assert deltas[-1] == ""
+    assert not any("\ufffd" in delta for delta in deltas)
+    num_plain = len(tokenizer.encode("red circle", add_special_tokens=False))
+    assert "".join(deltas[:num_plain]).rstrip() == "red circle"
+
+
+def test_unfinished_character_comes_at_the_end(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("a 🙂", add_special_tokens=False)
+    for end in range(len(ids)):
+        assert "".join(stream(tokenizer, ids[:end])) == tokenizer.decode(ids[:end])

@@ -1,0 +1,78 @@
+"""From what the user calls a model, a folder or a Hugging Face id, to a local folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmbatch.errors import CheckpointError
+
+# No pickles: loading one runs the code inside it.
+_ALLOWED_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_IGNORED_FILES = ["*/*"]  # subfolders hold the same weights in other formats
+
+
+def resolve_model(path_or_id: str, revision: str | None = None) -> Path:
+    """The local folder of a checkpoint, downloaded first where the name is a Hub id.
+
+    ``HF_HOME``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` are respected.
+
+    Raises:
+        CheckpointError: neither a folder nor a model that can be fetched.
+    """
+    path = Path(path_or_id).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise CheckpointError(f"{path_or_id}: is a file; give the checkpoint's folder")
+    if path.is_absolute() or path_or_id.startswith((".", "~")) or path_or_id.count("/") != 1:
+        raise CheckpointError(
+            f"{path_or_id}: no such folder, and not a Hugging Face id such as "
+            "llava-hf/llava-1.5-7b-hf"
+        )
+    return _download(path_or_id, revision)
+
+
+def _download(model_id: str, revision: str | None) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    prefix = f"{model_id}: no such local folder, and "
+    try:
+        folder = huggingface_hub.snapshot_download(
+            model_id,
+            revision=revision,
+            allow_patterns=_ALLOWED_FILES,
+            ignore_patterns=_IGNORED_FILES,
+        )
+    except HFValidationError as error:
+        raise CheckpointError(f"{prefix}not a valid Hugging Face id: {error}") from error
+    except GatedRepoError as error:
+        raise CheckpointError(
+            f"{prefix}on the Hugging Face Hub its access must be asked for: accept its terms "
+            "there, then set HF_TOKEN"
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise CheckpointError(
+            f"{prefix}no such model on the Hugging Face Hub; check the spelling, and set HF_TOKEN "
+            "if it is private"
+        ) from error
+    except RevisionNotFoundError as error:
+        raise CheckpointError(
+            f"{model_id}: no revision {revision!r} on the Hugging Face Hub"
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise CheckpointError(
+            f"{prefix}it is not in the local cache and the Hugging Face Hub cannot be reached "
+            "(HF_HUB_OFFLINE set, or no network); download it once with a connection, or give a "
+            "local folder"
+        ) from error
+    except OSError as error:  # other HTTP errors, and a full disk
+        raise CheckpointError(f"{prefix}downloading it failed: {error}") from error
+    return Path(folder)

@@ -1,0 +1,242 @@
+"""Images to the pixels a vision tower takes, equal to Hugging Face's Pillow-based processors.
+
+Resizing, padding and cropping happen here and leave uint8; rescaling and normalizing are one
+multiplication and addition, ``pixels * scale + bias``, and happen on the engine's device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.models.json_fields import JsonFields
+from vlmbatch.types import PixelImage
+
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_HALF = (0.5, 0.5, 0.5)
+
+_KINDS = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor")
+
+# Resizing the shorter edge of a 1 x 10,000 image to 336 asks for 336 x 3,360,000 pixels, of which
+# the crop keeps 336 x 336.
+_MAX_RESIZED_PIXELS = 2**26
+
+
+@dataclass(frozen=True, slots=True)
+class ImageProcessor:
+    """How one checkpoint prepares its images; sizes are (height, width).
+
+    ``resize_to`` is a size, or the length of the shorter edge, or None. The output is always
+    ``output_size``.
+    """
+
+    resize_to: tuple[int, int] | int | None
+    resample: Image.Resampling
+    crop_to: tuple[int, int] | None
+    pad_color: tuple[int, int, int] | None  # pads to a square first
+    rescale_factor: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    output_size: tuple[int, int]
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        values = tuple(getattr(self, name) for name in self.__slots__ if name != "fingerprint")
+        object.__setattr__(self, "fingerprint", hashlib.blake2b(repr(values).encode()).hexdigest())
+
+    @property
+    def scale(self) -> tuple[float, float, float]:
+        """One factor a channel."""
+        red, green, blue = (self.rescale_factor / std for std in self.std)
+        return red, green, blue
+
+    @property
+    def bias(self) -> tuple[float, float, float]:
+        """One summand a channel."""
+        red, green, blue = (-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+        return red, green, blue
+
+    @classmethod
+    def load(cls, folder: Path) -> ImageProcessor:
+        """Read ``processor_config.json`` or ``preprocessor_config.json``.
+
+        Raises:
+            CheckpointError: neither is there, or a parameter is unsupported.
+        """
+        path = folder / "processor_config.json"
+        fields = JsonFields.load(path).section("image_processor") if path.exists() else None
+        return _parse(fields or JsonFields.load(folder / "preprocessor_config.json"))
+
+    def process(self, image: Image.Image) -> PixelImage:
+        """Prepare one RGB image.
+
+        Raises:
+            RowError: padding a long image to a square would take too much memory.
+        """
+        assert image.mode == "RGB", image.mode
+        if self.pad_color is not None:
+            image = _pad_to_square(image, self.pad_color)
+        image = self._resize(image)
+        pixels: NDArray[np.uint8] = np.asarray(image)
+        if self.crop_to is not None:
+            pixels = _center_crop(pixels, self.crop_to)
+        pixels = np.array(pixels, order="C")  # a view of Pillow's memory is read-only
+        assert pixels.shape == (*self.output_size, 3), pixels.shape
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update(f"{self.fingerprint} {pixels.shape}".encode())
+        digest.update(pixels.data)
+        return PixelImage(pixels, digest.digest())
+
+    def _resize(self, image: Image.Image) -> Image.Image:
+        if self.resize_to is None:
+            return image
+        if not isinstance(self.resize_to, int):
+            height, width = self.resize_to
+            return image.resize((width, height), self.resample)
+        edge, shorter, longer = self.resize_to, min(image.size), max(image.size)
+        resized_longer = int(edge * longer / shorter)
+        portrait = image.width <= image.height
+        width, height = (edge, resized_longer) if portrait else (resized_longer, edge)
+        if width * height <= _MAX_RESIZED_PIXELS or self.crop_to is None:
+            return image.resize((width, height), self.resample)
+        return self._resize_middle(image, width, height)
+
+    def _resize_middle(self, image: Image.Image, width: int, height: int) -> Image.Image:
+        """The middle of ``image`` resized to ``width`` x ``height``, as much as the crop keeps.
+
+        Nearly the whole's pixels: Pillow holds the box in single precision, and may resize a tall
+        image's height before its width.
+        """
+        assert self.crop_to is not None
+        kept_height, kept_width = min(height, self.crop_to[0]), min(width, self.crop_to[1])
+        left, top = (width - kept_width) // 2, (height - kept_height) // 2
+        across, down = image.width / width, image.height / height
+        box = (left * across, top * down, (left + kept_width) * across, (top + kept_height) * down)
+        return image.resize((kept_width, kept_height), self.resample, box=box)
+
+
+def _pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    side = max(image.size)
+    if side * side > _MAX_RESIZED_PIXELS * 4:
+        raise RowError(
+            ErrorCode.IMAGE_TOO_LARGE,
+            f"{image.width} x {image.height} pixels: the model pads images to squares, and "
+            f"{side} x {side} is above the limit of {_MAX_RESIZED_PIXELS * 4} pixels",
+        )
+    square = Image.new("RGB", (side, side), color)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+def _center_crop(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    """Cut (H, W, 3) to ``size``; where the image is smaller, black surrounds it."""
+    source, target = [], []
+    for length, wanted in zip(pixels.shape, size, strict=False):
+        if length >= wanted:
+            start = (length - wanted) // 2
+            source.append(slice(start, start + wanted))
+            target.append(slice(0, wanted))
+        else:
+            start = (wanted - length + 1) // 2
+            source.append(slice(0, length))
+            target.append(slice(start, start + length))
+    cropped = pixels[tuple(source)]
+    if cropped.shape[:2] == size:
+        return cropped
+    padded = np.zeros((*size, 3), np.uint8)
+    padded[tuple(target)] = cropped
+    return padded
+
+
+def _parse(fields: JsonFields) -> ImageProcessor:
+    name = "image_processor_type"
+    kind = fields.string(name, None)
+    if kind is None and "feature_extractor_type" in fields:
+        name = "feature_extractor_type"
+        kind = fields.string(name, "").replace("FeatureExtractor", "ImageProcessor")
+    kind = (kind or "LlavaImageProcessor").removesuffix("Fast").removesuffix("Pil")
+    if kind not in _KINDS:
+        raise fields.error(name, f"one of: {', '.join(_KINDS)}")
+    siglip = kind == "SiglipImageProcessor"
+    mean = _channels(fields, "image_mean", _HALF if siglip else _CLIP_MEAN)
+    std = _channels(fields, "image_std", _HALF if siglip else _CLIP_STD)
+    if min(std) <= 0:
+        raise fields.error("image_std", "numbers above 0")
+    rescale = fields.boolean("do_rescale", True)
+    normalize = fields.boolean("do_normalize", True)
+    pad = fields.boolean("do_pad", False)
+    if pad and kind != "LlavaImageProcessor":
+        raise fields.error("do_pad", f"false for {kind}")
+    pad_color = (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
+    resize_to: tuple[int, int] | int | None = None
+    if fields.boolean("do_resize", True):
+        resize_to = _size(fields, "size", (224, 224) if siglip else 224)
+    crop_to: tuple[int, int] | None = None
+    if fields.boolean("do_center_crop", not siglip):
+        crop_size = _size(fields, "crop_size", 224)
+        crop_to = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
+    resample = fields.integer("resample", int(Image.Resampling.BICUBIC), minimum=0)
+    if resample not in set(Image.Resampling):
+        raise fields.error("resample", "a Pillow filter from 0 to 5")
+    return ImageProcessor(
+        resize_to=resize_to,
+        resample=Image.Resampling(resample),
+        crop_to=crop_to,
+        pad_color=pad_color if pad else None,
+        rescale_factor=fields.number("rescale_factor", 1 / 255) if rescale else 1.0,
+        mean=mean if normalize else (0.0, 0.0, 0.0),
+        std=std if normalize else (1.0, 1.0, 1.0),
+        output_size=_output_size(fields, resize_to, crop_to, pad),
+    )
+
+
+def _size(fields: JsonFields, name: str, default: tuple[int, int] | int) -> tuple[int, int] | int:
+    """(height, width), or the length of the shorter edge."""
+    value = fields.values.get(name)
+    if value is None:
+        return default
+    size = value if isinstance(value, dict) else {"shortest_edge": value}
+    size = {key: length for key, length in size.items() if length is not None}
+    if not all(type(length) is int and length > 0 for length in size.values()):
+        raise fields.error(name, "lengths above 0")
+    if size.keys() == {"height", "width"}:
+        return size["height"], size["width"]
+    if size.keys() == {"shortest_edge"}:
+        edge: int = size["shortest_edge"]
+        return edge
+    raise fields.error(name, "a number, height and width, or shortest_edge")
+
+
+def _channels(
+    fields: JsonFields, name: str, default: tuple[float, float, float]
+) -> tuple[float, float, float]:
+    value = fields.values.get(name)
+    if value is None:
+        return default
+    values = value if isinstance(value, list) else [value] * 3
+    if len(values) != 3 or any(type(item) not in (int, float) for item in values):
+        raise fields.error(name, "a number or three, one a channel")
+    red, green, blue = map(float, values)
+    return red, green, blue
+
+
+def _output_size(
+    fields: JsonFields,
+    resize_to: tuple[int, int] | int | None,
+    crop_to: tuple[int, int] | None,
+    pad: bool,
+) -> tuple[int, int]:
+    if crop_to is not None:
+        return crop_to
+    if isinstance(resize_to, tuple):
+        return resize_to
+    if resize_to is not None and pad:
+        return resize_to, resize_to
+    raise fields.error("do_center_crop", "true, as images would come out in different sizes")

@@ -1,0 +1,137 @@
+"""Typed reads from a checkpoint's JSON files; an error names the file, the field and the value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping
+from math import inf
+from pathlib import Path
+from typing import Any, overload
+
+from vlmbatch.errors import CheckpointError
+
+_ACTIVATIONS = {  # names in checkpoints to names in the model code
+    "silu": "silu",
+    "swish": "silu",
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_pytorch_tanh",
+    "gelu_fast": "gelu_pytorch_tanh",
+    "gelu_pytorch_tanh": "gelu_pytorch_tanh",
+    "quick_gelu": "quick_gelu",
+}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, not JSON or not an object.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise CheckpointError(
+            f"{path}: no such file; a checkpoint folder in the Hugging Face layout has one"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+class JsonFields:
+    """One JSON object, read field by field. A missing or null field gives the default."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values = values
+        self.where = where
+
+    @classmethod
+    def load(cls, path: Path) -> JsonFields:
+        return cls(read_json(path), str(path))
+
+    def __contains__(self, name: str) -> bool:
+        return self.values.get(name) is not None
+
+    def error(self, name: str, expected: str) -> CheckpointError:
+        """What to raise for a field whose value is not the expected one."""
+        value = repr(self.values.get(name))
+        shown = value if len(value) <= 200 else value[:200] + "..."
+        return CheckpointError(f"{self.where}: {name} is {shown}, expected {expected}")
+
+    def section(self, name: str) -> JsonFields | None:
+        """The object under ``name``, or None."""
+        value = self.values.get(name)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise self.error(name, "an object")
+        return JsonFields(value, f"{self.where}: {name}")
+
+    @overload
+    def integer(self, name: str, default: int, *, minimum: int = 1) -> int: ...
+    @overload
+    def integer(self, name: str, default: None, *, minimum: int = 1) -> int | None: ...
+    def integer(self, name: str, default: int | None, *, minimum: int = 1) -> int | None:
+        value = self.values.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+            raise self.error(name, f"an integer of at least {minimum}")
+        return value
+
+    def integers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        """One integer or a list of them, of any sign."""
+        value = self.values.get(name)
+        if value is None:
+            return default
+        values = value if isinstance(value, list) else [value]
+        if any(isinstance(item, bool) or not isinstance(item, int) for item in values):
+            raise self.error(name, "an integer or a list of integers")
+        return tuple(values)
+
+    @overload
+    def number(self, name: str, default: float) -> float: ...
+    @overload
+    def number(self, name: str, default: None) -> float | None: ...
+    def number(self, name: str, default: float | None) -> float | None:
+        value = self.values.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
+            raise self.error(name, "a number above 0")
+        return float(value)
+
+    def boolean(self, name: str, default: bool) -> bool:
+        value = self.values.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.error(name, "true or false")
+        return value
+
+    @overload
+    def string(self, name: str, default: str) -> str: ...
+    @overload
+    def string(self, name: str, default: None) -> str | None: ...
+    def string(self, name: str, default: str | None) -> str | None:
+        value = self.values.get(name)
+        if value is None:
+            return default
+        if not isinstance(value, str):
+            raise self.error(name, "a string")
+        return value
+
+    def choice(self, name: str, default: str, allowed: Collection[str]) -> str:
+        value = self.string(name, default)
+        if value not in allowed:
+            raise self.error(name, f"one of: {', '.join(allowed)}")
+        return value
+
+    def activation(self, name: str, default: str) -> str:
+        """An activation function, by its name in the model code."""
+        return _ACTIVATIONS[self.choice(name, default, _ACTIVATIONS)]

@@ -1,0 +1,164 @@
+"""The text decoder's part of a checkpoint's configuration. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+from vlmbatch.errors import CheckpointError
+from vlmbatch.models.json_fields import JsonFields
+
+TEXT_DEFAULTS: dict[str, dict[str, Any]] = {  # by model_type
+    "llama": {
+        "vocab_size": 32_000,
+        "intermediate_size": 11_008,
+        "max_position_embeddings": 2048,
+        "eos_token_id": (2,),
+    },
+    "mistral": {
+        "vocab_size": 32_000,
+        "intermediate_size": 14_336,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131_072,
+        "eos_token_id": (2,),
+    },
+    "qwen2": {
+        "vocab_size": 151_936,
+        "intermediate_size": 22_016,
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32_768,
+        "eos_token_id": (),
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RopeConfig:
+    """Rotary embedding. "linear" divides positions by ``factor``; "llama3" is Llama 3.1's."""
+
+    theta: float = 10_000.0
+    kind: Literal["default", "linear", "llama3"] = "default"
+    factor: float = 1.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """A decoder-only text model of the Llama family."""
+
+    model_type: Literal["llama", "mistral", "qwen2"]
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float
+    max_position_embeddings: int
+    hidden_act: str = "silu"
+    attention_bias: bool = False  # bias on q, k and v
+    output_bias: bool = False  # bias on o
+    mlp_bias: bool = False
+    sliding_windows: tuple[int | None, ...] = ()  # one for each layer
+    rope: RopeConfig = field(default_factory=RopeConfig)
+
+
+def parse_text_config(fields: JsonFields) -> TextConfig:
+    """Normalise a ``text_config``.
+
+    Raises:
+        CheckpointError: a field is malformed or asks for something unsupported.
+    """
+    model_type = fields.choice("model_type", "llama", TEXT_DEFAULTS)
+    defaults = TEXT_DEFAULTS[model_type]
+    hidden_size = fields.integer("hidden_size", 4096)
+    num_layers = fields.integer("num_hidden_layers", 32)
+    num_heads = fields.integer("num_attention_heads", 32)
+    default_kv_heads = defaults.get("num_key_value_heads", num_heads)
+    if "num_key_value_heads" in fields.values:  # null stands for as many as query heads
+        default_kv_heads = num_heads
+    num_kv_heads = fields.integer("num_key_value_heads", default_kv_heads)
+    if num_heads % num_kv_heads:
+        raise fields.error("num_key_value_heads", f"a divisor of the {num_heads} query heads")
+    if "head_dim" not in fields and hidden_size % num_heads:
+        raise fields.error("hidden_size", f"a multiple of num_attention_heads ({num_heads})")
+    head_dim = fields.integer("head_dim", hidden_size // num_heads)
+    if head_dim % 2:
+        raise CheckpointError(f"{fields.where}: head_dim is {head_dim}, expected an even number")
+    max_position_embeddings = fields.integer(
+        "max_position_embeddings", defaults["max_position_embeddings"]
+    )
+    llama_bias = model_type == "llama" and fields.boolean("attention_bias", False)
+    return TextConfig(
+        model_type=cast(Literal["llama", "mistral", "qwen2"], model_type),
+        vocab_size=fields.integer("vocab_size", defaults["vocab_size"]),
+        hidden_size=hidden_size,
+        intermediate_size=fields.integer("intermediate_size", defaults["intermediate_size"]),
+        num_layers=num_layers,
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+        max_position_embeddings=max_position_embeddings,
+        hidden_act=fields.activation("hidden_act", "silu"),
+        attention_bias=llama_bias or model_type == "qwen2",
+        output_bias=llama_bias,
+        mlp_bias=model_type == "llama" and fields.boolean("mlp_bias", False),
+        sliding_windows=_sliding_windows(fields, model_type, num_layers),
+        rope=_parse_rope(fields, max_position_embeddings),
+    )
+
+
+def _sliding_windows(
+    fields: JsonFields, model_type: str, num_layers: int
+) -> tuple[int | None, ...]:
+    # An explicit null turns the window off; a missing field means 4096.
+    window = fields.integer("sliding_window", None if "sliding_window" in fields.values else 4096)
+    if model_type == "mistral":
+        return (window,) * num_layers
+    if model_type == "llama" or not fields.boolean("use_sliding_window", False):
+        return (None,) * num_layers
+    layer_types = fields.values.get("layer_types")
+    if layer_types is None:
+        num_full = fields.integer("max_window_layers", 28, minimum=0)
+        return tuple(window if layer >= num_full else None for layer in range(num_layers))
+    if not isinstance(layer_types, list) or len(layer_types) != num_layers:
+        raise fields.error("layer_types", f"a list of {num_layers} layer types")
+    if unknown := set(map(str, layer_types)) - {"full_attention", "sliding_attention"}:
+        raise fields.error("layer_types", f"full_attention and sliding_attention, not {unknown}")
+    return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
+
+
+def _parse_rope(text: JsonFields, max_position_embeddings: int) -> RopeConfig:
+    rope = text.section("rope_scaling")
+    if rope is None or not rope.values:
+        rope = text.section("rope_parameters") or JsonFields({}, f"{text.where}: rope_parameters")
+    for fields in (rope, text):
+        if fields.number("partial_rotary_factor", 1.0) != 1.0:
+            raise fields.error("partial_rotary_factor", "1: partial rotation is unsupported")
+    name = "rope_type" if "rope_type" in rope else "type"
+    kind = rope.choice(name, "default", ("default", "linear", "llama3"))
+    theta = rope.number("rope_theta", text.number("rope_theta", 10_000.0))
+    if kind == "default":
+        if any(isinstance(value, dict) for value in rope.values.values()):
+            raise CheckpointError(f"{rope.where}: one for each layer type is unsupported")
+        return RopeConfig(theta)
+    required_numbers = ("factor", "low_freq_factor", "high_freq_factor")
+    for required in required_numbers[: 1 if kind == "linear" else 3]:
+        if required not in rope:
+            raise rope.error(required, f"a number, as rope type {kind} needs")
+    if kind == "linear":
+        return RopeConfig(theta, "linear", rope.number("factor", 1.0))
+    return RopeConfig(
+        theta,
+        "llama3",
+        factor=rope.number("factor", 1.0),
+        low_freq_factor=rope.number("low_freq_factor", 1.0),
+        high_freq_factor=rope.number("high_freq_factor", 4.0),
+        original_max_position_embeddings=rope.integer(
+            "original_max_position_embeddings", max_position_embeddings
+        ),
+    )
