@@ -29,7 +29,7 @@ def make_engine(
 ) -> Engine:
     config = EngineConfig(**({"kv_cache_tokens": 400} | options))
     return Engine(
-        (model or FakeModel()).with_blocks(granules_per_block),
+        model or FakeModel(granules_per_block),
         fake_config(),
         config,
         FakeBackend(granules_per_block),
@@ -120,7 +120,7 @@ def test_one_image_is_encoded_once_for_all_its_rows() -> None:
 
 def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
     engine = make_engine(max_model_len=32)
-    with pytest.raises(RowError, match="32 tokens.*at most 31") as caught:
+    with pytest.raises(RowError, match=r"32 tokens.*at most 31") as caught:
         engine.add(request(0, [1] * 32))
     assert caught.value.code is ErrorCode.PROMPT_TOO_LONG
     engine.add(request(1, [1] * 31, max_tokens=99, ignore_eos=True))
@@ -129,7 +129,7 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
 
 def test_a_row_larger_than_the_pool_is_refused_with_both_numbers() -> None:
     engine = make_engine(kv_cache_tokens=40)
-    with pytest.raises(RowError, match="50 tokens.*holds 40"):
+    with pytest.raises(RowError, match=r"50 tokens.*holds 40"):
         engine.add(request(0, [1] * 30, max_tokens=20))
 
 

@@ -1,0 +1,52 @@
+"""Rotary position embedding (Su et al. 2021), alone or with the write to the paged KV pool.
+
+Letters in shapes: T tokens, H query heads, K key-value heads, D head size, S slots of the pool.
+
+A head is rotated as two halves ("neox" order). ``cos`` and ``sin`` span the whole head, with the
+first half of ``sin`` negated: the rotation is then one multiply-add with the halves swapped.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def apply_rotary(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate every head by its token's angles.
+
+    ``heads``: (T, H, D), (T, K, D), or both side by side as a fused projection leaves them.
+    ``cos`` and ``sin``: (T, 1, D) in the dtype of ``heads``. Returns a new tensor like ``heads``.
+    """
+    swapped = heads.roll(heads.shape[-1] // 2, -1)
+    return (heads * cos).addcmul_(swapped, sin)
+
+
+def rotary_and_cache(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+) -> Tensor:
+    """Rotate query and key heads, write keys and values to their slots, return the queries.
+
+    ``qkv``: (T, H + 2K, D). ``key_cache`` and ``value_cache``: (S, K, D), written in place.
+    ``slot_mapping``: (T,) int64. Returns (T, H, D).
+    """
+    num_kv_heads = key_cache.shape[1]
+    rotated = apply_rotary(qkv[:, :-num_kv_heads], cos, sin)
+    key_cache.index_copy_(0, slot_mapping, rotated[:, -num_kv_heads:])
+    value_cache.index_copy_(0, slot_mapping, qkv[:, -num_kv_heads:])
+    return rotated[:, :-num_kv_heads]
+
+
+def rotary_tables(inv_freq: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return ``cos`` and ``sin`` for positions 0 to ``length`` - 1, each (length, D).
+
+    ``inv_freq``: (D / 2,) float32, radians a position. Angles are computed in float32.
+    """
+    angles = torch.arange(length, dtype=torch.float32, device=inv_freq.device)[:, None] * inv_freq
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((cos, cos), -1).to(dtype), torch.cat((-sin, sin), -1).to(dtype)

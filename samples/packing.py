@@ -1,0 +1,141 @@
+"""Training data: scenes as pixels, with several questions packed behind one picture.
+
+A pack is ``head <image>... newline`` followed by its questions. Each question sees the picture and
+itself alone, at the positions that it would have in a prompt of its own, so a pack of ten trains
+like ten rows for little more than the price of one.
+"""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import vocabulary
+from PIL import Image
+from questions import QUESTION_KINDS, Question
+from scenes import Scene, make_scene
+from tokenizers import Tokenizer
+
+AT_MOST = {"colour": 2, "count": 3, "relation": 3, "number": 1, "describe": 1}
+MAX_QUESTIONS = sum(AT_MOST.values())
+MAX_TEXT = 127  # tokens of text in a pack; in one of 40 the last questions do not fit
+JPEG_SHARE = 0.5  # pictures that go through JPEG first
+CONVERSATION_SHARE = 0.15  # packs whose questions follow one another as turns
+CHUNK = 250  # scenes a worker makes at a time
+IGNORE = -100  # the target of a token that is not predicted
+
+
+@dataclass
+class Packs:
+    """N packs of T text tokens; sequence positions count from the first text token."""
+
+    pixels: np.ndarray  # (N, side, side, 3) uint8
+    tokens: np.ndarray  # (N, T) int16
+    targets: np.ndarray  # (N, T) int16, the token that follows where it answers, else IGNORE
+    positions: np.ndarray  # (N, T) int16
+    questions: np.ndarray  # (N, T) int8, the question that a token belongs to, -1 for padding
+    segments: np.ndarray  # (N, T) int8, tokens attend within their segment, -1 for padding
+    kinds: np.ndarray  # (N, MAX_QUESTIONS) int8, index into QUESTION_KINDS, -1 for none
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def split_prompt(
+    tokenizer: Tokenizer, question: str, system_prompt: str | None = None
+) -> tuple[list[int], list[int]]:
+    """The prompt's tokens before and after the image token."""
+    ids = tokenizer.encode(vocabulary.prompt(question, system_prompt)).ids
+    where = ids.index(vocabulary.token_id(tokenizer, vocabulary.IMAGE))
+    return ids[:where], ids[where + 1 :]
+
+
+def preprocess(image: Image.Image, side: int) -> np.ndarray:
+    """What CLIP's preprocessing does to a square picture, up to normalisation."""
+    return np.asarray(image.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def make_packs(seeds: Sequence[int], tokenizer: Tokenizer, side: int, workers: int) -> Packs:
+    """The packs of these seeds, the same whatever the number of workers."""
+    chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
+    with multiprocessing.Pool(workers, _set_up_worker, (tokenizer.to_str(), side)) as pool:
+        first, *rest = pool.imap(_make_chunk, chunks)
+    return Packs(*(np.concatenate(parts) for parts in zip(first, *rest, strict=True)))
+
+
+_worker: tuple[Tokenizer, int]
+
+
+def _set_up_worker(tokenizer: str, side: int) -> None:
+    global _worker
+    _worker = Tokenizer.from_str(tokenizer), side
+
+
+def _make_chunk(seeds: Sequence[int]) -> tuple[np.ndarray, ...]:
+    tokenizer, side = _worker
+    packs = []
+    for seed in seeds:
+        rng = random.Random(f"{seed} packing")
+        scene = make_scene(seed)
+        packs.append((_pixels(scene, side, rng), *_pack_questions(scene, tokenizer, rng)))
+    return tuple(np.stack(parts) for parts in zip(*packs, strict=True))
+
+
+def _pixels(scene: Scene, side: int, rng: random.Random) -> np.ndarray:
+    image = scene.image
+    if rng.random() < JPEG_SHARE:
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=rng.randint(70, 95))
+        image = Image.open(file)
+    return preprocess(image, side)
+
+
+def _pack_questions(
+    scene: Scene, tokenizer: Tokenizer, rng: random.Random
+) -> tuple[np.ndarray, ...]:
+    tokens: list[int] = []
+    targets: list[int] = []
+    positions: list[int] = []
+    questions: list[int] = []
+    segments: list[int] = []
+    kinds = np.full(MAX_QUESTIONS, -1, np.int8)
+    conversation = rng.random() < CONVERSATION_SHARE
+    for index, question in enumerate(scene.choose_questions(AT_MOST)):
+        asked, answered = _encode_turn(tokenizer, question, conversation and index > 0)
+        if len(tokens) + len(asked) + len(answered) > MAX_TEXT:
+            break
+        start = len(tokens) if conversation else 0
+        tokens += asked + answered
+        targets += [IGNORE] * (len(asked) - 1) + answered + [IGNORE]
+        positions += range(start, start + len(asked) + len(answered))
+        questions += [index] * (len(asked) + len(answered))
+        segments += [0 if conversation else index] * (len(asked) + len(answered))
+        kinds[index] = QUESTION_KINDS.index(question.kind)
+    return (
+        _padded(tokens, vocabulary.token_id(tokenizer, vocabulary.PAD), np.int16),
+        _padded(targets, IGNORE, np.int16),
+        _padded(positions, 0, np.int16),
+        _padded(questions, -1, np.int8),
+        _padded(segments, -1, np.int8),
+        kinds,
+    )
+
+
+def _encode_turn(
+    tokenizer: Tokenizer, question: Question, is_later: bool
+) -> tuple[list[int], list[int]]:
+    if is_later:
+        text = f"USER: {question.text} ASSISTANT:"
+        asked = tokenizer.encode(text, add_special_tokens=False).ids
+    else:
+        asked = split_prompt(tokenizer, question.text)[1][1:]  # the newline is the pack's own
+    answered = tokenizer.encode(f" {question.answer}", add_special_tokens=False).ids
+    return asked, [*answered, vocabulary.token_id(tokenizer, vocabulary.EOS)]
+
+
+def _padded(values: list[int], fill: int, dtype: type) -> np.ndarray:
+    return np.array(values + [fill] * (MAX_TEXT - len(values)), dtype)

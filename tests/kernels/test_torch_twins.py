@@ -1,0 +1,99 @@
+"""The pure-torch kernels against transformers' layers or the formula in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+from vlmbatch_kernels.activation import silu_and_mul
+from vlmbatch_kernels.embedding_scatter import scatter_embeddings
+from vlmbatch_kernels.image_normalize import normalize_image
+from vlmbatch_kernels.linear import linear
+from vlmbatch_kernels.rms_norm import rms_norm, rms_norm_residual
+from vlmbatch_kernels.rotary import apply_rotary, rotary_and_cache, rotary_tables
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_rms_norm_is_llamas(dtype: torch.dtype) -> None:
+    x, residual = torch.randn(2, 7, 113).to(dtype) * 3
+    reference = LlamaRMSNorm(113, eps=1e-3).to(dtype)
+    torch.nn.init.normal_(reference.weight)
+    assert torch.equal(rms_norm(x, reference.weight, 1e-3), reference(x))
+    normed, total = rms_norm_residual(x, residual, reference.weight, 1e-3)
+    assert torch.equal(total, residual + x)
+    assert torch.equal(normed, reference(residual + x))
+
+
+def test_rms_norm_leaves_its_inputs() -> None:
+    x, residual = torch.randn(2, 5, 16)
+    before = x.clone(), residual.clone()
+    rms_norm_residual(x, residual, torch.full((16,), 2.0), 1e-6)
+    rms_norm(x, torch.full((16,), 2.0), 1e-6)
+    assert torch.equal(x, before[0])
+    assert torch.equal(residual, before[1])
+
+
+def test_rotary_is_llamas() -> None:
+    inv_freq = 1 / 10_000 ** (torch.arange(0, 24, 2) / 24)
+    cos, sin = rotary_tables(inv_freq, 300, torch.float32)
+    positions = torch.tensor([0, 7, 299, 7])
+    heads = torch.randn(4, 5, 24)
+    angles = (positions[:, None] * inv_freq).repeat(1, 2)
+    want, _ = apply_rotary_pos_emb(heads, heads, angles.cos(), angles.sin(), unsqueeze_dim=1)
+    got = apply_rotary(heads, cos[positions, None], sin[positions, None])
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+
+
+def test_rotary_and_cache_writes_rotated_keys() -> None:
+    qkv = torch.randn(3, 4 + 2 * 2, 8)
+    cos, sin = (torch.randn(3, 1, 8) for _ in range(2))
+    key_cache, value_cache = torch.zeros(2, 20, 2, 8)
+    slots = torch.tensor([11, 0, 5])
+    query = rotary_and_cache(qkv, cos, sin, key_cache, value_cache, slots)
+    assert torch.equal(query, apply_rotary(qkv[:, :4], cos, sin))
+    assert torch.equal(key_cache[slots], apply_rotary(qkv[:, 4:6], cos, sin))
+    assert torch.equal(value_cache[slots], qkv[:, 6:])
+    untouched = [slot for slot in range(20) if slot not in slots]
+    assert not key_cache[untouched].any()
+
+
+def test_silu_and_mul() -> None:
+    x = torch.randn(7, 2 * 19)
+    gate, up = x.double()[:, :19], x.double()[:, 19:]
+    want = gate / (1 + torch.exp(-gate)) * up
+    torch.testing.assert_close(silu_and_mul(x), want.float())
+
+
+def test_normalize_image_is_per_channel() -> None:
+    pixels = torch.randint(256, (2, 5, 7, 3), dtype=torch.uint8)
+    scale, bias = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([-1.0, 0.0, 2.0])
+    got = normalize_image(pixels, scale, bias, torch.float32)
+    want = (pixels.double() * scale + bias).permute(0, 3, 1, 2)
+    assert got.shape == (2, 3, 5, 7)
+    torch.testing.assert_close(got, want.float())
+    half = normalize_image(pixels, scale, bias, torch.bfloat16)
+    assert torch.equal(half, got.bfloat16())
+
+
+def test_scatter_embeddings_overwrites_only_its_rows() -> None:
+    embeds = torch.zeros(6, 4, dtype=torch.bfloat16)
+    features = torch.randn(3, 4)
+    out = scatter_embeddings(embeds, features, torch.tensor([4, 0, 2]))
+    assert torch.equal(out[[4, 0, 2]], features.bfloat16())
+    assert not out[[1, 3, 5]].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_bias", [False, True])
+@pytest.mark.parametrize("shape", [(1, 24), (31, 24), (32, 24), (113, 24), (3, 17, 24), (0, 24)])
+def test_linear(shape: tuple[int, ...], with_bias: bool, dtype: torch.dtype) -> None:
+    x, weight = torch.randn(shape).to(dtype), torch.randn(40, 24).to(dtype)
+    bias = torch.randn(40).to(dtype) if with_bias else None
+    torch.testing.assert_close(linear(x, weight, bias), F.linear(x, weight, bias))
+
+
+def test_linear_takes_strided_input() -> None:
+    weight = torch.randn(40, 24)
+    for x in (torch.randn(4, 50, 24)[:, 1:], torch.randn(64, 48)[:, ::2], torch.randn(24, 64).T):
+        torch.testing.assert_close(linear(x, weight), F.linear(x, weight))

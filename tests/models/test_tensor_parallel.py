@@ -1,0 +1,86 @@
+"""Two ranks in two threads hold half the weights each and compute what one rank computes."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+import torch
+from checkpoints import make_checkpoint
+from paged_batch import forward_in_chunks
+from torch import Tensor
+
+from vlmbatch.attention import make_backend
+from vlmbatch.errors import ConfigError
+from vlmbatch.models.config import load_model_config
+from vlmbatch.models.llava import LlavaForConditionalGeneration
+from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
+from vlmbatch.models.registry import build_model, load_model
+
+
+@dataclass
+class Exchange:
+    """Where the threads put their partial sums."""
+
+    world_size: int
+    partials: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.barrier = Barrier(self.world_size, timeout=60)
+
+
+@dataclass(frozen=True)
+class ThreadedContext(ParallelContext):
+    exchange: Exchange = field(default_factory=lambda: Exchange(1))
+
+    def all_reduce(self, partial: Tensor) -> Tensor:
+        self.exchange.partials[self.rank] = partial
+        self.exchange.barrier.wait()
+        total = sum(self.exchange.partials[rank] for rank in range(self.world_size))
+        self.exchange.barrier.wait()
+        assert isinstance(total, Tensor)
+        return total
+
+
+def load(folder: Path, parallel: ParallelContext) -> LlavaForConditionalGeneration:
+    config, cpu = load_model_config(folder), torch.device("cpu")
+    backend = make_backend("torch", "cpu")
+    mean = (0.01, 0.02, 0.03), (-1.0, -1.0, -1.0)
+    return load_model(folder, config, *mean, cpu, torch.float32, backend, parallel)
+
+
+def run(model: LlavaForConditionalGeneration) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    pixels = torch.randint(256, (2, 24, 24, 3), generator=generator, dtype=torch.uint8)
+    embeds = [*model.encode_images(pixels), model.embed(torch.arange(30))]
+    return torch.cat(forward_in_chunks(model, embeds, [7, 1, 30]))
+
+
+@pytest.mark.parametrize(("kind", "tower"), [("llama", "clip"), ("qwen2", "siglip")])
+def test_two_ranks_equal_one(kind: str, tower: str, tmp_path: Path) -> None:
+    make_checkpoint(kind, tower, tmp_path)
+    exchange = Exchange(2)
+    with ThreadPoolExecutor(2) as pool:
+        models = [load(tmp_path, ThreadedContext(rank, 2, exchange)) for rank in range(2)]
+        outputs = list(pool.map(run, models))
+    whole = load(tmp_path, SINGLE_DEVICE)
+    sizes = [sum(p.numel() for p in m.language_model.layers.parameters()) for m in (*models, whole)]
+    assert max(sizes[:2]) < 0.6 * sizes[2]
+    assert models[0].attention_specs[0].num_kv_heads == 1
+    for output in outputs:
+        torch.testing.assert_close(output, run(whole), atol=1e-4, rtol=1e-4)
+
+
+def test_key_value_heads_are_repeated_when_ranks_outnumber_them() -> None:
+    shares = [ParallelContext(rank, 4).share(2, 8, repeat=True) for rank in range(4)]
+    assert [(share.start, share.count) for share in shares] == [(0, 8), (0, 8), (8, 8), (8, 8)]
+
+
+def test_indivisible_heads_are_refused(tmp_path: Path) -> None:
+    make_checkpoint("llama", "clip", tmp_path)
+    config, backend = load_model_config(tmp_path), make_backend("torch", "cpu")
+    with pytest.raises(ConfigError, match="cannot be divided over 3 devices"):
+        build_model(config, (1.0,) * 3, (0.0,) * 3, backend, ParallelContext(0, 3))

@@ -1,0 +1,139 @@
+"""Our models against transformers' on the same tiny checkpoints: images, text, logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoints import IMAGE_SIZE, IMAGE_TOKEN_ID, VOCAB_SIZE, make_checkpoint, num_image_tokens
+from paged_batch import forward_in_chunks
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration as ReferenceModel
+from vlmbatch_kernels.embedding_scatter import scatter_embeddings
+
+from vlmbatch.attention import make_backend
+from vlmbatch.models.config import load_model_config
+from vlmbatch.models.llava import LlavaForConditionalGeneration
+from vlmbatch.models.registry import load_model
+
+TEXTS_AFTER = [21, 5, 40, 1]  # text tokens behind the image of each prompt
+TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
+MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+
+
+@dataclass
+class Pair:
+    ours: LlavaForConditionalGeneration
+    theirs: ReferenceModel
+    pixels: Tensor  # (n, H, W, 3) uint8, an image a prompt
+    prompts: list[Tensor]
+
+    @torch.inference_mode()
+    def our_embeds(self) -> list[Tensor]:
+        embeds = []
+        for ids, features in zip(self.prompts, self.ours.encode_images(self.pixels), strict=True):
+            places = (ids == IMAGE_TOKEN_ID).nonzero().squeeze(1)
+            embeds.append(scatter_embeddings(self.ours.embed(ids), features, places))
+        return embeds
+
+    def pixel_values(self) -> Tensor:
+        values = self.pixels.permute(0, 3, 1, 2).double() / 255
+        mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (MEAN, STD))
+        return ((values - mean) / std).float()
+
+    @torch.inference_mode()
+    def their_logits(self) -> list[Tensor]:
+        return [
+            self.theirs(input_ids=ids[None], pixel_values=pixels[None]).logits[0]
+            for ids, pixels in zip(self.prompts, self.pixel_values(), strict=True)
+        ]
+
+
+def make_pair(kind: str, tower: str, layout: str, folder: Path) -> Pair:
+    theirs = make_checkpoint(kind, tower, folder, layout=layout)
+    ours = load_model(
+        folder,
+        load_model_config(folder),
+        image_scale=tuple(1 / 255 / std for std in STD),
+        image_bias=tuple(-mean / std for mean, std in zip(MEAN, STD, strict=True)),
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+        backend=make_backend("torch", "cpu"),
+    )
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randint(
+        256, (len(TEXTS_AFTER), IMAGE_SIZE, IMAGE_SIZE, 3), generator=generator, dtype=torch.uint8
+    )
+    image = torch.full((num_image_tokens(tower),), IMAGE_TOKEN_ID)
+    prompts = [
+        torch.cat(
+            [
+                torch.randint(4, VOCAB_SIZE, (3,), generator=generator),
+                image,
+                torch.randint(4, VOCAB_SIZE, (after,), generator=generator),
+            ]
+        )
+        for after in TEXTS_AFTER
+    ]
+    return Pair(ours, theirs, pixels, prompts)
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        (kind, tower) for kind in ("llama", "mistral", "qwen2") for tower in ("clip", "siglip")
+    ],
+    ids="-".join,
+)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    return make_pair(*request.param, "llava-hf", tmp_path_factory.mktemp("checkpoint"))
+
+
+def test_image_features(pair: Pair) -> None:
+    with torch.inference_mode():
+        theirs = pair.theirs.get_image_features(pair.pixel_values(), return_dict=True)
+    features = torch.stack(list(theirs.pooler_output))
+    torch.testing.assert_close(pair.ours.encode_images(pair.pixels), features, **TOLERANCE)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 10_000, "mixed"])
+def test_logits_in_chunks(pair: Pair, chunk: int | str) -> None:
+    """Sequences of unlike lengths side by side, over a shuffled pool, all positions compared."""
+    chunks = [1, 3, 50, 4] if chunk == "mixed" else [int(chunk)] * len(pair.prompts)
+    hidden = forward_in_chunks(pair.ours, pair.our_embeds(), chunks)
+    for ours, theirs in zip(hidden, pair.their_logits(), strict=True):
+        torch.testing.assert_close(pair.ours.compute_logits(ours), theirs, **TOLERANCE)
+
+
+@pytest.mark.parametrize("layout", ["saved", "internal"])
+@pytest.mark.parametrize(("kind", "tower"), [("llama", "clip"), ("qwen2", "siglip")])
+def test_layouts_of_transformers_5(kind: str, tower: str, layout: str, tmp_path: Path) -> None:
+    pair = make_pair(kind, tower, layout, tmp_path)
+    hidden = forward_in_chunks(pair.ours, pair.our_embeds(), [10_000] * len(pair.prompts))
+    for ours, theirs in zip(hidden, pair.their_logits(), strict=True):
+        torch.testing.assert_close(pair.ours.compute_logits(ours), theirs, **TOLERANCE)
+
+
+@pytest.mark.parametrize("rope", ["linear", "llama3"])
+def test_scaled_rope(rope: str, tmp_path: Path) -> None:
+    theirs = make_checkpoint("llama", "clip", tmp_path, rope=rope)
+    config = load_model_config(tmp_path)
+    assert config.text.rope.kind == rope
+    table = torch.arange(config.text.max_position_embeddings)
+    ours = load_model(
+        tmp_path,
+        config,
+        (1.0,) * 3,
+        (0.0,) * 3,
+        torch.device("cpu"),
+        torch.float32,
+        make_backend("torch", "cpu"),
+    )
+    cos, sin = ours.language_model.rotary(table)
+    want_cos, want_sin = theirs.model.language_model.rotary_emb(torch.empty(0), table[None])
+    half = config.text.head_dim // 2
+    torch.testing.assert_close(cos[:, 0], want_cos[0], atol=1e-5, rtol=0)
+    torch.testing.assert_close(sin[:, 0, half:], want_sin[0, :, half:], atol=1e-5, rtol=0)
+    torch.testing.assert_close(-sin[:, 0, :half], want_sin[0, :, :half], atol=1e-5, rtol=0)

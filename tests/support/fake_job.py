@@ -1,0 +1,97 @@
+"""The command line over a job that does what its first argument says, in place of a model.
+
+    python fake_job.py BEHAVIOUR run manifest.jsonl ...
+
+Run as a program of its own, so that signals, pipes, terminals and exit statuses are real.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from types import ModuleType
+
+from vlmbatch.config import RunConfig
+from vlmbatch.errors import ErrorCode, ManifestError, OutputError, RowError
+from vlmbatch.stats import RunStats
+from vlmbatch.types import Result, Row
+
+ERROR = RowError(ErrorCode.IMAGE_MISSING, "no file at images/7.png")
+
+
+def rows(stats: RunStats, num_rows: int, errors: int = 0, seconds: float = 0.0) -> None:
+    stats.stage, stats.rows_total = "answering", num_rows
+    stats.engine_started = time.monotonic()
+    for index in range(num_rows):
+        row = Row(index, f"row-{index}", index + 1, "m.jsonl")
+        if index < errors:
+            stats.count(Result.from_error(row, ERROR), 1)
+        else:
+            stats.count(Result(index, row.id, "a", "stop", 600, 576, 4), 1)
+        time.sleep(seconds)
+    stats.finished = time.monotonic()
+
+
+def answered(config: RunConfig, stats: RunStats) -> None:
+    rows(stats, 3)
+
+
+def with_errors(config: RunConfig, stats: RunStats) -> None:
+    rows(stats, 3, errors=1)
+
+
+def refused(config: RunConfig, stats: RunStats) -> None:
+    raise ManifestError(f"{config.manifest.source}:1: not a JSON object")
+
+
+def disk_full(config: RunConfig, stats: RunStats) -> None:
+    raise OutputError(f"cannot write {config.output}: No space left on device")
+
+
+def bug(config: RunConfig, stats: RunStats) -> None:
+    raise KeyError("planted")
+
+
+def slow(config: RunConfig, stats: RunStats) -> None:
+    """Says on standard output that it runs, then waits for a signal."""
+    stats.rows_done = 2
+    print("running", flush=True)
+    time.sleep(60)
+
+
+def live(config: RunConfig, stats: RunStats) -> None:
+    rows(stats, 100, errors=12, seconds=0.01)
+
+
+def talkative(config: RunConfig, stats: RunStats) -> None:
+    rows(stats, 1)
+    for _ in range(100_000):
+        sys.stdout.write('{"text": "an answer that nobody waits for"}\n')
+
+
+def show_config(config: RunConfig, stats: RunStats) -> None:
+    print(json.dumps(dataclasses.asdict(config), default=str))
+
+
+def validate(
+    config: RunConfig, stats: RunStats, *, decode_images: bool = False
+) -> Iterator[tuple[Row, RowError | None]]:
+    stats.rows_total = 3
+    for index in range(3):
+        error = ERROR if index == 1 and BEHAVIOUR == "with_errors" else None
+        yield Row(index, f"row-{index}", index + 1, "m.jsonl"), error
+
+
+if __name__ == "__main__":
+    BEHAVIOUR = sys.argv.pop(1)
+    job: Callable[[RunConfig, RunStats], None] = globals()[BEHAVIOUR]
+    module = ModuleType("vlmbatch.run")
+    module.__dict__.update(run=job, validate=validate)
+    sys.modules["vlmbatch.run"] = module
+
+    from vlmbatch.cli import main
+
+    sys.exit(main())

@@ -1,0 +1,123 @@
+"""Attention over the paged pool with torch's scaled_dot_product_attention, on any device.
+
+Pages are gathered into dense blocks (``sdpa_plan``). The query heads that share a key-value head
+are laid beside each other as rows of one query, so keys and values are never repeated.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, LayerKVCache
+from vlmbatch.attention.sdpa_plan import Block, plan_blocks
+
+
+class TorchSdpaBackend:
+    """Gathers pages, then runs torch's attention on them. See ``AttentionBackend``.
+
+    The pool must hold finite numbers from the start (zeros will do): slots of a page that no
+    token has filled are read and then masked.
+    """
+
+    name = "torch"
+
+    def __init__(self, block_size: int = 16, granule: int = 16) -> None:
+        assert block_size % granule == 0, f"pages of {block_size} in steps of {granule}"
+        self.block_size = block_size
+        self.granule = granule
+        self._buffers: dict[str, Tensor] = {}
+
+    def paged(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cache: LayerKVCache,
+        metadata: AttentionMetadata,
+        spec: AttentionSpec,
+    ) -> Tensor:
+        assert cache.key.dtype == key.dtype, f"cache of {cache.key.dtype}, keys of {key.dtype}"
+        cache.key.index_copy_(0, metadata.slot_mapping, key)
+        cache.value.index_copy_(0, metadata.slot_mapping, value)
+        blocks = metadata.plans.get(spec)
+        if blocks is None:
+            blocks = metadata.plans[spec] = plan_blocks(
+                metadata,
+                spec,
+                block_size=self.block_size,
+                granule=self.granule,
+                num_slots=cache.key.shape[0],
+                dtype=query.dtype,
+            )
+        if len(blocks) == 1 and isinstance(blocks[0].tokens, slice):
+            return self._attend(query, cache, blocks[0], spec)
+        out = torch.empty_like(query)
+        for block in blocks:
+            if isinstance(block.tokens, slice):
+                out[block.tokens] = self._attend(query[block.tokens], cache, block, spec)
+            else:
+                rows = query.index_select(0, block.tokens)
+                out.index_copy_(0, block.tokens, self._attend(rows, cache, block, spec))
+        return out
+
+    def dense(self, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
+        assert spec.softcap is None and spec.sliding_window is None, spec
+        return F.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            is_causal=spec.causal,
+            scale=spec.scale,
+            enable_gqa=spec.num_heads != spec.num_kv_heads,
+        ).transpose(1, 2)
+
+    def _attend(
+        self, query: Tensor, cache: LayerKVCache, block: Block, spec: AttentionSpec
+    ) -> Tensor:
+        """Attend with the n * R queries of a block: (n * R, H, D) to the same."""
+        group = spec.num_heads // spec.num_kv_heads
+        heads = (spec.num_kv_heads, group, spec.head_dim)
+        key = self._gather("key", cache.key, block, spec)
+        value = self._gather("value", cache.value, block, spec)
+        grouped = query.reshape(block.size, block.rows, *heads).permute(0, 2, 3, 1, 4)
+        grouped = grouped.reshape(block.size, spec.num_kv_heads, group * block.rows, spec.head_dim)
+        if spec.softcap is None:
+            out = F.scaled_dot_product_attention(
+                grouped, key, value, attn_mask=block.mask, scale=spec.scale
+            )
+        else:
+            out = _attend_softcapped(grouped, key, value, block.mask, spec)
+        out = out.reshape(block.size, spec.num_kv_heads, group, block.rows, spec.head_dim)
+        return out.permute(0, 3, 1, 2, 4).reshape(-1, spec.num_heads, spec.head_dim)
+
+    def _gather(self, name: str, pool: Tensor, block: Block, spec: AttentionSpec) -> Tensor:
+        """Return a block's keys or values as (n, K, L, D), valid until the next call."""
+        chunks = pool.view(-1, self.granule, spec.num_kv_heads, spec.head_dim)
+        shape = (block.chunks.numel(), *chunks.shape[1:])
+        pages = self._buffer(name, shape, pool)
+        torch.index_select(chunks, 0, block.chunks, out=pages)
+        return pages.view(block.size, -1, spec.num_kv_heads, spec.head_dim).transpose(1, 2)
+
+    def _buffer(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """Return memory kept from call to call: fresh pages cost more than the copy into them."""
+        size = math.prod(shape)
+        buffer = self._buffers.get(name)
+        if buffer is None or buffer.numel() < size or buffer.dtype != like.dtype:
+            with torch.inference_mode(False):  # else it could only be written in that mode
+                buffer = self._buffers[name] = torch.empty(
+                    size, dtype=like.dtype, device=like.device
+                )
+        return buffer[:size].view(shape)
+
+
+def _attend_softcapped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, spec: AttentionSpec
+) -> Tensor:
+    assert spec.softcap is not None
+    scores = (query @ key.transpose(-1, -2)).float() * (spec.scale / spec.softcap)
+    weights = (scores.tanh() * spec.softcap + mask).softmax(dim=-1)
+    return weights.to(value.dtype) @ value

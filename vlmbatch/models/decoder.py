@@ -1,0 +1,132 @@
+"""Llama, Mistral and Qwen2 decoders: one set of layers, told apart by ``TextConfig``.
+
+Letters in shapes: T tokens of a step, E hidden size.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from vlmbatch_kernels.rotary import apply_rotary
+
+from vlmbatch.attention.base import (
+    AttentionBackend,
+    AttentionMetadata,
+    AttentionSpec,
+    LayerKVCache,
+)
+from vlmbatch.models.config import TextConfig
+from vlmbatch.models.layers import GatedMLP, RMSNorm, RotaryTable
+from vlmbatch.models.linear import QKVLinear, RowLinear
+from vlmbatch.models.parallel import ParallelContext
+
+
+class DecoderAttention(nn.Module):
+    """Self-attention over the paged pool with rotary positions."""
+
+    def __init__(
+        self, config: TextConfig, sliding_window: int | None, parallel: ParallelContext
+    ) -> None:
+        super().__init__()
+        self.qkv_proj = QKVLinear(
+            config.hidden_size,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.attention_bias,
+            parallel,
+        )
+        heads = parallel.share(config.num_heads, config.head_dim)
+        self.o_proj = RowLinear(heads, config.hidden_size, config.output_bias, parallel)
+        self.spec = AttentionSpec(
+            self.qkv_proj.num_heads,
+            self.qkv_proj.num_kv_heads,
+            config.head_dim,
+            scale=config.head_dim**-0.5,
+            sliding_window=sliding_window,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerKVCache,
+        metadata: AttentionMetadata,
+        backend: AttentionBackend,
+    ) -> Tensor:
+        spec = self.spec
+        num_rotated = spec.num_heads + spec.num_kv_heads
+        qkv = self.qkv_proj(x).view(x.shape[0], -1, spec.head_dim)
+        rotated = apply_rotary(qkv[:, :num_rotated], cos, sin)
+        query, key = rotated[:, : spec.num_heads], rotated[:, spec.num_heads :]
+        out = backend.paged(query, key, qkv[:, num_rotated:], cache, metadata, spec)
+        projected: Tensor = self.o_proj(out.flatten(1))
+        return projected
+
+
+class DecoderLayer(nn.Module):
+    """Attention and feed-forward, each normalised before and added to the residual after."""
+
+    def __init__(
+        self, config: TextConfig, sliding_window: int | None, parallel: ParallelContext
+    ) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = DecoderAttention(config, sliding_window, parallel)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = GatedMLP(
+            config.hidden_size,
+            config.intermediate_size,
+            config.hidden_act,
+            config.mlp_bias,
+            parallel,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerKVCache,
+        metadata: AttentionMetadata,
+        backend: AttentionBackend,
+    ) -> tuple[Tensor, Tensor]:
+        """Add the previous layer's output to the residual; return this one's, not yet added."""
+        if residual is None:
+            x, residual = self.input_layernorm(x), x
+        else:
+            x, residual = self.input_layernorm.add(x, residual)
+        x = self.self_attn(x, cos, sin, cache, metadata, backend)
+        x, residual = self.post_attention_layernorm.add(x, residual)
+        return self.mlp(x), residual
+
+
+class Decoder(nn.Module):
+    """A stack of decoder layers with its token embedding and final normalisation."""
+
+    def __init__(self, config: TextConfig, parallel: ParallelContext) -> None:
+        super().__init__()
+        windows = config.sliding_windows or (None,) * config.num_layers
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        layers = [DecoderLayer(config, window, parallel) for window in windows]
+        self.layers = nn.ModuleList(layers)
+        self.attention_specs = [layer.self_attn.spec for layer in layers]
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.rotary = RotaryTable(config.head_dim, config.max_position_embeddings, config.rope)
+
+    def forward(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        kv_caches: list[LayerKVCache],
+        metadata: AttentionMetadata,
+        backend: AttentionBackend,
+    ) -> Tensor:
+        """Return normalised hidden states (T, E) of ``embeds`` (T, E) at ``positions`` (T,)."""
+        cos, sin = self.rotary(positions)
+        x, residual = embeds, None
+        for layer, cache in zip(self.layers, kv_caches, strict=True):
+            x, residual = layer(x, residual, cos, sin, cache, metadata, backend)
+        assert residual is not None
+        return self.norm.add(x, residual)[0]

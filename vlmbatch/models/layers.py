@@ -1,0 +1,121 @@
+"""Layers of the decoders: normalisation, rotary tables, gated feed-forward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from vlmbatch_kernels.activation import silu_and_mul
+from vlmbatch_kernels.rms_norm import rms_norm, rms_norm_residual
+from vlmbatch_kernels.rotary import rotary_tables
+
+from vlmbatch.models.config import RopeConfig
+from vlmbatch.models.linear import GateUpLinear, RowLinear
+from vlmbatch.models.parallel import ParallelContext
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+}
+
+
+class DerivedBuffers(nn.Module):
+    """A module whose buffers follow from its configuration and are in no checkpoint."""
+
+    def fill_buffers(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Compute the buffers on the device that the parameters have come to."""
+        raise NotImplementedError
+
+
+class RMSNorm(nn.Module):
+    """Root mean square normalisation of rows."""
+
+    def __init__(self, hidden_size: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(hidden_size), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
+
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the normalised sum of ``x`` and ``residual``, and the sum."""
+        return rms_norm_residual(x, residual, self.weight, self.eps)
+
+
+class GatedMLP(nn.Module):
+    """Feed-forward layer of the Llama family: (T, hidden) to (T, hidden)."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        intermediate_size: int,
+        act: str,
+        bias: bool,
+        parallel: ParallelContext,
+    ) -> None:
+        super().__init__()
+        self.gate_up_proj = GateUpLinear(hidden_size, intermediate_size, bias, parallel)
+        share = parallel.share(intermediate_size)
+        self.down_proj = RowLinear(share, hidden_size, bias, parallel)
+        self.gated_act = silu_and_mul if act == "silu" else partial(_gate, ACTIVATIONS[act])
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.down_proj(self.gated_act(self.gate_up_proj(x)))
+        return out
+
+
+def _gate(act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return act(gate).mul_(up)
+
+
+class RotaryTable(DerivedBuffers):
+    """Cosines and sines of every position, as ``apply_rotary`` takes them."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, head_dim: int, max_position_embeddings: int, rope: RopeConfig) -> None:
+        super().__init__()
+        self.head_dim = head_dim
+        self.length = max_position_embeddings
+        self.rope = rope
+        self.register_buffer("cos", torch.empty(self.length, head_dim), persistent=False)
+        self.register_buffer("sin", torch.empty(self.length, head_dim), persistent=False)
+
+    def fill_buffers(self, device: torch.device, dtype: torch.dtype) -> None:
+        inv_freq = inverse_frequencies(self.head_dim, self.rope).to(device)
+        self.cos, self.sin = rotary_tables(inv_freq, self.length, dtype)
+
+    def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Look the rows of ``positions`` (T,) up: cos and sin, both (T, 1, D)."""
+        assert positions.ndim == 1, f"positions of shape {tuple(positions.shape)}"
+        cos = self.cos.index_select(0, positions)
+        sin = self.sin.index_select(0, positions)
+        return cos.unsqueeze(1), sin.unsqueeze(1)
+
+
+def inverse_frequencies(head_dim: int, rope: RopeConfig) -> Tensor:
+    """Return radians a position of each pair of dimensions: (head_dim / 2,) float32.
+
+    "linear" is position interpolation (Chen et al. 2023). "llama3" leaves the short wavelengths,
+    divides the long ones by ``factor`` and blends between (Llama 3.1 model card and code).
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    frequencies = 1.0 / rope.theta**exponents
+    if rope.kind == "default":
+        return frequencies
+    if rope.kind == "linear":
+        return frequencies / rope.factor
+    turns = rope.original_max_position_embeddings * frequencies / (2 * math.pi)
+    spread = rope.high_freq_factor - rope.low_freq_factor
+    kept = ((turns - rope.low_freq_factor) / spread).clamp(0.0, 1.0)
+    return frequencies * (kept + (1.0 - kept) / rope.factor)

@@ -1,0 +1,156 @@
+"""LLaVA (Liu et al. 2023): a vision tower, a projector and a text decoder.
+
+Letters in shapes: N images, T tokens of a step, E hidden size of the decoder, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from vlmbatch_kernels.image_normalize import normalize_image
+from vlmbatch_kernels.linear import linear
+
+from vlmbatch.attention.base import (
+    AttentionBackend,
+    AttentionMetadata,
+    AttentionSpec,
+    LayerKVCache,
+)
+from vlmbatch.models.config import ModelConfig
+from vlmbatch.models.decoder import Decoder
+from vlmbatch.models.layers import ACTIVATIONS, DerivedBuffers
+from vlmbatch.models.linear import ColumnLinear, Part, RowLinear
+from vlmbatch.models.parallel import ParallelContext
+from vlmbatch.models.vision import VisionTower
+from vlmbatch.models.weights import CheckpointModel
+
+
+class Projector(nn.Module):
+    """Two projections from the tower's features to the decoder's embeddings."""
+
+    def __init__(self, config: ModelConfig, parallel: ParallelContext) -> None:
+        super().__init__()
+        size, bias = config.text.hidden_size, config.projector_bias
+        share = parallel.share(size)
+        features = config.vision.hidden_size * len(config.feature_layers)
+        self.linear_1 = ColumnLinear(features, (Part("linear_1", share),), bias)
+        self.act = ACTIVATIONS[config.projector_act]
+        self.linear_2 = RowLinear(share, size, bias, parallel)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.linear_2(self.act(self.linear_1(x)))
+        return out
+
+
+class PixelNormalizer(DerivedBuffers):
+    """Bytes of pixels to what the tower takes: ``pixels * scale + bias`` a channel."""
+
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, scale: tuple[float, ...], bias: tuple[float, ...]) -> None:
+        super().__init__()
+        self.coefficients = (scale, bias)
+        self.register_buffer("scale", torch.empty(3), persistent=False)
+        self.register_buffer("bias", torch.empty(3), persistent=False)
+
+    def fill_buffers(self, device: torch.device, dtype: torch.dtype) -> None:
+        self.scale, self.bias = (
+            torch.tensor(values, dtype=torch.float32, device=device) for values in self.coefficients
+        )
+        self.dtype = dtype
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return normalize_image(pixels, self.scale, self.bias, self.dtype)
+
+
+class LlavaForConditionalGeneration(CheckpointModel):
+    """A LLaVA model; its parameters are named as transformers 5 names them, less a prefix."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        image_scale: tuple[float, ...],
+        image_bias: tuple[float, ...],
+        backend: AttentionBackend,
+        parallel: ParallelContext,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.backend = backend
+        self.pixel_normalizer = PixelNormalizer(image_scale, image_bias)
+        self.vision_tower = VisionTower(config.vision, config.feature_layers, parallel)
+        self.multi_modal_projector = Projector(config, parallel)
+        self.language_model = Decoder(config.text, parallel)
+        text = config.text
+        self.lm_head = (
+            None
+            if config.tie_word_embeddings
+            else nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+        )
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Turn pixels (N, H, W, 3) uint8 into embeddings (N, image_feature_size, E)."""
+        features = self.vision_tower(self.pixel_normalizer(pixels), self.backend)
+        if self.config.drop_class_token:
+            features = features[:, 1:]
+        embeds: Tensor = self.multi_modal_projector(features)
+        return embeds
+
+    @torch.inference_mode()
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Embed tokens: (T,) int64 to (T, E)."""
+        return F.embedding(input_ids, self.language_model.embed_tokens.weight)
+
+    @torch.inference_mode()
+    def forward(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        kv_caches: list[LayerKVCache],
+        metadata: AttentionMetadata,
+    ) -> Tensor:
+        """Return hidden states (T, E) of ``embeds`` (T, E) at ``positions`` (T,) int64."""
+        hidden: Tensor = self.language_model(embeds, positions, kv_caches, metadata, self.backend)
+        return hidden
+
+    @torch.inference_mode()
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        """Return logits (n, V) float32 of hidden states (n, E)."""
+        head = self.language_model.embed_tokens if self.lm_head is None else self.lm_head
+        return linear(hidden, head.weight).float()
+
+    @property
+    def attention_specs(self) -> list[AttentionSpec]:
+        """What each layer asks of attention; ``num_kv_heads`` are this rank's."""
+        return self.language_model.attention_specs
+
+    @staticmethod
+    def parameter_name(tensor_name: str) -> str:
+        """See ``CheckpointModel``. Published layouts, and mixtures of the two:
+
+        llava-hf: ``language_model.model.layers...``, ``language_model.lm_head.weight``,
+        ``vision_tower.vision_model...``; transformers 5: ``model.language_model.layers...``,
+        ``lm_head.weight``, ``model.vision_tower...``.
+        """
+        name = re.sub(
+            r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.)", "", tensor_name
+        )
+        name = name.removeprefix("language_model.") if ".lm_head." in name else name
+        name = re.sub(r"^language_model\.model\.", "language_model.", name)
+        return re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
+
+    def is_unused(self, name: str) -> bool:
+        if name == "lm_head.weight":
+            return self.config.tie_word_embeddings
+        if layer := re.match(r"vision_tower\.encoder\.layers\.(\d+)\.", name):
+            built = len(self.vision_tower.encoder.layers)
+            return built <= int(layer[1]) < self.config.vision.num_layers
+        return bool(
+            re.match(r"vision_tower\.(post_layernorm|head)\.", name)
+            or re.search(r"\.(position_ids|rotary_emb\.inv_freq)$", name)
+        )

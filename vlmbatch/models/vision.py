@@ -1,0 +1,139 @@
+"""CLIP and SigLIP vision towers, cut off behind the last layer whose features are used.
+
+Letters in shapes: N images, L tokens of an image, C hidden size.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vlmbatch.attention.base import AttentionBackend, AttentionSpec
+from vlmbatch.models.config import VisionConfig
+from vlmbatch.models.layers import ACTIVATIONS
+from vlmbatch.models.linear import ColumnLinear, Part, QKVLinear, RowLinear
+from vlmbatch.models.parallel import ParallelContext
+
+
+class PatchEmbedding(nn.Module):
+    """Projects the patches of an image."""
+
+    def __init__(self, config: VisionConfig, bias: bool) -> None:
+        super().__init__()
+        size = config.patch_size
+        weight = torch.empty(config.hidden_size, 3, size, size)
+        self.stride = size
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = nn.Parameter(weight.new_empty(config.hidden_size)) if bias else None
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Turn (N, 3, H, W) into (N, patches, C), row by row."""
+        patches = F.conv2d(pixels, self.weight, self.bias, stride=self.stride)
+        return patches.flatten(2).transpose(1, 2)
+
+
+class VisionEmbeddings(nn.Module):
+    """Patches and, in CLIP, a class token before them, each with its learned position."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        is_clip = config.model_type == "clip_vision_model"
+        self.patch_embedding = PatchEmbedding(config, bias=not is_clip)
+        self.class_embedding = nn.Parameter(torch.empty(config.hidden_size)) if is_clip else None
+        self.position_embedding = nn.Embedding(config.num_patches + is_clip, config.hidden_size)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.patch_embedding(pixels)
+        if self.class_embedding is not None:
+            x = torch.cat((self.class_embedding.expand(x.shape[0], 1, -1), x), dim=1)
+        embeddings: Tensor = x + self.position_embedding.weight
+        return embeddings
+
+
+class VisionAttention(nn.Module):
+    """Self-attention among the tokens of each image."""
+
+    def __init__(self, config: VisionConfig, parallel: ParallelContext) -> None:
+        super().__init__()
+        size, heads = config.hidden_size, config.num_heads
+        head_dim = size // heads
+        self.qkv_proj = QKVLinear(size, heads, heads, head_dim, bias=True, parallel=parallel)
+        self.out_proj = RowLinear(parallel.share(heads, head_dim), size, True, parallel)
+        local = self.qkv_proj.num_heads
+        self.spec = AttentionSpec(local, local, head_dim, scale=head_dim**-0.5, causal=False)
+
+    def forward(self, x: Tensor, backend: AttentionBackend) -> Tensor:
+        qkv = self.qkv_proj(x).unflatten(-1, (3, self.spec.num_heads, self.spec.head_dim))
+        query, key, value = qkv.unbind(2)
+        out: Tensor = self.out_proj(backend.dense(query, key, value, self.spec).flatten(2))
+        return out
+
+
+class VisionMLP(nn.Module):
+    """Feed-forward layer with biases."""
+
+    def __init__(self, config: VisionConfig, parallel: ParallelContext) -> None:
+        super().__init__()
+        share = parallel.share(config.intermediate_size)
+        self.fc1 = ColumnLinear(config.hidden_size, (Part("fc1", share),), bias=True)
+        self.fc2 = RowLinear(share, config.hidden_size, True, parallel)
+        self.act = ACTIVATIONS[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        return out
+
+
+class VisionLayer(nn.Module):
+    """Attention and feed-forward, each normalised before and added after."""
+
+    def __init__(self, config: VisionConfig, parallel: ParallelContext) -> None:
+        super().__init__()
+        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.self_attn = VisionAttention(config, parallel)
+        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.mlp = VisionMLP(config, parallel)
+
+    def forward(self, x: Tensor, backend: AttentionBackend) -> Tensor:
+        x = x + self.self_attn(self.layer_norm1(x), backend)
+        out: Tensor = x + self.mlp(self.layer_norm2(x))
+        return out
+
+
+class VisionEncoder(nn.Module):
+    """The layers of a tower."""
+
+    def __init__(self, config: VisionConfig, num_layers: int, parallel: ParallelContext) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(VisionLayer(config, parallel) for _ in range(num_layers))
+
+
+class VisionTower(nn.Module):
+    """A tower with as many layers as ``feature_layers`` ask for (see ``ModelConfig``)."""
+
+    def __init__(
+        self, config: VisionConfig, feature_layers: tuple[int, ...], parallel: ParallelContext
+    ) -> None:
+        super().__init__()
+        self.feature_layers = feature_layers
+        self.embeddings = VisionEmbeddings(config)
+        is_clip = config.model_type == "clip_vision_model"
+        self.pre_layrnorm = (  # sic, in every CLIP checkpoint
+            nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if is_clip else None
+        )
+        self.encoder = VisionEncoder(config, max(feature_layers), parallel)
+
+    def forward(self, pixels: Tensor, backend: AttentionBackend) -> Tensor:
+        """Turn normalised pixels (N, 3, H, W) into features (N, L, C * len(feature_layers))."""
+        x: Tensor = self.embeddings(pixels)
+        if self.pre_layrnorm is not None:
+            x = self.pre_layrnorm(x)
+        hidden_states = {0: x}
+        for index, layer in enumerate(self.encoder.layers, start=1):
+            x = layer(x, backend)
+            if index in self.feature_layers:
+                hidden_states[index] = x
+        if len(self.feature_layers) == 1:
+            return x
+        return torch.cat([hidden_states[index] for index in self.feature_layers], dim=-1)

@@ -1,0 +1,163 @@
+"""Checkpoint tensors into a model: everything is checked first, then copied tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from vlmbatch.errors import CheckpointError
+from vlmbatch.models.layers import DerivedBuffers, RMSNorm
+from vlmbatch.models.linear import ColumnLinear, RowLinear, WeightSlot
+
+_FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
+_MAX_PROBLEMS = 10
+
+
+class CheckpointModel(nn.Module, ABC):
+    """A model that is filled from a published checkpoint."""
+
+    @staticmethod
+    @abstractmethod
+    def parameter_name(tensor_name: str) -> str:
+        """Return the model's name of a checkpoint tensor, whichever layout it comes from."""
+
+    @abstractmethod
+    def is_unused(self, name: str) -> bool:
+        """Whether checkpoints hold a tensor, by the model's name, that it has no use for."""
+
+
+def load_weights(
+    model: CheckpointModel, folder: Path, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Materialise ``model`` on ``device`` in ``dtype`` and fill it from ``folder``.
+
+    Raises:
+        CheckpointError: no safetensors files, a corrupt one, or tensors that are missing, left
+            over, duplicate, of the wrong shape or not floating point; up to ten are named.
+    """
+    with _open_shards(folder) as shards:
+        tensors = _check(model, shards)
+        materialise(model, device, dtype)
+        slots = dict(weight_slots(model))
+        with torch.inference_mode():
+            for name, (shard, tensor_name) in tensors.items():
+                slots[name].load(shard.get_tensor(tensor_name))
+
+
+def random_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
+    """Fill a materialised model with normal numbers, and normalisation weights with ones."""
+    device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if name == "weight" and isinstance(module, (RMSNorm, nn.LayerNorm)):
+                nn.init.ones_(parameter)
+            else:
+                nn.init.normal_(parameter, std=std, generator=generator)
+
+
+def materialise(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
+    """Give a model from the meta device its memory; parameters are left uninitialised."""
+    model.to(dtype=dtype).to_empty(device=device)
+    model.requires_grad_(False)
+    for module in model.modules():
+        if isinstance(module, DerivedBuffers):
+            module.fill_buffers(device, dtype)
+
+
+def weight_slots(model: nn.Module) -> Iterator[tuple[str, WeightSlot]]:
+    """Every tensor that the model takes from a checkpoint, by its name there (see the model)."""
+    for path, module in model.named_modules():
+        if isinstance(module, (ColumnLinear, RowLinear)):
+            yield from module.weight_slots(path)
+        else:
+            for name, parameter in module.named_parameters(recurse=False):
+                yield f"{path}.{name}", WeightSlot(parameter)
+
+
+def _check(model: CheckpointModel, shards: dict[str, Any]) -> dict[str, tuple[Any, str]]:
+    """Match the tensors of all shards with the model's slots by name, shape and dtype."""
+    slots = dict(weight_slots(model))
+    found: dict[str, tuple[Any, str]] = {}
+    problems = []
+    for file, shard in shards.items():
+        for tensor_name in shard.keys():  # noqa: SIM118  (not a mapping)
+            name = model.parameter_name(tensor_name)
+            if name in found:
+                problems.append(f"duplicate: {tensor_name} in {file}, also {found[name][1]}")
+            elif name in slots:
+                found[name] = (shard, tensor_name)
+                tensor = shard.get_slice(tensor_name)
+                shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
+                if shape != slots[name].shape:
+                    expected = slots[name].shape
+                    problems.append(f"shape of {tensor_name}: expected {expected}, found {shape}")
+                if dtype not in _FLOAT_DTYPES:
+                    problems.append(f"dtype of {tensor_name}: expected a float, found {dtype}")
+            elif not model.is_unused(name):
+                problems.append(f"left over: {tensor_name} in {file}")
+    missing = [f"missing: {name}" for name in slots if name not in found]
+    if problems := missing + problems:
+        shown = problems[:_MAX_PROBLEMS]
+        if len(problems) > len(shown):
+            shown.append(f"... and {len(problems) - len(shown)} more")
+        raise CheckpointError(
+            "the weights do not fit the model that config.json describes:\n  " + "\n  ".join(shown)
+        )
+    return found
+
+
+@contextmanager
+def _open_shards(folder: Path) -> Iterator[dict[str, Any]]:
+    """Open the folder's safetensors files, by name."""
+    with ExitStack() as stack:
+        shards = {}
+        for file in _shard_files(folder):
+            try:
+                shards[file] = stack.enter_context(safe_open(folder / file, "pt"))
+            except (SafetensorError, OSError) as error:
+                raise CheckpointError(
+                    f"{folder / file} cannot be read as safetensors ({error}); fetch the file again"
+                ) from error
+        yield shards
+
+
+def _shard_files(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if (folder / "model.safetensors").exists():
+        return ["model.safetensors"]
+    if index.exists():
+        return _indexed_files(index)
+    pickles = sorted(p.name for pattern in ("*.bin", "*.pt", "*.pth") for p in folder.glob(pattern))
+    if pickles:
+        raise CheckpointError(
+            f"{folder} holds only pickled weights ({', '.join(pickles[:3])}), which can run code "
+            "when they are read; convert them to safetensors with save_pretrained of transformers"
+        )
+    raise CheckpointError(
+        f"no weights in {folder}: expected model.safetensors or model.safetensors.index.json"
+    )
+
+
+def _indexed_files(index: Path) -> list[str]:
+    try:
+        weight_map = json.loads(index.read_bytes())["weight_map"]
+        files = sorted(set(weight_map.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"{index} is not a safetensors index: expected a JSON object with weight_map"
+        ) from error
+    for file in files:
+        if not isinstance(file, str) or Path(file).name != file:
+            raise CheckpointError(f"{index} names {file!r}: expected a file name in its own folder")
+        if not (index.parent / file).exists():
+            raise CheckpointError(f"{index.parent / file} is missing: {index.name} names it")
+    return files
