@@ -9,6 +9,7 @@ class ErrorCode(StrEnum):
     """Codes of error rows, as written to the ``error_code`` column."""
 
     MANIFEST_LINE_INVALID = "manifest_line_invalid"
+    ID_DUPLICATE = "id_duplicate"
     PROMPT_INVALID = "prompt_invalid"
     SAMPLING_INVALID = "sampling_invalid"
     IMAGE_TOKEN_MISMATCH = "image_token_mismatch"
@@ -29,6 +30,7 @@ class ErrorCode(StrEnum):
 
 _MEANINGS = {
     ErrorCode.MANIFEST_LINE_INVALID: "the manifest line is not a JSON object in UTF-8, or too long",
+    ErrorCode.ID_DUPLICATE: "an earlier row of the stream has the same id",
     ErrorCode.PROMPT_INVALID: "the prompt (or messages) is missing, null or of the wrong type",
     ErrorCode.SAMPLING_INVALID: "a per-row sampling value is of the wrong type or out of range",
     ErrorCode.IMAGE_TOKEN_MISMATCH: "the number of <image> tokens does not fit the row's images",

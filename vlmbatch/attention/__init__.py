@@ -25,6 +25,12 @@ def make_backend(name: str, device: str) -> AttentionBackend:
     return _BACKENDS[name](device)
 
 
+def _auto(device: str) -> AttentionBackend:
+    if device == "cuda" and find_spec("flash_attn") is not None:
+        return _flash_attn(device)
+    return _torch(device)
+
+
 def _torch(device: str) -> AttentionBackend:
     from vlmbatch.attention.torch_sdpa import TorchSdpaBackend
 
@@ -42,13 +48,13 @@ def _flash_attn(device: str) -> AttentionBackend:
             "the flash-attn attention backend needs the package flash-attn; install it with: "
             "pip install 'vlmbatch[cuda]', or choose --attention-backend torch"
         )
-    raise ConfigError(
-        "this version of vlmbatch does not drive flash-attn yet; choose --attention-backend torch"
-    )
+    from vlmbatch.attention.flash import FlashAttnBackend
+
+    return FlashAttnBackend()
 
 
 _BACKENDS: dict[str, Callable[[str], AttentionBackend]] = {
-    "auto": _torch,
+    "auto": _auto,
     "torch": _torch,
     "flash-attn": _flash_attn,
 }

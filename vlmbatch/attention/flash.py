@@ -1,8 +1,8 @@
 """Attention with flash-attn 2 (Dao, arXiv:2307.08691) over the paged pool, on CUDA.
 
 flash-attn takes pages of a multiple of 256 tokens, but not how far apart they begin. The pool is
-shown to it as overlapping pages of 256 tokens that begin every ``granule`` tokens: a sequence's last
-page can then be as short as its tokens need, and what lies behind its end is never read.
+shown to it as overlapping pages of 256 tokens that begin every ``granule`` tokens: a sequence's
+last page can then be as short as its tokens need, and what lies behind its end is never read.
 """
 
 from __future__ import annotations

@@ -16,12 +16,11 @@ def sample(logits: Tensor, params: list[SamplingParams], positions: list[int]) -
     """
     if all(p.temperature == 0 for p in params):
         return logits.argmax(dim=-1)
-    device = logits.device
     return sample_tokens(
         logits,
-        temperature=torch.tensor([p.temperature for p in params], device=device),
-        top_k=torch.tensor([p.top_k for p in params], device=device),
-        top_p=torch.tensor([p.top_p for p in params], device=device),
-        seeds=torch.tensor([p.seed for p in params], device=device),
-        positions=torch.tensor(positions, device=device),
+        temperature=torch.tensor([p.temperature for p in params]),
+        top_k=torch.tensor([p.top_k for p in params]),
+        top_p=torch.tensor([p.top_p for p in params]),
+        seeds=torch.tensor([p.seed for p in params]),
+        positions=torch.tensor(positions),
     )

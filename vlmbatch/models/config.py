@@ -130,7 +130,7 @@ def _architecture(top: JsonFields) -> str:
         raise top.error("model_type", f"one of: {', '.join(ARCHITECTURES)}")
     architecture = ARCHITECTURES[model_type]
     architectures = top.values.get("architectures") or [architecture]
-    if architecture not in architectures:
+    if not isinstance(architectures, list) or architecture not in architectures:
         raise top.error(
             "architectures", f"[{architecture!r}]; such checkpoints are published as llava-hf/..."
         )

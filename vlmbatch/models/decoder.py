@@ -15,7 +15,7 @@ from vlmbatch.attention.base import (
     LayerKVCache,
 )
 from vlmbatch.models.config import TextConfig
-from vlmbatch.models.layers import GatedMLP, RMSNorm, RotaryTable
+from vlmbatch.models.layers import Embedding, GatedMLP, RMSNorm, RotaryTable
 from vlmbatch.models.linear import QKVLinear, RowLinear
 from vlmbatch.models.parallel import ParallelContext
 
@@ -108,7 +108,7 @@ class Decoder(nn.Module):
     def __init__(self, config: TextConfig, parallel: ParallelContext) -> None:
         super().__init__()
         windows = config.sliding_windows or (None,) * config.num_layers
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size)
         layers = [DecoderLayer(config, window, parallel) for window in windows]
         self.layers = nn.ModuleList(layers)
         self.attention_specs = [layer.self_attn.spec for layer in layers]

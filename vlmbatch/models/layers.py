@@ -34,6 +34,15 @@ class DerivedBuffers(nn.Module):
         raise NotImplementedError
 
 
+class Embedding(nn.Module):
+    """A table of vectors, left empty: torch's own draws numbers even on the meta device, and
+    imports its compiler for that (over a second)."""
+
+    def __init__(self, num_rows: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_rows, size), requires_grad=False)
+
+
 class RMSNorm(nn.Module):
     """Root mean square normalisation of rows."""
 

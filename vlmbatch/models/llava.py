@@ -21,7 +21,7 @@ from vlmbatch.attention.base import (
 )
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.decoder import Decoder
-from vlmbatch.models.layers import ACTIVATIONS, DerivedBuffers
+from vlmbatch.models.layers import ACTIVATIONS, DerivedBuffers, Embedding
 from vlmbatch.models.linear import ColumnLinear, Part, RowLinear
 from vlmbatch.models.parallel import ParallelContext
 from vlmbatch.models.vision import VisionTower
@@ -87,9 +87,7 @@ class LlavaForConditionalGeneration(CheckpointModel):
         self.language_model = Decoder(config.text, parallel)
         text = config.text
         self.lm_head = (
-            None
-            if config.tie_word_embeddings
-            else nn.Linear(text.hidden_size, text.vocab_size, bias=False)
+            None if config.tie_word_embeddings else Embedding(text.vocab_size, text.hidden_size)
         )
 
     @torch.inference_mode()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vlmbatch.attention.base import AttentionBackend, AttentionSpec
 from vlmbatch.models.config import VisionConfig
-from vlmbatch.models.layers import ACTIVATIONS
+from vlmbatch.models.layers import ACTIVATIONS, Embedding
 from vlmbatch.models.linear import ColumnLinear, Part, QKVLinear, RowLinear
 from vlmbatch.models.parallel import ParallelContext
 
@@ -41,7 +41,7 @@ class VisionEmbeddings(nn.Module):
         is_clip = config.model_type == "clip_vision_model"
         self.patch_embedding = PatchEmbedding(config, bias=not is_clip)
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size)) if is_clip else None
-        self.position_embedding = nn.Embedding(config.num_patches + is_clip, config.hidden_size)
+        self.position_embedding = Embedding(config.num_patches + is_clip, config.hidden_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.patch_embedding(pixels)

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vlmbatch.config import ImageLimits
+from vlmbatch.data import validate
+from vlmbatch.data.validate import ValidationReport, validate_rows
+from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.types import ImageRef, Row
+
+LIMITS = ImageLimits()
+
+
+class Encoder:
+    """Refuses prompts that say so."""
+
+    def encode(self, row: Row) -> list[int]:
+        if row.prompt == "long":
+            raise RowError(ErrorCode.PROMPT_TOO_LONG, "9 tokens, over the limit of 8")
+        return [1]
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "good.jpg"
+    Image.effect_noise((64, 64), 50).convert("RGB").save(path)
+    return path
+
+
+def row(index: int, prompt: str = "p", images: tuple[Path, ...] = (), error=None) -> Row:
+    refs = tuple(ImageRef(str(path)) for path in images)
+    return Row(index, f"r{index}", index + 1, "m.jsonl", prompt, images=refs, error=error)
+
+
+def codes(rows, **options) -> list[ErrorCode | None]:
+    return [error and error.code for _, error in validate_rows(rows, Encoder(), LIMITS, **options)]
+
+
+def test_each_row_with_its_first_error(image, tmp_path):
+    missing = tmp_path / "none.jpg"
+    bad = RowError(ErrorCode.PROMPT_INVALID, "null")
+    rows = [
+        row(0, images=(image,)),
+        row(1, images=(image, missing)),
+        row(2, "long", images=(missing,)),
+        row(3, "long", error=bad),
+        row(4),
+    ]
+    assert codes(rows) == [
+        None,
+        ErrorCode.IMAGE_MISSING,
+        ErrorCode.PROMPT_TOO_LONG,
+        ErrorCode.PROMPT_INVALID,
+        None,
+    ]
+
+
+def test_only_decoding_finds_a_truncated_image(image):
+    image.write_bytes(image.read_bytes()[:-500])
+    assert codes([row(0, images=(image,))]) == [None]
+    assert codes([row(0, images=(image,))], decode=True) == [ErrorCode.IMAGE_UNREADABLE]
+
+
+def test_order_is_kept_over_many_rows(image, tmp_path):
+    rows = [row(n, images=(image if n % 3 else tmp_path,)) for n in range(500)]
+    checked = list(validate_rows(rows, Encoder(), LIMITS))
+    assert [item.index for item, _ in checked] == list(range(500))
+    assert [error is None for _, error in checked] == [bool(n % 3) for n in range(500)]
+
+
+def test_endless_rows_are_read_a_bounded_window_ahead():
+    taken = itertools.count()
+    rows = (row(next(taken)) for _ in itertools.count())
+    checked = validate_rows(rows, Encoder(), LIMITS)
+    for _ in range(10):
+        next(checked)
+    assert next(taken) <= 10 + validate._WINDOW
+    checked.close()
+
+
+def test_report_counts_all_and_keeps_a_few():
+    report = ValidationReport(max_examples=2)
+    for index in range(10):
+        wrong = RowError(ErrorCode.IMAGE_MISSING, f"no {index}") if index % 2 else None
+        report.add(row(index), wrong)
+    assert (report.num_rows, report.num_errors) == (10, 5)
+    assert report.counts == {ErrorCode.IMAGE_MISSING: 5}
+    examples = report.examples[ErrorCode.IMAGE_MISSING]
+    assert [(e.file, e.line, e.id, e.message) for e in examples] == [
+        ("m.jsonl", 2, "r1", "no 1"),
+        ("m.jsonl", 4, "r3", "no 3"),
+    ]

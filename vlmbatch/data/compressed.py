@@ -1,0 +1,65 @@
+"""Opening plain, gzip and Zstandard files as streams of bytes."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, cast
+
+import zstandard
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+BUFFER_BYTES = 2**20
+# A kilobyte of Zstandard input holds at most about 32 MB of output, which is kept at once.
+_ZSTD_INPUT_BYTES = 1024
+
+
+def open_stream(path: Path) -> BinaryIO:
+    """Open a file for reading, decompressed when its name ends in .gz or .zst."""
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(BinaryIO, io.BufferedReader(gzip.open(path), BUFFER_BYTES))
+    raw = path.open("rb", buffering=BUFFER_BYTES)
+    if suffix == ".zst":
+        return cast(BinaryIO, io.BufferedReader(_ZstdReader(raw), BUFFER_BYTES))
+    return raw
+
+
+class _ZstdReader(io.RawIOBase):
+    """Decompress frame after frame. Unlike zstandard's own reader, notice a file cut short."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw = raw
+        self._frame: zstandard.ZstdDecompressionObj | None = None
+        self._input = b""
+        self._output = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        while not self._output:
+            chunk = self._input or self._raw.read(_ZSTD_INPUT_BYTES)
+            if not chunk:
+                if self._frame is not None:
+                    raise EOFError("the Zstandard stream ends in the middle of a frame")
+                return 0
+            if self._frame is None:
+                self._frame = zstandard.ZstdDecompressor().decompressobj()
+            self._output = memoryview(self._frame.decompress(chunk))
+            self._input = b""
+            if self._frame.eof:
+                self._input = self._frame.unused_data
+                self._frame = None
+        target = memoryview(buffer)
+        count = min(len(target), len(self._output))
+        target[:count] = self._output[:count]
+        self._output = self._output[count:]
+        return count
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()

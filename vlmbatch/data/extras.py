@@ -1,0 +1,100 @@
+"""Arrow types for the columns that pass through to the output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from vlmbatch.data.columns import Columns, reserved_message
+from vlmbatch.data.inference import InferredColumn, common_type
+from vlmbatch.errors import ManifestError
+
+_BATCH_ROWS = 4096
+_BATCH_BYTES = 32 * 2**20
+MAX_COLUMNS = 1000
+
+
+class ExtraColumns:
+    """The union of the pass-through columns of all rows, in order of first appearance.
+
+    Columns of JSONL rows are typed from their values, by batch; a column without a common type is
+    written as JSON text (see ``JSON_TEXT``). Columns of Parquet files keep their types.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._inferred: dict[str, InferredColumn] = {}
+        self._declared: dict[str, tuple[pa.DataType, str]] = {}
+        self._rows = 0
+        self._bytes = 0
+
+    def add_values(self, values: dict[str, Any], num_bytes: int, where: str) -> None:
+        """Take in one JSONL row, ``num_bytes`` long.
+
+        Raises:
+            ManifestError: a reserved name, or too many columns.
+        """
+        inputs = self._columns.inputs
+        inferred = self._inferred
+        for name, value in values.items():
+            if name in inputs:
+                continue
+            column = inferred.get(name)
+            if column is None:
+                self._check_name(name, len(inferred), where)
+                column = inferred[name] = InferredColumn(name)
+            column.pending.append(value)
+        self._rows += 1
+        self._bytes += num_bytes
+        if self._rows >= _BATCH_ROWS or self._bytes >= _BATCH_BYTES:
+            self._flush()
+
+    def add_schema(self, schema: pa.Schema, where: str) -> None:
+        """Take in the columns of one Parquet file.
+
+        Raises:
+            ManifestError: a reserved name, or a type that contradicts another file's.
+        """
+        for field in schema:
+            if field.name in self._columns.inputs:
+                continue
+            data_type = stored_type(field.type)
+            known = self._declared.get(field.name)
+            if known is None:
+                self._check_name(field.name, len(self._declared), where)
+                self._declared[field.name] = data_type, where
+                continue
+            try:
+                self._declared[field.name] = common_type(known[0], data_type), known[1]
+            except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+                raise ManifestError(
+                    f'column "{field.name}" is {known[0]} in {known[1]} but {data_type} in '
+                    f"{where}: the files of a folder must agree on their columns' types"
+                ) from error
+
+    def schema(self) -> pa.Schema:
+        """The pass-through part of the output's schema."""
+        self._flush()
+        declared = [pa.field(name, known[0]) for name, known in self._declared.items()]
+        return pa.schema([*declared, *(column.field() for column in self._inferred.values())])
+
+    def _check_name(self, name: str, num_columns: int, where: str) -> None:
+        if self._columns.is_reserved(name):
+            raise ManifestError(f"{where}: {reserved_message(name)}")
+        if num_columns == MAX_COLUMNS:
+            raise ManifestError(
+                f'{where}: "{name}" is the {MAX_COLUMNS + 1}th pass-through column; {MAX_COLUMNS} '
+                "are allowed: put values with names of their own into one object, such as "
+                '"metadata": {...}'
+            )
+
+    def _flush(self) -> None:
+        for column in self._inferred.values():
+            column.flush()
+        self._rows = self._bytes = 0
+
+
+def stored_type(data_type: pa.DataType) -> pa.DataType:
+    """The type in the output: a dictionary is an encoding, which Parquet applies by itself."""
+    return data_type.value_type if pa.types.is_dictionary(data_type) else data_type

@@ -1,0 +1,97 @@
+"""Opening image bytes safely: regular files only, inside the root, within the byte limit."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from vlmbatch.config import ImageLimits
+from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.types import ImageRef
+
+_FILE_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def image_label(ref: ImageRef) -> str:
+    """What to call the image in messages."""
+    return ref.path if ref.path is not None else "embedded image"
+
+
+def open_image_bytes(ref: ImageRef, limits: ImageLimits) -> BinaryIO:
+    """Open the encoded image for reading; never blocks on pipes and devices.
+
+    Raises:
+        RowError: IMAGE_MISSING, IMAGE_FORBIDDEN, IMAGE_UNREADABLE or IMAGE_TOO_LARGE.
+    """
+    if ref.data is not None:
+        _check_size(len(ref.data), ref, limits)
+        return io.BytesIO(ref.data)
+    assert ref.path is not None, "an image is a path or bytes"
+    try:
+        # O_NONBLOCK: opening a named pipe must not wait for its writer.
+        descriptor = os.open(ref.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        _check_inside(_real_path(ref.path), ref.path, limits)
+        if isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise RowError(ErrorCode.IMAGE_MISSING, f"{ref.path}: no such file") from error
+        raise RowError(
+            ErrorCode.IMAGE_UNREADABLE, f"{ref.path}: cannot be opened: {error.strerror}"
+        ) from error
+    try:
+        _check_inside(_opened_path(descriptor, ref.path), ref.path, limits)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            kind = _FILE_KINDS.get(stat.S_IFMT(status.st_mode), "not a file")
+            raise RowError(ErrorCode.IMAGE_UNREADABLE, f"{ref.path}: {kind}, not an image file")
+        _check_size(status.st_size, ref, limits)
+    except RowError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def _check_size(size: int, ref: ImageRef, limits: ImageLimits) -> None:
+    if size == 0:
+        raise RowError(ErrorCode.IMAGE_UNREADABLE, f"{image_label(ref)}: empty (0 bytes)")
+    if size > limits.max_bytes:
+        raise RowError(
+            ErrorCode.IMAGE_TOO_LARGE,
+            f"{image_label(ref)}: {size} bytes, over the limit of {limits.max_bytes} bytes",
+        )
+
+
+def _check_inside(real_path: Path, path: str, limits: ImageLimits) -> None:
+    if limits.root is None:
+        return
+    root = _real_path(limits.root)
+    if not real_path.is_relative_to(root):
+        raise RowError(
+            ErrorCode.IMAGE_FORBIDDEN,
+            f"{path}: leads to {real_path}, outside the image root {root}",
+        )
+
+
+def _real_path(path: str | Path) -> Path:
+    return Path(os.path.realpath(path))  # Path.resolve raises on a loop of links
+
+
+def _opened_path(descriptor: int, path: str) -> Path:
+    """The real path of the file that is open, whatever has become of the path's links since."""
+    try:
+        return Path(f"/proc/self/fd/{descriptor}").readlink()
+    except FileNotFoundError:  # no /proc on this system
+        real_path = _real_path(path)
+        if os.path.samestat(real_path.stat(), os.fstat(descriptor)):
+            return real_path
+        raise RowError(
+            ErrorCode.IMAGE_FORBIDDEN, f"{path}: changed while it was being opened"
+        ) from None

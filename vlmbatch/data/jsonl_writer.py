@@ -1,0 +1,40 @@
+"""Results as JSONL on a stream, each visible as soon as it is written."""
+
+from __future__ import annotations
+
+from typing import BinaryIO
+
+from vlmbatch.data.json_text import dump_json
+from vlmbatch.data.schema import result_values
+from vlmbatch.errors import OutputError
+from vlmbatch.types import Result
+
+
+class JsonlResultWriter:
+    """One JSON object a result, with the output schema's keys, nulls included.
+
+    The stream stays open: it is the caller's.
+
+    Raises:
+        BrokenPipeError: the reader has gone, as ``head`` does; the caller ends quietly.
+        OutputError: the stream cannot be written for another reason.
+    """
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+
+    def write(self, result: Result) -> None:
+        line = dump_json({**result_values(result), **result.extra})
+        try:
+            self._stream.write(line.encode("utf-8", "replace") + b"\n")
+            self._stream.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise OutputError(f"standard output cannot be written: {error.strerror}") from error
+
+    def close(self) -> None:
+        """Nothing is left to do: every row was flushed."""
+
+    def abort(self) -> None:
+        """What is written stays: each line is complete."""

@@ -1,0 +1,185 @@
+"""The manifest: found, scanned once, then read row by row."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import BinaryIO
+
+import pyarrow as pa
+
+from vlmbatch.config import ManifestConfig, SamplingParams
+from vlmbatch.data.columns import Columns, reserved_message
+from vlmbatch.data.rows import RowBuilder
+from vlmbatch.data.scan import ManifestFile, Scan, record_id
+from vlmbatch.data.sources import find_files, stdin_file
+from vlmbatch.errors import ErrorCode, ManifestError, RowError
+from vlmbatch.types import Row
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestInfo:
+    """What the first pass found. ``sha256`` is the digest of the decompressed content; for a
+    folder, of its files' names and digests."""
+
+    num_rows: int
+    sha256: str
+    extra_schema: pa.Schema
+    files: tuple[str, ...]
+
+
+class Manifest:
+    """Rows in order, from one or more files, in bounded memory.
+
+    ``scan`` is the first pass, ``rows`` the second; passes must not overlap.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[ManifestFile],
+        builder: RowBuilder,
+        limit: int | None,
+        *,
+        streaming: bool,
+    ) -> None:
+        self._files = files
+        self._builder = builder
+        self._limit = limit
+        self._streaming = streaming
+        self._info: ManifestInfo | None = None
+
+    def scan(self) -> ManifestInfo:
+        """Count the rows, hash the content, type the pass-through columns, compare the ids.
+
+        Raises:
+            ManifestError: nothing may run on this manifest; the message names file and line.
+        """
+        assert not self._streaming, "a stream can be read only once"
+        scan = Scan(self._builder.columns)
+        digests = []
+        for file in self._files:
+            left = None if self._limit is None else self._limit - scan.num_rows
+            digests.append(file.scan(scan, left))
+        if repeated := scan.ids.repeated():
+            self._refuse_duplicates(repeated, scan.num_rows)
+        self._info = ManifestInfo(
+            scan.num_rows,
+            self._combined(digests),
+            scan.extras.schema(),
+            tuple(file.name for file in self._files),
+        )
+        return self._info
+
+    def rows(self) -> Iterator[Row]:
+        """Yield every row in order; what is wrong with one stands in its ``error``.
+
+        Raises:
+            ManifestError: the first line of a file is not a JSON object, or the manifest changed
+                after ``scan``.
+        """
+        limit = self._limit if self._info is None else self._info.num_rows
+        index = 0
+        rows = self._checked_stream(self._all_rows()) if self._streaming else self._all_rows()
+        while limit is None or index < limit:
+            row = next(rows, None)
+            if row is None:
+                break
+            yield row
+            index += 1
+        if self._info is not None and index < self._info.num_rows:
+            raise ManifestError(
+                f"{self._files[-1].name}: changed while it was being read: it had "
+                f"{self._info.num_rows} rows, now it has {index}"
+            )
+
+    def _all_rows(self) -> Iterator[Row]:
+        index = 0
+        for file in self._files:
+            for line, values in file.records():
+                yield self._builder.build(index, file.name, line, values)
+                index += 1
+
+    def _checked_stream(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """What ``scan`` refuses the whole manifest for is an error of the row in a stream."""
+        columns = self._builder.columns
+        seen: set[int] = set()  # eight-byte hashes: two different ids practically never share one
+        for row in rows:
+            error = row.error
+            if error is not None and error.code is ErrorCode.MANIFEST_LINE_INVALID:
+                yield row  # its id is not known
+                continue
+            if reserved := next(filter(columns.is_reserved, row.extra), None):
+                if row.index == 0:
+                    raise ManifestError(f"{row.file}:{row.line}: {reserved_message(reserved)}")
+                error = RowError(ErrorCode.MANIFEST_LINE_INVALID, reserved_message(reserved))
+            elif hash(row.id) in seen:
+                error = RowError(
+                    ErrorCode.ID_DUPLICATE, f'an earlier row has the id "{row.id}" too'
+                )
+            seen.add(hash(row.id))
+            yield row if error is row.error else replace(row, error=error)
+
+    def _refuse_duplicates(self, repeated: frozenset[int], num_rows: int) -> None:
+        """Look again at the ids whose hashes collide; only equal ids are an error."""
+        id_column = self._builder.columns.id
+        seen: dict[str, str] = {}
+        index = 0
+        for file in self._files:
+            for line, values in file.records([id_column]):
+                if index == num_rows:
+                    return
+                row_id = record_id(values, id_column, index)
+                index += 1
+                if row_id is None or hash(row_id) not in repeated:
+                    continue
+                where = f"{file.name}:{line}"
+                if row_id in seen:
+                    raise ManifestError(
+                        f'duplicate id "{row_id}": {seen[row_id]} and {where}. Ids must differ '
+                        "(a row without one has its index, counted from 0)"
+                    )
+                seen[row_id] = where
+
+    def _combined(self, digests: list[str]) -> str:
+        if len(digests) == 1:
+            return digests[0]
+        hasher = hashlib.sha256()
+        for file, digest in zip(self._files, digests, strict=True):
+            hasher.update(f"{Path(file.name).name}\0{digest}\n".encode(errors="surrogateescape"))
+        return hasher.hexdigest()
+
+
+def open_manifest(
+    config: ManifestConfig,
+    defaults: SamplingParams,
+    *,
+    image_base: Path | None = None,
+    streaming: bool = False,
+    stdin: BinaryIO | None = None,
+) -> Manifest:
+    """Find the manifest's files; nothing is read yet, except that standard input is spooled.
+
+    ``image_base``: where relative image paths start; by default the manifest's folder, for
+    standard input the working directory. ``streaming`` reads standard input as it comes, without
+    ``scan``: duplicate ids and reserved column names are then errors of their rows.
+
+    Raises:
+        ManifestError: there is no manifest at ``config.source``, or none of a known kind.
+        ConfigError: two columns have the same name.
+        OutputError: standard input does not fit the temporary folder.
+    """
+    assert config.source == "-" or not streaming, "only standard input is streamed"
+    columns = Columns.from_config(config)
+    files: Sequence[ManifestFile]
+    if config.source == "-":
+        folder = Path()
+        files = [stdin_file(stdin or sys.stdin.buffer, config.max_line_bytes, spool=not streaming)]
+    else:
+        source = Path(config.source)
+        folder = source if source.is_dir() else source.parent
+        files = find_files(source, config.max_line_bytes)
+    builder = RowBuilder(columns, defaults, image_base or folder)
+    return Manifest(files, builder, config.limit, streaming=streaming)

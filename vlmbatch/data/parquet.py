@@ -1,0 +1,171 @@
+"""Parquet manifests, read a batch at a time."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlmbatch.data.scan import Record, Scan
+from vlmbatch.errors import ErrorCode, ManifestError, RowError
+
+_BATCH_BYTES = 8 * 2**20
+_BATCH_ROWS = 4096
+_READ_BYTES = 2**20
+_ENCRYPTED_MAGIC = b"PARE"
+
+
+class ParquetFile:
+    """One Parquet file. Embedded images are held a few megabytes at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+
+    def scan(self, scan: Scan, limit: int | None) -> str:
+        """Gather ids and columns of at most ``limit`` rows, and the digest of the file's bytes.
+
+        With a limit, the digest is of the bytes up to the last row group that it reaches.
+
+        Raises:
+            ManifestError: the file cannot be read, or a column's name is reserved or used twice.
+        """
+        with self._open() as file:
+            names = file.schema_arrow.names
+            for name in names:
+                if names.count(name) > 1:
+                    raise ManifestError(f'{self.name}: two columns are called "{name}"')
+            scan.extras.add_schema(file.schema_arrow, self.name)
+            num_rows = file.metadata.num_rows
+            end = None
+            if limit is not None and limit < num_rows:
+                num_rows = limit
+                end = _end_of_rows(file.metadata, limit)
+        records = self.records([scan.columns.id])
+        for _, (_, values) in zip(range(num_rows), records, strict=False):
+            scan.add_row(values)
+        return self._digest(end)
+
+    def records(self, columns: Collection[str] | None = None) -> Iterator[Record]:
+        """Yield (row number from 1, values). A row group that cannot be read yields errors."""
+        with self._open() as file:
+            names = file.schema_arrow.names
+            wanted = [name for name in names if columns is None or name in columns]
+            first = 1
+            for group in range(file.num_row_groups):
+                yield from self._group_records(file, group, wanted, first)
+                first += file.metadata.row_group(group).num_rows
+
+    def _group_records(
+        self, file: pq.ParquetFile, group: int, names: list[str], first: int
+    ) -> Iterator[Record]:
+        metadata = file.metadata.row_group(group)
+        line, end = first, first + metadata.num_rows
+        if not names:
+            for number in range(line, end):
+                yield number, {}
+            return
+        row_bytes = metadata.total_byte_size // max(metadata.num_rows, 1) + 1
+        batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
+        batches = file.iter_batches(batch_rows, row_groups=[group], columns=names)
+        try:
+            for batch in batches:
+                columns = [_column_values(column) for column in batch.columns]
+                for values in zip(*columns, strict=True):
+                    record = dict(zip(batch.schema.names, values, strict=True))
+                    yield line, self._checked(record, line)
+                    line += 1
+        except (pa.ArrowException, OSError) as error:
+            for number in range(line, end):
+                yield (
+                    number,
+                    RowError(
+                        ErrorCode.MANIFEST_LINE_INVALID,
+                        f"{self.name}: row group {group} (rows {first} to {end - 1}) cannot be "
+                        f"read from row {line} on: {error}",
+                    ),
+                )
+
+    def _checked(self, record: dict[str, Any], line: int) -> dict[str, Any] | RowError:
+        for name, value in record.items():
+            if isinstance(value, UnicodeDecodeError):
+                return RowError(
+                    ErrorCode.MANIFEST_LINE_INVALID,
+                    f'{self.name}: row {line}, column "{name}": not UTF-8: {value}',
+                )
+        return record
+
+    def _open(self) -> pq.ParquetFile:
+        try:
+            # By default pyarrow would hold whole column chunks of a row group, not pages.
+            return pq.ParquetFile(self._path, pre_buffer=False, buffer_size=_READ_BYTES)
+        except (pa.ArrowException, OSError) as error:
+            raise ManifestError(f"{self.name}: {self._why_unreadable(error)}") from error
+
+    def _why_unreadable(self, error: Exception) -> str:
+        try:
+            with self._path.open("rb") as file:
+                magic = file.read(4)
+        except OSError as reason:
+            return f"cannot be read: {reason.strerror}"
+        if magic == _ENCRYPTED_MAGIC:
+            return "is encrypted: decrypt it first"
+        return f"is not a complete Parquet file (no valid footer): {error}"
+
+    def _digest(self, end: int | None) -> str:
+        hasher = hashlib.sha256()
+        try:
+            with self._path.open("rb", buffering=0) as file:
+                while chunk := file.read(_READ_BYTES if end is None else min(_READ_BYTES, end)):
+                    hasher.update(chunk)
+                    if end is not None:
+                        end -= len(chunk)
+        except OSError as error:
+            raise ManifestError(f"{self.name}: cannot be read: {error.strerror}") from error
+        return hasher.hexdigest()
+
+
+def _end_of_rows(metadata: pq.FileMetaData, num_rows: int) -> int:
+    """Where in the file the row groups that hold the first ``num_rows`` rows end, in bytes."""
+    end = 0
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        if num_rows <= 0:
+            break
+        for column in map(group.column, range(group.num_columns)):
+            start = column.dictionary_page_offset or column.data_page_offset
+            end = max(end, start + column.total_compressed_size)
+        num_rows -= group.num_rows
+    return end
+
+
+def _column_values(column: pa.Array) -> list[Any]:
+    """Python values; Arrow scalars where Python's types would lose range or resolution.
+
+    A string that is not UTF-8 becomes its ``UnicodeDecodeError``.
+    """
+    if _is_temporal(column.type):
+        return [scalar if scalar.is_valid else None for scalar in column]
+    try:
+        values: list[Any] = column.to_pylist()
+    except UnicodeDecodeError:
+        return [_value(scalar) for scalar in column]
+    return values
+
+
+def _value(scalar: pa.Scalar) -> Any:
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError as error:
+        return error
+
+
+def _is_temporal(data_type: pa.DataType) -> bool:
+    if pa.types.is_temporal(data_type):
+        return True
+    if pa.types.is_dictionary(data_type):
+        return _is_temporal(data_type.value_type)
+    return any(_is_temporal(data_type.field(i).type) for i in range(data_type.num_fields))

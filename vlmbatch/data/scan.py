@@ -1,0 +1,55 @@
+"""What the first pass over a manifest gathers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from typing import Any, Protocol
+
+from vlmbatch.data.columns import Columns
+from vlmbatch.data.extras import ExtraColumns
+from vlmbatch.data.ids import IdHashes, read_id
+from vlmbatch.errors import RowError
+
+# The line (JSONL) or row (Parquet) number from 1, and its values or why there are none.
+Record = tuple[int, dict[str, Any] | RowError]
+
+
+class Scan:
+    """Row count, ids and pass-through columns, summed over the files of a manifest."""
+
+    def __init__(self, columns: Columns) -> None:
+        self.columns = columns
+        self.extras = ExtraColumns(columns)
+        self.ids = IdHashes()
+        self.num_rows = 0
+
+    def add_row(self, values: dict[str, Any] | RowError) -> None:
+        """Count a row, and its id unless it cannot be read."""
+        row_id = record_id(values, self.columns.id, self.num_rows)
+        if row_id is not None:
+            self.ids.add(row_id)
+        self.num_rows += 1
+
+
+def record_id(values: dict[str, Any] | RowError, id_column: str, index: int) -> str | None:
+    """The id that the row claims, or ``None`` when it has no legible one."""
+    if isinstance(values, RowError):
+        return None
+    try:
+        return read_id(values.get(id_column), index)
+    except RowError:
+        return None  # becomes an error row in the second pass
+
+
+class ManifestFile(Protocol):
+    """One file of a manifest. Every method starts from the file's beginning."""
+
+    name: str
+
+    def scan(self, scan: Scan, limit: int | None) -> str:
+        """Feed at most ``limit`` rows to ``scan``; the SHA-256 of the content they take."""
+        ...
+
+    def records(self, columns: Collection[str] | None = None) -> Iterator[Record]:
+        """Yield every row, with at least the given columns (``None``: all)."""
+        ...

@@ -1,0 +1,55 @@
+"""The columns of the output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from vlmbatch.types import Result
+
+RESULT_SCHEMA = pa.schema(
+    [
+        ("row_index", pa.int64()),
+        ("id", pa.string()),
+        ("status", pa.string()),
+        ("text", pa.string()),
+        ("finish_reason", pa.string()),
+        ("prompt_tokens", pa.int32()),
+        ("image_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+        ("error_code", pa.string()),
+        ("error_message", pa.string()),
+    ]
+)
+
+RESERVED_COLUMNS = frozenset(RESULT_SCHEMA.names)
+
+# Marks a pass-through column whose values had no common type: its strings are JSON text.
+JSON_TEXT = {b"vlmbatch.encoding": b"json"}
+
+
+def output_schema(extra: pa.Schema) -> pa.Schema:
+    """The result columns, then the manifest's ``extra`` columns in its order."""
+    return pa.schema([*RESULT_SCHEMA, *extra])
+
+
+def result_values(result: Result) -> dict[str, Any]:
+    """A result's own columns, without those that pass through."""
+    return {
+        "row_index": result.index,
+        "id": result.id,
+        "status": result.status,
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "prompt_tokens": result.prompt_tokens,
+        "image_tokens": result.image_tokens,
+        "completion_tokens": result.completion_tokens,
+        "error_code": result.error_code,
+        "error_message": result.error_message,
+    }
+
+
+def is_json_text(field: pa.Field) -> bool:
+    """Whether the column holds JSON text in place of values."""
+    return (field.metadata or {}).items() >= JSON_TEXT.items()

@@ -1,0 +1,105 @@
+"""Where a manifest's bytes come from: a file, the files of a folder, standard input."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+
+from vlmbatch.data.compressed import BUFFER_BYTES, open_stream
+from vlmbatch.data.jsonl import JsonlFile
+from vlmbatch.data.parquet import ParquetFile
+from vlmbatch.data.scan import ManifestFile
+from vlmbatch.errors import ManifestError, OutputError
+
+_PARQUET_SUFFIX = ".parquet"
+_JSONL_SUFFIXES = tuple(
+    suffix + compression for suffix in (".jsonl", ".ndjson") for compression in ("", ".gz", ".zst")
+)
+_KINDS = ".parquet, .jsonl or .ndjson (the last two also .gz or .zst)"
+
+
+def find_files(source: Path, max_line_bytes: int) -> Sequence[ManifestFile]:
+    """The manifest's files: ``source`` itself, or those of the folder, sorted by name.
+
+    Other files in the folder, and names that start with a dot or an underscore, are left out.
+
+    Raises:
+        ManifestError: nothing there, or nothing of one known kind.
+    """
+    try:
+        if source.is_dir():
+            paths = _folder_files(source)
+        elif not source.exists():
+            raise ManifestError(f"{source}: no such manifest")
+        elif not source.is_file():
+            raise ManifestError(f"{source}: not a file; to read JSONL from a pipe, use -")
+        elif not _is_manifest(source):
+            raise ManifestError(f"{source}: of no known kind: the name must end in {_KINDS}")
+        else:
+            paths = [source]
+    except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
+        raise ManifestError(f"{str(source)!r}: cannot be read: {error}") from error
+    return [
+        ParquetFile(path)
+        if _is_parquet(path)
+        else JsonlFile(str(path), partial(open_stream, path), max_line_bytes)
+        for path in paths
+    ]
+
+
+def stdin_file(stdin: BinaryIO, max_line_bytes: int, *, spool: bool) -> ManifestFile:
+    """JSONL on standard input; copied to a temporary file first when it is read more than once.
+
+    Raises:
+        OutputError: the copy does not fit the temporary folder.
+    """
+    open_stdin = _spooled(stdin) if spool else lambda: stdin
+    return JsonlFile("<stdin>", open_stdin, max_line_bytes)
+
+
+def _folder_files(folder: Path) -> list[Path]:
+    paths = sorted(
+        path for path in folder.iterdir() if _is_manifest(path) and path.name[0] not in "._"
+    )
+    if not paths:
+        raise ManifestError(f"{folder}: the folder holds no file that ends in {_KINDS}")
+    first = paths[0]
+    for path in paths:
+        if _is_parquet(path) != _is_parquet(first):
+            raise ManifestError(
+                f"{folder}: the folder holds both Parquet and JSONL ({first.name} and "
+                f"{path.name}): name one file, or keep one kind in the folder"
+            )
+    return paths
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.suffix.lower() == _PARQUET_SUFFIX
+
+
+def _is_manifest(path: Path) -> bool:
+    return path.name.lower().endswith((_PARQUET_SUFFIX, *_JSONL_SUFFIXES))
+
+
+def _spooled(source: BinaryIO) -> Callable[[], BinaryIO]:
+    try:
+        spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the manifest
+        shutil.copyfileobj(source, spool, BUFFER_BYTES)
+        spool.flush()
+    except OSError as error:
+        raise OutputError(
+            f"standard input could not be copied to {tempfile.gettempdir()} ({error.strerror}): "
+            "free some space there, or set TMPDIR to a folder on another disk"
+        ) from error
+
+    def reopen() -> BinaryIO:
+        stream = os.fdopen(os.dup(spool.fileno()), "rb", buffering=BUFFER_BYTES)
+        stream.seek(0)
+        return stream
+
+    return reopen

@@ -1,0 +1,117 @@
+"""Checking rows without a model: prompt, image tokens, context length, image headers."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from vlmbatch.config import ImageLimits
+from vlmbatch.data.images import decode_image, probe_image
+from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.types import Row
+
+_THREADS = 4  # headers are small: more than one because files may lie on a network
+_WINDOW = 64
+
+
+class PromptEncoder(Protocol):
+    """The part of a model's processor that needs no pixels."""
+
+    def encode(self, row: Row, /) -> object:
+        """Tokenize the row's prompt; raises RowError when it cannot be answered."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowIssue:
+    """One bad row, as reports show it."""
+
+    file: str
+    line: int
+    index: int
+    id: str
+    code: ErrorCode
+    message: str
+
+    @classmethod
+    def of(cls, row: Row, error: RowError) -> RowIssue:
+        return cls(row.file, row.line, row.index, row.id, error.code, error.message)
+
+
+class ValidationReport:
+    """Counts by error code, with the first ``max_examples`` rows of each."""
+
+    def __init__(self, max_examples: int = 3) -> None:
+        self._max_examples = max_examples
+        self.num_rows = 0
+        self.counts: Counter[ErrorCode] = Counter()
+        self.examples: dict[ErrorCode, list[RowIssue]] = {}
+
+    @property
+    def num_errors(self) -> int:
+        return self.counts.total()
+
+    def add(self, row: Row, error: RowError | None) -> None:
+        """Take in what ``validate_rows`` yields."""
+        self.num_rows += 1
+        if error is None:
+            return
+        self.counts[error.code] += 1
+        examples = self.examples.setdefault(error.code, [])
+        if len(examples) < self._max_examples:
+            examples.append(RowIssue.of(row, error))
+
+
+def validate_rows(
+    rows: Iterable[Row], encoder: PromptEncoder, limits: ImageLimits, *, decode: bool = False
+) -> Iterator[tuple[Row, RowError | None]]:
+    """Yield every row, in order, with the first thing that is wrong with it.
+
+    Image files are looked at by a few threads, ``_WINDOW`` rows ahead at most; tokenizers stay on
+    the caller's thread. ``decode`` reads whole images, which finds truncated ones too.
+    """
+    check = partial(_image_error, limits=limits, decode=decode)
+    window: deque[tuple[Row, Future[RowError | None] | RowError | None]] = deque()
+    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="validate")
+    try:
+        for row in rows:
+            error = _prompt_error(row, encoder)
+            window.append((row, pool.submit(check, row) if error is None and row.images else error))
+            if len(window) == _WINDOW:
+                yield _settled(*window.popleft())
+        while window:
+            yield _settled(*window.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _settled(
+    row: Row, outcome: Future[RowError | None] | RowError | None
+) -> tuple[Row, RowError | None]:
+    return row, outcome.result() if isinstance(outcome, Future) else outcome
+
+
+def _prompt_error(row: Row, encoder: PromptEncoder) -> RowError | None:
+    if row.error is not None:
+        return row.error
+    try:
+        encoder.encode(row)
+    except RowError as error:
+        return error
+    return None
+
+
+def _image_error(row: Row, limits: ImageLimits, decode: bool) -> RowError | None:
+    try:
+        for image in row.images:
+            if decode:
+                decode_image(image, limits)
+            else:
+                probe_image(image, limits)
+    except RowError as error:
+        return error
+    return None
