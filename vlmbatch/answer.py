@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from vlmbatch.errors import RowError
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.stop_strings import cut_at_stop
-from vlmbatch.types import FinishReason, Request, Result, Row
+from vlmbatch.types import FinishReason, Result, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,26 +15,27 @@ class Answer:
     """What the engine made of a row, still as token ids, or the error that stands for it."""
 
     row: Row
-    request: Request | None = None
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
+    prompt_tokens: int = 0
+    image_tokens: int = 0
+    stop: tuple[str, ...] = ()
     error: RowError | None = None
 
 
 def to_result(answer: Answer, tokenizer: Tokenizer) -> Result:
     """Detokenize an answer into an output row."""
-    row, request = answer.row, answer.request
+    row = answer.row
     if answer.error is not None:
         return Result.from_error(row, answer.error)
-    assert request is not None
     text = tokenizer.decode(answer.token_ids)
     return Result(
         index=row.index,
         id=row.id,
-        text=cut_at_stop(text, request.sampling.stop),
+        text=cut_at_stop(text, answer.stop),
         finish_reason=answer.finish_reason,
-        prompt_tokens=len(request.token_ids),
-        image_tokens=request.num_image_tokens,
+        prompt_tokens=answer.prompt_tokens,
+        image_tokens=answer.image_tokens,
         completion_tokens=len(answer.token_ids),
         extra=row.extra,
     )

@@ -68,5 +68,14 @@ def answer_rows(
                 continue
             checkers.pop(sequence, None)
             stats.cached_tokens += sequence.num_cached_tokens or 0
-            tokens = tuple(sequence.output_token_ids)
-            sink.put(Answer(under_way.pop(sequence), sequence.request, tokens, reason))
+            request = sequence.request
+            sink.put(
+                Answer(
+                    under_way.pop(sequence),
+                    tuple(sequence.output_token_ids),
+                    reason,
+                    prompt_tokens=sequence.num_prompt_tokens,
+                    image_tokens=request.num_image_tokens,
+                    stop=request.sampling.stop,
+                )
+            )
