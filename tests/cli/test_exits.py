@@ -1,0 +1,137 @@
+"""Exit statuses, and what is said where."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import FAKE_JOB, Run, environment
+
+RUN = ("run", "m.jsonl", "-m", "x", "-o", "out.parquet")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "status", "message"),
+    [
+        ("answered", 0, "3 ok, 0 errors"),
+        ("with_errors", 1, "2 ok, 1 error\n"),
+        ("refused", 2, "error: m.jsonl:1: not a JSON object\n"),
+        ("disk_full", 74, "error: cannot write out.parquet: No space left on device\n"),
+        ("bug", 70, "error: internal error: KeyError: 'planted'\n"),
+    ],
+)
+def test_status_of_a_run(job: Run, behaviour: str, status: int, message: str) -> None:
+    done = job(behaviour, *RUN)
+    lines = [line.rstrip() + "\n" for line in done.stderr.splitlines()]
+    assert done.returncode == status
+    assert message in "".join(lines)
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+
+
+def test_exit_zero_forgives_error_rows_only(job: Run) -> None:
+    assert job("with_errors", *RUN, "--exit-zero").returncode == 0
+    assert job("refused", *RUN, "--exit-zero").returncode == 2
+
+
+@pytest.mark.parametrize(("behaviour", "flag"), [("bug", "-v"), ("refused", "-vv")])
+def test_verbose_shows_the_traceback(job: Run, behaviour: str, flag: str) -> None:
+    assert "Traceback (most recent call last)" in job(behaviour, *RUN, flag).stderr
+
+
+def test_quiet_prints_errors_only(job: Run) -> None:
+    assert job("with_errors", *RUN, "-q").stderr == ""
+    assert job("refused", *RUN, "-q").stderr == "error: m.jsonl:1: not a JSON object\n"
+
+
+def test_json_log(job: Run) -> None:
+    finished = json.loads(job("with_errors", *RUN, "--log-format", "json").stderr)
+    assert (finished["level"], finished["rows"], finished["errors"]) == ("info", 3, 1)
+    refused = json.loads(job("refused", *RUN, "--log-format", "json").stderr)
+    assert (refused["level"], refused["message"]) == ("error", "m.jsonl:1: not a JSON object")
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+)
+def test_signals(tmp_path: Path, sent: signal.Signals, status: int, word: str) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(FAKE_JOB), "slow", *RUN],
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "running\n"
+    process.send_signal(sent)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == status
+    assert stderr == f"error: {word}: 2 rows were done; nothing was written to out.parquet\n"
+
+
+def test_a_closed_standard_output_ends_quietly(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(FAKE_JOB), "talkative", "run", "-", "-m", "x"],
+        cwd=tmp_path,
+        env=environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    assert "an answer" in process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=30) == 141
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+def test_summary_json(job: Run, tmp_path: Path) -> None:
+    done = job("with_errors", *RUN, "--summary-json", "summary.json")
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert done.returncode == summary["exit_status"] == 1
+    assert (summary["rows"], summary["ok"]) == (3, 2)
+    assert summary["errors_by_code"] == {"image_missing": 1}
+    assert summary["output"] == "out.parquet"
+
+
+def test_summary_json_on_standard_output_is_json_alone(job: Run) -> None:
+    assert json.loads(job("answered", *RUN, "--summary-json", "-").stdout)["rows"] == 3
+
+
+def test_validate(job: Run) -> None:
+    clean = job("answered", "validate", "m.jsonl", "-m", "x")
+    assert (clean.returncode, clean.stdout) == (0, "")
+    assert "3 rows checked" in clean.stderr
+    done = job("with_errors", "validate", "m.jsonl", "-m", "x", "--errors", "-")
+    assert done.returncode == 1
+    assert json.loads(done.stdout) == {
+        "row_index": 1,
+        "id": "row-1",
+        "file": "m.jsonl",
+        "line": 2,
+        "error_code": "image_missing",
+        "error_message": "no file at images/7.png",
+    }
+    assert "m.jsonl:2 (id row-1): no file at images/7.png" in done.stderr
+
+
+def test_validate_writes_errors_to_a_file(job: Run, tmp_path: Path) -> None:
+    done = job("with_errors", "validate", "m.jsonl", "-m", "x", "--errors", "e.jsonl", "-q")
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "")
+    assert json.loads((tmp_path / "e.jsonl").read_text())["line"] == 2
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_validate_on_a_full_disk(job: Run) -> None:
+    done = job("with_errors", "validate", "m.jsonl", "-m", "x", "--errors", "/dev/full")
+    assert done.returncode == 74
+    assert done.stderr == "error: cannot write /dev/full: No space left on device\n"

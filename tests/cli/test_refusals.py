@@ -1,0 +1,75 @@
+"""What is refused before any work: each message says what is wrong and what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from command_line import Run
+
+MODEL = ("-m", "x")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run"], "Missing argument 'MANIFEST'.\nTry `vlmbatch run --help`."),
+        (["rum"], "No such command 'rum'. Did you mean 'run'?"),
+        (["run", "m.jsonl", "--max-token", "3"], "--max-tokens"),
+        (
+            ["run", "data/m.jsonl.gz", *MODEL],
+            "add -o m.answers.parquet for a Parquet file, or -o -",
+        ),
+        (["run", "m.jsonl", "-o", "out.csv", *MODEL], "out.csv is of no kind that can be written"),
+        (["run", "m.jsonl", "-o", "folder", *MODEL], "such as -o folder/answers.parquet"),
+        (["run", "m.jsonl", "-o", "old.parquet", *MODEL], "old.parquet exists: add --overwrite"),
+        (
+            ["run", "old.parquet", "-o", "old.parquet", "--overwrite", *MODEL],
+            "old.parquet is the manifest itself",
+        ),
+        (["run", "m.jsonl", "-o", "a.parquet"], "no model given: add --model"),
+        (["run", "-", *MODEL, "--max-tokens", "0"], "max_tokens must be at least 1, got 0"),
+        (["run", "-", *MODEL, "--max-tokens", "many"], "'--max-tokens'"),
+        (["run", "-", *MODEL, "--max-tokens", "many"], "got 'many'"),
+        (["run", "-", *MODEL, "--limit", "-1"], "'--limit': must be at least 0, got -1"),
+        (["run", "-", *MODEL, "--dtype", "fp8"], "'fp8' is not one of 'auto', 'float32'"),
+        (["run", "-", *MODEL, "--image-input-shape", "336"], 'such as "1,3,336,336"; got "336"'),
+        (["run", "-", *MODEL, "--image-input-shape", "2,3,8,8"], 'got "2,3,8,8"'),
+        (
+            ["run", "-", *MODEL, "--image-input-type", "image_features"],
+            "--image-input-type image_features is not supported yet: use pixel_values",
+        ),
+        (["run", "-", *MODEL, "--summary-json", "-"], "--summary-json - would mix with the data"),
+        (["run", "-", *MODEL, "--summary-json", "no/s.json"], "there is no folder no"),
+        (["validate", "m.jsonl"], "no model given"),
+        (["validate", "m.jsonl", *MODEL, "--errors", "m.jsonl"], "m.jsonl is the manifest itself"),
+        (["validate", "m.jsonl", *MODEL, "--errors", "folder"], "folder is a folder"),
+    ],
+)
+def test_refused(job: Run, tmp_path: Path, arguments: list[str], message: str) -> None:
+    (tmp_path / "m.jsonl").write_text("{}\n")
+    (tmp_path / "old.parquet").write_text("old")
+    (tmp_path / "folder").mkdir()
+    done = job("answered", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert (tmp_path / "m.jsonl").read_text() == "{}\n"
+    assert (tmp_path / "old.parquet").read_text() == "old"
+
+
+def test_overwrite_is_taken_at_its_word(job: Run, tmp_path: Path) -> None:
+    (tmp_path / "old.parquet").write_text("old")
+    done = job("answered", "run", "m.jsonl", "-o", "old.parquet", "--overwrite", *MODEL)
+    assert done.returncode == 0
+
+
+def test_a_bad_variable_is_named(job: Run) -> None:
+    done = job("answered", "run", "-", *MODEL, VLMBATCH_TOP_P="high")
+    assert done.returncode == 2
+    assert "VLMBATCH_TOP_P in the environment" in done.stderr
+    assert "'high'" in done.stderr
+
+
+def test_standard_input_needs_no_output_option(job: Run) -> None:
+    assert '"output": "-"' in job("show_config", "run", "-", *MODEL).stdout

@@ -1,0 +1,177 @@
+"""The commands as users type them, over the sample model and its manifest."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from command_line import environment
+
+import vlmbatch
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "samples/tiny-llava"
+MANIFEST = ROOT / "samples/manifest.jsonl"
+VLMBATCH = [sys.executable, "-m", "vlmbatch"]
+PLANTED = {"image_unreadable", "image_token_mismatch"}
+
+pytestmark = pytest.mark.skipif(
+    not (MODEL / "model.safetensors").exists() or not MANIFEST.exists(),
+    reason="samples/tiny-llava is not here: python samples/train_tiny_llava.py",
+)
+
+
+def planted_rows() -> set[int]:
+    lines = MANIFEST.read_text().splitlines()
+    return {index for index, line in enumerate(lines) if json.loads(line)["answer"] is None}
+
+
+def run(
+    *arguments: str | Path, stdin: str | None = None, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*VLMBATCH, *map(str, arguments)],
+        input=stdin if stdin is not None else "",
+        cwd=cwd,
+        env=environment(OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "out.parquet"
+    done = run("run", MANIFEST, "-m", MODEL, "-o", path)
+    assert done.returncode == 1, done.stderr
+    assert done.stdout == ""
+    assert " ok, 2 errors" in done.stderr
+    assert all(code in done.stderr for code in PLANTED)
+    return path
+
+
+def test_answers_are_right_and_in_order(output: Path) -> None:
+    rows = pq.read_table(output).to_pylist()
+    wanted = [json.loads(line) for line in MANIFEST.read_text().splitlines()]
+    assert [(row["row_index"], row["id"]) for row in rows] == [
+        (index, row["id"]) for index, row in enumerate(wanted)
+    ]
+    assert {row["row_index"] for row in rows if row["status"] == "error"} == planted_rows()
+    assert {row["error_code"] for row in rows} == PLANTED | {None}
+    right = [row["text"].strip() == row["answer"] for row in rows if row["status"] == "ok"]
+    assert len(right) >= 22 and all(right)
+
+
+def test_metadata_says_what_was_run(output: Path) -> None:
+    metadata = pq.read_schema(output).metadata
+    assert metadata[b"vlmbatch.version"].decode() == vlmbatch.__version__
+    assert metadata[b"vlmbatch.model"].decode() == str(MODEL)
+    assert {b"vlmbatch.run_fingerprint", b"vlmbatch.sampling", b"vlmbatch.manifest_sha256"} <= (
+        metadata.keys()
+    )
+
+
+def test_an_existing_output_is_kept(output: Path) -> None:
+    before = output.read_bytes()
+    done = run("run", MANIFEST, "-m", MODEL, "-o", output)
+    assert done.returncode == 2
+    assert "add --overwrite" in done.stderr
+    assert output.read_bytes() == before
+
+
+def test_stdin_to_stdout() -> None:
+    lines = MANIFEST.read_text().splitlines(keepends=True)
+    good = [line for line in lines if json.loads(line)["answer"] is not None][:5]
+    done = run("run", "-", "-m", MODEL, "-q", stdin="".join(good), cwd=MANIFEST.parent)
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [row["row_index"] for row in rows] == list(range(5))
+    assert [row["text"].strip() for row in rows] == [json.loads(line)["answer"] for line in good]
+
+
+def test_a_reader_that_leaves_ends_the_run_quietly() -> None:
+    process = subprocess.Popen(
+        [*VLMBATCH, "run", str(MANIFEST), "-m", str(MODEL), "-o", "-", "-q"],
+        cwd=ROOT,
+        env=environment(OMP_NUM_THREADS="1"),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    process.stdout.close()
+    assert process.wait(timeout=60) == 141
+    assert process.stderr.read() == ""
+    process.stderr.close()
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_leaves_nothing_behind(tmp_path: Path, sent: signal.Signals, status: int) -> None:
+    many = tmp_path / "many.jsonl"
+    rows = [json.loads(line) for line in MANIFEST.read_text().splitlines()]
+    with many.open("w") as file:
+        for index in range(20_000):
+            row = rows[index % len(rows)]
+            image = str(MANIFEST.parent / row["image"])
+            file.write(json.dumps({"prompt": row["prompt"], "image": image}) + "\n")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    process = subprocess.Popen(
+        [*VLMBATCH, "run", str(many), "-m", str(MODEL), "-o", str(folder / "out.parquet")],
+        cwd=ROOT,
+        env=environment(OMP_NUM_THREADS="1"),
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not list(folder.iterdir()):  # the temporary output: the run is under way
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    time.sleep(1.5)
+    process.send_signal(sent)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == status, stderr
+    assert "nothing was written to" in stderr
+    assert "Traceback" not in stderr
+    assert list(folder.iterdir()) == []
+
+
+def test_validate_finds_the_planted_errors_without_torch(tmp_path: Path) -> None:
+    errors = tmp_path / "errors.jsonl"
+    code = f"""
+import sys
+from vlmbatch.cli import main
+status = main(["validate", {str(MANIFEST)!r}, "-m", {str(MODEL)!r}, "--decode-images",
+               "--errors", {str(errors)!r}])
+assert "torch" not in sys.modules and "transformers" not in sys.modules
+sys.exit(status)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1, done.stderr
+    assert " can be answered, 2 cannot" in done.stderr
+    found = [json.loads(line) for line in errors.read_text().splitlines()]
+    assert {row["row_index"] for row in found} == planted_rows()
+    assert {row["error_code"] for row in found} == PLANTED
+    assert all(f"{MANIFEST}:{row['line']} (id {row['id']}): " in done.stderr for row in found)
+
+
+def test_the_sample_configuration_fits_the_sample_model() -> None:
+    done = run("validate", MANIFEST, "--config", "configs/tiny-llava.toml", "--limit", "5")
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_argument_that_contradicts_the_model_is_refused() -> None:
+    done = run("run", MANIFEST, "-m", MODEL, "-o", "-", "--image-feature-size", "576")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "576" in done.stderr and "100" in done.stderr

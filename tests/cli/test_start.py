@@ -1,0 +1,58 @@
+"""What starting the command line costs, and what it says of itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from command_line import Run
+
+import vlmbatch
+
+HEAVY = {"torch", "transformers", "pyarrow", "numpy", "PIL", "huggingface_hub", "tokenizers"}
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    code = f"""
+import sys
+from vlmbatch.cli import main
+assert not any(name.partition(".")[0] == "rich" for name in sys.modules), "rich at import"
+assert main({arguments!r}) == 0
+print(*sorted(name.partition(".")[0] for name in sys.modules), file=sys.stderr)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert HEAVY.isdisjoint(done.stderr.split())
+    assert done.stdout.strip()
+
+
+def test_version(job: Run) -> None:
+    done = job("answered", "--version")
+    assert (done.returncode, done.stdout) == (0, f"vlmbatch {vlmbatch.__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["run", "validate", "doctor"])
+def test_help_names_every_command(job: Run, command: str) -> None:
+    assert f" {command} " in job("answered", "--help").stdout
+    assert f"Usage: vlmbatch {command}" in job("answered", command, "--help").stdout
+
+
+def test_no_option_is_cut_off_in_80_columns(job: Run) -> None:
+    for command in ("run", "validate"):
+        shown = job("answered", command, "--help", COLUMNS="80").stdout
+        assert "--image-feature-size" in shown
+        assert "…" not in shown
+
+
+def test_completion_is_offered(job: Run) -> None:
+    assert "--install-completion" in job("answered", "--help").stdout
+    script = job("answered", "--show-completion", "bash")
+    assert (script.returncode, script.stderr) == (0, "")
+
+
+def test_no_arguments_shows_the_help_as_an_error(job: Run) -> None:
+    done = job("answered")
+    assert done.returncode == 2
+    assert "Usage: vlmbatch" in done.stdout + done.stderr
+    assert "error:" not in done.stderr

@@ -1,0 +1,204 @@
+"""Imports go one way only: cli -> run -> {data, engine} -> models -> attention -> kernels.
+
+Read from the syntax tree, so that imports inside functions count. Annotations need no import at
+run time: what stands under ``if TYPE_CHECKING`` counts for the direction of layers too, and only
+the rules on torch leave it out.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+SOURCES = {"vlmbatch": ROOT / "vlmbatch", "vlmbatch_kernels": ROOT / "kernels/vlmbatch_kernels"}
+
+LAYERS: list[set[str]] = [
+    {
+        "vlmbatch.__main__",
+        "vlmbatch.cli",
+        "vlmbatch.commands",
+        "vlmbatch.doctor",
+        "vlmbatch.progress",
+        "vlmbatch.settings",
+        "vlmbatch.summary",
+    },
+    {"vlmbatch"},  # run and its parts: whatever stands in the package itself and in no other layer
+    {"vlmbatch.data", "vlmbatch.engine"},
+    {"vlmbatch.models"},
+    {"vlmbatch.attention"},
+    {"vlmbatch_kernels"},
+]
+SHARED = {"vlmbatch", "vlmbatch.config", "vlmbatch.errors", "vlmbatch.log", "vlmbatch.stats"} | {
+    "vlmbatch.types"
+}
+# With all that they import. Above them, only what is imported on start has to do without torch.
+TORCH_FREE = ("vlmbatch.data", "vlmbatch.engine.scheduler", "vlmbatch.engine.block_pool")
+
+
+@dataclass(frozen=True)
+class Import:
+    target: str
+    line: int
+    local: bool  # inside a function: done when it is called
+    typing: bool  # under ``if TYPE_CHECKING``: never done
+
+
+def module_files() -> dict[str, Path]:
+    files = {}
+    for package, folder in SOURCES.items():
+        for path in sorted(folder.rglob("*.py")):
+            parts = path.relative_to(folder).with_suffix("").parts
+            parts = parts[:-1] if parts[-1] == "__init__" else parts
+            files[".".join((package, *parts))] = path
+    return files
+
+
+def imports_of(module: str, path: Path, modules: set[str]) -> Iterator[Import]:
+    """Every import of a module; ``from package import module`` counts as one of the module."""
+
+    def visit(node: ast.AST, local: bool, typing: bool) -> Iterator[Import]:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, node.lineno, local, typing)
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+                for _ in range(node.level - 1):
+                    package = package.rpartition(".")[0]
+                base = f"{package}.{base}".rstrip(".")
+            for alias in node.names:
+                full = f"{base}.{alias.name}"
+                yield Import(full if full in modules else base, node.lineno, local, typing)
+        local = local or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+        for child in ast.iter_child_nodes(node):
+            guarded = isinstance(node, ast.If) and child in node.body and _is_type_checking(node)
+            yield from visit(child, local, typing or guarded)
+
+    yield from visit(ast.parse(path.read_text()), local=False, typing=False)
+
+
+def _is_type_checking(node: ast.If) -> bool:
+    test = node.test
+    name = test.attr if isinstance(test, ast.Attribute) else getattr(test, "id", None)
+    return name == "TYPE_CHECKING"
+
+
+FILES = module_files()
+GRAPH = {name: list(imports_of(name, path, set(FILES))) for name, path in FILES.items()}
+
+
+def layer_of(module: str) -> int | None:
+    """Index of the module's layer; None for the shared ones, which import no layer."""
+    if module in SHARED:
+        return None
+    layers = {name: index for index, names in enumerate(LAYERS) for name in names}
+    while module not in layers:
+        module = module.rpartition(".")[0]
+    return layers[module]
+
+
+def top(module: str) -> str:
+    """The name under which a layer lists the module: ``vlmbatch.data`` for its modules."""
+    return ".".join(module.split(".")[:2]) if module.startswith("vlmbatch.") else module
+
+
+def leftward(graph: dict[str, list[Import]]) -> list[str]:
+    wrong = []
+    for module, imports in graph.items():
+        mine = layer_of(module)
+        for item in imports:
+            if not item.target.startswith("vlmbatch") or item.target not in graph:
+                continue
+            theirs = layer_of(item.target)
+            if theirs is None:
+                continue
+            siblings = {"vlmbatch.data", "vlmbatch.engine"}  # of one layer, and strangers
+            sideways = {top(module), top(item.target)} == siblings
+            if mine is None or theirs < mine or sideways:
+                wrong.append(f"{module}:{item.line} imports {item.target}")
+    return wrong
+
+
+def cycle(graph: dict[str, list[Import]]) -> list[str]:
+    """One chain of imports that comes back to its start, or nothing."""
+    done: set[str] = set()
+
+    def search(module: str, chain: list[str]) -> list[str]:
+        if module in chain:
+            return [*chain[chain.index(module) :], module]
+        if module in done:
+            return []
+        for item in graph.get(module, []):
+            if item.target != module and (found := search(item.target, [*chain, module])):
+                return found
+        done.add(module)
+        return []
+
+    for module in graph:
+        if found := search(module, []):
+            return found
+    return []
+
+
+def paths_to_torch(start: str, *, count_local: bool) -> list[str]:
+    """Chains of imports from ``start`` that end in torch, one for each module that imports it."""
+    chains, seen, queue = [], {start}, [[start]]
+    while queue:
+        chain = queue.pop()
+        for item in GRAPH[chain[-1]]:
+            if item.typing or (item.local and not count_local):
+                continue
+            if item.target.partition(".")[0] == "torch":
+                chains.append(" -> ".join([*chain, item.target]))
+            elif item.target in GRAPH and item.target not in seen:
+                seen.add(item.target)
+                queue.append([*chain, item.target])
+    return chains
+
+
+def test_imports_go_rightward() -> None:
+    assert leftward(GRAPH) == []
+
+
+def test_there_is_no_cycle() -> None:
+    assert cycle(GRAPH) == []
+
+
+@pytest.mark.parametrize("module", [name for name in FILES if name.startswith(TORCH_FREE)])
+def test_never_reaches_torch(module: str) -> None:
+    assert paths_to_torch(module, count_local=True) == []
+
+
+@pytest.mark.parametrize("module", ["vlmbatch.cli", "vlmbatch.__main__"])
+def test_the_command_line_starts_without_torch(module: str) -> None:
+    assert paths_to_torch(module, count_local=False) == []
+
+
+def _parsed(module: str, source: str, folder: Path) -> dict[str, list[Import]]:
+    path = folder / "module.py"
+    path.write_text(source)
+    return {**GRAPH, module: list(imports_of(module, path, set(FILES)))}
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("vlmbatch.attention.base", "def f():\n    from vlmbatch.models import config\n"),
+        ("vlmbatch.engine.scheduler", "from vlmbatch import run\n"),
+        ("vlmbatch.data.columns", "from ..engine import scheduler\n"),
+        ("vlmbatch.config", "import vlmbatch.cli\n"),
+    ],
+)
+def test_a_leftward_import_is_found(module: str, source: str, tmp_path: Path) -> None:
+    assert len(leftward(_parsed(module, source, tmp_path))) == 1
+
+
+def test_a_cycle_through_a_local_import_is_found(tmp_path: Path) -> None:
+    graph = _parsed("vlmbatch.errors", "def f():\n    import vlmbatch.config\n", tmp_path)
+    assert set(cycle(graph)) == {"vlmbatch.config", "vlmbatch.errors"}

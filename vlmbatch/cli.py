@@ -1,0 +1,108 @@
+"""The command line: commands by name, errors as one line each, exit statuses.
+
+Imports are light on purpose: ``vlmbatch --help`` must not wait for torch. Each command imports
+what it needs when it runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from vlmbatch import __version__, log
+from vlmbatch.commands.doctor import doctor
+from vlmbatch.commands.exits import install_signal_handlers
+from vlmbatch.commands.run import run
+from vlmbatch.commands.validate import validate
+from vlmbatch.errors import VlmbatchError
+
+INTERNAL_ERROR = 70
+EPILOG = (
+    "An option may also be set by a variable of the environment (VLMBATCH_MAX_TOKENS for "
+    "--max-tokens), or in a --config file (max_tokens = 64). Flags win over variables, and "
+    "variables over the file."
+)
+HELP_NAMES = {"help_option_names": ["-h", "--help"]}
+COMMAND: dict[str, Any] = {
+    "epilog": EPILOG,
+    "context_settings": {"auto_envvar_prefix": "VLMBATCH", **HELP_NAMES},
+}
+
+app = typer.Typer(
+    name="vlmbatch",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings=HELP_NAMES,
+)
+app.command(**COMMAND)(run)
+app.command(**COMMAND)(validate)
+app.command(context_settings=HELP_NAMES)(doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"vlmbatch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def vlmbatch(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", is_eager=True, callback=_print_version, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    """Batch inference for vision-language models.
+
+    A manifest of prompts and images in, a Parquet file of answers out.
+    """
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: the README lists what each means."""
+    log.configure()
+    install_signal_handlers()
+    try:
+        status = app(args, prog_name="vlmbatch", standalone_mode=False)
+    except typer.TyperException as error:
+        return _misused(error)
+    except VlmbatchError as error:
+        log.logger.error("%s", error, exc_info=logging.root.isEnabledFor(logging.DEBUG))
+        return error.exit_status
+    except Exception as error:  # noqa: BLE001 - the last line of defence: reported, never passed on
+        verbose = log.logger.isEnabledFor(logging.DEBUG)
+        log.logger.error(
+            "internal error: %s: %s\nThis is a bug in vlmbatch. Please report it with the output "
+            "of `vlmbatch doctor` and the traceback%s.",
+            type(error).__name__,
+            error,
+            "" if verbose else " that -v prints",
+            exc_info=verbose,
+        )
+        return INTERNAL_ERROR
+    return status if isinstance(status, int) else 0
+
+
+def _misused(error: typer.TyperException) -> int:
+    """Report a command line that Typer could not parse, with the value and where it came from."""
+    context = getattr(error, "ctx", None)
+    parameter = getattr(error, "param", None)
+    if context is not None and isinstance(error, typer.BadParameter) and parameter is not None:
+        source = context.get_parameter_source(parameter.name)
+        if source is not None and source.name == "ENVIRONMENT":
+            error.param_hint = f"VLMBATCH_{parameter.name.upper()} in the environment"
+    message = error.format_message().replace("Value error, ", "")
+    if not message:  # the help was printed in its place
+        return error.exit_code
+    problems = getattr(error.__cause__, "errors", None)  # pydantic's, whose messages lack the value
+    if problems is not None and repr(given := problems()[0]["input"]) not in message:
+        message += f", got {given!r}"
+    command = context.command_path if context is not None else "vlmbatch"
+    log.logger.error("%s\nTry `%s --help`.", message, command)
+    return error.exit_code

@@ -1,0 +1,1 @@
+"""The commands of the command line: options in, a configuration, an exit status out."""

@@ -1,0 +1,123 @@
+"""Options checked and put together before any work begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmbatch.config import ImageArguments, ImageInputType
+from vlmbatch.errors import ConfigError, UsageError
+
+
+def checked_model(model: str | None) -> str:
+    """The model, or a message on how to name one."""
+    if model is None:
+        raise ConfigError(
+            "no model given: add --model with a checkpoint folder or a Hub id, "
+            "or --config with a file that has one"
+        )
+    return model
+
+
+def checked_output(output: str | None, manifest: str, *, overwrite: bool) -> str:
+    """Where the answers go, refused now rather than after hours of work.
+
+    Raises:
+        UsageError: none given for a manifest file, of another kind than we write, or in the way.
+    """
+    if output is None:
+        if manifest == "-":
+            return "-"
+        name = Path(manifest).name.partition(".")[0] or "answers"
+        raise UsageError(
+            f"no output given: add -o {name}.answers.parquet for a Parquet file, "
+            "or -o - for JSONL on standard output"
+        )
+    if output == "-":
+        return output
+    path = Path(output)
+    if path.is_dir():
+        raise UsageError(
+            f"output {output} is a folder: name a .parquet file in it, such as "
+            f"-o {path / 'answers.parquet'}"
+        )
+    if path.suffix != ".parquet":
+        raise UsageError(
+            f"output {output} is of no kind that can be written: choose a name that ends in "
+            ".parquet, or - for JSONL on standard output"
+        )
+    if not path.parent.is_dir():
+        raise UsageError(f"output {output}: there is no folder {path.parent}; create it first")
+    if _is_same_file(output, manifest):
+        raise UsageError(f"output {output} is the manifest itself: choose another name")
+    if path.exists() and not overwrite:
+        raise UsageError(
+            f"output {output} exists: add --overwrite to replace it, or choose another name"
+        )
+    return output
+
+
+def check_report_file(option: str, path: str | None, manifest: str) -> None:
+    """Refuse now what could not be written at the end, or would replace the manifest.
+
+    Raises:
+        UsageError: the path of ``option`` is a folder, is in none, or is the manifest.
+    """
+    if path is None or path == "-":
+        return
+    if Path(path).is_dir():
+        raise UsageError(f"{option} {path} is a folder: name a file in it")
+    if not Path(path).parent.is_dir():
+        raise UsageError(
+            f"{option} {path}: there is no folder {Path(path).parent}; create it first"
+        )
+    if _is_same_file(path, manifest):
+        raise UsageError(f"{option} {path} is the manifest itself: choose another name")
+
+
+def check_stdout_use(option: str, path: str | None, *, data_on_stdout: bool) -> None:
+    """Refuse two kinds of data on one standard output."""
+    if path == "-" and data_on_stdout:
+        raise UsageError(f"{option} - would mix with the data on standard output: name a file")
+
+
+def _is_same_file(path: str, manifest: str) -> bool:
+    return (
+        manifest != "-"
+        and Path(manifest).exists()
+        and Path(path).exists()
+        and Path(path).samefile(manifest)
+    )
+
+
+def image_arguments(
+    input_type: ImageInputType,
+    token_id: int | None,
+    shape: str | None,
+    feature_size: int | None,
+    strict_tokens: bool,
+) -> ImageArguments:
+    """The image arguments of the command line as a configuration.
+
+    Raises:
+        ConfigError: features in place of pixels, or a shape that is none.
+    """
+    if input_type != "pixel_values":
+        raise ConfigError(
+            f"--image-input-type {input_type} is not supported yet: use pixel_values, "
+            "with image files in the image column"
+        )
+    return ImageArguments(input_type, token_id, _parse_shape(shape), feature_size, strict_tokens)
+
+
+def _parse_shape(text: str | None) -> tuple[int, int, int, int] | None:
+    if text is None:
+        return None
+    try:
+        batch, channels, height, width = (int(part) for part in text.split(","))
+    except ValueError:
+        batch = channels = height = width = 0
+    if batch != 1 or min(channels, height, width) < 1:
+        raise ConfigError(
+            f'--image-input-shape is "1,channels,height,width", such as "1,3,336,336"; got "{text}"'
+        )
+    return batch, channels, height, width

@@ -1,0 +1,217 @@
+"""The options of the commands, as Typer reads them from signatures.
+
+Every option takes a metavar, and a flag an empty one, so that the help fits 80 columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlmbatch.config import AttentionBackendName, Device, DType, ImageInputType
+from vlmbatch.log import LogFormat as LogFormatName
+from vlmbatch.settings import load_settings
+
+_option = partial(typer.Option, show_envvar=False)
+_input = partial(_option, rich_help_panel="Input and output")
+_model = partial(_option, rich_help_panel="Model")
+_image = partial(_option, rich_help_panel="Images")
+_prompt = partial(_option, rich_help_panel="Prompt")
+_sampling = partial(_option, rich_help_panel="Sampling (a row's own columns win)")
+_engine = partial(_option, rich_help_panel="Engine")
+_report = partial(_option, rich_help_panel="Reporting")
+
+
+def _apply_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
+    if path is not None and not ctx.resilient_parsing:
+        ctx.default_map = load_settings(path)
+    return path
+
+
+def _at_least(minimum: int) -> Callable[[int | None], int | None]:
+    def check(value: int | None) -> int | None:
+        if value is not None and value < minimum:
+            raise typer.BadParameter(f"must be at least {minimum}, got {value}")
+        return value
+
+    return check
+
+
+Manifest = Annotated[
+    str,
+    typer.Argument(
+        metavar="MANIFEST",
+        help=".jsonl or .ndjson (also .gz, .zst), .parquet, a folder of either, or - for JSONL on "
+        "standard input.",
+    ),
+]
+Output = Annotated[
+    str | None,
+    _input(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help="A .parquet file, or - for JSONL on standard output (default when MANIFEST is -).",
+    ),
+]
+Overwrite = Annotated[
+    bool, _input("--overwrite", metavar="", help="Replace an existing output file.")
+]
+Limit = Annotated[
+    int | None, _input(metavar="N", callback=_at_least(0), help="Read the first N rows only.")
+]
+PromptColumn = Annotated[str, _input(metavar="NAME", help="Column of the prompts.")]
+ImageColumn = Annotated[str, _input(metavar="NAME", help="Column of the images.")]
+IdColumn = Annotated[str, _input(metavar="NAME", help="Column of the row ids.")]
+ConfigFile = Annotated[
+    Path | None,
+    _input(
+        "--config",
+        metavar="FILE",
+        is_eager=True,
+        callback=_apply_config_file,
+        help="TOML file of options, such as max_tokens = 64.",
+    ),
+]
+Model = Annotated[
+    str | None,
+    _model(
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="Checkpoint folder, or Hub id such as llava-hf/llava-1.5-7b-hf.",
+    ),
+]
+Revision = Annotated[str | None, _model(metavar="NAME", help="Branch, tag or commit on the Hub.")]
+DTypeOption = Annotated[
+    DType, _model("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.")
+]
+DeviceOption = Annotated[Device, _model("--device", metavar="NAME", help="auto, cuda or cpu.")]
+AttentionBackend = Annotated[
+    AttentionBackendName, _model(metavar="NAME", help="auto, flash-attn or torch.")
+]
+ImageInput = Annotated[
+    ImageInputType,
+    _image(
+        "--image-input-type",
+        metavar="NAME",
+        help="What images are given as; image_features is not supported yet.",
+    ),
+]
+ImageTokenId = Annotated[
+    int | None,
+    _image(metavar="ID", help="Token id of <image>. Like the next two, the model's when absent."),
+]
+ImageInputShape = Annotated[
+    str | None, _image(metavar="SHAPE", help="Input of the vision tower, such as 1,3,336,336.")
+]
+ImageFeatureSize = Annotated[
+    int | None, _image(metavar="N", help="<image> tokens that one image takes.")
+]
+StrictImageTokens = Annotated[
+    bool,
+    _image(
+        "--strict-image-tokens",
+        metavar="",
+        help="Refuse a single <image> that stands for all of an image's tokens.",
+    ),
+]
+ImageRoot = Annotated[
+    Path | None, _image(metavar="FOLDER", help="Refuse image paths that lead out of this folder.")
+]
+MaxImagePixels = Annotated[
+    int,
+    _image(metavar="N", callback=_at_least(1), help="Refuse images of more pixels, undecoded."),
+]
+DecodeImages = Annotated[
+    bool,
+    _image(
+        "--decode-images",
+        metavar="",
+        help="Decode each image, not only its header: slower, finds truncated files.",
+    ),
+]
+Chat = Annotated[
+    bool,
+    _prompt("--chat", metavar="", help="Apply the model's chat template, image first."),
+]
+ChatTemplate = Annotated[
+    Path | None, _prompt(metavar="FILE", help="Jinja template in place of the model's.")
+]
+PromptTemplate = Annotated[
+    str | None, _prompt(metavar="TEXT", help="Text around each prompt, which replaces {prompt}.")
+]
+SystemPrompt = Annotated[str | None, _prompt(metavar="TEXT", help="System message of every chat.")]
+MaxTokens = Annotated[int, _sampling(metavar="N", help="Generate at most N tokens.")]
+Temperature = Annotated[float, _sampling(metavar="T", help="0 is greedy.")]
+TopP = Annotated[
+    float,
+    _sampling(
+        "--top-p", metavar="P", help="Sample from the likeliest tokens of total probability P."
+    ),
+]
+TopK = Annotated[
+    int, _sampling("--top-k", metavar="K", help="Sample from the K likeliest tokens; 0 is all.")
+]
+Stop = Annotated[
+    list[str] | None, _sampling(metavar="TEXT", help="End before this text. Repeatable.")
+]
+StopTokenId = Annotated[
+    list[int] | None, _sampling(metavar="ID", help="End at this token. Repeatable.")
+]
+Seed = Annotated[int, _sampling(metavar="N", help="Seed of each row's random choices.")]
+IgnoreEos = Annotated[
+    bool,
+    _sampling("--ignore-eos", metavar="", help="Go on past the end-of-sequence token."),
+]
+MaxNumSeqs = Annotated[int, _engine(metavar="N", help="Rows in one step.")]
+MaxBatchedTokens = Annotated[int, _engine(metavar="N", help="Tokens in one step.")]
+KvCacheTokens = Annotated[
+    int | None,
+    _engine(
+        metavar="N", callback=_at_least(1), help="Size of the KV cache; absent: what memory allows."
+    ),
+]
+MaxModelLen = Annotated[
+    int | None,
+    _engine(metavar="N", callback=_at_least(1), help="Context length; absent: the model's own."),
+]
+NoPrefixCaching = Annotated[
+    bool,
+    _engine(
+        "--no-prefix-caching", metavar="", help="Compute anew a beginning that rows have in common."
+    ),
+]
+Errors = Annotated[
+    str | None,
+    _report("--errors", metavar="FILE", help="Write each error as a JSON line; - is stdout."),
+]
+Quiet = Annotated[bool, _report("--quiet", "-q", metavar="", help="Print nothing but errors.")]
+Verbose = Annotated[
+    int,
+    _report(
+        "--verbose",
+        "-v",
+        count=True,
+        metavar="",
+        show_default=False,
+        help="Print more; -vv: also of libraries, and all tracebacks.",
+    ),
+]
+NoProgress = Annotated[
+    bool, _report("--no-progress", metavar="", help="No live display, no progress lines.")
+]
+LogFormat = Annotated[
+    LogFormatName, _report(metavar="NAME", help="Format of standard error: text or json.")
+]
+SummaryJson = Annotated[
+    str | None,
+    _report(metavar="FILE", help="Write the final figures as JSON; - is standard output."),
+]
+ExitZero = Annotated[
+    bool, _report("--exit-zero", metavar="", help="Exit 0 even when some rows are errors.")
+]

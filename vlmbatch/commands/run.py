@@ -1,0 +1,152 @@
+"""``vlmbatch run``: answer every row of a manifest."""
+
+from __future__ import annotations
+
+import sys
+
+from vlmbatch import log
+from vlmbatch.commands import options
+from vlmbatch.commands.checks import (
+    check_report_file,
+    check_stdout_use,
+    checked_model,
+    checked_output,
+    image_arguments,
+)
+from vlmbatch.commands.exits import early_exits
+from vlmbatch.commands.reporting import Reporting
+from vlmbatch.config import (
+    EngineConfig,
+    ImageLimits,
+    ManifestConfig,
+    PromptConfig,
+    RunConfig,
+    SamplingParams,
+)
+
+SAMPLING = SamplingParams()
+ENGINE = EngineConfig()
+LIMITS = ImageLimits()
+
+
+def run(
+    manifest: options.Manifest,
+    output: options.Output = None,
+    overwrite: options.Overwrite = False,
+    limit: options.Limit = None,
+    prompt_column: options.PromptColumn = "prompt",
+    image_column: options.ImageColumn = "image",
+    id_column: options.IdColumn = "id",
+    config: options.ConfigFile = None,
+    model: options.Model = None,
+    revision: options.Revision = None,
+    dtype: options.DTypeOption = ENGINE.dtype,
+    device: options.DeviceOption = ENGINE.device,
+    attention_backend: options.AttentionBackend = ENGINE.attention_backend,
+    image_input_type: options.ImageInput = "pixel_values",
+    image_token_id: options.ImageTokenId = None,
+    image_input_shape: options.ImageInputShape = None,
+    image_feature_size: options.ImageFeatureSize = None,
+    strict_image_tokens: options.StrictImageTokens = False,
+    image_root: options.ImageRoot = None,
+    max_image_pixels: options.MaxImagePixels = LIMITS.max_pixels,
+    chat: options.Chat = False,
+    chat_template: options.ChatTemplate = None,
+    prompt_template: options.PromptTemplate = None,
+    system_prompt: options.SystemPrompt = None,
+    max_tokens: options.MaxTokens = SAMPLING.max_tokens,
+    temperature: options.Temperature = SAMPLING.temperature,
+    top_p: options.TopP = SAMPLING.top_p,
+    top_k: options.TopK = SAMPLING.top_k,
+    stop: options.Stop = None,
+    stop_token_id: options.StopTokenId = None,
+    seed: options.Seed = SAMPLING.seed,
+    ignore_eos: options.IgnoreEos = False,
+    max_num_seqs: options.MaxNumSeqs = ENGINE.max_num_seqs,
+    max_batched_tokens: options.MaxBatchedTokens = ENGINE.max_batched_tokens,
+    kv_cache_tokens: options.KvCacheTokens = None,
+    max_model_len: options.MaxModelLen = None,
+    no_prefix_caching: options.NoPrefixCaching = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = 0,
+    no_progress: options.NoProgress = False,
+    log_format: options.LogFormat = "text",
+    summary_json: options.SummaryJson = None,
+    exit_zero: options.ExitZero = False,
+) -> None:
+    """Answer every row of MANIFEST and write the answers in its order.
+
+    A row that cannot be answered becomes an error row, and the run goes on.
+    Exits 0 when all rows are answered, 1 when some are errors, 2 when the job
+    cannot be run as given.
+    """
+    log.configure(verbose=verbose, quiet=quiet, log_format=log_format)
+    output = checked_output(output, manifest, overwrite=overwrite)
+    check_report_file("--summary-json", summary_json, manifest)
+    check_stdout_use("--summary-json", summary_json, data_on_stdout=output == "-")
+    run_config = RunConfig(
+        model=checked_model(model),
+        revision=revision,
+        manifest=ManifestConfig(manifest, prompt_column, image_column, id_column, limit),
+        output=output,
+        overwrite=overwrite,
+        sampling=SamplingParams(
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            seed=seed,
+            stop=tuple(stop or ()),
+            stop_token_ids=tuple(stop_token_id or ()),
+            ignore_eos=ignore_eos,
+        ),
+        engine=EngineConfig(
+            dtype=dtype,
+            device=device,
+            attention_backend=attention_backend,
+            max_num_seqs=max_num_seqs,
+            max_batched_tokens=max_batched_tokens,
+            kv_cache_tokens=kv_cache_tokens,
+            max_model_len=max_model_len,
+            enable_prefix_caching=not no_prefix_caching,
+        ),
+        image_arguments=image_arguments(
+            image_input_type,
+            image_token_id,
+            image_input_shape,
+            image_feature_size,
+            strict_image_tokens,
+        ),
+        image_limits=ImageLimits(max_pixels=max_image_pixels, root=image_root),
+        prompt=PromptConfig(chat, chat_template, prompt_template, system_prompt),
+    )
+    report = Reporting(
+        quiet=quiet,
+        no_progress=no_progress,
+        log_format=log_format,
+        summary_json=summary_json,
+        exit_zero=exit_zero,
+        data_on_stdout=output == "-",
+    )
+    _run(run_config, report)
+
+
+def _run(config: RunConfig, report: Reporting) -> None:
+    from vlmbatch.stats import RunStats
+
+    stats = RunStats()
+
+    def lost() -> str:
+        kept = "" if config.output == "-" else f"; nothing was written to {config.output}"
+        return f"{stats.rows_done:,} rows were done{kept}"
+
+    if config.manifest.source == "-" and sys.stdin.isatty():
+        log.logger.info("reading rows from the terminal: end them with Ctrl-D")
+    with early_exits(lost), report.display(stats):
+        from vlmbatch.run import run as answer_all
+
+        answer_all(config, stats)
+    from vlmbatch.summary import print_run_summary
+
+    details = {"model": config.model, "output": config.output}
+    report.finish(stats, details, lambda: print_run_summary(stats, log.console(), config.output))
