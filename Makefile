@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 DEMO := out/demo.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ lint: $(READY) ## Check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+bench: $(READY) ## Time vlmbatch against a Hugging Face loop on 2,000 sample rows
+	$(BIN)/python samples/compare_with_huggingface.py --rows 2000
 
 clean: ## Remove .venv and everything that is built or cached
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -64,15 +64,12 @@ def compare(num_rows: int, seed: int, batch_size: int, max_tokens: int) -> dict[
         timed([*script, "--rows", str(num_rows), "--seed", str(seed), "--out", str(folder)])
         manifest, ours, theirs = (folder / n for n in ("manifest.jsonl", "a.parquet", "b.json"))
         summary = folder / "summary.json"
-        vlmbatch_seconds = timed(
-            [sys.executable, "-m", "vlmbatch", "run", str(manifest), "--model", str(MODEL)]
-            + ["--output", str(ours), "--max-tokens", str(max_tokens), "--no-progress"]
-            + ["--summary-json", str(summary), "--quiet"]
-        )
-        huggingface_seconds = timed(
-            [sys.executable, __file__, "--huggingface", str(manifest), str(theirs)]
-            + ["--batch-size", str(batch_size), "--max-tokens", str(max_tokens)]
-        )
+        command = [sys.executable, "-m", "vlmbatch", "run", str(manifest), "--model", str(MODEL)]
+        command += ["--output", str(ours), "--max-tokens", str(max_tokens)]
+        vlmbatch_seconds = timed([*command, "--summary-json", str(summary), "--quiet"])
+        command = [sys.executable, __file__, "--huggingface", str(manifest), str(theirs)]
+        command += ["--batch-size", str(batch_size), "--max-tokens", str(max_tokens)]
+        huggingface_seconds = timed(command)
         import pyarrow.parquet as pq
 
         table = pq.read_table(ours)
