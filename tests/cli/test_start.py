@@ -47,8 +47,9 @@ def test_no_option_is_cut_off_in_80_columns(job: Run) -> None:
 
 def test_completion_is_offered(job: Run) -> None:
     assert "--install-completion" in job("answered", "--help").stdout
-    script = job("answered", "--show-completion", "bash")
+    script = job("answered", _VLMBATCH_COMPLETE="source_bash")
     assert (script.returncode, script.stderr) == (0, "")
+    assert "complete" in script.stdout and "vlmbatch" in script.stdout
 
 
 def test_no_arguments_shows_the_help_as_an_error(job: Run) -> None:

@@ -2,82 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
-from checkpoints import IMAGE_SIZE, IMAGE_TOKEN_ID, VOCAB_SIZE, make_checkpoint, num_image_tokens
+from checkpoints import make_checkpoint
 from paged_batch import forward_in_chunks
-from torch import Tensor
-from transformers import LlavaForConditionalGeneration as ReferenceModel
-from vlmbatch_kernels.embedding_scatter import scatter_embeddings
+from parity_pair import Pair, make_pair
 
 from vlmbatch.attention import make_backend
 from vlmbatch.models.config import load_model_config
-from vlmbatch.models.llava import LlavaForConditionalGeneration
 from vlmbatch.models.registry import load_model
 
-TEXTS_AFTER = [21, 5, 40, 1]  # text tokens behind the image of each prompt
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
-MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
-
-
-@dataclass
-class Pair:
-    ours: LlavaForConditionalGeneration
-    theirs: ReferenceModel
-    pixels: Tensor  # (n, H, W, 3) uint8, an image a prompt
-    prompts: list[Tensor]
-
-    @torch.inference_mode()
-    def our_embeds(self) -> list[Tensor]:
-        embeds = []
-        for ids, features in zip(self.prompts, self.ours.encode_images(self.pixels), strict=True):
-            places = (ids == IMAGE_TOKEN_ID).nonzero().squeeze(1)
-            embeds.append(scatter_embeddings(self.ours.embed(ids), features, places))
-        return embeds
-
-    def pixel_values(self) -> Tensor:
-        values = self.pixels.permute(0, 3, 1, 2).double() / 255
-        mean, std = (torch.tensor(v, dtype=torch.float64)[:, None, None] for v in (MEAN, STD))
-        return ((values - mean) / std).float()
-
-    @torch.inference_mode()
-    def their_logits(self) -> list[Tensor]:
-        return [
-            self.theirs(input_ids=ids[None], pixel_values=pixels[None]).logits[0]
-            for ids, pixels in zip(self.prompts, self.pixel_values(), strict=True)
-        ]
-
-
-def make_pair(kind: str, tower: str, layout: str, folder: Path) -> Pair:
-    theirs = make_checkpoint(kind, tower, folder, layout=layout)
-    ours = load_model(
-        folder,
-        load_model_config(folder),
-        image_scale=tuple(1 / 255 / std for std in STD),
-        image_bias=tuple(-mean / std for mean, std in zip(MEAN, STD, strict=True)),
-        device=torch.device("cpu"),
-        dtype=torch.float32,
-        backend=make_backend("torch", "cpu"),
-    )
-    generator = torch.Generator().manual_seed(1)
-    pixels = torch.randint(
-        256, (len(TEXTS_AFTER), IMAGE_SIZE, IMAGE_SIZE, 3), generator=generator, dtype=torch.uint8
-    )
-    image = torch.full((num_image_tokens(tower),), IMAGE_TOKEN_ID)
-    prompts = [
-        torch.cat(
-            [
-                torch.randint(4, VOCAB_SIZE, (3,), generator=generator),
-                image,
-                torch.randint(4, VOCAB_SIZE, (after,), generator=generator),
-            ]
-        )
-        for after in TEXTS_AFTER
-    ]
-    return Pair(ours, theirs, pixels, prompts)
 
 
 @pytest.fixture(

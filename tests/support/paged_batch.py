@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -101,6 +101,16 @@ def make_metadata(
     )
 
 
+def on_device(metadata: AttentionMetadata, device: torch.device | str) -> AttentionMetadata:
+    return replace(
+        metadata,
+        cu_seqlens_q=metadata.cu_seqlens_q.to(device),
+        seqlens_k=metadata.seqlens_k.to(device),
+        block_table=metadata.block_table.to(device),
+        slot_mapping=metadata.slot_mapping.to(device),
+    )
+
+
 def forward_in_chunks(
     model: LlavaForConditionalGeneration,
     embeds: list[Tensor],
@@ -116,8 +126,9 @@ def forward_in_chunks(
     totals = [len(rows) for rows in embeds]
     generator = torch.Generator().manual_seed(sum(totals))
     tables, num_slots = shuffled_tables(totals, block_size, granule, generator)
+    num_slots += block_size  # slack behind the last page, which backends may ask for
     caches = [
-        LayerKVCache(*torch.zeros(2, num_slots, spec.num_kv_heads, spec.head_dim))
+        LayerKVCache(*embeds[0].new_zeros(2, num_slots, spec.num_kv_heads, spec.head_dim))
         for spec in model.attention_specs
     ]
     done = [0] * len(totals)
@@ -134,11 +145,12 @@ def forward_in_chunks(
             block_size,
             granule,
         )
+        device = embeds[0].device
         hidden = model(
             torch.cat([embeds[i][start:end] for i, start, end in spans]),
-            torch.cat([torch.arange(start, end) for _, start, end in spans]),
+            torch.cat([torch.arange(start, end, device=device) for _, start, end in spans]),
             caches,
-            metadata,
+            on_device(metadata, device),
         )
         for (i, _, end), rows in zip(spans, hidden.split(metadata.query_lens), strict=True):
             outputs[i].append(rows)

@@ -1,0 +1,47 @@
+"""The whole engine on the GPU: logits within bf16's own error, answers equal to the CPU's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from paged_batch import forward_in_chunks
+from parity_pair import make_pair
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize("chunk", [10_000, 33])
+@pytest.mark.parametrize("tower", ["clip", "siglip"])
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
+def test_logits_are_as_close_to_float32_as_hugging_face_in_bf16(
+    kind: str, tower: str, chunk: int, tmp_path: Path
+) -> None:
+    pair = make_pair(kind, tower, "llava-hf", tmp_path, "cuda", torch.bfloat16, "flash-attn")
+    exact = torch.cat(pair.their_logits())
+    chunks = [chunk] * len(pair.prompts)
+    hidden = forward_in_chunks(pair.ours, pair.our_embeds(), chunks, block_size=256, granule=16)
+    ours = torch.cat([pair.ours.compute_logits(rows) for rows in hidden])
+    pair.theirs.to(torch.bfloat16)
+    theirs = torch.cat(pair.their_logits()).float()
+    assert (ours - exact).norm() <= 2 * (theirs - exact).norm()
+
+
+def test_the_sample_model_is_as_accurate_as_on_the_cpu(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "samples" / "make_samples.py")]
+    subprocess.run([*command, "--rows", "2000", "--seed", "99", "--out", str(tmp_path)], check=True)
+    output, summary = tmp_path / "answers.parquet", tmp_path / "summary.json"
+    command = [sys.executable, "-m", "vlmbatch", "run", str(tmp_path / "manifest.jsonl")]
+    command += ["-m", str(ROOT / "samples" / "tiny-llava"), "-o", str(output), "-q"]
+    command += ["--device", "cuda", "--attention-backend", "flash-attn", "--dtype", "bfloat16"]
+    subprocess.run([*command, "--summary-json", str(summary)], check=True)
+    table = pq.read_table(output)
+    pairs = zip(table["text"].to_pylist(), table["answer"].to_pylist(), strict=True)
+    right = sum(a == b for a, b in pairs)
+    print(json.loads(summary.read_text()))
+    assert right / 2000 >= 0.985
