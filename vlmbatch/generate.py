@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 from vlmbatch.answer import Answer
-from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.engine import Engine, SequenceFailure
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.errors import RowError
 from vlmbatch.models.tokenizer import Tokenizer
@@ -57,6 +57,10 @@ def answer_rows(
             sink.check()
         for output in engine.step():
             sequence = output.sequence
+            if isinstance(output, SequenceFailure):
+                checkers.pop(sequence, None)
+                sink.put(Answer(under_way.pop(sequence), error=output.error))
+                continue
             checker = checkers.get(sequence)
             if checker is not None and checker.push(output.token_id):
                 engine.finish(sequence, "stop")

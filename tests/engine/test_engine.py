@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from fake_model import (
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmbatch.config import EngineConfig, SamplingParams
-from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.engine import Engine, SequenceFailure
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.types import ImageSpan, Request
 
@@ -50,7 +52,9 @@ def drain(engine: Engine) -> dict[int, tuple[list[int], str | None]]:
     finished = {}
     for _ in range(5000):
         for output in engine.step():
-            if output.finish_reason:
+            if isinstance(output, SequenceFailure):
+                finished[output.sequence.request.index] = (output.error.code, None)
+            elif output.finish_reason:
                 sequence = output.sequence
                 finished[sequence.request.index] = (
                     sequence.output_token_ids,
@@ -157,3 +161,31 @@ def test_seeded_rows_give_the_same_tokens_alone_and_in_company() -> None:
         alone.add(row)
         assert drain(alone)[row.index] == in_company[row.index]
     assert len({tuple(tokens) for tokens, _ in in_company.values()}) > 5
+
+
+@settings(max_examples=60, deadline=None)
+@given(workloads(), st.sets(st.integers(0, 9), max_size=4), st.integers(1, 40), st.integers(1, 8))
+def test_rows_that_break_steps_are_found_and_the_others_answered(
+    rows: list[Request], poisoned: set[int], budget: int, seqs: int
+) -> None:
+    poison = 77
+    rows = [
+        replace(row, token_ids=[*row.token_ids, poison]) if row.index in poisoned else row
+        for row in rows
+    ]
+    expected = {row.index: reference(row, row.sampling.max_tokens) for row in rows}
+    # A row may come upon the poison by itself too, among its own answer's tokens.
+    broken = {
+        row.index
+        for row in rows
+        if poison in row.token_ids or poison in expected[row.index][: row.sampling.max_tokens - 1]
+    }
+    engine = make_engine(FakeModel(fail_on=poison), max_batched_tokens=budget, max_num_seqs=seqs)
+    for row in rows:
+        engine.add(row)
+    finished = drain(engine)
+    assert {i for i, (_, reason) in finished.items() if reason is None} == broken
+    for index in broken:
+        assert finished[index] == (ErrorCode.ENGINE_ERROR, None)
+    for index in expected.keys() - broken:
+        assert finished[index][0] == expected[index]

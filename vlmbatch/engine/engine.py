@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -12,11 +13,14 @@ from vlmbatch.engine.batch import build_step_inputs
 from vlmbatch.engine.block_pool import BlockPool
 from vlmbatch.engine.kv_cache import allocate_kv_cache, pool_tokens
 from vlmbatch.engine.model_runner import Model, ModelRunner
-from vlmbatch.engine.scheduler import Scheduler
+from vlmbatch.engine.scheduler import ScheduledChunk, Scheduler
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.types import FinishReason, Request
+
+# What a model raises on inputs it cannot take, running out of memory included.
+_STEP_FAILURES = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
 
 _VISION_BATCH = 32  # images of one tower pass: enough to fill a device, small beside the weights
 
@@ -28,6 +32,17 @@ class TokenOutput:
     sequence: Sequence
     token_id: int
     finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceFailure:
+    """A sequence that the engine had to give up."""
+
+    sequence: Sequence
+    error: RowError
+
+
+logger = logging.getLogger(__name__)
 
 
 class Engine:
@@ -100,19 +115,43 @@ class Engine:
         self.scheduler.add(sequence)
         return sequence
 
-    def step(self) -> list[TokenOutput]:
-        """Compute one step over all sequences that can take part; their new tokens."""
+    def step(self) -> list[TokenOutput | SequenceFailure]:
+        """Compute one step over all sequences that can take part; their new tokens.
+
+        When the step fails, it yields nothing, and the sequences are tried again in smaller steps;
+        one that fails alone is given up.
+        """
         chunks = self.scheduler.schedule()
         if not chunks:
             return []
         inputs = build_step_inputs(
             chunks, self._backend.block_size, self._backend.granule, self._device
         )
-        outputs = []
-        for sequence, token_id in zip(inputs.sampled, self.runner.run(inputs), strict=True):
+        try:
+            token_ids = self.runner.run(inputs)
+        except torch.AcceleratorError:
+            raise
+        except _STEP_FAILURES as error:
+            return self._recover(chunks, error)
+        outputs: list[TokenOutput | SequenceFailure] = []
+        for sequence, token_id in zip(inputs.sampled, token_ids, strict=True):
             if self.scheduler.update(sequence, token_id):
                 outputs.append(TokenOutput(sequence, token_id, sequence.finish_reason))
         return outputs
+
+    def _recover(
+        self, chunks: list[ScheduledChunk], error: Exception
+    ) -> list[TokenOutput | SequenceFailure]:
+        """Set the failed step's sequences apart, or end the one that makes steps fail."""
+        logger.warning("a step of %d sequences failed: %s", len(chunks), error)
+        if isinstance(error, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+        culprit = self.scheduler.abort_step(chunks)
+        if culprit is None:
+            return []
+        self.scheduler.finish(culprit, None)
+        message = f"the engine failed on this row: {type(error).__name__}: {error}"
+        return [SequenceFailure(culprit, RowError(ErrorCode.ENGINE_ERROR, message))]
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence early, as on a stop string. Its blocks are free for others at once."""

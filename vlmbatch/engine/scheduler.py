@@ -4,6 +4,9 @@ Sequences run in the order they were admitted. Each step gives every running seq
 tokens, then admits waiting ones while tokens and blocks last; a prompt longer than what is left of
 the step's tokens goes on in the next (chunked prefill). When the pool runs dry, the sequence that
 was admitted last gives its blocks back and is computed anew later (preemption by recomputation).
+
+When a step fails, its sequences are set apart in two halves, each computed anew by itself. A half
+that fails is halved again, until the sequence that makes steps fail stands alone.
 """
 
 from __future__ import annotations
@@ -53,11 +56,12 @@ class Scheduler:
         self.enable_prefix_caching = enable_prefix_caching
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self._suspects: deque[deque[Sequence]] = deque()  # groups, the one being computed first
         self.num_preemptions = 0
 
     @property
     def num_unfinished(self) -> int:
-        return len(self.waiting) + len(self.running)
+        return len(self.waiting) + len(self.running) + sum(map(len, self._suspects))
 
     def fits(self, num_tokens: int) -> bool:
         """Whether a sequence of ``num_tokens`` can run at all, alone in the pool."""
@@ -85,11 +89,12 @@ class Scheduler:
                 chunks.append(self._chunk(sequence, length))
                 budget -= length
             position += 1
-        while budget and not preempted and self.waiting and len(self.running) < self.max_num_seqs:
-            sequence = self.waiting[0]
+        queue = self._next_queue()
+        while budget and not preempted and queue and len(self.running) < self.max_num_seqs:
+            sequence = queue[0]
             if sequence.num_pending or not self._admit(sequence):
                 break
-            self.waiting.popleft()
+            queue.popleft()
             self.running.append(sequence)
             length = min(sequence.num_uncomputed_tokens, budget)
             chunks.append(self._chunk(sequence, length))
@@ -98,7 +103,7 @@ class Scheduler:
 
     def update(self, sequence: Sequence, token_id: int) -> bool:
         """Take in a sampled token; True if it belongs to the output. Frees what has finished."""
-        if sequence.finish_reason is not None or sequence.num_pending == 0:
+        if sequence.finished or sequence.num_pending == 0:
             return False  # a step that was under way when the sequence ended or failed
         if sequence.resolve(token_id):
             self._remove(sequence)
@@ -106,22 +111,36 @@ class Scheduler:
             self._register_full_blocks(sequence)
         return True
 
-    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """End a sequence from outside (a stop string was seen, or the caller gave it up)."""
-        if sequence.finish_reason is None:
+    def finish(self, sequence: Sequence, reason: FinishReason | None) -> None:
+        """End a sequence from outside: at a stop string, or given up (no reason)."""
+        if not sequence.finished:
+            sequence.finished = True
             sequence.finish_reason = reason
             self._remove(sequence)
 
-    def abort_step(self, chunks: list[ScheduledChunk]) -> None:
-        """Undo a step that failed: its sequences wait again, nothing they wrote can be found."""
-        for chunk in reversed(chunks):
-            sequence = chunk.sequence
-            if sequence not in self.running:
-                continue
-            for block in sequence.blocks[chunk.start // self.block_size :]:
+    def abort_step(self, chunks: list[ScheduledChunk]) -> Sequence | None:
+        """Undo a step that failed; nothing that it wrote can be found any more.
+
+        Returns the sequence that makes steps fail, once it is known, for the caller to finish.
+        Until then the step's sequences are set apart in halves. No other step may be under way.
+        """
+        failed = {id(chunk.sequence): chunk.start for chunk in chunks}
+        for sequence in reversed(self.running[:]):
+            first = failed.get(id(sequence), sequence.num_tokens) // self.block_size
+            for block in sequence.blocks[first:]:
                 self.pool.forget(block)
             sequence.drop_pending()
             self._preempt(sequence)
+        # Results of an earlier step may have ended a sequence after this one was scheduled.
+        apart = [chunk.sequence for chunk in chunks if not chunk.sequence.finished]
+        if len(chunks) == len(apart) == 1:
+            return apart[0]
+        queue = self._next_queue()
+        for sequence in apart:
+            queue.remove(sequence)
+        half = len(apart) // 2
+        self._suspects.extendleft((deque(apart[half:]), deque(apart[:half])))
+        return None
 
     def check_integrity(self) -> None:
         """Assert that blocks are held exactly by the running sequences, each within its bounds."""
@@ -133,7 +152,7 @@ class Scheduler:
                 holds[block.start] = holds.get(block.start, 0) + 1
                 assert block.ref_count >= holds[block.start]
         assert holds == self.pool.holds(), "blocks are held by no running sequence"
-        assert all(not sequence.blocks for sequence in self.waiting)
+        assert all(not s.blocks for queue in (self.waiting, *self._suspects) for s in queue)
         assert len(self.running) <= self.max_num_seqs
 
     def _chunk(self, sequence: Sequence, length: int) -> ScheduledChunk:
@@ -208,10 +227,17 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1
+        queue = self._next_queue()
         self.running.remove(sequence)
         self._release(sequence)
         sequence.num_computed_tokens = 0
-        self.waiting.appendleft(sequence)
+        queue.appendleft(sequence)
+
+    def _next_queue(self) -> deque[Sequence]:
+        """Where sequences are admitted from: the suspects one group at a time, then all others."""
+        while self._suspects and not self._suspects[0] and not self.running:
+            self._suspects.popleft()
+        return self._suspects[0] if self._suspects else self.waiting
 
     def _remove(self, sequence: Sequence) -> None:
         sequence.drop_pending()
@@ -219,7 +245,7 @@ class Scheduler:
             self.running.remove(sequence)
             self._release(sequence)
         else:
-            self.waiting.remove(sequence)
+            next(q for q in (self.waiting, *self._suspects) if sequence in q).remove(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         # Last block first: what comes earlier is the prefix of more sequences.

@@ -29,7 +29,8 @@ class Sequence:
         self.num_cached_tokens: int | None = None  # prompt tokens found in the prefix cache
         self.blocks: list[Block] = []
         self.num_registered_blocks = 0  # leading blocks already offered to the prefix cache
-        self.finish_reason: FinishReason | None = None
+        self.finished = False
+        self.finish_reason: FinishReason | None = None  # stays None when the engine failed on it
         self._block_hashes: list[bytes] = []
         stop = set(request.sampling.stop_token_ids)
         if not request.sampling.ignore_eos:
@@ -75,7 +76,8 @@ class Sequence:
             self.finish_reason = "stop"
         elif self.num_known_tokens == self.max_len:
             self.finish_reason = "length"
-        return self.finish_reason is not None
+        self.finished = self.finish_reason is not None
+        return self.finished
 
     def drop_pending(self) -> None:
         """Forget the tokens of steps that failed or no longer matter."""
