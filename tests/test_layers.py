@@ -34,7 +34,8 @@ LAYERS: list[set[str]] = [
     {"vlmbatch_kernels"},
 ]
 SHARED = {"vlmbatch", "vlmbatch.config", "vlmbatch.errors", "vlmbatch.log", "vlmbatch.stats"} | {
-    "vlmbatch.types"
+    "vlmbatch.types",
+    "vlmbatch.crash_points",
 }
 # With all that they import. Above them, only what is imported on start has to do without torch.
 TORCH_FREE = ("vlmbatch.data", "vlmbatch.engine.scheduler", "vlmbatch.engine.block_pool")

@@ -20,6 +20,7 @@ class ErrorCode(StrEnum):
     IMAGE_FORMAT_UNSUPPORTED = "image_format_unsupported"
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_FORBIDDEN = "image_forbidden"
+    IMAGE_TIMEOUT = "image_timeout"
     ENGINE_ERROR = "engine_error"
 
     @property
@@ -41,6 +42,7 @@ _MEANINGS = {
     ErrorCode.IMAGE_FORMAT_UNSUPPORTED: "an image format outside the allowed list",
     ErrorCode.IMAGE_TOO_LARGE: "more pixels or bytes than the limit allows",
     ErrorCode.IMAGE_FORBIDDEN: "the image path leads out of the image root",
+    ErrorCode.IMAGE_TIMEOUT: "the image took longer to decode than --image-timeout allows",
     ErrorCode.ENGINE_ERROR: "the engine failed on this row",
 }
 
@@ -73,6 +75,12 @@ class OutputError(VlmbatchError):
     """Reading or writing failed below us (disk full, permission, vanished folder)."""
 
     exit_status = 74
+
+
+class OutputLockedError(VlmbatchError):
+    """Another run is writing the same output."""
+
+    exit_status = 75
 
 
 class RowError(VlmbatchError):

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
-import os
 import secrets
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,6 +12,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlmbatch.data.durable_file import FILES, DurableFile, FileSystem, output_error, publish
 from vlmbatch.data.json_text import dump_json
 from vlmbatch.data.schema import RESULT_SCHEMA, is_json_text, result_values
 from vlmbatch.errors import OutputError
@@ -44,24 +43,39 @@ class ResultWriter(Protocol):
 class ParquetResultWriter:
     """One Parquet file, under a temporary name beside ``path`` until ``close``.
 
-    Holds at most one row group in memory, bounded by rows and bytes.
+    ``temporary`` is that name, if the caller makes sure that no other process uses it: what a crash
+    leaves there is then written over. Holds at most one row group in memory, bounded by rows and
+    bytes.
 
     Raises:
         OutputError: by every method, when the file system refuses (full, read-only, gone).
     """
 
-    def __init__(self, path: Path, schema: pa.Schema, metadata: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        schema: pa.Schema,
+        metadata: Mapping[str, str],
+        *,
+        temporary: Path | None = None,
+        files: FileSystem = FILES,
+    ) -> None:
         self._path = path
         self._schema = schema.with_metadata(dict(metadata))
-        self._temporary = path.with_name(f".vlmbatch-{secrets.token_hex(6)}.tmp")
+        self._temporary = temporary or path.with_name(f".vlmbatch-{secrets.token_hex(6)}.tmp")
+        self._files = files
         self._results: list[Result] = []
         self._bytes = 0
         self._num_rows = 0
         try:
-            self._file = self._temporary.open("xb")
+            self._file = DurableFile(self._temporary, files)
+        except OSError as error:
+            raise output_error(path, error) from error
+        try:
             self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
         except (pa.ArrowException, OSError) as error:
-            raise _output_error(path, error) from error
+            self._discard()
+            raise output_error(path, error) from error
 
     def write(self, result: Result) -> None:
         self._results.append(result)
@@ -74,8 +88,7 @@ class ParquetResultWriter:
         try:
             self._flush()
             self._writer.close()
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._file.sync()
             self._file.close()
             written = pq.read_metadata(self._temporary).num_rows
             if written != self._num_rows:
@@ -83,18 +96,20 @@ class ParquetResultWriter:
                     f"{self._path}: {self._num_rows} rows were written but {written} read back: "
                     "the file system lost data"
                 )
-            self._temporary.replace(self._path)
-            _sync_folder(self._path.parent)
+            publish(self._temporary, self._path, "output", self._files)
         except (pa.ArrowException, OSError) as error:
-            raise _output_error(self._path, error) from error
+            raise output_error(self._path, error) from error
 
     def abort(self) -> None:
         """Remove the temporary file; a file that had the final name before stays as it was."""
         with contextlib.suppress(pa.ArrowException, OSError):  # the file is thrown away
             self._writer.close()
-        with contextlib.suppress(OSError):  # closing flushes, which a full disk refuses
-            self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        self._discard()
+
+    def _discard(self) -> None:
+        self._file.close()
+        with contextlib.suppress(OSError):  # it may have its final name, or stay where it is
+            self._files.unlink(self._temporary)
 
     def _flush(self) -> None:
         if not self._results:
@@ -103,7 +118,7 @@ class ParquetResultWriter:
         try:
             self._writer.write_table(table)
         except (pa.ArrowException, OSError) as error:
-            raise _output_error(self._path, error) from error
+            raise output_error(self._path, error) from error
         self._num_rows += len(self._results)
         self._results = []
         self._bytes = 0
@@ -179,22 +194,3 @@ def _approximate_bytes(value: Any) -> int:
     if isinstance(value, list | tuple):
         return sum(map(_approximate_bytes, value), 8)
     return 8
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
-            raise
-    finally:
-        os.close(descriptor)
-
-
-def _output_error(path: Path, error: Exception) -> OutputError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return OutputError(
-        f"{path} cannot be written: {reason}. Check that the folder exists, is writable and has "
-        "space left, then run again"
-    )

@@ -1,0 +1,115 @@
+"""A run in small: work folder, journal and output as a real run uses them, without a model.
+
+    python resumable_job.py OUTPUT ATTEMPT
+
+prints each row once its result is acknowledged.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, MutableMapping
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from vlmbatch.data.durable_file import FILES, FileSystem
+from vlmbatch.data.journal_writer import JournalWriter
+from vlmbatch.data.reorder import ReorderBuffer
+from vlmbatch.data.run_record import RunRecord
+from vlmbatch.data.schema import RESULT_SCHEMA
+from vlmbatch.data.work_folder import FINGERPRINT_KEY, RUN_ID_KEY, WorkFolder
+from vlmbatch.data.writer import ParquetResultWriter
+from vlmbatch.types import Result
+
+FINGERPRINT = "f" * 64
+FINISHING_ORDER = (2, 0, 1, 5, 3, 4, 8, 6, 7)
+NUM_ROWS = len(FINISHING_ORDER)
+_ROWS_A_GROUP = 2
+_SEGMENT_BYTES = 250  # a new segment after every second group
+
+Writer = Callable[..., JournalWriter]
+
+
+def answer(row: int, attempt: int) -> Result:
+    return Result(row, f"id-{row}", f"row {row}, attempt {attempt}", "stop", 5, 0, 3)
+
+
+def run(
+    output: Path,
+    attempt: int,
+    acknowledged: MutableMapping[int, Result],
+    files: FileSystem = FILES,
+    journal_writer: Writer = JournalWriter,
+) -> None:
+    """Answer the rows that no earlier attempt did, write the output, complete the run.
+
+    Results go into ``acknowledged`` once they are so.
+    """
+    with WorkFolder(output, files) as work:
+        record = work.current_run()
+        if record is None:
+            record = RunRecord.new({"sampling": {"seed": 1}}, FINGERPRINT, NUM_ROWS)
+            work.begin(record)
+        if record.state == "complete":
+            return
+        journal = work.journal(record)
+        writer = journal_writer(work.path, record.run_id, files=files, segment_bytes=_SEGMENT_BYTES)
+        metadata = {FINGERPRINT_KEY: record.fingerprint, RUN_ID_KEY: record.id}
+        try:
+            parquet = ParquetResultWriter(
+                output, RESULT_SCHEMA, metadata, temporary=work.temporary_output, files=files
+            )
+            try:
+                order = ReorderBuffer()
+                group: list[Result] = []
+                for row in FINISHING_ORDER:
+                    if row in journal:
+                        result = journal.read(row)
+                    else:
+                        result = answer(row, attempt)
+                        writer.append(result)
+                        group.append(result)
+                        if len(group) == _ROWS_A_GROUP:
+                            writer.sync()
+                            for member in group:
+                                acknowledged[member.index] = member
+                            group.clear()
+                    for ready in order.push(result):
+                        parquet.write(ready)
+                writer.sync()
+                for member in group:
+                    acknowledged[member.index] = member
+                parquet.close()
+            except BaseException:
+                parquet.abort()
+                raise
+        finally:
+            writer.close()
+            journal.close()
+        work.complete(record)
+
+
+def check_finished(output: Path, acknowledged: dict[int, Result], attempts: int) -> None:
+    """Every row once, in order; acknowledged ones as they were; nothing else left over."""
+    rows = pq.read_table(output).to_pylist()
+    assert [row["row_index"] for row in rows] == list(range(NUM_ROWS))
+    for index, row in enumerate(rows):
+        assert row["id"] == f"id-{index}"
+        if index in acknowledged:
+            assert row["text"] == acknowledged[index].text, "an acknowledged row was lost"
+        assert row["text"] in {answer(index, n).text for n in range(1, attempts + 1)}
+    work = output.with_name(f"{output.name}.vlmbatch")
+    assert {path.name for path in output.parent.iterdir()} == {output.name, work.name}
+    assert {path.name for path in work.iterdir()} == {"lock", "run.json"}
+
+
+class Printed(dict[int, Result]):
+    """Tells the parent process, which outlives this one."""
+
+    def __setitem__(self, row: int, result: Result) -> None:
+        print(row, flush=True)
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), int(sys.argv[2]), Printed())
