@@ -38,7 +38,12 @@ SHARED = {"vlmbatch", "vlmbatch.config", "vlmbatch.errors", "vlmbatch.log", "vlm
     "vlmbatch.crash_points",
 }
 # With all that they import. Above them, only what is imported on start has to do without torch.
-TORCH_FREE = ("vlmbatch.data", "vlmbatch.engine.scheduler", "vlmbatch.engine.block_pool")
+TORCH_FREE = (
+    "vlmbatch.data",
+    "vlmbatch.engine.scheduler",
+    "vlmbatch.engine.block_pool",
+    "vlmbatch.image_workers",
+)
 
 
 @dataclass(frozen=True)

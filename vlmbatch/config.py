@@ -14,6 +14,8 @@ Device = Literal["auto", "cuda", "cpu"]
 AttentionBackendName = Literal["auto", "flash-attn", "torch"]
 ImageInputType = Literal["pixel_values", "image_features"]
 
+IMAGE_TIMEOUT_S = 60.0
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -43,8 +45,10 @@ class SamplingParams:
             raise ConfigError(f"temperature must be at least 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
-        if self.top_k < 0:
-            raise ConfigError(f"top_k must be at least 0 (0 keeps all tokens), got {self.top_k}")
+        if not 0 <= self.top_k < 2**31:
+            raise ConfigError(
+                f"top_k must be from 0 (which keeps all tokens) to 2**31 - 1, got {self.top_k}"
+            )
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if any(not text for text in self.stop):
@@ -63,6 +67,7 @@ class EngineConfig:
     kv_cache_tokens: int | None = None  # size of the paged KV pool; None: what memory allows
     max_model_len: int | None = None  # context length; None: the model's own
     enable_prefix_caching: bool = True
+    random_weights: bool = False  # to measure speed: no weights are read
 
     def __post_init__(self) -> None:
         if self.max_num_seqs < 1:
@@ -117,7 +122,11 @@ class PromptConfig:
 
 @dataclass(frozen=True, slots=True)
 class RunConfig:
-    """One whole job. ``output`` is a ``.parquet`` file, or "-" for JSONL on standard output."""
+    """One whole job.
+
+    ``output`` is a ``.parquet`` file, a folder when ``shard_rows`` is set, or "-" for JSONL on
+    standard output.
+    """
 
     model: str
     manifest: ManifestConfig
@@ -128,6 +137,22 @@ class RunConfig:
     image_arguments: ImageArguments = ImageArguments()
     image_limits: ImageLimits = ImageLimits()
     prompt: PromptConfig = PromptConfig()
-    overwrite: bool = False
-    image_threads: int = 2  # threads that read, decode and resize images
+    overwrite: bool = False  # start anew whatever is there
+    retry_failed: bool = False  # answer error rows of an earlier run again
+    incremental: bool = False  # keep answers of unchanged rows when the manifest has changed
+    shard_rows: int | None = None  # the output is a folder of files with so many rows each
+    grace_s: float = 20.0  # for rows under way when the run is stopped
+    deadline_s: float | None = None  # the run stops itself after so long
+    max_error_rate: float | None = None  # the run stops itself above this share of failed rows
+    image_workers: int | None = None  # processes that decode; 0: this one; None: one a spare core
+    image_timeout_s: float = IMAGE_TIMEOUT_S  # for one image in a worker process
     queue_rows: int = 256  # prepared rows that may wait for the engine
+
+    def __post_init__(self) -> None:
+        if self.image_workers is not None and self.image_workers < 0:
+            raise ConfigError(f"image_workers must be at least 0, got {self.image_workers}")
+        if not 0 < self.image_timeout_s <= 86_400:
+            raise ConfigError(
+                "the image timeout must be above 0 and at most 86400 seconds, "
+                f"got {self.image_timeout_s:g}"
+            )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 from vlmbatch.answer import Answer
-from vlmbatch.engine.engine import Engine, SequenceFailure
+from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.errors import RowError
 from vlmbatch.models.tokenizer import Tokenizer
@@ -13,73 +14,106 @@ from vlmbatch.prepare import Prepared, RowFeed
 from vlmbatch.sink import ResultSink
 from vlmbatch.stats import RunStats
 from vlmbatch.stop_strings import StopChecker
+from vlmbatch.stopping import StopRequest
 from vlmbatch.types import FinishReason, Row
 
-_IDLE_SECONDS = 0.5  # between looks at the sink while no row is ready
+if TYPE_CHECKING:
+    from vlmbatch.engine.engine import Engine
+
+_IDLE_SECONDS = 0.5  # between looks at the sink and the stop request while no row is ready
 
 
-def answer_rows(
-    feed: RowFeed,
-    engine: Engine,
-    tokenizer: Tokenizer,
-    sink: ResultSink,
-    stats: RunStats,
-) -> None:
-    """Run every row of ``feed`` through ``engine``; each reaches ``sink`` once, in any order."""
-    under_way: dict[Sequence, Row] = {}
-    checkers: dict[Sequence, StopChecker] = {}
+class AnswerLoop:
+    """Runs every row of ``feed`` through ``engine``; each reaches ``sink`` once, in any order."""
 
-    def admit(prepared: Prepared) -> None:
+    def __init__(
+        self,
+        feed: RowFeed,
+        engine: Engine,
+        tokenizer: Tokenizer,
+        sink: ResultSink,
+        stats: RunStats,
+        stop: StopRequest,
+    ) -> None:
+        self._feed = feed
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._sink = sink
+        self._stats = stats
+        self._stop = stop
+        self._under_way: dict[Sequence, Row] = {}
+        self._checkers: dict[Sequence, StopChecker] = {}
+
+    def run(self) -> None:
+        """Answer all rows, or until the stop request ends it: rows are then left unanswered.
+
+        Raises what reading the manifest or writing the output raised.
+        """
+        while not self._stop.check(self._stats):
+            self._fill()
+            if self._engine.num_unfinished:
+                self._step()
+            elif self._feed.exhausted:
+                return
+            else:
+                self._sink.check()
+        for sequence in self._engine.drop_waiting():
+            self._forget(sequence)
+        while self._engine.num_unfinished and not self._stop.out_of_grace:
+            self._step()
+
+    def _fill(self) -> None:
+        while self._engine.wants_requests:
+            idle = self._engine.num_unfinished == 0
+            prepared = self._feed.poll(timeout=_IDLE_SECONDS if idle else 0.0)
+            if prepared is None:
+                return
+            self._admit(prepared)
+
+    def _admit(self, prepared: Prepared) -> None:
         row, request = prepared.row, prepared.request
         if request is None:
-            sink.put(Answer(row, error=prepared.error))
+            self._sink.put(Answer(row, error=prepared.error, known=prepared.known))
             return
         try:
-            sequence = engine.add(request)
+            sequence = self._engine.add(request)
         except RowError as error:
-            sink.put(Answer(row, error=error))
+            self._sink.put(Answer(row, error=error))
             return
-        under_way[sequence] = row
+        self._under_way[sequence] = row
         if request.sampling.stop:
-            checkers[sequence] = StopChecker(tokenizer, request.sampling.stop)
-        if stats.engine_started is None:
-            stats.engine_started = time.monotonic()
+            self._checkers[sequence] = StopChecker(self._tokenizer, request.sampling.stop)
+        if self._stats.engine_started is None:
+            self._stats.engine_started = time.monotonic()
 
-    while True:
-        while engine.wants_requests:
-            prepared = feed.poll(timeout=0.0 if engine.num_unfinished else _IDLE_SECONDS)
-            if prepared is None:
-                break
-            admit(prepared)
-        if engine.num_unfinished == 0:
-            if feed.exhausted:
-                return
-            sink.check()
-        for output in engine.step():
-            sequence = output.sequence
+    def _step(self) -> None:
+        for output in self._engine.step():
             if isinstance(output, SequenceFailure):
-                checkers.pop(sequence, None)
-                sink.put(Answer(under_way.pop(sequence), error=output.error))
-                continue
-            checker = checkers.get(sequence)
-            if checker is not None and checker.push(output.token_id):
-                engine.finish(sequence, "stop")
-                # A stop string beats the length limit that its last token may have reached.
-                reason: FinishReason | None = "stop"
-            else:
-                reason = output.finish_reason
-            if reason is None:
-                continue
-            checkers.pop(sequence, None)
-            stats.cached_tokens += sequence.num_cached_tokens or 0
-            request = sequence.request
-            sink.put(
-                Answer(
-                    under_way.pop(sequence),
-                    tuple(sequence.output_token_ids),
-                    reason,
-                    prompt_tokens=sequence.num_prompt_tokens,
-                    image_tokens=request.num_image_tokens,
-                    stop=request.sampling.stop,
-                )
-            )
+                row = self._forget(output.sequence)
+                self._sink.put(Answer(row, error=output.error))
+            elif reason := self._finish_reason(output):
+                self._sink.put(self._answer(output.sequence, reason))
+
+    def _finish_reason(self, output: TokenOutput) -> FinishReason | None:
+        """Why the sequence ends with this token. A stop string beats the length limit."""
+        checker = self._checkers.get(output.sequence)
+        if checker is not None and checker.push(output.token_id):
+            self._engine.finish(output.sequence, "stop")
+            return "stop"
+        return output.finish_reason
+
+    def _answer(self, sequence: Sequence, reason: FinishReason) -> Answer:
+        self._stats.cached_tokens += sequence.num_cached_tokens or 0
+        request = sequence.request
+        return Answer(
+            self._forget(sequence),
+            tuple(sequence.output_token_ids),
+            reason,
+            prompt_tokens=sequence.num_prompt_tokens,
+            image_tokens=request.num_image_tokens,
+            stop=request.sampling.stop,
+        )
+
+    def _forget(self, sequence: Sequence) -> Row:
+        self._checkers.pop(sequence, None)
+        return self._under_way.pop(sequence)

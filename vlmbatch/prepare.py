@@ -2,45 +2,69 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from vlmbatch.config import ImageLimits
-from vlmbatch.data.images import decode_image
 from vlmbatch.errors import RowError
+from vlmbatch.image_workers.loader import ImageLoader
 from vlmbatch.models.processor import LlavaProcessor
-from vlmbatch.types import Request, Row
+from vlmbatch.types import ImageRef, Request, Result, Row
+
+_CLOSE_SECONDS = 1.0  # for the reader to end; it cannot while it waits for standard input
+_CLOSE_ATTEMPTS = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A row with its request, or with the error that stands for it."""
+    """A row with its request, or with the error or the known result that stands for it."""
 
     row: Row
     request: Request | None = None
     error: RowError | None = None
+    known: Result | None = None
 
 
-def prepare(row: Row, processor: LlavaProcessor, limits: ImageLimits) -> Prepared:
-    """Tokenize the prompt, decode and resize the images. Errors of the row become its result."""
+def prepare(
+    row: Row,
+    processor: LlavaProcessor,
+    loader: ImageLoader,
+    known: Callable[[Row], Result | None],
+) -> Prepared:
+    """Tokenize the prompt, have the images loaded. Errors of the row become its result.
+
+    A row whose result ``known`` has needs neither.
+    """
+    if (result := known(row)) is not None:
+        return Prepared(_without_bytes(row), known=result)
     if row.error is not None:
         return Prepared(row, error=row.error)
     try:
         encoded = processor.encode(row)
-        images = tuple(processor.process_image(decode_image(image, limits)) for image in row.images)
-        return Prepared(row, request=processor.to_request(row, encoded, images))
+        loading = [loader.submit(image) for image in row.images]
+        images = [future.result() for future in loading]
+        request = processor.to_request(row, encoded, images)
+        return Prepared(_without_bytes(row), request=request)
     except RowError as error:
-        return Prepared(row, error=error)
+        return Prepared(_without_bytes(row), error=error)
+
+
+def _without_bytes(row: Row) -> Row:
+    """The row as it waits for its answer: thousands may wait, and none needs its file again."""
+    if all(image.data is None for image in row.images):
+        return row
+    return replace(row, images=tuple(ImageRef(image.path) for image in row.images))
 
 
 class RowFeed:
     """Reads rows on one thread, prepares them on others, and hands them out in order.
 
-    At most ``depth`` prepared rows wait. ``window`` bounds the rows that are read but not yet
-    written: a row counts until ``release`` is called for it.
+    At most ``depth`` rows wait, and at most ``max_bytes`` of encoded images that rows bring along
+    (but always one row). ``window`` bounds the rows that are read but not yet written: a row counts
+    until ``release`` is called for it.
     """
 
     def __init__(
@@ -50,17 +74,21 @@ class RowFeed:
         threads: int,
         depth: int,
         window: int,
+        max_bytes: int = 2**28,
     ) -> None:
         self._rows = rows
         self._prepare = prepare_row
         self._queue: queue.Queue[Future[Prepared] | None] = queue.Queue(depth)
         self._window = threading.Semaphore(window)
+        self._bytes = _ByteBudget(max_bytes)
         self._closed = threading.Event()
         self._head: Future[Prepared] | None = None
+        self._failure: Exception | None = None
         self.exhausted = False
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
-        self._reader = ThreadPoolExecutor(1, thread_name_prefix="reader")
-        self._reading = self._reader.submit(self._read)
+        # A daemon: it may be waiting for a line on standard input that never comes.
+        self._reader = threading.Thread(target=self._read, name="reader", daemon=True)
+        self._reader.start()
 
     def poll(self, timeout: float) -> Prepared | None:
         """The next prepared row; None when none is ready within ``timeout`` seconds, or no more.
@@ -72,10 +100,12 @@ class RowFeed:
                 self._head = self._queue.get(timeout > 0, timeout)
             except queue.Empty:
                 return None
-            if self._head is None:
-                self.exhausted = True
-                self._reading.result()
-        if self._head is None or not wait([self._head], timeout).done:
+            self.exhausted = self._head is None
+        if self._head is None:
+            if self._failure is not None:
+                raise self._failure
+            return None
+        if not wait([self._head], timeout).done:
             return None
         prepared = self._head.result()
         self._head = None
@@ -89,17 +119,60 @@ class RowFeed:
         """Stop reading and preparing; rows not handed out are dropped."""
         self._closed.set()
         self._window.release()
-        while not self.exhausted:  # the reader may be waiting for a place in the queue
-            self.exhausted = self._queue.get() is None
-        self._reader.shutdown()
+        self._bytes.close()
+        for _ in range(_CLOSE_ATTEMPTS):  # the reader may be waiting for a place in the queue
+            with contextlib.suppress(queue.Empty):
+                while True:
+                    self._queue.get_nowait()
+            self._reader.join(_CLOSE_SECONDS / _CLOSE_ATTEMPTS)
+            if not self._reader.is_alive():
+                break
         self._workers.shutdown(cancel_futures=True)
 
     def _read(self) -> None:
         try:
             for row in self._rows:
+                size = sum(len(image.data) for image in row.images if image.data is not None)
                 self._window.acquire()
+                self._bytes.acquire(size)
                 if self._closed.is_set():
                     return
-                self._queue.put(self._workers.submit(self._prepare, row))
+                self._queue.put(self._workers.submit(self._prepare_within, row, size))
+        except Exception as error:  # noqa: BLE001  raised again by poll, on the main thread
+            self._failure = error
         finally:
             self._queue.put(None)
+
+    def _prepare_within(self, row: Row, size: int) -> Prepared:
+        try:
+            return self._prepare(row)
+        finally:
+            self._bytes.release(size)
+
+
+class _ByteBudget:
+    """Lets bytes in up to a limit; more than the limit alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def acquire(self, size: int) -> None:
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or self._used == 0 or self._used + size <= self._limit
+            )
+            self._used += size
+
+    def release(self, size: int) -> None:
+        if size:
+            with self._changed:
+                self._used -= size
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()

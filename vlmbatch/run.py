@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import pyarrow as pa
-
-from vlmbatch import __version__
 from vlmbatch.config import RunConfig
-from vlmbatch.data.jsonl_writer import JsonlResultWriter
-from vlmbatch.data.manifest import Manifest, open_manifest
-from vlmbatch.data.schema import output_schema
+from vlmbatch.data.output_reader import read_output_counts
 from vlmbatch.data.validate import validate_rows
-from vlmbatch.data.writer import ParquetResultWriter, ResultWriter
 from vlmbatch.errors import RowError
-from vlmbatch.fingerprint import fingerprint, run_settings
-from vlmbatch.models.config import ModelConfig, check_image_arguments, load_model_config
-from vlmbatch.models.hub import resolve_model
-from vlmbatch.models.processor import LlavaProcessor
+from vlmbatch.fingerprint import run_settings
+from vlmbatch.inputs import Inputs, num_image_workers, open_images, open_inputs
+from vlmbatch.output import DurableOutput, Output, StreamOutput
 from vlmbatch.stats import RunStats
+from vlmbatch.stopping import StopRequest
 from vlmbatch.types import Row
 
 if TYPE_CHECKING:
@@ -33,103 +23,82 @@ if TYPE_CHECKING:
 _WINDOW_ROWS = 16_384  # rows read but not yet written: bounds what waits for a slow row
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """What a run needs before any weights are read."""
-
-    folder: Path
-    model: ModelConfig
-    processor: LlavaProcessor
-    manifest: Manifest
-    streaming: bool  # answers leave as rows arrive: nothing is known of the whole manifest
-
-
-def open_inputs(config: RunConfig) -> Inputs:
-    """Read the model's configuration and processor, and open the manifest. No torch.
-
-    Raises:
-        UsageError: model, image arguments or manifest cannot be used.
-    """
-    folder = resolve_model(config.model, config.revision)
-    model = load_model_config(folder)
-    check_image_arguments(model, config.image_arguments)
-    processor = LlavaProcessor.load(
-        folder, model, config.prompt, config.image_arguments, config.engine.max_model_len
-    )
-    streaming = config.manifest.source == "-" and config.output == "-"
-    manifest = open_manifest(
-        config.manifest,
-        config.sampling,
-        image_base=config.image_limits.root,
-        streaming=streaming,
-    )
-    return Inputs(folder, model, processor, manifest, streaming)
-
-
 def run(config: RunConfig, stats: RunStats) -> None:
     """Answer every row of the manifest and write the output; ``stats`` tells how it went.
 
     Raises:
         UsageError: the configuration, manifest or checkpoint cannot be used (before any work).
+        OutputLockedError: another run is writing the output.
         OutputError: the output cannot be written.
+        RunStoppedError: a signal, the deadline or the error budget ended the run early.
     """
+    stop = StopRequest(config.grace_s, config.deadline_s, config.max_error_rate)
     stats.stage = "reading the manifest"
     inputs = open_inputs(config)
-    writer = open_writer(config, inputs, stats)
-    try:
-        stats.stage = "loading the model"
-        engine = load_engine(config, inputs)
-        answer_manifest(config, inputs, engine, writer, stats)
-    except BaseException:
-        writer.abort()
-        raise
+    with open_output(config, inputs, stats) as output:
+        if isinstance(output, DurableOutput) and output.complete:
+            earlier = read_output_counts(output.path)
+            stats.count_earlier(earlier.num_rows, earlier.errors, earlier.error_examples)
+        else:
+            stats.stage = "loading the model"
+            engine = load_engine(config, inputs)
+            answer_manifest(config, inputs, engine, output, stats, stop)
     stats.finish()
 
 
 def answer_manifest(
-    config: RunConfig, inputs: Inputs, engine: Engine, writer: ResultWriter, stats: RunStats
+    config: RunConfig,
+    inputs: Inputs,
+    engine: Engine,
+    output: Output,
+    stats: RunStats,
+    stop: StopRequest,
 ) -> None:
-    """Stream the manifest's rows through the engine into ``writer``, and commit it."""
-    from vlmbatch.generate import answer_rows
+    """Stream the manifest's rows through the engine into ``output``, and commit it.
+
+    Raises:
+        RunStoppedError: ``stop`` ended the run; what is done is kept where ``output`` can keep it.
+    """
+    from vlmbatch.generate import AnswerLoop
     from vlmbatch.prepare import RowFeed, prepare
     from vlmbatch.sink import ResultSink
 
     stats.stage = "answering"
+    tokenizer = inputs.processor.tokenizer
+    images = open_images(config, inputs)
     feed = RowFeed(
-        inputs.manifest.rows(),
-        partial(prepare, processor=inputs.processor, limits=config.image_limits),
-        threads=config.image_threads,
+        output.watch(inputs.manifest.rows()),
+        partial(prepare, processor=inputs.processor, loader=images, known=output.known),
+        threads=max(2, 2 * num_image_workers(config)),  # most of them wait for an image
         depth=config.queue_rows,
         window=_WINDOW_ROWS,
     )
-    sink = ResultSink(writer, inputs.processor.tokenizer, stats, written=feed.release)
+    sink = ResultSink(output.writer, tokenizer, stats, feed.release, output.journal)
     try:
-        answer_rows(feed, engine, inputs.processor.tokenizer, sink, stats)
-        stats.stage = "writing the output"
-        sink.close()
+        with stop.on_signals():
+            AnswerLoop(feed, engine, tokenizer, sink, stats, stop).run()
+        sink.flush()
+        if stop.reason is None:
+            stats.stage = "writing the output"
+            output.commit()
     finally:
+        images.close()  # first: the feed would wait for images under way
         feed.close()
-        sink.stop()
+        sink.close()
+    if stop.reason is not None:
+        raise stop.reason
 
 
-def open_writer(config: RunConfig, inputs: Inputs, stats: RunStats) -> ResultWriter:
+def open_output(config: RunConfig, inputs: Inputs, stats: RunStats) -> Output:
     """The output as the manifest's columns and the run's settings shape it."""
     if inputs.streaming:
-        return JsonlResultWriter(sys.stdout.buffer)
+        return StreamOutput()
     info = inputs.manifest.scan()
     stats.rows_total = info.num_rows
     if config.output == "-":
-        return JsonlResultWriter(sys.stdout.buffer)
+        return StreamOutput()
     settings = run_settings(config, inputs.folder, info.sha256, inputs.processor.fingerprint)
-    metadata = {
-        "vlmbatch.version": __version__,
-        "vlmbatch.run_fingerprint": fingerprint(settings),
-        "vlmbatch.model": config.model,
-        "vlmbatch.sampling": json.dumps(settings["sampling"]),
-        "vlmbatch.manifest_sha256": info.sha256,
-    }
-    schema: pa.Schema = output_schema(info.extra_schema)
-    return ParquetResultWriter(Path(config.output), schema, metadata)
+    return DurableOutput(config, info, inputs.manifest.rows, settings)
 
 
 def load_engine(config: RunConfig, inputs: Inputs) -> Engine:

@@ -15,11 +15,19 @@ from vlmbatch.log import LogFormat
 STRING, INTEGER, NUMBER = "a string", "an integer", "a number"
 BOOLEAN, STRINGS, INTEGERS = "true or false", "an array of strings", "an array of integers"
 SHAPE = 'an array of integers, or a string such as "1,3,336,336"'
+TIME = 'a number of seconds, or a string such as "2h"'
+SHARE = 'a number from 0 to 1, or a string such as "5%"'
 
 # What each key holds; a tuple lists the choices of a string.
 KEYS: dict[str, str | tuple[str, ...]] = {
     "output": STRING,
+    "shard_rows": INTEGER,
     "overwrite": BOOLEAN,
+    "retry_failed": BOOLEAN,
+    "incremental": BOOLEAN,
+    "grace": TIME,
+    "deadline": TIME,
+    "max_error_rate": SHARE,
     "limit": INTEGER,
     "prompt_column": STRING,
     "image_column": STRING,
@@ -36,6 +44,8 @@ KEYS: dict[str, str | tuple[str, ...]] = {
     "strict_image_tokens": BOOLEAN,
     "image_root": STRING,
     "max_image_pixels": INTEGER,
+    "image_workers": INTEGER,
+    "image_timeout": NUMBER,
     "chat": BOOLEAN,
     "chat_template": STRING,
     "prompt_template": STRING,
@@ -88,6 +98,8 @@ def load_settings(path: Path) -> dict[str, Any]:
     shape = values.get("image_input_shape")
     if isinstance(shape, list):
         values["image_input_shape"] = ",".join(map(str, shape))
+    for key in values.keys() & {"grace", "deadline", "max_error_rate"}:
+        values[key] = str(values[key])
     return values
 
 
@@ -103,8 +115,10 @@ def _fits(value: Any, kind: str | tuple[str, ...]) -> bool:
         return is_integer or isinstance(value, float)
     if kind == BOOLEAN:
         return isinstance(value, bool)
-    if kind == SHAPE and isinstance(value, str):
+    if kind in (SHAPE, TIME, SHARE) and isinstance(value, str):
         return True
+    if kind in (TIME, SHARE):
+        return _fits(value, NUMBER)
     item_kind = STRING if kind == STRINGS else INTEGER
     return isinstance(value, list) and all(_fits(item, item_kind) for item in value)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,11 +13,18 @@ from vlmbatch.types import Result
 
 @dataclass(slots=True)
 class RunStats:
-    """Counters of one run. Written by one thread; a reader may see them a moment apart."""
+    """Counters of one run; a reader may see them a moment apart.
+
+    Images and tokens are what this process has worked on; rows include those of earlier runs.
+    """
 
     stage: str = "starting"  # what is happening now, for people
     rows_total: int | None = None  # unknown while a stream is read
     rows_done: int = 0
+    rows_resumed: int = 0  # of these, done by an earlier run
+    errors_resumed: int = 0
+    rows_judged: int = 0  # new rows done without a gap before them: errors are done soonest
+    errors_judged: int = 0
     images_done: int = 0
     prompt_tokens: int = 0
     image_tokens: int = 0
@@ -28,18 +36,33 @@ class RunStats:
     engine_started: float | None = None  # first row handed to the engine
     finished: float | None = None
 
-    def count(self, result: Result, num_images: int) -> None:
+    def count(self, result: Result, num_images: int, resumed: bool = False) -> None:
+        """Count a row that is done; ``resumed``: an earlier run did it."""
         self.rows_done += 1
+        if resumed:
+            self.rows_resumed += 1
+            self.errors_resumed += result.error_code is not None
         if result.error_code is not None:
             self.errors[result.error_code] += 1
             self.error_examples.setdefault(
                 result.error_code, f"row {result.index} (id {result.id}): {result.error_message}"
             )
             return
+        if resumed:
+            return
         self.images_done += num_images
         self.prompt_tokens += result.prompt_tokens or 0
         self.image_tokens += result.image_tokens or 0
         self.completion_tokens += result.completion_tokens or 0
+
+    def count_earlier(
+        self, num_rows: int, errors: Mapping[str, int], examples: Mapping[str, str]
+    ) -> None:
+        """Count the rows of an output that an earlier run has finished."""
+        self.rows_done = self.rows_resumed = num_rows
+        self.errors = Counter(errors)
+        self.errors_resumed = self.errors.total()
+        self.error_examples = dict(examples)
 
     @property
     def num_errors(self) -> int:
@@ -67,6 +90,7 @@ class RunStats:
             "rows": self.rows_done,
             "ok": self.rows_done - self.num_errors,
             "errors": self.num_errors,
+            "resumed": self.rows_resumed,
             "errors_by_code": dict(self.errors.most_common()),
             "images": self.images_done,
             "prompt_tokens": self.prompt_tokens,
@@ -75,7 +99,7 @@ class RunStats:
             "cached_tokens": self.cached_tokens,
             "seconds": round(self.elapsed(), 3),
             "processing_seconds": round(seconds, 3),
-            "rows_per_second": round(self.rows_done * rate, 2),
+            "rows_per_second": round((self.rows_done - self.rows_resumed) * rate, 2),
             "images_per_second": round(self.images_done * rate, 2),
             "completion_tokens_per_second": round(self.completion_tokens * rate, 2),
         }

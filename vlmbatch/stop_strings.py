@@ -18,7 +18,9 @@ class StopChecker:
         """True as soon as the text up to this token holds a stop string."""
         text = self._tail + self._decoder.push(token_id)
         self._tail = text[len(text) - self._keep :] if self._keep else ""
-        return any(stop in text for stop in self._stop)
+        # A newline may be a byte token, whose text is final only when the run of bytes ends.
+        whole = text + self._decoder.flush()
+        return any(stop in whole for stop in self._stop)
 
 
 def cut_at_stop(text: str, stop: tuple[str, ...]) -> str:

@@ -25,20 +25,23 @@ def print_run_summary(stats: RunStats, console: Console, output: str) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    table.add_row("rows", f"{figures['rows']:,}: {figures['ok']:,} ok, {_errors(stats)}")
-    table.add_row(
-        "time",
-        f"{_elapsed(figures['seconds'])}, of it {_elapsed(figures['processing_seconds'])} "
-        f"answering: {figures['rows_per_second']:,.1f} rows/s, "
-        f"{figures['images_per_second']:,.1f} images/s",
-    )
-    table.add_row(
-        "tokens",
-        f"{figures['prompt_tokens']:,} prompt ({figures['image_tokens']:,} image, "
-        f"{figures['cached_tokens']:,} from the prefix cache), "
-        f"{figures['completion_tokens']:,} generated: "
-        f"{figures['completion_tokens_per_second']:,.0f}/s",
-    )
+    earlier = f"; {stats.rows_resumed:,} done by an earlier run" if stats.rows_resumed else ""
+    rows = f"{figures['rows']:,}: {figures['ok']:,} ok, {_errors(stats)}{earlier}"
+    table.add_row("rows", rows)
+    if stats.rows_done > stats.rows_resumed:
+        table.add_row(
+            "time",
+            f"{_elapsed(figures['seconds'])}, of it {_elapsed(figures['processing_seconds'])} "
+            f"answering: {figures['rows_per_second']:,.1f} rows/s, "
+            f"{figures['images_per_second']:,.1f} images/s",
+        )
+        table.add_row(
+            "tokens",
+            f"{figures['prompt_tokens']:,} prompt ({figures['image_tokens']:,} image, "
+            f"{figures['cached_tokens']:,} from the prefix cache), "
+            f"{figures['completion_tokens']:,} generated: "
+            f"{figures['completion_tokens_per_second']:,.0f}/s",
+        )
     table.add_row("output", Text("standard output" if output == "-" else printable(output)))
     _print(table, console)
     print_errors(stats, {code: [text] for code, text in stats.error_examples.items()}, console)

@@ -19,6 +19,7 @@ from vlmbatch.config import (
     RunConfig,
     SamplingParams,
 )
+from vlmbatch.image_workers.loader import InProcessLoader
 from vlmbatch.prepare import prepare
 from vlmbatch.run import Inputs, load_engine, open_inputs
 
@@ -102,8 +103,9 @@ def engine_tokens(manifest: Path, engine_config: EngineConfig) -> list[list[int]
     config, inputs = open_manifest_inputs(manifest, engine_config)
     engine = load_engine(config, inputs)
     sequences = []
+    loader = InProcessLoader(config.image_limits, inputs.processor.image_processor)
     for row in inputs.manifest.rows():
-        prepared = prepare(row, inputs.processor, config.image_limits)
+        prepared = prepare(row, inputs.processor, loader, known=lambda row: None)
         assert prepared.request is not None, prepared.error
         sequences.append(engine.add(prepared.request))
     while engine.num_unfinished:

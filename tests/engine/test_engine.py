@@ -19,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmbatch.config import EngineConfig, SamplingParams
-from vlmbatch.engine.engine import Engine, SequenceFailure
+from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.outputs import SequenceFailure
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.types import ImageSpan, Request
 

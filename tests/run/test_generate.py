@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from fake_model import FakeBackend, FakeModel, fake_config, reference
 from vlmbatch.config import EngineConfig, SamplingParams
 from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ErrorCode, OutputError, RowError
-from vlmbatch.generate import answer_rows
+from vlmbatch.generate import AnswerLoop
 from vlmbatch.prepare import Prepared, RowFeed
 from vlmbatch.sink import ResultSink
 from vlmbatch.stats import RunStats
 from vlmbatch.stop_strings import cut_at_stop
+from vlmbatch.stopping import RunStoppedError, StopRequest
 from vlmbatch.types import Request, Result, Row
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -40,7 +42,6 @@ class LetterTokenizer:
 class ListWriter:
     def __init__(self, fail_after: int | None = None) -> None:
         self.results: list[Result] = []
-        self.closed = False
         self.fail_after = fail_after
 
     def write(self, result: Result) -> None:
@@ -49,7 +50,7 @@ class ListWriter:
         self.results.append(result)
 
     def close(self) -> None:
-        self.closed = True
+        raise AssertionError("the caller commits, not the sink")
 
     def abort(self) -> None:
         raise AssertionError("the caller aborts, not the sink")
@@ -66,7 +67,12 @@ def make_engine() -> Engine:
     )
 
 
-def run_rows(prepared: list[Prepared], writer: ListWriter, window: int = 64) -> RunStats:
+def run_rows(
+    prepared: list[Prepared],
+    writer: ListWriter,
+    window: int = 64,
+    stop: StopRequest | None = None,
+) -> RunStats:
     stats = RunStats()
     by_index = {each.row.index: each for each in prepared}
     feed = RowFeed(
@@ -78,11 +84,13 @@ def run_rows(prepared: list[Prepared], writer: ListWriter, window: int = 64) -> 
     )
     sink = ResultSink(writer, LetterTokenizer(), stats, written=feed.release)
     try:
-        answer_rows(feed, make_engine(), LetterTokenizer(), sink, stats)
-        sink.close()
+        engine = make_engine()
+        AnswerLoop(feed, engine, LetterTokenizer(), sink, stats, stop or StopRequest()).run()
+        sink.flush()
+        engine.scheduler.check_integrity()
     finally:
         feed.close()
-        sink.stop()
+        sink.close()
     return stats
 
 
@@ -98,7 +106,6 @@ def test_every_row_comes_out_once_in_order_with_its_own_answer() -> None:
     rows[18] = row_of(18, [1] * 300)
     writer = ListWriter()
     stats = run_rows(rows, writer, window=12)
-    assert writer.closed
     assert [result.index for result in writer.results] == list(range(200))
     assert [result.extra for result in writer.results] == [{"note": i} for i in range(200)]
     assert writer.results[17].error_code is ErrorCode.IMAGE_MISSING
@@ -131,6 +138,68 @@ def test_a_writer_that_fails_ends_the_run_with_its_error() -> None:
     with pytest.raises(OutputError, match="disk full"):
         run_rows(rows, ListWriter(fail_after=20), window=30)
     assert threading.active_count() == before
+
+
+class StopAfter(StopRequest):
+    """Stops once so many rows are done."""
+
+    def __init__(self, rows: int, grace_s: float) -> None:
+        super().__init__(grace_s)
+        self.rows = rows
+
+    def check(self, stats: RunStats) -> bool:
+        if stats.rows_done >= self.rows:
+            self.request(RunStoppedError("enough", 143))
+        return super().check(stats)
+
+
+@pytest.mark.parametrize("grace_s", [20.0, 0.0])
+def test_a_stopped_run_hands_on_what_it_finished_and_nothing_twice(grace_s: float) -> None:
+    rows = [row_of(i, [1 + i % 3, 2], max_tokens=6, ignore_eos=True) for i in range(400)]
+    writer = ListWriter()
+    stats = run_rows(rows, writer, stop=StopAfter(30, grace_s))
+    indexes = [result.index for result in writer.results]
+    assert 30 <= len(indexes) < 200
+    assert indexes == list(range(len(indexes)))
+    assert stats.rows_done >= len(indexes)
+    for result in writer.results:
+        tokens = reference(rows[result.index].request, 6)
+        assert result.text == LetterTokenizer().decode(tuple(tokens))
+
+
+def test_too_many_errors_stop_the_run_and_name_the_commonest() -> None:
+    bad = RowError(ErrorCode.IMAGE_MISSING, "no file")
+    rows = [row_of(i, [1, 2], max_tokens=2) for i in range(2000)]
+    rows = [Prepared(each.row, error=bad) if each.row.index % 10 == 0 else each for each in rows]
+    stop = StopRequest(max_error_rate=0.05)
+    stats = run_rows(rows, ListWriter(), stop=stop)
+    assert stop.reason is not None and stop.reason.exit_status == 1
+    assert "5.0%" in str(stop.reason) and "image_missing" in str(stop.reason)
+    assert 200 <= stats.rows_done < 1500
+    within = StopRequest(max_error_rate=0.11)
+    assert run_rows(rows, ListWriter(), stop=within).rows_done == 2000 and within.reason is None
+
+
+def test_errors_of_an_earlier_run_do_not_count_against_the_budget() -> None:
+    failed = Result(0, "id", error_code=ErrorCode.IMAGE_MISSING, error_message="no file")
+    rows = [row_of(i, [1, 2], max_tokens=2) for i in range(600)]
+    rows = [
+        Prepared(each.row, known=replace(failed, index=each.row.index))
+        if each.row.index < 300
+        else each
+        for each in rows
+    ]
+    stop = StopRequest(max_error_rate=0.05)
+    stats = run_rows(rows, ListWriter(), stop=stop)
+    assert stop.reason is None
+    assert (stats.rows_done, stats.rows_resumed, stats.num_errors) == (600, 300, 300)
+
+
+def test_a_deadline_stops_the_run_as_sigterm_does() -> None:
+    rows = [row_of(i, [1, 2], max_tokens=2) for i in range(300)]
+    stop = StopRequest(deadline_s=0.0)
+    assert run_rows(rows, ListWriter(), stop=stop).rows_done == 0
+    assert stop.reason is not None and stop.reason.exit_status == 143
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,17 @@ def checked_model(model: str | None) -> str:
     return model
 
 
-def checked_output(output: str | None, manifest: str, *, overwrite: bool) -> str:
+DEFAULT_SHARD_ROWS = 100_000
+
+
+def is_folder(output: str) -> bool:
+    """Whether an output is written as a folder of shards, by its name alone."""
+    return output != "-" and (output.endswith("/") or Path(output).suffix != ".parquet")
+
+
+def checked_output(
+    output: str | None, manifest: str, *, overwrite: bool, shard_rows: int | None = None
+) -> str:
     """Where the answers go, refused now rather than after hours of work.
 
     Raises:
@@ -35,25 +45,50 @@ def checked_output(output: str | None, manifest: str, *, overwrite: bool) -> str
     if output == "-":
         return output
     path = Path(output)
-    if path.is_dir():
+    folder = shard_rows is not None or is_folder(output)
+    if path.is_dir() and not folder:
         raise UsageError(
             f"output {output} is a folder: name a .parquet file in it, such as "
-            f"-o {path / 'answers.parquet'}"
+            f"-o {path / 'answers.parquet'}, or add --shard-rows for a folder of files"
         )
-    if path.suffix != ".parquet":
+    if folder and (path.suffix not in ("", ".parquet") or path.is_file()):
         raise UsageError(
             f"output {output} is of no kind that can be written: choose a name that ends in "
-            ".parquet, or - for JSONL on standard output"
+            ".parquet, a folder, or - for JSONL on standard output"
         )
     if not path.parent.is_dir():
         raise UsageError(f"output {output}: there is no folder {path.parent}; create it first")
     if _is_same_file(output, manifest):
         raise UsageError(f"output {output} is the manifest itself: choose another name")
-    if path.exists() and not overwrite:
+    has_run = path.with_name(f"{path.name}.vlmbatch").is_dir()
+    if path.is_file() and not overwrite and not has_run:
         raise UsageError(
             f"output {output} exists: add --overwrite to replace it, or choose another name"
         )
     return output
+
+
+def check_resume_options(
+    output: str, *, overwrite: bool, retry_failed: bool, incremental: bool
+) -> None:
+    """Refuse options that contradict each other, or have nothing to go on from.
+
+    Raises:
+        UsageError: names the options.
+    """
+    chosen = [
+        name
+        for name, given in (
+            ("--overwrite", overwrite),
+            ("--retry-failed", retry_failed),
+            ("--incremental", incremental),
+        )
+        if given
+    ]
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} contradict each other: choose one")
+    if output == "-" and chosen and not overwrite:
+        raise UsageError(f"{chosen[0]} needs an output file: standard output keeps nothing")
 
 
 def check_report_file(option: str, path: str | None, manifest: str) -> None:

@@ -12,12 +12,14 @@ from typing import Annotated
 
 import typer
 
+from vlmbatch.commands.values import parse_duration, parse_share
 from vlmbatch.config import AttentionBackendName, Device, DType, ImageInputType
 from vlmbatch.log import LogFormat as LogFormatName
 from vlmbatch.settings import load_settings
 
 _option = partial(typer.Option, show_envvar=False)
 _input = partial(_option, rich_help_panel="Input and output")
+_resume = partial(_option, rich_help_panel="Stopping and going on")
 _model = partial(_option, rich_help_panel="Model")
 _image = partial(_option, rich_help_panel="Images")
 _prompt = partial(_option, rich_help_panel="Prompt")
@@ -41,6 +43,14 @@ def _at_least(minimum: int) -> Callable[[int | None], int | None]:
     return check
 
 
+def _checked(parse: Callable[[str | None], object]) -> Callable[[str | None], str | None]:
+    def check(text: str | None) -> str | None:
+        parse(text)
+        return text
+
+    return check
+
+
 Manifest = Annotated[
     str,
     typer.Argument(
@@ -55,11 +65,57 @@ Output = Annotated[
         "--output",
         "-o",
         metavar="FILE",
-        help="A .parquet file, or - for JSONL on standard output (default when MANIFEST is -).",
+        help="A .parquet file, a folder of them (with --shard-rows), or - for JSONL on standard "
+        "output (default when MANIFEST is -).",
     ),
 ]
+ShardRows = Annotated[
+    int | None,
+    _input(metavar="N", callback=_at_least(1), help="Write a folder of files with N rows each."),
+]
 Overwrite = Annotated[
-    bool, _input("--overwrite", metavar="", help="Replace an existing output file.")
+    bool,
+    _resume(
+        "--overwrite/--resume",
+        metavar="",
+        show_default=False,
+        help="Start anew and replace the output, or go on where an earlier run ended (default).",
+    ),
+]
+RetryFailed = Annotated[
+    bool, _resume("--retry-failed", metavar="", help="Answer an earlier run's error rows again.")
+]
+Incremental = Annotated[
+    bool,
+    _resume(
+        "--incremental",
+        metavar="",
+        help="When the manifest has changed, keep the answers of unchanged rows.",
+    ),
+]
+Grace = Annotated[
+    str,
+    _resume(
+        metavar="TIME",
+        callback=_checked(parse_duration),
+        help="Time for rows under way to finish when the run is stopped.",
+    ),
+]
+Deadline = Annotated[
+    str | None,
+    _resume(
+        metavar="TIME",
+        callback=_checked(parse_duration),
+        help="Stop after this time, such as 45m or 2h, as on SIGTERM.",
+    ),
+]
+MaxErrorRate = Annotated[
+    str | None,
+    _resume(
+        metavar="SHARE",
+        callback=_checked(parse_share),
+        help="Stop when more than this share of at least 200 rows fail, such as 5%.",
+    ),
 ]
 Limit = Annotated[
     int | None, _input(metavar="N", callback=_at_least(0), help="Read the first N rows only.")
@@ -126,6 +182,18 @@ ImageRoot = Annotated[
 MaxImagePixels = Annotated[
     int,
     _image(metavar="N", callback=_at_least(1), help="Refuse images of more pixels, undecoded."),
+]
+ImageWorkers = Annotated[
+    int | None,
+    _image(
+        metavar="N",
+        callback=_at_least(0),
+        help="Processes that decode images; absent: one a core, less one; 0: none, "
+        "and no protection from images that crash or hang their decoder.",
+    ),
+]
+ImageTimeout = Annotated[
+    float, _image(metavar="SECONDS", help="Give up an image that takes longer to decode.")
 ]
 DecodeImages = Annotated[
     bool,

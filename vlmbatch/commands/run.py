@@ -7,15 +7,20 @@ import sys
 from vlmbatch import log
 from vlmbatch.commands import options
 from vlmbatch.commands.checks import (
+    DEFAULT_SHARD_ROWS,
     check_report_file,
+    check_resume_options,
     check_stdout_use,
     checked_model,
     checked_output,
     image_arguments,
+    is_folder,
 )
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.reporting import Reporting
+from vlmbatch.commands.values import parse_duration, parse_share
 from vlmbatch.config import (
+    IMAGE_TIMEOUT_S,
     EngineConfig,
     ImageLimits,
     ManifestConfig,
@@ -32,7 +37,13 @@ LIMITS = ImageLimits()
 def run(
     manifest: options.Manifest,
     output: options.Output = None,
+    shard_rows: options.ShardRows = None,
     overwrite: options.Overwrite = False,
+    retry_failed: options.RetryFailed = False,
+    incremental: options.Incremental = False,
+    grace: options.Grace = "20s",
+    deadline: options.Deadline = None,
+    max_error_rate: options.MaxErrorRate = None,
     limit: options.Limit = None,
     prompt_column: options.PromptColumn = "prompt",
     image_column: options.ImageColumn = "image",
@@ -50,6 +61,8 @@ def run(
     strict_image_tokens: options.StrictImageTokens = False,
     image_root: options.ImageRoot = None,
     max_image_pixels: options.MaxImagePixels = LIMITS.max_pixels,
+    image_workers: options.ImageWorkers = None,
+    image_timeout: options.ImageTimeout = IMAGE_TIMEOUT_S,
     chat: options.Chat = False,
     chat_template: options.ChatTemplate = None,
     prompt_template: options.PromptTemplate = None,
@@ -76,12 +89,16 @@ def run(
 ) -> None:
     """Answer every row of MANIFEST and write the answers in its order.
 
-    A row that cannot be answered becomes an error row, and the run goes on.
+    A row that cannot be answered becomes an error row, and the run goes on. A
+    run that was stopped or killed goes on when the same command is run again.
     Exits 0 when all rows are answered, 1 when some are errors, 2 when the job
     cannot be run as given.
     """
     log.configure(verbose=verbose, quiet=quiet, log_format=log_format)
-    output = checked_output(output, manifest, overwrite=overwrite)
+    output = checked_output(output, manifest, overwrite=overwrite, shard_rows=shard_rows)
+    check_resume_options(
+        output, overwrite=overwrite, retry_failed=retry_failed, incremental=incremental
+    )
     check_report_file("--summary-json", summary_json, manifest)
     check_stdout_use("--summary-json", summary_json, data_on_stdout=output == "-")
     run_config = RunConfig(
@@ -89,7 +106,13 @@ def run(
         revision=revision,
         manifest=ManifestConfig(manifest, prompt_column, image_column, id_column, limit),
         output=output,
+        shard_rows=shard_rows or (DEFAULT_SHARD_ROWS if is_folder(output) else None),
         overwrite=overwrite,
+        retry_failed=retry_failed,
+        incremental=incremental,
+        grace_s=parse_duration(grace) or 0.0,
+        deadline_s=parse_duration(deadline),
+        max_error_rate=parse_share(max_error_rate),
         sampling=SamplingParams(
             max_tokens=max_tokens,
             temperature=temperature,
@@ -118,6 +141,8 @@ def run(
             strict_image_tokens,
         ),
         image_limits=ImageLimits(max_pixels=max_image_pixels, root=image_root),
+        image_workers=image_workers,
+        image_timeout_s=image_timeout,
         prompt=PromptConfig(chat, chat_template, prompt_template, system_prompt),
     )
     report = Reporting(
@@ -136,13 +161,14 @@ def _run(config: RunConfig, report: Reporting) -> None:
 
     stats = RunStats()
 
-    def lost() -> str:
-        kept = "" if config.output == "-" else f"; nothing was written to {config.output}"
-        return f"{stats.rows_done:,} rows were done{kept}"
+    def kept() -> str:
+        total = "" if stats.rows_total is None else f" of {stats.rows_total:,}"
+        again = "" if config.output == "-" else "; run the same command again to go on"
+        return f"{stats.rows_done:,}{total} rows are done{again}"
 
     if config.manifest.source == "-" and sys.stdin.isatty():
         log.logger.info("reading rows from the terminal: end them with Ctrl-D")
-    with early_exits(lost), report.display(stats):
+    with early_exits(kept), report.display(stats):
         from vlmbatch.run import run as answer_all
 
         answer_all(config, stats)

@@ -103,6 +103,8 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise NotAnObjectError(f"{where}: not JSON: {error.msg} at column {error.colno}") from error
     except RecursionError as error:
+        if not raw.lstrip().startswith(b"{"):
+            raise NotAnObjectError(f"{where}: not a JSON object but nested arrays") from error
         raise _too_deep(where) from error
     except ValueError as error:  # NaN, or an integer of thousands of digits
         raise RowError(ErrorCode.MANIFEST_LINE_INVALID, f"{where}: {error}") from error

@@ -24,7 +24,9 @@ class JsonlResultWriter:
         self._stream = stream
 
     def write(self, result: Result) -> None:
-        line = dump_json({**result_values(result), **result.extra})
+        values = result_values(result)
+        extra = {name: value for name, value in result.extra.items() if name not in values}
+        line = dump_json({**values, **extra})
         try:
             self._stream.write(line.encode("utf-8", "replace") + b"\n")
             self._stream.flush()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import sys
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -176,10 +176,25 @@ def open_manifest(
     files: Sequence[ManifestFile]
     if config.source == "-":
         folder = Path()
-        files = [stdin_file(stdin or sys.stdin.buffer, config.max_line_bytes, spool=not streaming)]
+        files = [stdin_file(stdin or _stdin(), config.max_line_bytes, spool=not streaming)]
     else:
         source = Path(config.source)
         folder = source if source.is_dir() else source.parent
         files = find_files(source, config.max_line_bytes)
     builder = RowBuilder(columns, defaults, image_base or folder)
     return Manifest(files, builder, config.limit, streaming=streaming)
+
+
+def _stdin() -> BinaryIO:
+    """Standard input under a buffer of our own.
+
+    A thread that waits for a line holds the buffer's lock, and the interpreter wants that of
+    ``sys.stdin`` when it ends.
+
+    Raises:
+        ManifestError: standard input is closed.
+    """
+    try:
+        return os.fdopen(os.dup(0), "rb")
+    except OSError as error:
+        raise ManifestError(f"standard input cannot be read: {error.strerror}") from error

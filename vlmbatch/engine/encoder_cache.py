@@ -34,7 +34,8 @@ class EncoderCache:
             part = missing[first : first + self._batch_images]
             pixels = torch.from_numpy(np.stack([image.pixels for image in part]))
             for image, features in zip(part, self._encode(pixels), strict=True):
-                found[image.content_hash] = features
+                # A view would keep the whole batch for as long as one of its images is kept.
+                found[image.content_hash] = features.clone()
             self.num_encoded += len(part)
         for key, features in found.items():
             self._features[key] = features

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 
 import torch
 
@@ -11,36 +10,20 @@ from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.config import EngineConfig
 from vlmbatch.engine.batch import build_step_inputs
 from vlmbatch.engine.block_pool import BlockPool
-from vlmbatch.engine.kv_cache import allocate_kv_cache, pool_tokens
+from vlmbatch.engine.kv_cache import allocate_kv_cache, pool_granules
 from vlmbatch.engine.model_runner import Model, ModelRunner
+from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
 from vlmbatch.engine.scheduler import ScheduledChunk, Scheduler
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.types import FinishReason, Request
 
-# What a model raises on inputs it cannot take, running out of memory included.
-_STEP_FAILURES = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+# What torch raises on inputs that a model cannot take, running out of memory included.
+_STEP_FAILURES = (IndexError, RuntimeError)
+_MAX_FAILURES = 64  # sequences given up one after another: then it is not the sequences
 
 _VISION_BATCH = 32  # images of one tower pass: enough to fill a device, small beside the weights
-
-
-@dataclass(frozen=True, slots=True)
-class TokenOutput:
-    """A new token of a sequence; ``finish_reason`` is set on its last one."""
-
-    sequence: Sequence
-    token_id: int
-    finish_reason: FinishReason | None
-
-
-@dataclass(frozen=True, slots=True)
-class SequenceFailure:
-    """A sequence that the engine had to give up."""
-
-    sequence: Sequence
-    error: RowError
-
 
 logger = logging.getLogger(__name__)
 
@@ -62,11 +45,9 @@ class Engine:
     ) -> None:
         text = model_config.text
         self.max_model_len = config.max_model_len or text.max_position_embeddings
-        self.kv_cache_tokens = pool_tokens(config, text, self.max_model_len, dtype, device)
-        granules = self.kv_cache_tokens // backend.granule
-        caches = allocate_kv_cache(
-            text, granules * backend.granule, backend.block_size, dtype, device
-        )
+        granules = pool_granules(config, text, self.max_model_len, backend.granule, dtype, device)
+        self.kv_cache_tokens = granules * backend.granule
+        caches = allocate_kv_cache(text, self.kv_cache_tokens, backend.block_size, dtype, device)
         self.scheduler = Scheduler(
             BlockPool(granules, backend.block_size // backend.granule),
             granule=backend.granule,
@@ -78,6 +59,7 @@ class Engine:
             model, caches, device, max_cached_images=config.max_num_seqs, vision_batch=_VISION_BATCH
         )
         self._device = device
+        self._failures = 0  # sequences given up since a step went well
         self._eos_token_ids = frozenset(model_config.eos_token_ids)
         self._backend = backend
 
@@ -107,7 +89,7 @@ class Engine:
         max_len = min(num_prompt_tokens + request.sampling.max_tokens, self.max_model_len)
         if not self.scheduler.fits(max_len):
             raise RowError(
-                ErrorCode.PROMPT_TOO_LONG,
+                ErrorCode.ENGINE_ERROR,
                 f"prompt and answer may take {max_len} tokens, the KV cache holds "
                 f"{self.kv_cache_tokens}; raise --kv-cache-tokens or lower --max-tokens",
             )
@@ -133,6 +115,7 @@ class Engine:
             raise
         except _STEP_FAILURES as error:
             return self._recover(chunks, error)
+        self._failures = 0
         outputs: list[TokenOutput | SequenceFailure] = []
         for sequence, token_id in zip(inputs.sampled, token_ids, strict=True):
             if self.scheduler.update(sequence, token_id):
@@ -143,15 +126,25 @@ class Engine:
         self, chunks: list[ScheduledChunk], error: Exception
     ) -> list[TokenOutput | SequenceFailure]:
         """Set the failed step's sequences apart, or end the one that makes steps fail."""
-        logger.warning("a step of %d sequences failed: %s", len(chunks), error)
+        logger.debug("a step of %d sequences failed", len(chunks), exc_info=error)
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
         culprit = self.scheduler.abort_step(chunks)
         if culprit is None:
             return []
+        self._failures += 1
+        if self._failures == _MAX_FAILURES:
+            raise error
         self.scheduler.finish(culprit, None)
         message = f"the engine failed on this row: {type(error).__name__}: {error}"
         return [SequenceFailure(culprit, RowError(ErrorCode.ENGINE_ERROR, message))]
+
+    def drop_waiting(self) -> list[Sequence]:
+        """Give up the sequences that no step has computed anything of yet."""
+        dropped = list(self.scheduler.waiting)
+        for sequence in dropped:
+            self.scheduler.finish(sequence, None)
+        return dropped
 
     def finish(self, sequence: Sequence, reason: FinishReason) -> None:
         """End a sequence early, as on a stop string. Its blocks are free for others at once."""

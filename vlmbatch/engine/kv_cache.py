@@ -18,20 +18,27 @@ def kv_bytes_per_token(text: TextConfig, dtype: torch.dtype) -> int:
     return 2 * text.num_layers * text.num_kv_heads * text.head_dim * dtype.itemsize
 
 
-def pool_tokens(
+def pool_granules(
     config: EngineConfig,
     text: TextConfig,
     max_model_len: int,
+    granule: int,
     dtype: torch.dtype,
     device: torch.device,
 ) -> int:
-    """Tokens that the pool holds: what is asked for, else what memory allows and batches can use.
+    """Granules of ``granule`` tokens that the pool holds: as many as are asked for, else as memory
+    allows and batches can use.
 
     Raises:
-        ConfigError: memory does not allow one sequence of the full context length.
+        ConfigError: what is asked for is less than a granule, or memory does not allow one
+            sequence of the full context length.
     """
     if config.kv_cache_tokens is not None:
-        return config.kv_cache_tokens
+        if config.kv_cache_tokens < granule:
+            raise ConfigError(
+                f"--kv-cache-tokens must be at least {granule}, got {config.kv_cache_tokens}"
+            )
+        return config.kv_cache_tokens // granule
     per_token = kv_bytes_per_token(text, dtype)
     if device.type == "cuda":
         allowed = int(torch.cuda.mem_get_info(device)[0] * _CUDA_SHARE) // per_token
@@ -42,7 +49,9 @@ def pool_tokens(
             )
     else:
         allowed = max(_CPU_BYTES // per_token, max_model_len)
-    return min(allowed, config.max_num_seqs * max_model_len)
+    # Every sequence has a last granule of its own.
+    longest = -(-max_model_len // granule)
+    return max(min(allowed // granule, config.max_num_seqs * longest), longest)
 
 
 def allocate_kv_cache(

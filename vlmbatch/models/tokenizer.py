@@ -140,7 +140,7 @@ class IncrementalDecoder:
         return delta
 
     def flush(self) -> str:
-        """The text still held back. The sequence ends here."""
+        """The text still held back, if the sequence ends here. It stays held back."""
         return self._tokenizer.decode(self._ids)[len(self._given_text) :]
 
 
@@ -156,7 +156,9 @@ def _convert_with_transformers(folder: Path) -> tuple[Any, dict[str, str]]:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         return tokenizer.backend_tokenizer, dict(tokenizer.special_tokens_map)
     except (OSError, ValueError, ImportError, AttributeError, RuntimeError) as error:
         raise CheckpointError(

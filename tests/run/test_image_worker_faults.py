@@ -1,0 +1,233 @@
+"""A decoder that crashes, hangs or devours memory costs its own row; lost workers are replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from command_line import environment
+from worker_processes import HOSTILE_DECODERS, PHOTOS, PROCESSOR, wait_until, worker_pids
+
+from vlmbatch.config import ImageLimits
+from vlmbatch.errors import ErrorCode, RowError, VlmbatchError
+from vlmbatch.image_workers.pool import ImageWorkers
+from vlmbatch.types import ImageRef
+
+ROOT = Path(__file__).parents[2]
+LIMITS = ImageLimits(max_pixels=1_000_000, max_bytes=2**20)
+GOOD = [ImageRef(str(path)) for path in sorted(PHOTOS.glob("*.jpg"))]
+TIMEOUT_S = 0.75
+HOSTILE_PATH = os.pathsep.join([str(HOSTILE_DECODERS), *sys.path])  # for a program of its own
+
+
+@pytest.fixture
+def workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[ImageWorkers]:
+    monkeypatch.syspath_prepend(HOSTILE_DECODERS)
+    pool = ImageWorkers(LIMITS, PROCESSOR, 2, TIMEOUT_S, slots=16, recent_bytes=0)
+    yield pool
+    pool.close()
+
+
+def error_of(workers: ImageWorkers, ref: ImageRef) -> RowError:
+    error = workers.submit(ref).exception()
+    assert isinstance(error, RowError), error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "message"),
+    [
+        ("a.crash", ErrorCode.IMAGE_UNREADABLE, "a.crash: the decoder crashed (signal 11)"),
+        (
+            "a.bug",
+            ErrorCode.IMAGE_UNREADABLE,
+            "a.bug: the decoder crashed (exit status 1: KeyError: 'planted in a decoder')",
+        ),
+    ],
+)
+def test_a_crash_costs_its_own_row(
+    workers: ImageWorkers, name: str, code: ErrorCode, message: str
+) -> None:
+    futures = [workers.submit(ref) for ref in (*GOOD, ImageRef(name), *GOOD)]
+    bad = futures.pop(len(GOOD)).exception()
+    assert isinstance(bad, RowError)
+    assert (bad.code, bad.message) == (code, message)
+    assert [future.exception() for future in futures] == [None] * len(futures)
+
+
+def test_a_crash_is_not_retried_and_the_worker_is_replaced(workers: ImageWorkers) -> None:
+    for index in range(5):
+        error_of(workers, ImageRef(f"{index}.crash"))
+    assert workers.submit(GOOD[0]).result()
+    wait_until(lambda: len(worker_pids(os.getpid())) == 2)
+
+
+def test_an_image_that_hangs_is_given_up(workers: ImageWorkers) -> None:
+    workers.submit(GOOD[0]).result()
+    started = time.monotonic()
+    futures = [workers.submit(ref) for ref in (ImageRef("a.hang"), *GOOD)]
+    error = futures.pop(0).exception()
+    assert time.monotonic() - started >= TIMEOUT_S
+    assert isinstance(error, RowError)
+    assert error.code == ErrorCode.IMAGE_TIMEOUT
+    assert error.message.startswith("a.hang: not decoded after 0.")
+    assert error.message.endswith("0.75 s are allowed (--image-timeout)")
+    assert [future.exception() for future in futures] == [None] * len(futures)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address space is not limited elsewhere")
+def test_memory_of_one_image_is_bounded(workers: ImageWorkers) -> None:
+    workers.submit(GOOD[0]).result()
+    wait_until(lambda: len(worker_pids(os.getpid())) == 2)
+    before = worker_pids(os.getpid())
+    error = error_of(workers, ImageRef("a.greedy"))
+    assert error.code == ErrorCode.IMAGE_TOO_LARGE
+    assert "2080 MiB" in error.message
+    assert workers.submit(GOOD[0]).result()
+    assert worker_pids(os.getpid()) == before
+
+
+def test_an_image_is_not_blamed_for_a_worker_that_died_idle(workers: ImageWorkers) -> None:
+    workers.submit(GOOD[0]).result()
+    wait_until(lambda: len(worker_pids(os.getpid())) == 2)
+    killed = worker_pids(os.getpid())
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
+    futures = [workers.submit(ref) for ref in GOOD]
+    assert [future.exception() for future in futures] == [None] * len(GOOD)
+    wait_until(lambda: len(worker_pids(os.getpid())) == 2)
+    assert worker_pids(os.getpid()).isdisjoint(killed)
+
+
+def test_workers_leave_signals_to_their_parent() -> None:
+    workers = ImageWorkers(LIMITS, PROCESSOR, 1, TIMEOUT_S, slots=1, recent_bytes=0)
+    try:
+        workers.submit(GOOD[0]).result()
+        (pid,) = worker_pids(os.getpid())
+        os.kill(pid, signal.SIGINT)
+        os.kill(pid, signal.SIGTERM)
+        workers.submit(GOOD[0]).result()
+        assert worker_pids(os.getpid()) == {pid}
+    finally:
+        workers.close()
+
+
+PARENT = """
+import sys, time
+from worker_processes import PROCESSOR
+from vlmbatch.config import ImageLimits
+from vlmbatch.image_workers.pool import ImageWorkers
+from vlmbatch.types import ImageRef
+workers = ImageWorkers(ImageLimits(), PROCESSOR, 2, 0.5, 4)
+workers.submit(ImageRef(sys.argv[1])).result()
+workers.submit(ImageRef("a.hang"))
+print("hanging", flush=True)
+time.sleep(60)
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed() -> None:
+    """One that waits for images, and one that hangs in one."""
+    shared_memory = set(Path("/dev/shm").iterdir()) if Path("/dev/shm").exists() else set()
+    command = [sys.executable, "-c", PARENT, str(PHOTOS / "coffee.jpg")]
+    parent = subprocess.Popen(
+        command, stdout=subprocess.PIPE, env=environment(PYTHONPATH=HOSTILE_PATH)
+    )
+    assert parent.stdout is not None
+    assert parent.stdout.readline() == b"hanging\n"
+    wait_until(lambda: len(worker_pids(parent.pid)) == 2)
+    pids = worker_pids(parent.pid)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
+    if Path("/dev/shm").exists():
+        assert set(Path("/dev/shm").iterdir()) <= shared_memory
+
+
+DIES_AT_START = 'echo launched >> "$LOG"; echo "no module named planted" >&2; exit 3'
+DIES_WHEN_READY = """
+echo launched >> "$LOG"
+exec {python} -c '
+import socket, sys
+from vlmbatch.image_workers.protocol import receive, send
+connection = socket.socket(fileno=int(sys.argv[-2]))
+receive(connection)
+send(connection, dict(ready=1))
+sys.exit("no module named planted")
+' "$@"
+"""
+
+
+@pytest.mark.parametrize("script", [DIES_AT_START, DIES_WHEN_READY])
+def test_workers_that_keep_dying_end_the_run(
+    script: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, log = tmp_path / "python", tmp_path / "log"
+    program.write_text("#!/bin/sh\n" + script.replace("{python}", sys.executable))
+    program.chmod(0o755)
+    monkeypatch.setenv("LOG", str(log))
+    monkeypatch.setattr(sys, "executable", str(program))
+    workers = ImageWorkers(LIMITS, PROCESSOR, 2, TIMEOUT_S, slots=4)
+    try:
+        failure = workers.submit(GOOD[0]).exception()
+        assert isinstance(failure, VlmbatchError)
+        assert "6 ended one after another" in str(failure)
+        assert "no module named planted" in str(failure)
+        assert "--image-workers 0" in str(failure)
+        assert log.read_text().count("launched") <= 8
+        with pytest.raises(VlmbatchError, match="no module named planted"):
+            workers.submit(GOOD[1])
+    finally:
+        workers.close()
+
+
+def test_a_missing_interpreter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    workers = ImageWorkers(LIMITS, PROCESSOR, 1, TIMEOUT_S, slots=1)
+    try:
+        with pytest.raises(VlmbatchError, match="/nowhere/python: No such file"):
+            workers.submit(GOOD[0]).result()
+    finally:
+        workers.close()
+
+
+def test_the_command_line_survives_poison_images(tmp_path: Path) -> None:
+    images = ["a.crash", str(PHOTOS / "coffee.jpg"), "a.hang", "a.bug", str(PHOTOS / "chelsea.jpg")]
+    manifest = tmp_path / "manifest.jsonl"
+    prompt = "USER: <image>\nWhat is this? ASSISTANT:"
+    manifest.write_text("".join(json.dumps({"prompt": prompt, "image": i}) + "\n" for i in images))
+    command = [sys.executable, "-m", "vlmbatch", "run", str(manifest), "-o", "-", "-q"]
+    options = ["-m", str(ROOT / "samples/tiny-llava"), "--max-tokens", "2"]
+    options += ["--image-workers", "2", "--image-timeout", "1"]
+    done = subprocess.run(
+        command + options,
+        env=environment(PYTHONPATH=HOSTILE_PATH),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    codes = [json.loads(line)["error_code"] for line in done.stdout.splitlines()]
+    unreadable = ErrorCode.IMAGE_UNREADABLE
+    assert codes == [unreadable, None, ErrorCode.IMAGE_TIMEOUT, unreadable, None]
+
+
+def test_an_interrupted_run_does_not_wait_for_an_image_that_hangs(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text('{"prompt": "USER: <image>\\nWhat? ASSISTANT:", "image": "a.hang"}\n')
+    command = [sys.executable, "-m", "vlmbatch", "run", str(manifest), "-o", "-", "-q"]
+    options = ["-m", str(ROOT / "samples/tiny-llava"), "--image-timeout", "300"]
+    job = subprocess.Popen(command + options, env=environment(PYTHONPATH=HOSTILE_PATH))
+    wait_until(lambda: worker_pids(job.pid) != set())
+    pids = worker_pids(job.pid)
+    job.send_signal(signal.SIGINT)
+    assert job.wait(timeout=60) == 130
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)

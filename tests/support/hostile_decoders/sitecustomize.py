@@ -1,0 +1,41 @@
+"""Decoders that misbehave on request: loaded by every Python that has this folder in its path.
+
+What becomes of an image is in the end of its name; all others are decoded as ever. ``.counted``
+images leave a byte in a file beside them for each time they are decoded.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from PIL import Image
+
+import vlmbatch.data.images
+from vlmbatch.config import ImageLimits
+from vlmbatch.data.images import decode_image
+from vlmbatch.types import ImageRef
+
+
+def hostile_decode(ref: ImageRef, limits: ImageLimits) -> Image.Image:
+    path = Path(ref.path or "")
+    match path.suffix:
+        case ".crash":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        case ".hang":
+            while True:
+                time.sleep(60)
+        case ".bug":
+            raise KeyError("planted in a decoder")
+        case ".greedy":
+            bytearray(8 * 2**30)
+        case ".counted":
+            with path.with_suffix(".count").open("ab") as file:
+                file.write(b".")
+            time.sleep(0.05)
+    return decode_image(ref, limits)
+
+
+vlmbatch.data.images.decode_image = hostile_decode

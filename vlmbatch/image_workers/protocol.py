@@ -1,0 +1,79 @@
+"""What the pool and a worker process say to each other, over a socket and two shared files.
+
+A frame is the lengths of a JSON header and of a body, then both. The first frame to the worker
+holds its settings, pickled; all that comes back from it, which has read other people's files, is
+JSON. Pixels come back in memory that both have mapped: a worker has one image at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any
+
+# Of a file: device, inode, size in bytes, time of its last change in nanoseconds.
+FileIdentity = tuple[int, int, int, int]
+
+_LENGTHS = struct.Struct("<IQ")
+_MAX_HEADER_BYTES = 2**20
+
+
+def send(connection: socket.socket, header: dict[str, Any], body: bytes = b"") -> None:
+    """Write one frame. Raises ConnectionError, or TimeoutError where the socket has one."""
+    text = json.dumps(header).encode()
+    connection.sendall(_LENGTHS.pack(len(text), len(body)) + text)
+    if body:
+        connection.sendall(body)
+
+
+def receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
+    """Read one frame: header and body.
+
+    Raises:
+        EOFError: the other side is gone, or out of its mind.
+        ConnectionError: it is gone, and left unread what was sent to it.
+        TimeoutError: nothing came within the socket's timeout.
+    """
+    header_length, body_length = _LENGTHS.unpack(_read(connection, _LENGTHS.size))
+    if header_length > _MAX_HEADER_BYTES:
+        raise EOFError
+    try:
+        header: dict[str, Any] = json.loads(_read(connection, header_length))
+    except ValueError as error:
+        raise EOFError from error
+    return header, bytes(_read(connection, body_length))
+
+
+def _read(connection: socket.socket, length: int) -> bytearray:
+    data = bytearray(length)
+    view = memoryview(data)
+    while view:
+        count = connection.recv_into(view)
+        if count == 0:
+            raise EOFError
+        view = view[count:]
+    return data
+
+
+def anonymous_file(name: str) -> int:
+    """Descriptor of an empty file in memory (on disk where the system has no such files).
+
+    It has no path: it goes with the last process that has it open, however that process ends.
+    """
+    if hasattr(os, "memfd_create"):
+        return os.memfd_create(name)
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())
+
+
+def file_identity(path: str) -> FileIdentity | None:
+    """What changes when the file at ``path`` does; None when there is none."""
+    try:
+        status = Path(path).stat()
+    except (OSError, ValueError):  # ValueError: a path that no file can have
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns

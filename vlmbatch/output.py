@@ -1,0 +1,229 @@
+"""Where results go, and what an earlier run on the same output left to go on from."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import pyarrow as pa
+
+from vlmbatch import __version__
+from vlmbatch.config import RunConfig
+from vlmbatch.data.journal_writer import JournalWriter
+from vlmbatch.data.jsonl_writer import JsonlResultWriter
+from vlmbatch.data.manifest import ManifestInfo
+from vlmbatch.data.previous import (
+    JournalResults,
+    OutputResults,
+    PreviousResults,
+    seed_unchanged,
+    seed_without_errors,
+)
+from vlmbatch.data.row_keys import RowKeyWriter, copy_row_keys
+from vlmbatch.data.run_record import RunRecord
+from vlmbatch.data.schema import output_schema
+from vlmbatch.data.shards import ShardedParquetWriter
+from vlmbatch.data.work_folder import FINGERPRINT_KEY, RUN_ID_KEY, WorkFolder
+from vlmbatch.data.writer import ParquetResultWriter, ResultWriter
+from vlmbatch.errors import UsageError
+from vlmbatch.fingerprint import fingerprint
+from vlmbatch.types import Result, Row
+
+Rows = Callable[[], Iterator[Row]]  # one pass over the manifest
+
+# What --incremental allows to change.
+_MANIFEST_SETTINGS = ("manifest", "limit")
+
+
+class Output(Protocol):
+    """The place of one run's results; leaving its context keeps what makes the run resumable.
+
+    ``journal`` is where results are made durable as they come, if anywhere.
+    """
+
+    @property
+    def writer(self) -> ResultWriter: ...
+
+    @property
+    def journal(self) -> JournalWriter | None: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def watch(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """The same rows, noted on their way."""
+        ...
+
+    def known(self, row: Row) -> Result | None:
+        """The result of a row that needs no answering. Safe to call from many threads."""
+        ...
+
+    def commit(self) -> None:
+        """All rows are written: make the output whole."""
+        ...
+
+
+class StreamOutput:
+    """JSONL on standard output: nothing to resume, each line stands as soon as it is written."""
+
+    journal = None
+
+    def __init__(self) -> None:
+        self.writer: ResultWriter = JsonlResultWriter(sys.stdout.buffer)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing is held."""
+
+    def watch(self, rows: Iterator[Row]) -> Iterator[Row]:
+        return rows
+
+    def known(self, row: Row) -> Result | None:
+        return None
+
+    def commit(self) -> None:
+        self.writer.close()
+
+
+class DurableOutput:
+    """A Parquet file or a folder of shards, with the work folder that makes its run resumable.
+
+    ``complete``: an earlier run has finished it already, and nothing is opened for writing.
+
+    Raises:
+        OutputLockedError: another run is writing it.
+        UsageError: it belongs to a run with other settings; the message names them.
+        OutputError: by every method, when the file system refuses.
+    """
+
+    writer: ResultWriter
+    journal: JournalWriter
+
+    def __init__(
+        self, config: RunConfig, info: ManifestInfo, rows: Rows, settings: dict[str, Any]
+    ) -> None:
+        self._config = config
+        self.path = Path(config.output)
+        with ExitStack() as resources:
+            self._work = resources.enter_context(WorkFolder(self.path))
+            self._record = self._begin(info, rows, settings)
+            self.complete = self._record.state == "complete"
+            if not self.complete:
+                self._open(resources, output_schema(info.extra_schema))
+            self._resources = resources.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._resources.close()
+
+    def watch(self, rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
+            self._keys.add(row)
+            yield row
+
+    def known(self, row: Row) -> Result | None:
+        return self._earlier.result_of(row)
+
+    def commit(self) -> None:
+        self.journal.close()
+        self._keys.close()
+        self.writer.close()
+        self._work.complete(self._record)
+
+    def _begin(self, info: ManifestInfo, rows: Rows, settings: dict[str, Any]) -> RunRecord:
+        """The run to go on with, or a new one in the folder's name."""
+        config, work = self._config, self._work
+        new = RunRecord.new(settings, fingerprint(settings), info.num_rows)
+        current = work.current_run()
+        if config.overwrite or current is None:
+            if not config.overwrite and _holds_something(self.path):
+                raise UsageError(
+                    f"output {self.path} exists, and no run on it is known: add --overwrite to "
+                    "replace it, or choose another name"
+                )
+            work.begin(new)
+            return new
+        unchanged = current.fingerprint == new.fingerprint
+        if not unchanged:
+            self._check_changes(current, settings)
+        if unchanged and not config.retry_failed:
+            return current
+        self._keep_answers(current, new, None if unchanged else rows())
+        work.begin(new)  # only now: until here a crash leaves the earlier run as it was
+        return new
+
+    def _keep_answers(
+        self, earlier: RunRecord, new: RunRecord, changed: Iterator[Row] | None
+    ) -> None:
+        """Journal what ``new`` keeps of an earlier run; ``changed``: rows of another manifest."""
+        work = self._work
+        old_keys, new_keys = work.keys_path(earlier), work.keys_path(new)
+        with ExitStack() as resources:
+            results = resources.enter_context(self._results_of(earlier))
+            journal = resources.enter_context(closing(work.journal_writer(new)))
+            if changed is None:
+                seed_without_errors(results, journal)
+                copy_row_keys(old_keys, new_keys)
+            else:
+                writer = resources.enter_context(closing(RowKeyWriter(new_keys)))
+                seed_unchanged(results, old_keys, changed, journal, writer)
+
+    def _check_changes(self, current: RunRecord, settings: dict[str, Any]) -> None:
+        changes = current.changes(settings)
+        others = [c for c in changes if not c.partition(":")[0].startswith(_MANIFEST_SETTINGS)]
+        if self._config.incremental and not others:
+            return
+        hint = "" if others else "--incremental to keep the answers of unchanged rows, or "
+        lines = "".join(f"\n  {change}" for change in changes)
+        raise UsageError(
+            f"output {self.path} belongs to a run with other settings:{lines}\n"
+            f"Restore them to go on with it, or add {hint}--overwrite to start anew"
+        )
+
+    @contextmanager
+    def _results_of(self, record: RunRecord) -> Iterator[PreviousResults]:
+        if record.state == "complete":
+            with OutputResults(self.path, record.num_rows) as results:
+                yield results
+        else:
+            with closing(self._work.journal(record)) as journal:
+                yield JournalResults(journal)
+
+    def _open(self, resources: ExitStack, schema: pa.Schema) -> None:
+        record, work = self._record, self._work
+        self._earlier = work.journal(record)
+        resources.callback(self._earlier.close)
+        metadata = {
+            "vlmbatch.version": __version__,
+            "vlmbatch.model": self._config.model,
+            "vlmbatch.sampling": json.dumps(record.settings["sampling"]),
+            "vlmbatch.manifest_sha256": record.settings["manifest"],
+            FINGERPRINT_KEY: record.fingerprint,
+            RUN_ID_KEY: record.id,
+        }
+        if self._config.shard_rows is None:
+            self.writer = ParquetResultWriter(
+                self.path, schema, metadata, temporary=work.temporary_output
+            )
+        else:
+            self.writer = ShardedParquetWriter(
+                self.path, schema, metadata, self._config.shard_rows, record.num_rows
+            )
+        resources.callback(self.writer.abort)
+        self._keys = RowKeyWriter(work.keys_path(record))
+        resources.callback(self._keys.close)
+        self.journal = work.journal_writer(record)
+        resources.callback(self.journal.close)
+
+
+def _holds_something(path: Path) -> bool:
+    return any(path.iterdir()) if path.is_dir() else path.exists()

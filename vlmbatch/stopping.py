@@ -1,0 +1,95 @@
+"""Ending a run before its last row: on a signal, at a deadline, when too many rows fail."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from vlmbatch.errors import VlmbatchError
+from vlmbatch.stats import RunStats
+
+_MIN_ROWS = 200  # before these are done, a share of errors says little
+
+
+class RunStoppedError(VlmbatchError):
+    """The run ended early, on purpose; what is done is kept, and the same command goes on."""
+
+    def __init__(self, message: str, exit_status: int) -> None:
+        super().__init__(message)
+        self.exit_status = exit_status
+
+
+class StopRequest:
+    """Tells the answer loop to admit no more rows, and for how long to finish those under way.
+
+    ``deadline_s``: seconds from now after which the run ends by itself. ``max_error_rate``: share
+    of failed rows among those that this process has taken on, above which it ends. Rows under way
+    count as good ones: a row without an image fails long before the rows ahead of it are answered.
+    """
+
+    def __init__(
+        self,
+        grace_s: float = 20.0,
+        deadline_s: float | None = None,
+        max_error_rate: float | None = None,
+    ) -> None:
+        self._grace_s = grace_s
+        self._deadline = None if deadline_s is None else time.monotonic() + deadline_s
+        self._max_error_rate = max_error_rate
+        self._give_up_at = 0.0
+        self.reason: RunStoppedError | None = None
+
+    def check(self, stats: RunStats) -> bool:
+        """Whether to stop admitting rows."""
+        if self.reason is None:
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                self.request(RunStoppedError("the deadline was reached", 128 + signal.SIGTERM))
+            elif self._max_error_rate is not None:
+                self._check_errors(stats, self._max_error_rate)
+        return self.reason is not None
+
+    def request(self, reason: RunStoppedError) -> None:
+        """Stop; the first reason stands."""
+        if self.reason is None:
+            self._give_up_at = time.monotonic() + self._grace_s
+            self.reason = reason
+
+    @property
+    def out_of_grace(self) -> bool:
+        """Whether rows under way are to be given up."""
+        return self.reason is not None and time.monotonic() >= self._give_up_at
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Within, a first SIGINT or SIGTERM stops gracefully; a second does what it did before."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+            name = signal.Signals(number).name
+            self.request(RunStoppedError(f"stopped by {name}", 128 + number))
+
+        for number in before:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _check_errors(self, stats: RunStats, limit: float) -> None:
+        done, failed = stats.rows_judged, stats.errors_judged
+        if done >= _MIN_ROWS and failed > limit * done:
+            worst, count = stats.errors.most_common(1)[0]
+            self.request(
+                RunStoppedError(
+                    f"{failed:,} of {done:,} rows failed, more than the {limit:.1%} that "
+                    f"--max-error-rate allows; most often {worst} ({count:,}), as in "
+                    f"{stats.error_examples[worst]}",
+                    1,
+                )
+            )
