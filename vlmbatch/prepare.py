@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from vlmbatch.errors import RowError
@@ -15,7 +14,6 @@ from vlmbatch.models.processor import LlavaProcessor
 from vlmbatch.types import ImageRef, Request, Result, Row
 
 _CLOSE_SECONDS = 1.0  # for the reader to end; it cannot while it waits for standard input
-_CLOSE_ATTEMPTS = 50
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +58,11 @@ def _without_bytes(row: Row) -> Row:
 
 
 class RowFeed:
-    """Reads rows on one thread, prepares them on others, and hands them out in order.
+    """Reads rows on one thread, prepares them on others, and hands them out as they are ready.
 
-    At most ``depth`` rows wait, and at most ``max_bytes`` of encoded images that rows bring along
-    (but always one row). ``window`` bounds the rows that are read but not yet written: a row counts
-    until ``release`` is called for it.
+    At most ``depth`` rows are in work or wait, with at most ``max_bytes`` of encoded images that
+    they bring along (but always one row). ``window`` bounds the rows that are read but not yet
+    written: a row counts until ``release`` is called for it.
     """
 
     def __init__(
@@ -78,13 +76,15 @@ class RowFeed:
     ) -> None:
         self._rows = rows
         self._prepare = prepare_row
-        self._queue: queue.Queue[Future[Prepared] | None] = queue.Queue(depth)
+        self._ready: queue.SimpleQueue[Future[Prepared] | None] = queue.SimpleQueue()
+        self._places = threading.Semaphore(depth)
         self._window = threading.Semaphore(window)
         self._bytes = _ByteBudget(max_bytes)
         self._closed = threading.Event()
-        self._head: Future[Prepared] | None = None
+        self._num_read = 0
+        self._num_given = 0
+        self._all_read = False
         self._failure: Exception | None = None
-        self.exhausted = False
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
         # A daemon: it may be waiting for a line on standard input that never comes.
         self._reader = threading.Thread(target=self._read, name="reader", daemon=True)
@@ -93,23 +93,28 @@ class RowFeed:
     def poll(self, timeout: float) -> Prepared | None:
         """The next prepared row; None when none is ready within ``timeout`` seconds, or no more.
 
-        Raises what reading the manifest raised.
+        Whichever is ready first: a slow image holds up no other row. Raises what reading the
+        manifest raised, once the rows before are handed out.
         """
-        if self._head is None and not self.exhausted:
+        while not self.exhausted:
             try:
-                self._head = self._queue.get(timeout > 0, timeout)
+                future = self._ready.get(timeout > 0, timeout)
             except queue.Empty:
                 return None
-            self.exhausted = self._head is None
-        if self._head is None:
-            if self._failure is not None:
-                raise self._failure
-            return None
-        if not wait([self._head], timeout).done:
-            return None
-        prepared = self._head.result()
-        self._head = None
-        return prepared
+            if future is None:
+                self._all_read = True
+                continue
+            self._num_given += 1
+            self._places.release()
+            return future.result()
+        if self._failure is not None:
+            raise self._failure
+        return None
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every row has been handed out."""
+        return self._all_read and self._num_given == self._num_read
 
     def release(self) -> None:
         """One more row is written: another may be read."""
@@ -119,14 +124,9 @@ class RowFeed:
         """Stop reading and preparing; rows not handed out are dropped."""
         self._closed.set()
         self._window.release()
+        self._places.release()
         self._bytes.close()
-        for _ in range(_CLOSE_ATTEMPTS):  # the reader may be waiting for a place in the queue
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    self._queue.get_nowait()
-            self._reader.join(_CLOSE_SECONDS / _CLOSE_ATTEMPTS)
-            if not self._reader.is_alive():
-                break
+        self._reader.join(_CLOSE_SECONDS)
         self._workers.shutdown(cancel_futures=True)
 
     def _read(self) -> None:
@@ -134,14 +134,17 @@ class RowFeed:
             for row in self._rows:
                 size = sum(len(image.data) for image in row.images if image.data is not None)
                 self._window.acquire()
+                self._places.acquire()
                 self._bytes.acquire(size)
                 if self._closed.is_set():
                     return
-                self._queue.put(self._workers.submit(self._prepare_within, row, size))
+                self._num_read += 1
+                future = self._workers.submit(self._prepare_within, row, size)
+                future.add_done_callback(self._ready.put)
         except Exception as error:  # noqa: BLE001  raised again by poll, on the main thread
             self._failure = error
         finally:
-            self._queue.put(None)
+            self._ready.put(None)
 
     def _prepare_within(self, row: Row, size: int) -> Prepared:
         try:

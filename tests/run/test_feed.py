@@ -5,12 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
 from vlmbatch.errors import ManifestError
 from vlmbatch.prepare import Prepared, RowFeed
-from vlmbatch.types import Row
+from vlmbatch.types import ImageRef, Row
 
 
 def rows(count: int) -> Iterator[Row]:
@@ -29,13 +30,54 @@ def take_all(feed: RowFeed) -> list[int]:
         feed.release()
 
 
-def test_rows_come_in_order_however_long_each_takes() -> None:
+def test_every_row_comes_out_once_however_long_each_takes() -> None:
     def prepare(row: Row) -> Prepared:
         time.sleep(0.002 * (row.index % 3))
         return Prepared(row)
 
     feed = RowFeed(rows(50), prepare, threads=4, depth=8, window=100)
-    assert take_all(feed) == list(range(50))
+    assert sorted(take_all(feed)) == list(range(50))
+    feed.close()
+
+
+def test_a_slow_row_holds_up_no_other() -> None:
+    gate = threading.Event()
+
+    def prepare(row: Row) -> Prepared:
+        if row.index == 0:
+            assert gate.wait(30)
+        return Prepared(row)
+
+    feed = RowFeed(rows(40), prepare, threads=2, depth=8, window=100)
+    others = [feed.poll(timeout=5.0).row.index for _ in range(39)]
+    assert others == list(range(1, 40))
+    gate.set()
+    assert take_all(feed) == [0]
+    feed.close()
+
+
+def test_encoded_images_are_held_up_to_a_limit_of_bytes() -> None:
+    held: list[int] = []
+    most = 0
+    gate = threading.Semaphore(0)
+
+    def with_images() -> Iterator[Row]:
+        for row in rows(30):
+            yield replace(row, images=(ImageRef(data=b"x" * 100),))
+
+    def prepare(row: Row) -> Prepared:
+        nonlocal most
+        held.append(row.index)
+        most = max(most, len(held))
+        assert gate.acquire(timeout=30)
+        held.remove(row.index)
+        return Prepared(row)
+
+    feed = RowFeed(with_images(), prepare, threads=16, depth=16, window=100, max_bytes=350)
+    time.sleep(0.2)
+    assert most == 3
+    gate.release(30)
+    assert sorted(take_all(feed)) == list(range(30))
     feed.close()
 
 
