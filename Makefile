@@ -34,8 +34,9 @@ lint: $(READY) ## Check style and types
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-bench: $(READY) ## Time vlmbatch against a Hugging Face loop on 2,000 sample rows
+bench: $(READY) ## Time vlmbatch: against a Hugging Face loop on 2,000 rows, and its own workloads
 	$(BIN)/python samples/compare_with_huggingface.py --rows 2000
+	$(BIN)/vlmbatch bench
 
 clean: ## Remove .venv and everything that is built or cached
 	rm -rf $(VENV) out build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

@@ -13,9 +13,11 @@ from typing import Annotated, Any
 import typer
 
 from vlmbatch import __version__, log
+from vlmbatch.commands.bench import bench
 from vlmbatch.commands.doctor import doctor
 from vlmbatch.commands.exits import install_signal_handlers
 from vlmbatch.commands.run import run
+from vlmbatch.commands.status import status
 from vlmbatch.commands.validate import validate
 from vlmbatch.errors import VlmbatchError
 
@@ -40,6 +42,8 @@ app = typer.Typer(
 )
 app.command(**COMMAND)(run)
 app.command(**COMMAND)(validate)
+app.command(**COMMAND)(bench)
+app.command(context_settings=HELP_NAMES)(status)
 app.command(context_settings=HELP_NAMES)(doctor)
 
 
@@ -69,7 +73,7 @@ def main(args: Sequence[str] | None = None) -> int:
     log.configure()
     install_signal_handlers()
     try:
-        status = app(args, prog_name="vlmbatch", standalone_mode=False)
+        exit_status = app(args, prog_name="vlmbatch", standalone_mode=False)
     except typer.TyperException as error:
         return _misused(error)
     except VlmbatchError as error:
@@ -86,7 +90,7 @@ def main(args: Sequence[str] | None = None) -> int:
             exc_info=verbose,
         )
         return INTERNAL_ERROR
-    return status if isinstance(status, int) else 0
+    return exit_status if isinstance(exit_status, int) else 0
 
 
 def _misused(error: typer.TyperException) -> int:

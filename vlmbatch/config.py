@@ -67,6 +67,7 @@ class EngineConfig:
     kv_cache_tokens: int | None = None  # size of the paged KV pool; None: what memory allows
     max_model_len: int | None = None  # context length; None: the model's own
     enable_prefix_caching: bool = True
+    cpu_threads: int | None = None  # of an engine on the CPU; None: torch's own choice
     random_weights: bool = False  # to measure speed: no weights are read
 
     def __post_init__(self) -> None:

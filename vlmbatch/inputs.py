@@ -8,7 +8,7 @@ from pathlib import Path
 from vlmbatch.config import RunConfig
 from vlmbatch.data.manifest import Manifest, open_manifest
 from vlmbatch.errors import ConfigError
-from vlmbatch.image_workers.loader import ImageLoader, InProcessLoader, default_num_workers
+from vlmbatch.image_workers.loader import ImageLoader, InProcessLoader
 from vlmbatch.image_workers.pool import ImageWorkers
 from vlmbatch.models.config import ModelConfig, check_image_arguments, load_model_config
 from vlmbatch.models.hub import resolve_model
@@ -27,6 +27,13 @@ class Inputs:
     processor: LlavaProcessor
     manifest: Manifest
     streaming: bool
+
+
+def opening_stage(config: RunConfig) -> str:
+    """What ``open_inputs`` spends its time on, for people."""
+    if Path(config.model).expanduser().exists():
+        return "reading the manifest"
+    return f"fetching {config.model}"  # for minutes, where it is not in the cache
 
 
 def open_inputs(config: RunConfig) -> Inputs:
@@ -49,15 +56,9 @@ def open_inputs(config: RunConfig) -> Inputs:
     return Inputs(folder, model, processor, manifest, streaming)
 
 
-def num_image_workers(config: RunConfig) -> int:
-    """Processes that decode images: as many as asked for, or as fit the machine."""
-    return default_num_workers() if config.image_workers is None else config.image_workers
-
-
-def open_images(config: RunConfig, inputs: Inputs) -> ImageLoader:
+def open_images(config: RunConfig, inputs: Inputs, num_workers: int) -> ImageLoader:
     """Processes that decode images, or for none of them this one."""
     limits, processor = config.image_limits, inputs.processor.image_processor
-    num_workers = num_image_workers(config)
     if num_workers == 0:
         return InProcessLoader(limits, processor)
     slots = 4 * num_workers  # twice the prepare threads: rows may have more images than one

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from vlmbatch.config import RunConfig
+from vlmbatch.cores import default_cpu_threads, default_image_workers
 from vlmbatch.data.output_reader import read_output_counts
 from vlmbatch.data.validate import validate_rows
 from vlmbatch.errors import RowError
 from vlmbatch.fingerprint import run_settings
-from vlmbatch.inputs import Inputs, num_image_workers, open_images, open_inputs
+from vlmbatch.inputs import Inputs, open_images, open_inputs, opening_stage
 from vlmbatch.output import DurableOutput, Output, StreamOutput
 from vlmbatch.stats import RunStats
 from vlmbatch.stopping import StopRequest
@@ -33,13 +35,14 @@ def run(config: RunConfig, stats: RunStats) -> None:
         RunStoppedError: a signal, the deadline or the error budget ended the run early.
     """
     stop = StopRequest(config.grace_s, config.deadline_s, config.max_error_rate)
-    stats.stage = "reading the manifest"
+    stats.stage = opening_stage(config)
     inputs = open_inputs(config)
     with open_output(config, inputs, stats) as output:
         if isinstance(output, DurableOutput) and output.complete:
             earlier = read_output_counts(output.path)
             stats.count_earlier(earlier.num_rows, earlier.errors, earlier.error_examples)
         else:
+            stats.rows_earlier = output.num_known
             stats.stage = "loading the model"
             engine = load_engine(config, inputs)
             answer_manifest(config, inputs, engine, output, stats, stop)
@@ -65,11 +68,14 @@ def answer_manifest(
 
     stats.stage = "answering"
     tokenizer = inputs.processor.tokenizer
-    images = open_images(config, inputs)
+    num_workers = config.image_workers
+    if num_workers is None:
+        num_workers = default_image_workers(engine_on_cpu=engine.device.type == "cpu")
+    images = open_images(config, inputs, num_workers)
     feed = RowFeed(
         output.watch(inputs.manifest.rows()),
         partial(prepare, processor=inputs.processor, loader=images, known=output.known),
-        threads=max(2, 2 * num_image_workers(config)),  # most of them wait for an image
+        threads=max(2, 2 * num_workers),  # most of them wait for an image
         depth=config.queue_rows,
         window=_WINDOW_ROWS,
     )
@@ -93,6 +99,7 @@ def open_output(config: RunConfig, inputs: Inputs, stats: RunStats) -> Output:
     """The output as the manifest's columns and the run's settings shape it."""
     if inputs.streaming:
         return StreamOutput()
+    stats.stage = "reading the manifest"
     info = inputs.manifest.scan()
     stats.rows_total = info.num_rows
     if config.output == "-":
@@ -106,7 +113,10 @@ def load_engine(config: RunConfig, inputs: Inputs) -> Engine:
     from vlmbatch.engine.loading import build_engine
 
     images = inputs.processor.image_processor
-    return build_engine(inputs.folder, inputs.model, config.engine, images.scale, images.bias)
+    settings = config.engine
+    if settings.cpu_threads is None:
+        settings = replace(settings, cpu_threads=default_cpu_threads())
+    return build_engine(inputs.folder, inputs.model, settings, images.scale, images.bias)
 
 
 def validate(
@@ -117,8 +127,9 @@ def validate(
     Raises:
         UsageError: model, image arguments or manifest cannot be used.
     """
-    stats.stage = "reading the manifest"
+    stats.stage = opening_stage(config)
     inputs = open_inputs(config)
+    stats.stage = "reading the manifest"
     if not inputs.streaming:
         stats.rows_total = inputs.manifest.scan().num_rows
     stats.stage = "checking rows"

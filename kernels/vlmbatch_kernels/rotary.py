@@ -11,6 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vlmbatch_kernels.dispatch import triton_on_gpu
+
 
 def apply_rotary(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate every head by its token's angles.
@@ -22,6 +24,7 @@ def apply_rotary(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (heads * cos).addcmul_(swapped, sin)
 
 
+@triton_on_gpu
 def rotary_and_cache(
     qkv: Tensor,
     cos: Tensor,
@@ -32,8 +35,8 @@ def rotary_and_cache(
 ) -> Tensor:
     """Rotate query and key heads, write keys and values to their slots, return the queries.
 
-    ``qkv``: (T, H + 2K, D). ``key_cache`` and ``value_cache``: (S, K, D), written in place.
-    ``slot_mapping``: (T,) int64. Returns (T, H, D).
+    ``qkv``: (T, H + 2K, D); its tokens may stand any distance apart. ``key_cache`` and
+    ``value_cache``: (S, K, D), written in place. ``slot_mapping``: (T,) int64. Returns (T, H, D).
     """
     num_kv_heads = key_cache.shape[1]
     rotated = apply_rotary(qkv[:, :-num_kv_heads], cos, sin)

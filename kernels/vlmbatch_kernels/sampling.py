@@ -8,12 +8,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vlmbatch_kernels.dispatch import triton_on_gpu
+
 # Increment and multipliers of SplitMix64 (Steele, Lea and Flood 2014, finaliser "Mix13" of
 # Stafford), as signed 64-bit integers: torch multiplies modulo 2**64.
 _GAMMA = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 _UNIFORM_BITS = 48  # few enough that uniform * total < total in float64
+
+
+@triton_on_gpu
+def greedy_tokens(logits: Tensor) -> Tensor:
+    """Return the likeliest token of each row, (B,) int64, of ``logits`` (B, V) of any float dtype.
+
+    Of tokens that tie, the first.
+    """
+    return logits.argmax(dim=-1)
 
 
 def sample_tokens(
@@ -26,18 +37,21 @@ def sample_tokens(
 ) -> Tensor:
     """Choose one token a row: the likeliest where ``temperature`` is 0, else by inverse CDF.
 
-    ``logits``: (B, V) float32. ``temperature`` and ``top_p``: (B,) float32, ``top_k``: (B,) int64,
-    0 for all; these three on the host, since they decide what is computed. ``seeds`` and
-    ``positions``: (B,) int64, on either. Tokens that tie with the last one kept by ``top_k`` or
-    ``top_p`` are kept too. Returns (B,) int64 on the device of ``logits``.
+    ``logits``: (B, V) of any float dtype. ``temperature`` and ``top_p``: (B,) float32, ``top_k``:
+    (B,) int64, 0 for all; these three on the host, since they decide what is computed. ``seeds``
+    and ``positions``: (B,) int64, on either. The host never waits for the device.
+    Tokens that tie with the last one kept by ``top_k`` or ``top_p`` are kept too. Returns (B,)
+    int64 on the device of ``logits``.
     """
-    tokens = logits.argmax(dim=-1)
+    tokens = greedy_tokens(logits)
     rows = temperature.nonzero().squeeze(1)
     if rows.numel() == 0:
         return tokens
     device = logits.device
     chosen = rows.to(device, non_blocking=True)
-    scaled = logits.index_select(0, chosen)
+    scaled = logits.index_select(0, chosen).float()
+    # The likeliest token stays at 0 however low the temperature: nothing overflows.
+    scaled -= scaled.amax(dim=-1, keepdim=True)
     scaled /= temperature[rows].to(device, non_blocking=True)[:, None]
     scaled = _keep_top_k(scaled, top_k[rows])
     probs = _keep_top_p(scaled.softmax(dim=-1), top_p[rows])
@@ -81,8 +95,9 @@ def _keep_top_k(logits: Tensor, top_k: Tensor) -> Tensor:
     rank = torch.where(limited, top_k, vocab_size) - 1
     largest = int(rank[limited].max()) + 1
     best = logits.topk(largest, dim=-1).values
-    threshold = best.gather(1, rank.clamp(max=largest - 1)[:, None].to(logits.device))
-    unlimited = ~limited[:, None].to(logits.device)
+    last = rank.clamp(max=largest - 1)[:, None].to(logits.device, non_blocking=True)
+    threshold = best.gather(1, last)
+    unlimited = ~limited[:, None].to(logits.device, non_blocking=True)
     return logits.masked_fill(~((logits >= threshold) | unlimited), -torch.inf)
 
 
@@ -90,8 +105,9 @@ def _keep_top_p(probs: Tensor, top_p: Tensor) -> Tensor:
     """Zero all but each row's smallest set of likeliest tokens whose mass reaches ``top_p``."""
     if not (top_p < 1).any():
         return probs
-    limit = top_p.to(probs.device)[:, None]
+    limit = top_p.to(probs.device, non_blocking=True)[:, None]
     ordered = probs.sort(dim=-1, descending=True).values
     mass_before = ordered.cumsum(dim=-1, dtype=torch.float64) - ordered
+    mass_before[:, 0] = -1.0  # the likeliest token is kept, however low the limit
     threshold = ordered.masked_fill(mass_before >= limit, torch.inf).amin(dim=-1, keepdim=True)
     return probs.masked_fill((probs < threshold) & (limit < 1), 0.0)

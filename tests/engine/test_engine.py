@@ -9,6 +9,7 @@ import torch
 from fake_model import (
     IMAGE_TOKEN_ID,
     IMAGE_TOKENS,
+    VOCAB,
     FakeBackend,
     FakeModel,
     fake_config,
@@ -17,11 +18,12 @@ from fake_model import (
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from vlmbatch.config import EngineConfig, SamplingParams
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.outputs import SequenceFailure
-from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.types import ImageSpan, Request
 
 CPU = torch.device("cpu")
@@ -190,3 +192,42 @@ def test_rows_that_break_steps_are_found_and_the_others_answered(
         assert finished[index] == (ErrorCode.ENGINE_ERROR, None)
     for index in expected.keys() - broken:
         assert finished[index][0] == expected[index]
+
+
+class UniformModel(FakeModel):
+    """Every token is equally likely, always: the answer is the random numbers themselves."""
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        return torch.zeros(len(hidden), VOCAB)
+
+
+def test_every_token_of_a_row_draws_its_own_random_number() -> None:
+    engine = make_engine(UniformModel())
+    engine.add(request(0, [1, 2], temperature=1.0, seed=3, max_tokens=30, ignore_eos=True))
+    tokens = drain(engine)[0][0]
+    assert len(set(tokens)) > 15
+
+
+def test_an_engine_that_fails_on_everything_is_not_blamed_on_the_rows() -> None:
+    class BrokenModel(FakeModel):
+        def compute_logits(self, hidden: Tensor) -> Tensor:
+            raise RuntimeError("broken")
+
+    engine = make_engine(BrokenModel(), max_num_seqs=4)
+    for index in range(200):
+        engine.add(request(index, [1, 2]))
+    with pytest.raises(RuntimeError, match="broken"):
+        drain(engine)
+
+
+@pytest.mark.parametrize("tokens", [1, 3])
+def test_a_pool_of_less_than_one_page_is_refused(tokens: int) -> None:
+    with pytest.raises(ConfigError, match=f"at least 4, got {tokens}"):
+        make_engine(kv_cache_tokens=tokens)
+
+
+def test_the_pool_made_by_itself_holds_a_sequence_of_full_length() -> None:
+    engine = make_engine(kv_cache_tokens=None, max_num_seqs=1, max_model_len=30)
+    row = request(0, [1] * 10, max_tokens=99, ignore_eos=True)
+    engine.add(row)
+    assert drain(engine)[0] == (reference(row, 20), "length")

@@ -86,6 +86,20 @@ def test_row_does_not_depend_on_its_batch() -> None:
     assert torch.equal(together[greedy], logits.argmax(-1)[greedy])
 
 
+@pytest.mark.parametrize(("temperature", "top_p"), [(1e-38, 1.0), (1e-6, 0.9), (1.0, 1e-50)])
+def test_extreme_settings_choose_the_likeliest(temperature: float, top_p: float) -> None:
+    logits = torch.randn(20, 50) * 30
+    tokens = sample_tokens(
+        logits,
+        temperature=torch.full((20,), temperature),
+        top_k=torch.zeros(20, dtype=torch.int64),
+        top_p=torch.full((20,), top_p),
+        seeds=torch.arange(20),
+        positions=torch.arange(20),
+    )
+    assert torch.equal(tokens, logits.argmax(dim=-1))
+
+
 def test_all_greedy_is_argmax() -> None:
     logits = torch.randn(5, 9)
     zeros = torch.zeros(5, dtype=torch.int64)

@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
-from vlmbatch_kernels.activation import silu_and_mul
-from vlmbatch_kernels.embedding_scatter import scatter_embeddings
-from vlmbatch_kernels.image_normalize import normalize_image
+from vlmbatch_kernels.activation import quick_gelu, silu_and_mul
+from vlmbatch_kernels.embedding import embed_with_features
+from vlmbatch_kernels.image_patches import normalize_patches, patch_row_size
+from vlmbatch_kernels.layer_norm import layer_norm_residual
 from vlmbatch_kernels.linear import linear
 from vlmbatch_kernels.rms_norm import rms_norm, rms_norm_residual
 from vlmbatch_kernels.rotary import apply_rotary, rotary_and_cache, rotary_tables
@@ -65,23 +66,46 @@ def test_silu_and_mul() -> None:
     torch.testing.assert_close(silu_and_mul(x), want.float())
 
 
-def test_normalize_image_is_per_channel() -> None:
-    pixels = torch.randint(256, (2, 5, 7, 3), dtype=torch.uint8)
+def test_quick_gelu() -> None:
+    x = torch.randn(3, 7, 19)
+    wide = x.double()
+    torch.testing.assert_close(quick_gelu(x), (wide / (1 + torch.exp(-1.702 * wide))).float())
+
+
+def test_layer_norm_residual() -> None:
+    x, residual = torch.randn(2, 3, 5, 16) * 3
+    weight, bias = torch.randn(2, 16)
+    before = residual.clone()
+    normed, total = layer_norm_residual(x, residual, weight, bias, 1e-3)
+    assert torch.equal(total, x + residual)
+    assert torch.equal(residual, before)
+    wide = total.double()
+    centred = wide - wide.mean(-1, keepdim=True)
+    want = centred / (centred.square().mean(-1, keepdim=True) + 1e-3).sqrt() * weight + bias
+    torch.testing.assert_close(normed, want.float())
+
+
+@pytest.mark.parametrize("patch_size", [2, 3, 5])
+def test_patches_of_an_image_are_what_a_convolution_sees(patch_size: int) -> None:
+    pixels = torch.randint(256, (2, 11, 15, 3), dtype=torch.uint8)
     scale, bias = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([-1.0, 0.0, 2.0])
-    got = normalize_image(pixels, scale, bias, torch.float32)
+    got = normalize_patches(pixels, scale, bias, patch_size, torch.float32)
     want = (pixels.double() * scale + bias).permute(0, 3, 1, 2)
-    assert got.shape == (2, 3, 5, 7)
-    torch.testing.assert_close(got, want.float())
-    half = normalize_image(pixels, scale, bias, torch.bfloat16)
+    want = F.unfold(want, patch_size, stride=patch_size).transpose(1, 2)
+    want = want.unflatten(2, (3, -1)).transpose(2, 3).flatten(2)
+    used = 3 * patch_size**2
+    torch.testing.assert_close(got[..., :used], want.float())
+    assert got.shape[-1] == patch_row_size(patch_size)
+    assert not got[..., used:].any()
+    half = normalize_patches(pixels, scale, bias, patch_size, torch.bfloat16)
     assert torch.equal(half, got.bfloat16())
 
 
-def test_scatter_embeddings_overwrites_only_its_rows() -> None:
-    embeds = torch.zeros(6, 4, dtype=torch.bfloat16)
-    features = torch.randn(3, 4)
-    out = scatter_embeddings(embeds, features, torch.tensor([4, 0, 2]))
-    assert torch.equal(out[[4, 0, 2]], features.bfloat16())
-    assert not out[[1, 3, 5]].any()
+def test_features_stand_for_their_tokens() -> None:
+    table, features = torch.randn(9, 4), torch.randn(3, 4)
+    ids = torch.tensor([8, 8, 0, 8, 5])
+    out = embed_with_features(ids, table, features, torch.tensor([2, -1, -1, 0, -1]))
+    assert torch.equal(out, torch.stack([features[2], table[8], table[0], features[0], table[5]]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -221,7 +221,7 @@ def test_output_is_bounded() -> None:
         "{{ messages[0].content }}{% if messages[0].content == 'attack' %}"
         "{% for i in range(90000) %}{{ 'x' * 1000 }}{% endfor %}{% endif %}"
     )
-    with pytest.raises(RowError, match="16777216 characters"):
+    with pytest.raises(RowError, match="4194304 characters"):
         ChatTemplate(source, TOKENS).render([{"role": "user", "content": "attack"}])
 
 

@@ -45,10 +45,19 @@ class FakeModel:
         value = pixels.double().mean(dim=(1, 2, 3)).round()
         return value[:, None, None] + torch.arange(IMAGE_TOKENS).double()[None, :, None]
 
-    def embed(self, input_ids: Tensor) -> Tensor:
+    def embed(
+        self,
+        input_ids: Tensor,
+        features: Tensor | None = None,
+        feature_rows: Tensor | None = None,
+    ) -> Tensor:
         if self.fail_on is not None and (input_ids == self.fail_on).any():
             raise RuntimeError("the fake model fails on this token")
-        return input_ids.double()[:, None]
+        embeds = input_ids.double()[:, None]
+        if features is not None and feature_rows is not None:
+            placed = feature_rows >= 0
+            embeds[placed] = features[feature_rows[placed]]
+        return embeds
 
     def forward(
         self,

@@ -9,7 +9,6 @@ import torch
 from checkpoints import IMAGE_SIZE, IMAGE_TOKEN_ID, VOCAB_SIZE, make_checkpoint, num_image_tokens
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration as ReferenceModel
-from vlmbatch_kernels.embedding_scatter import scatter_embeddings
 
 from vlmbatch.attention import make_backend
 from vlmbatch.models.config import load_model_config
@@ -32,8 +31,9 @@ class Pair:
         embeds = []
         features_of_all = self.ours.encode_images(self.pixels)
         for ids, features in zip(self.prompts, features_of_all, strict=True):
-            places = (ids == IMAGE_TOKEN_ID).nonzero().squeeze(1)
-            embeds.append(scatter_embeddings(self.ours.embed(ids), features, places))
+            is_image = ids == IMAGE_TOKEN_ID
+            feature_rows = torch.where(is_image, is_image.cumsum(0) - 1, -1)
+            embeds.append(self.ours.embed(ids, features, feature_rows))
         return embeds
 
     def pixel_values(self) -> Tensor:

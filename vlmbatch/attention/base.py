@@ -85,6 +85,22 @@ class AttentionBackend(Protocol):
         """
         ...
 
+    def paged_qkv(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerKVCache,
+        metadata: AttentionMetadata,
+        spec: AttentionSpec,
+    ) -> Tensor:
+        """Do the same from a fused projection: rotate queries and keys, write, attend.
+
+        ``qkv``: (T, H + 2K, D). ``cos`` and ``sin``: (T, 1, D), see ``apply_rotary``. Returns
+        (T, H, D).
+        """
+        ...
+
     def dense(self, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
         """Attend without a cache, as vision towers do. (N, L, H or K, D) to (N, L, H, D)."""
         ...

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 from torch import Tensor
+from vlmbatch_kernels.rotary import rotary_and_cache
 
 from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, LayerKVCache
 
@@ -36,6 +37,28 @@ class FlashAttnBackend:
     ) -> Tensor:
         cache.key.index_copy_(0, metadata.slot_mapping, key)
         cache.value.index_copy_(0, metadata.slot_mapping, value)
+        return self._attend(query, cache, metadata, spec)
+
+    def paged_qkv(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerKVCache,
+        metadata: AttentionMetadata,
+        spec: AttentionSpec,
+    ) -> Tensor:
+        slots = metadata.slot_mapping
+        query = rotary_and_cache(qkv, cos, sin, cache.key, cache.value, slots)
+        return self._attend(query, cache, metadata, spec)
+
+    def dense(self, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
+        out: Tensor = flash_attn_func(query, key, value, **_options(spec))
+        return out
+
+    def _attend(
+        self, query: Tensor, cache: LayerKVCache, metadata: AttentionMetadata, spec: AttentionSpec
+    ) -> Tensor:
         keys, values = self._pages(cache.key), self._pages(cache.value)
         decodes = metadata.num_decodes
         num_sequences = len(metadata.query_lens)
@@ -68,10 +91,6 @@ class FlashAttnBackend:
             )
             parts.append(out)
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-    def dense(self, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
-        out: Tensor = flash_attn_func(query, key, value, **_options(spec))
-        return out
 
     def _pages(self, pool: Tensor) -> Tensor:
         """(S, K, D) as overlapping pages (starts, block_size, K, D), without a copy."""

@@ -11,6 +11,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from vlmbatch_kernels.rotary import rotary_and_cache
 
 from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, LayerKVCache
 from vlmbatch.attention.sdpa_plan import Block, plan_blocks
@@ -43,6 +44,25 @@ class TorchSdpaBackend:
         assert cache.key.dtype == key.dtype, f"cache of {cache.key.dtype}, keys of {key.dtype}"
         cache.key.index_copy_(0, metadata.slot_mapping, key)
         cache.value.index_copy_(0, metadata.slot_mapping, value)
+        return self._attend_paged(query, cache, metadata, spec)
+
+    def paged_qkv(
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: LayerKVCache,
+        metadata: AttentionMetadata,
+        spec: AttentionSpec,
+    ) -> Tensor:
+        assert cache.key.dtype == qkv.dtype, f"cache of {cache.key.dtype}, heads of {qkv.dtype}"
+        slots = metadata.slot_mapping
+        query = rotary_and_cache(qkv, cos, sin, cache.key, cache.value, slots)
+        return self._attend_paged(query, cache, metadata, spec)
+
+    def _attend_paged(
+        self, query: Tensor, cache: LayerKVCache, metadata: AttentionMetadata, spec: AttentionSpec
+    ) -> Tensor:
         blocks = metadata.plans.get(spec)
         if blocks is None:
             blocks = metadata.plans[spec] = plan_blocks(

@@ -58,7 +58,7 @@ class Engine:
         self.runner = ModelRunner(
             model, caches, device, max_cached_images=config.max_num_seqs, vision_batch=_VISION_BATCH
         )
-        self._device = device
+        self.device = device
         self._failures = 0  # sequences given up since a step went well
         self._eos_token_ids = frozenset(model_config.eos_token_ids)
         self._backend = backend
@@ -107,7 +107,7 @@ class Engine:
         if not chunks:
             return []
         inputs = build_step_inputs(
-            chunks, self._backend.block_size, self._backend.granule, self._device
+            chunks, self._backend.block_size, self._backend.granule, self.device
         )
         try:
             token_ids = self.runner.run(inputs)

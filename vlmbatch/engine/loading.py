@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -11,7 +12,7 @@ from vlmbatch.config import Device, DType, EngineConfig
 from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import ModelConfig
-from vlmbatch.models.registry import load_model
+from vlmbatch.models.registry import load_model, random_model
 
 
 def build_engine(
@@ -30,10 +31,12 @@ def build_engine(
         CheckpointError: the weights do not fit the configuration.
     """
     device = resolve_device(config.device)
+    if device.type == "cpu" and config.cpu_threads is not None:
+        torch.set_num_threads(config.cpu_threads)
     dtype = resolve_dtype(config.dtype, model_config, device)
     backend = make_backend(config.attention_backend, device.type)
-    model = load_model(
-        folder,
+    make_model = random_model if config.random_weights else partial(load_model, folder)
+    model = make_model(
         model_config,
         image_scale=image_scale,
         image_bias=image_bias,

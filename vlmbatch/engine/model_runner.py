@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
-from vlmbatch_kernels.embedding_scatter import scatter_embeddings
 
 from vlmbatch.attention.base import AttentionMetadata, LayerKVCache
-from vlmbatch.engine.batch import ImageRows, StepInputs
+from vlmbatch.engine.batch import StepInputs
 from vlmbatch.engine.encoder_cache import EncoderCache
 from vlmbatch.engine.sampler import sample
 
@@ -21,8 +21,13 @@ class Model(Protocol):
         """(N, H, W, 3) uint8 to (N, tokens, E)."""
         ...
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """(T,) int64 to (T, E)."""
+    def embed(
+        self,
+        input_ids: Tensor,
+        features: Tensor | None = None,
+        feature_rows: Tensor | None = None,
+    ) -> Tensor:
+        """(T,) int64 to (T, E); row ``feature_rows[t]`` of ``features`` (M, E) where not -1."""
         ...
 
     def forward(
@@ -36,7 +41,7 @@ class Model(Protocol):
         ...
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """(n, E) to (n, V) float32."""
+        """(n, E) to (n, V), in any float dtype."""
         ...
 
 
@@ -59,9 +64,7 @@ class ModelRunner:
     @torch.inference_mode()
     def run(self, inputs: StepInputs) -> list[int]:
         """Compute the step; the sampled token of each of ``inputs.sampled``."""
-        embeds = self._model.embed(inputs.input_ids)
-        if inputs.image_rows:
-            embeds = self._place_images(embeds, inputs.image_rows)
+        embeds = self._embed(inputs)
         hidden = self._model.forward(embeds, inputs.positions, self._kv_caches, inputs.metadata)
         if not inputs.sampled:
             return []
@@ -73,12 +76,18 @@ class ModelRunner:
     def _encode(self, pixels: Tensor) -> Tensor:
         return self._model.encode_images(pixels.to(self._device, non_blocking=True))
 
-    def _place_images(self, embeds: Tensor, image_rows: list[ImageRows]) -> Tensor:
-        features = self.encoder_cache.get(rows.image for rows in image_rows)
-        parts = [
-            features[rows.image.content_hash][rows.first : rows.first + rows.length]
-            for rows in image_rows
-        ]
-        tokens = [torch.arange(rows.token, rows.token + rows.length) for rows in image_rows]
-        indices = torch.cat(tokens).to(self._device, non_blocking=True)
-        return scatter_embeddings(embeds, torch.cat(parts), indices)
+    def _embed(self, inputs: StepInputs) -> Tensor:
+        if not inputs.image_rows:
+            return self._model.embed(inputs.input_ids)
+        features = self.encoder_cache.get(rows.image for rows in inputs.image_rows)
+        feature_rows = np.full(len(inputs.input_ids), -1)
+        parts = []
+        num_rows = 0
+        for rows in inputs.image_rows:
+            parts.append(features[rows.image.content_hash][rows.first : rows.first + rows.length])
+            feature_rows[rows.token : rows.token + rows.length] = np.arange(
+                num_rows, num_rows + rows.length
+            )
+            num_rows += rows.length
+        placed = torch.from_numpy(feature_rows).to(self._device, non_blocking=True)
+        return self._model.embed(inputs.input_ids, torch.cat(parts), placed)

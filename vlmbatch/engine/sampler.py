@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from vlmbatch_kernels.sampling import sample_tokens
+from vlmbatch_kernels.sampling import greedy_tokens, sample_tokens
 
 from vlmbatch.config import SamplingParams
 
 
 def sample(logits: Tensor, params: list[SamplingParams], positions: list[int]) -> Tensor:
-    """Token ids (n,) int64 from ``logits`` (n, vocabulary) float32.
+    """Token ids (n,) int64 from ``logits`` (n, vocabulary) of any float dtype.
 
     The random number of a token comes from its row's seed and its position alone.
     """
     if all(p.temperature == 0 for p in params):
-        return logits.argmax(dim=-1)
+        return greedy_tokens(logits)
     return sample_tokens(
         logits,
         temperature=torch.tensor([p.temperature for p in params]),

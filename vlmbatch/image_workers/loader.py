@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future
-from pathlib import Path
 from typing import Protocol
 
 from vlmbatch.config import ImageLimits
@@ -12,9 +10,6 @@ from vlmbatch.data.images import decode_image
 from vlmbatch.errors import RowError
 from vlmbatch.models.image_processor import ImageProcessor
 from vlmbatch.types import ImageRef, PixelImage
-
-# Each takes some 40 MB. More are given by hand where images are large and the model small.
-_MAX_DEFAULT_WORKERS = 32
 
 
 class ImageLoader(Protocol):
@@ -46,21 +41,3 @@ class InProcessLoader:
 
     def close(self) -> None:
         pass
-
-
-def default_num_workers() -> int:
-    """One for each core that this process may use, less the one that drives the engine."""
-    return min(max(1, _available_cores() - 1), _MAX_DEFAULT_WORKERS)
-
-
-def _available_cores() -> int:
-    """As affinity and the container's quota (cgroup 2) allow."""
-    if hasattr(os, "sched_getaffinity"):
-        cores = len(os.sched_getaffinity(0))
-    else:
-        cores = os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except OSError:
-        return cores
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))

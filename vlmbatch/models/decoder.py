@@ -6,7 +6,6 @@ Letters in shapes: T tokens of a step, E hidden size.
 from __future__ import annotations
 
 from torch import Tensor, nn
-from vlmbatch_kernels.rotary import apply_rotary
 
 from vlmbatch.attention.base import (
     AttentionBackend,
@@ -54,12 +53,8 @@ class DecoderAttention(nn.Module):
         metadata: AttentionMetadata,
         backend: AttentionBackend,
     ) -> Tensor:
-        spec = self.spec
-        num_rotated = spec.num_heads + spec.num_kv_heads
-        qkv = self.qkv_proj(x).view(x.shape[0], -1, spec.head_dim)
-        rotated = apply_rotary(qkv[:, :num_rotated], cos, sin)
-        query, key = rotated[:, : spec.num_heads], rotated[:, spec.num_heads :]
-        out = backend.paged(query, key, qkv[:, num_rotated:], cache, metadata, spec)
+        qkv = self.qkv_proj(x).view(x.shape[0], -1, self.spec.head_dim)
+        out = backend.paged_qkv(qkv, cos, sin, cache, metadata, self.spec)
         projected: Tensor = self.o_proj(out.flatten(1))
         return projected
 

@@ -9,7 +9,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vlmbatch_kernels.activation import silu_and_mul
+from vlmbatch_kernels.activation import quick_gelu, silu_and_mul
+from vlmbatch_kernels.layer_norm import layer_norm_residual
 from vlmbatch_kernels.rms_norm import rms_norm, rms_norm_residual
 from vlmbatch_kernels.rotary import rotary_tables
 
@@ -22,7 +23,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
-    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "quick_gelu": quick_gelu,
 }
 
 
@@ -57,6 +58,14 @@ class RMSNorm(nn.Module):
     def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Return the normalised sum of ``x`` and ``residual``, and the sum."""
         return rms_norm_residual(x, residual, self.weight, self.eps)
+
+
+class LayerNorm(nn.LayerNorm):
+    """Layer normalisation of rows."""
+
+    def add(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the normalised sum of ``x`` and ``residual``, and the sum."""
+        return layer_norm_residual(x, residual, self.weight, self.bias, self.eps)
 
 
 class GatedMLP(nn.Module):

@@ -10,7 +10,8 @@ import re
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vlmbatch_kernels.image_normalize import normalize_image
+from vlmbatch_kernels.embedding import embed_with_features
+from vlmbatch_kernels.image_patches import normalize_patches
 from vlmbatch_kernels.linear import linear
 
 from vlmbatch.attention.base import (
@@ -46,13 +47,14 @@ class Projector(nn.Module):
 
 
 class PixelNormalizer(DerivedBuffers):
-    """Bytes of pixels to what the tower takes: ``pixels * scale + bias`` a channel."""
+    """Bytes of pixels to the patches that the tower takes, see ``normalize_patches``."""
 
     scale: Tensor
     bias: Tensor
 
-    def __init__(self, scale: tuple[float, ...], bias: tuple[float, ...]) -> None:
+    def __init__(self, scale: tuple[float, ...], bias: tuple[float, ...], patch_size: int) -> None:
         super().__init__()
+        self.patch_size = patch_size
         self.coefficients = (scale, bias)
         self.register_buffer("scale", torch.empty(3), persistent=False)
         self.register_buffer("bias", torch.empty(3), persistent=False)
@@ -64,7 +66,7 @@ class PixelNormalizer(DerivedBuffers):
         self.dtype = dtype
 
     def forward(self, pixels: Tensor) -> Tensor:
-        return normalize_image(pixels, self.scale, self.bias, self.dtype)
+        return normalize_patches(pixels, self.scale, self.bias, self.patch_size, self.dtype)
 
 
 class LlavaForConditionalGeneration(CheckpointModel):
@@ -81,7 +83,8 @@ class LlavaForConditionalGeneration(CheckpointModel):
         super().__init__()
         self.config = config
         self.backend = backend
-        self.pixel_normalizer = PixelNormalizer(image_scale, image_bias)
+        patch_size = config.vision.patch_size
+        self.pixel_normalizer = PixelNormalizer(image_scale, image_bias, patch_size)
         self.vision_tower = VisionTower(config.vision, config.feature_layers, parallel)
         self.multi_modal_projector = Projector(config, parallel)
         self.language_model = Decoder(config.text, parallel)
@@ -100,9 +103,20 @@ class LlavaForConditionalGeneration(CheckpointModel):
         return embeds
 
     @torch.inference_mode()
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Embed tokens: (T,) int64 to (T, E)."""
-        return F.embedding(input_ids, self.language_model.embed_tokens.weight)
+    def embed(
+        self,
+        input_ids: Tensor,
+        features: Tensor | None = None,
+        feature_rows: Tensor | None = None,
+    ) -> Tensor:
+        """Embed tokens: (T,) int64 to (T, E).
+
+        Where ``feature_rows`` (T,) is not -1, the token is that row of ``features`` (M, E).
+        """
+        table = self.language_model.embed_tokens.weight
+        if features is None or feature_rows is None:
+            return F.embedding(input_ids, table)
+        return embed_with_features(input_ids, table, features, feature_rows)
 
     @torch.inference_mode()
     def forward(
@@ -118,9 +132,9 @@ class LlavaForConditionalGeneration(CheckpointModel):
 
     @torch.inference_mode()
     def compute_logits(self, hidden: Tensor) -> Tensor:
-        """Return logits (n, V) float32 of hidden states (n, E)."""
+        """Return logits (n, V), in the dtype of the hidden states (n, E)."""
         head = self.language_model.embed_tokens if self.lm_head is None else self.lm_head
-        return linear(hidden, head.weight).float()
+        return linear(hidden, head.weight)
 
     @property
     def attention_specs(self) -> list[AttentionSpec]:

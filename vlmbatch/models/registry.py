@@ -12,7 +12,7 @@ from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.errors import CheckpointError
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
-from vlmbatch.models.weights import load_weights
+from vlmbatch.models.weights import load_weights, materialise, random_weights
 
 if TYPE_CHECKING:
     from vlmbatch.models.llava import LlavaForConditionalGeneration
@@ -66,4 +66,25 @@ def load_model(
     """
     model = build_model(config, image_scale, image_bias, backend, parallel)
     load_weights(model, folder, device, dtype)
+    return model
+
+
+def random_model(
+    config: ModelConfig,
+    image_scale: tuple[float, ...],
+    image_bias: tuple[float, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: AttentionBackend,
+    parallel: ParallelContext = SINGLE_DEVICE,
+) -> LlavaForConditionalGeneration:
+    """Build the model with random weights, made on ``device``: as fast as a real one.
+
+    Raises:
+        CheckpointError: an unsupported architecture.
+        ConfigError: the model cannot be divided over the devices of ``parallel``.
+    """
+    model = build_model(config, image_scale, image_bias, backend, parallel)
+    materialise(model, device, dtype)
+    random_weights(model, seed=0)
     return model

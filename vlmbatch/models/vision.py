@@ -8,10 +8,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from vlmbatch_kernels.linear import linear
 
 from vlmbatch.attention.base import AttentionBackend, AttentionSpec
 from vlmbatch.models.config import VisionConfig
-from vlmbatch.models.layers import ACTIVATIONS, Embedding
+from vlmbatch.models.layers import ACTIVATIONS, Embedding, LayerNorm
 from vlmbatch.models.linear import ColumnLinear, Part, QKVLinear, RowLinear
 from vlmbatch.models.parallel import ParallelContext
 
@@ -23,14 +24,13 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         size = config.patch_size
         weight = torch.empty(config.hidden_size, 3, size, size)
-        self.stride = size
         self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias = nn.Parameter(weight.new_empty(config.hidden_size)) if bias else None
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Turn (N, 3, H, W) into (N, patches, C), row by row."""
-        patches = F.conv2d(pixels, self.weight, self.bias, stride=self.stride)
-        return patches.flatten(2).transpose(1, 2)
+    def forward(self, patches: Tensor) -> Tensor:
+        """Turn rows of ``normalize_patches`` (N, L, row) into (N, L, C)."""
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)
+        return linear(patches, F.pad(weight, (0, patches.shape[-1] - weight.shape[1])), self.bias)
 
 
 class VisionEmbeddings(nn.Module):
@@ -43,8 +43,8 @@ class VisionEmbeddings(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size)) if is_clip else None
         self.position_embedding = Embedding(config.num_patches + is_clip, config.hidden_size)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        x = self.patch_embedding(pixels)
+    def forward(self, patches: Tensor) -> Tensor:
+        x = self.patch_embedding(patches)
         if self.class_embedding is not None:
             x = torch.cat((self.class_embedding.expand(x.shape[0], 1, -1), x), dim=1)
         embeddings: Tensor = x + self.position_embedding.weight
@@ -90,15 +90,21 @@ class VisionLayer(nn.Module):
 
     def __init__(self, config: VisionConfig, parallel: ParallelContext) -> None:
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.self_attn = VisionAttention(config, parallel)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = VisionMLP(config, parallel)
 
-    def forward(self, x: Tensor, backend: AttentionBackend) -> Tensor:
-        x = x + self.self_attn(self.layer_norm1(x), backend)
-        out: Tensor = x + self.mlp(self.layer_norm2(x))
-        return out
+    def forward(
+        self, x: Tensor | None, residual: Tensor, backend: AttentionBackend
+    ) -> tuple[Tensor, Tensor]:
+        """Add the previous layer's output to the residual; return this one's, not yet added."""
+        if x is None:
+            x = self.layer_norm1(residual)
+        else:
+            x, residual = self.layer_norm1.add(x, residual)
+        x, residual = self.layer_norm2.add(self.self_attn(x, backend), residual)
+        return self.mlp(x), residual
 
 
 class VisionEncoder(nn.Module):
@@ -124,16 +130,17 @@ class VisionTower(nn.Module):
         )
         self.encoder = VisionEncoder(config, max(feature_layers), parallel)
 
-    def forward(self, pixels: Tensor, backend: AttentionBackend) -> Tensor:
-        """Turn normalised pixels (N, 3, H, W) into features (N, L, C * len(feature_layers))."""
-        x: Tensor = self.embeddings(pixels)
+    def forward(self, patches: Tensor, backend: AttentionBackend) -> Tensor:
+        """Turn rows of ``normalize_patches`` into features (N, L, C * len(feature_layers))."""
+        residual: Tensor = self.embeddings(patches)
         if self.pre_layrnorm is not None:
-            x = self.pre_layrnorm(x)
-        hidden_states = {0: x}
+            residual = self.pre_layrnorm(residual)
+        hidden_states = {0: residual}
+        x = None
         for index, layer in enumerate(self.encoder.layers, start=1):
-            x = layer(x, backend)
+            x, residual = layer(x, residual, backend)
             if index in self.feature_layers:
-                hidden_states[index] = x
+                hidden_states[index] = residual + x
         if len(self.feature_layers) == 1:
-            return x
+            return hidden_states[self.feature_layers[0]]
         return torch.cat([hidden_states[index] for index in self.feature_layers], dim=-1)

@@ -1,0 +1,108 @@
+"""``rotary_and_cache`` in Triton: one pass over the fused projection, straight into the pool."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_HEADS = 8  # of one program
+
+
+@triton.jit
+def _rotary_and_cache(
+    qkv: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    query: tl.tensor,
+    key_cache: tl.tensor,
+    value_cache: tl.tensor,
+    slot_mapping: tl.tensor,
+    token_stride: tl.tensor,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK_HEADS: tl.constexpr,
+    BLOCK_HALF: tl.constexpr,
+):
+    token = tl.program_id(0).to(tl.int64)
+    part = tl.program_id(1)
+    query_parts: tl.constexpr = (NUM_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
+    key_parts: tl.constexpr = (NUM_KV_HEADS + BLOCK_HEADS - 1) // BLOCK_HEADS
+
+    if part < query_parts:
+        first = part * BLOCK_HEADS
+        end = NUM_HEADS
+        source = 0
+        target = query + token * NUM_HEADS * 2 * HALF
+    else:
+        slot = tl.load(slot_mapping + token) * NUM_KV_HEADS * 2 * HALF
+        end = NUM_KV_HEADS
+        if part < query_parts + key_parts:
+            first = (part - query_parts) * BLOCK_HEADS
+            source = NUM_HEADS
+            target = key_cache + slot
+        else:
+            first = (part - query_parts - key_parts) * BLOCK_HEADS
+            source = NUM_HEADS + NUM_KV_HEADS
+            target = value_cache + slot
+
+    heads = first + tl.arange(0, BLOCK_HEADS)[:, None]
+    columns = tl.arange(0, BLOCK_HALF)[None, :]
+    inside = (heads < end) & (columns < HALF)
+    at = heads * 2 * HALF + columns
+    read = qkv + token * token_stride + source * 2 * HALF + at
+    low = tl.load(read, mask=inside)
+    high = tl.load(read + HALF, mask=inside)
+    if part < query_parts + key_parts:
+        angle = token * 2 * HALF + columns
+        in_row = columns < HALF
+        cos_low = tl.load(cos + angle, mask=in_row).to(tl.float32)
+        cos_high = tl.load(cos + angle + HALF, mask=in_row).to(tl.float32)
+        sin_low = tl.load(sin + angle, mask=in_row).to(tl.float32)
+        sin_high = tl.load(sin + angle + HALF, mask=in_row).to(tl.float32)
+        wide_low, wide_high = low.to(tl.float32), high.to(tl.float32)
+        low = (wide_low * cos_low + wide_high * sin_low).to(low.dtype)
+        high = (wide_high * cos_high + wide_low * sin_high).to(high.dtype)
+    tl.store(target + at, low, mask=inside)
+    tl.store(target + at + HALF, high, mask=inside)
+
+
+def rotary_and_cache(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+) -> Tensor:
+    tokens, all_heads, size = qkv.shape
+    num_kv_heads = key_cache.shape[1]
+    num_heads = all_heads - 2 * num_kv_heads
+    assert num_heads > 0 and size % 2 == 0, f"qkv of shape {tuple(qkv.shape)}"
+    assert qkv.stride()[1:] == (size, 1), f"qkv of strides {qkv.stride()}"
+    assert cos.shape == sin.shape == (tokens, 1, size), f"{tuple(cos.shape)}, {tuple(sin.shape)}"
+    assert key_cache.shape == value_cache.shape and key_cache.shape[2] == size
+    assert slot_mapping.shape == (tokens,), f"{tuple(slot_mapping.shape)} slots, {tokens} tokens"
+    packed = (cos, sin, key_cache, value_cache, slot_mapping)
+    assert all(tensor.is_contiguous() for tensor in packed)
+    assert all(tensor.dtype == qkv.dtype for tensor in packed[:-1])
+    query = qkv.new_empty(tokens, num_heads, size)
+    parts = triton.cdiv(num_heads, _HEADS) + 2 * triton.cdiv(num_kv_heads, _HEADS)
+    _rotary_and_cache[(tokens, parts)](
+        qkv,
+        cos,
+        sin,
+        query,
+        key_cache,
+        value_cache,
+        slot_mapping,
+        qkv.stride(0),
+        NUM_HEADS=num_heads,
+        NUM_KV_HEADS=num_kv_heads,
+        HALF=size // 2,
+        BLOCK_HEADS=_HEADS,
+        BLOCK_HALF=triton.next_power_of_2(size // 2),
+        num_warps=4,
+    )
+    return query

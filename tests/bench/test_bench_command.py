@@ -1,0 +1,108 @@
+"""``vlmbatch bench`` as a program of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import environment
+
+SMALL_CONFIG = {
+    "model_type": "llava",
+    "image_token_index": 500,
+    "torch_dtype": "bfloat16",
+    "text_config": {
+        "model_type": "llama",
+        "vocab_size": 2000,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 256,
+    },
+    "vision_config": {
+        "model_type": "clip_vision_model",
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": 56,
+        "patch_size": 14,
+    },
+}
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Path:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    return folder
+
+
+def bench(temporary: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "vlmbatch", "bench", "--device", "cpu", *arguments],
+        env=environment(TMPDIR=str(temporary), OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_sample_model(temporary: Path, tmp_path: Path) -> None:
+    figures = tmp_path / "bench.json"
+    arguments = ["--workloads", "vqa,classify", "--rows", "16", "--json", str(figures)]
+    done = bench(temporary, *arguments)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("tiny-llava: float32 on CPU, ")
+    assert [line.split()[0] for line in lines[1:4]] == ["workload", "vqa", "classify"]
+    assert "classify: warming up" in done.stderr
+    measured = json.loads(figures.read_text())["workloads"]
+    assert list(measured) == ["vqa", "classify"]
+    vqa, classify = measured["vqa"], measured["classify"]
+    assert (vqa["rows"], vqa["images"], vqa["errors"]) == (16, 2, 0)
+    assert (vqa["prompt_tokens"], vqa["max_tokens"]) == (117, 16)
+    assert (classify["rows"], classify["images"], classify["prompt_tokens"]) == (16, 16, 124)
+    for workload in measured.values():
+        assert workload["seconds"] > 0
+        assert workload["rows_per_second"] == pytest.approx(16 / workload["seconds"])
+        assert 0 < workload["bounds"]["serial_share"] < 1
+        assert workload["peak_rss"] > 50_000_000
+    assert classify["cached_tokens"] == 0  # every image is new
+    assert 14 * 80 < vqa["cached_tokens"] <= 14 * 101  # seven questions more about each of two
+    assert list(temporary.iterdir()) == []
+
+
+def test_random_weights_and_start_of_a_process(temporary: Path, tmp_path: Path) -> None:
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(SMALL_CONFIG))
+    arguments = ["--model", str(config), "--random-weights", "--startup"]
+    done = bench(temporary, *arguments, "--workloads", "classify", "--rows", "3", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(done.stdout)
+    assert figures["random_weights"] is True
+    assert figures["workloads"]["classify"]["prompt_tokens"] == 16 + 24
+    assert all(0 < seconds < 100 for seconds in figures["process_start_seconds"])
+    assert len(figures["process_start_seconds"]) == 2
+    assert "from process start to the first row" in done.stderr
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--workloads", "nap"], "no workload 'nap'"),
+        (["--json", "no/such/folder.json"], "there is no folder"),
+        (["--rows", "0"], "--rows"),
+    ],
+)
+def test_refusals(temporary: Path, arguments: list[str], message: str) -> None:
+    done = bench(temporary, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(temporary.iterdir()) == []

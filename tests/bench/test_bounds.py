@@ -1,0 +1,114 @@
+"""The physical bounds against numbers worked out by hand for LLaVA-1.5-7B in bfloat16."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from vlmbatch.attention import make_backend
+from vlmbatch.bench.bounds import model_costs, workload_bounds
+from vlmbatch.bench.device_rates import DeviceRates, measure_rates
+from vlmbatch.bench.random_checkpoint import prepare_checkpoint
+from vlmbatch.bench.workloads import WORKLOADS
+from vlmbatch.models.config import ModelConfig, load_model_config
+from vlmbatch.models.registry import build_model
+from vlmbatch.models.weights import weight_slots
+
+H100 = DeviceRates(flops_per_second=800e12, bytes_per_second=3.1e12)
+POOL = 118_000
+
+
+@pytest.fixture(scope="module")
+def llava(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
+    folder = tmp_path_factory.mktemp("llava")
+    prepare_checkpoint("llava-1.5-7b", folder)
+    return load_model_config(folder)
+
+
+def test_costs_of_llava(llava: ModelConfig) -> None:
+    costs = model_costs(llava, itemsize=2)
+    # 32 layers of 4 x 4096 x 4096 and 3 x 4096 x 11008 weights, two operations each.
+    assert costs.token_flops == 32 * 2 * (4 * 4096**2 + 3 * 4096 * 11_008) == 12_952_010_752
+    mean_keys = 300  # of a prompt of 600
+    assert costs.token_flops + mean_keys * costs.pair_flops == pytest.approx(13.1e9, rel=0.005)
+    assert costs.tower_flops == pytest.approx(0.366e12, rel=0.002)
+    assert costs.image_flops - costs.tower_flops == 576 * 2 * (1024 + 4096) * 4096
+    assert costs.kv_bytes_per_token == 524_288
+    assert costs.decoder_bytes == pytest.approx(13.48e9, rel=0.001)
+    assert costs.decoder_bytes - costs.step_bytes == 32_064 * 4096 * 2  # the embedding table
+
+
+def test_weights_are_those_of_the_model(llava: ModelConfig) -> None:
+    """Counted in the model as it is built, norms apart."""
+    backend = make_backend("torch", "cpu")
+    model = build_model(llava, (1.0,) * 3, (0.0,) * 3, backend)
+    sizes = {name: slot.target.numel() for name, slot in weight_slots(model)}
+    decoder = sum(
+        size
+        for name, size in sizes.items()
+        if name.startswith(("language_model.", "lm_head.")) and "norm" not in name
+    )
+    assert 2 * decoder == model_costs(llava, itemsize=2).decoder_bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "arithmetic_ms", "bytes_ms"),
+    [
+        ("classify", 8.30 / 0.8, 0.37),
+        # 614 tokens of prompt and 127 more; their KV, and the weights over a batch of 159
+        ("caption", 10.5 + 2.2, 14.55 + 3.4),
+        # an eighth of 8.0 TFLOP for the image; 32 tokens of a question and its answer
+        ("vqa", 1.26 + 0.52, 0.31),
+    ],
+)
+def test_bounds_of_a_row(
+    llava: ModelConfig, name: str, arithmetic_ms: float, bytes_ms: float
+) -> None:
+    workload = WORKLOADS[name]
+    bounds = workload_bounds(workload, workload.gpu_rows, llava, 2, POOL, H100)
+    assert 1000 / bounds.arithmetic_rows_per_second == pytest.approx(arithmetic_ms, rel=0.02)
+    assert 1000 / bounds.bytes_rows_per_second == pytest.approx(bytes_ms, rel=0.02)
+    serial = 1000 / (arithmetic_ms + bytes_ms)
+    assert bounds.serial_rows_per_second == pytest.approx(serial, rel=0.02)
+
+
+def test_the_decode_batch_is_what_the_pool_holds_and_the_rows_fill(llava: ModelConfig) -> None:
+    caption = WORKLOADS["caption"]
+
+    def batch(rows: int, pool: int) -> int:
+        return workload_bounds(caption, rows, llava, 2, pool, H100).decode_batch
+
+    assert batch(768, POOL) == POOL // (614 + 128)
+    assert batch(20, POOL) == 20
+    assert batch(768, 100) == 1
+
+
+def test_questions_of_one_image_pay_for_it_once(llava: ModelConfig) -> None:
+    vqa = WORKLOADS["vqa"]
+    apart = replace(vqa, questions=1)
+    shared, single = (
+        workload_bounds(workload, 1024, llava, 2, 10**6, H100) for workload in (vqa, apart)
+    )
+    costs = model_costs(llava, 2)
+    image = costs.image_flops + 576 * costs.token_flops + costs.pair_flops * 576 * 577 // 2
+    assert single.row_flops - shared.row_flops == pytest.approx(image * 7 / 8)
+    assert single.row_bytes - shared.row_bytes == pytest.approx(
+        15 * 576 * 7 / 8 * costs.kv_bytes_per_token
+    )
+
+
+def test_grouped_queries_and_tied_tables_cost_less(llava: ModelConfig) -> None:
+    text = replace(llava.text, num_kv_heads=8)
+    grouped = model_costs(replace(llava, text=text, tie_word_embeddings=True), itemsize=2)
+    plain = model_costs(llava, itemsize=2)
+    assert grouped.kv_bytes_per_token * 4 == plain.kv_bytes_per_token
+    assert plain.token_flops - grouped.token_flops == 32 * 2 * 4096 * 2 * 3072
+    assert grouped.decoder_bytes == grouped.step_bytes
+
+
+def test_rates_of_this_machine_are_positive() -> None:
+    rates = measure_rates(torch.device("cpu"), torch.float32)
+    assert rates.flops_per_second > 1e8
+    assert rates.bytes_per_second > 1e8

@@ -1,0 +1,87 @@
+"""The Triton kernels on the GPU: against float32, and where the models and the sampler use them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_cases import CASES, check, check_greedy_tokens, check_normalize_patches
+from paged_batch import make_step, on_device
+from vlmbatch_kernels.rotary import apply_rotary
+from vlmbatch_kernels.sampling import sample_tokens
+
+from vlmbatch.attention import make_backend
+from vlmbatch.attention.base import AttentionSpec, LayerKVCache
+
+DTYPES = [torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", CASES)
+def test_error_is_at_most_twice_torchs(name: str, dtype: torch.dtype) -> None:
+    check(name, dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("patch_size", [3, 14, 16])
+def test_images(patch_size: int, dtype: torch.dtype) -> None:
+    check_normalize_patches((2, 61, 336), patch_size, dtype, "cuda")
+
+
+@pytest.mark.parametrize("dtype", [*DTYPES, torch.float32], ids=str)
+@pytest.mark.parametrize("vocab", [113, 4099, 32064])
+def test_greedy_tokens(vocab: int, dtype: torch.dtype) -> None:
+    check_greedy_tokens(7, vocab, dtype, "cuda")
+
+
+@pytest.mark.parametrize("backend_name", ["flash-attn", "torch"])
+def test_backends_write_and_attend_alike_from_a_fused_projection(backend_name: str) -> None:
+    spec = AttentionSpec(28, 4, 128, 128**-0.5)
+    backend = make_backend(backend_name, "cuda")
+    generator = torch.Generator()
+    generator.seed()
+    lengths = [(1, 90), (1, 744), (20, 20), (9, 260)]
+    step = make_step(lengths, spec, backend.block_size, backend.granule, generator=generator)
+    metadata = on_device(step.metadata, "cuda")
+    heads = [step.query, step.key, step.value]
+    query, key, value = (x.to("cuda", torch.bfloat16) for x in heads)
+    angles = torch.rand(len(query), 1, 64, generator=generator).to("cuda") * 6
+    cos = torch.cat([angles.cos()] * 2, -1).bfloat16()
+    sin = torch.cat([-angles.sin(), angles.sin()], -1).bfloat16()
+    slack = torch.zeros(2, backend.block_size, 4, 128)
+    pools = [torch.cat([step.pool, slack], 1).to("cuda", torch.bfloat16) for _ in range(2)]
+    want = backend.paged(
+        apply_rotary(query, cos, sin),
+        apply_rotary(key, cos, sin),
+        value,
+        LayerKVCache(*pools[0]),
+        metadata,
+        spec,
+    )
+    qkv = torch.cat([query, key, value], 1)
+    got = backend.paged_qkv(qkv, cos, sin, LayerKVCache(*pools[1]), metadata, spec)
+    for ours, theirs in ((got, want), (pools[1], pools[0])):
+        assert (ours.float() - theirs.float()).norm() <= 1e-2 * theirs.float().norm()
+    unwritten = torch.ones(pools[0].shape[1], dtype=torch.bool)
+    unwritten[step.metadata.slot_mapping] = False
+    assert torch.equal(pools[0][:, unwritten.cuda()], pools[1][:, unwritten.cuda()])
+
+
+def test_sampling_never_waits_for_the_device() -> None:
+    logits = torch.randn(6, 32064, device="cuda")
+    rows = (
+        torch.tensor([0.0, 1.0, 0.7, 1.3, 0.0, 1.0]),
+        torch.tensor([0, 0, 50, 0, 3, 7]),
+        torch.tensor([1.0, 1.0, 0.9, 0.5, 0.9, 1.0]),
+        torch.arange(6),
+        torch.arange(6) * 100,
+    )
+    want = sample_tokens(logits.cpu(), *rows)
+    sample_tokens(logits, *rows)  # kernels are compiled and loaded
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        tokens = sample_tokens(logits, *rows)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    greedy = rows[0] == 0
+    assert torch.equal(tokens.cpu()[greedy], want[greedy])
+    assert ((tokens >= 0) & (tokens < 32064)).all()

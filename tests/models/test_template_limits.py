@@ -1,0 +1,136 @@
+"""A hostile template ends soon and small, with an error of its row; a published one is untouched."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+
+from vlmbatch.errors import ConfigError, ErrorCode, RowError
+from vlmbatch.models import template_limits
+from vlmbatch.models.chat import ChatTemplate
+
+SPEAK = "{{ messages[0].content }}"
+
+
+def attack(source: str) -> str:
+    """What the template says to the one message that sets ``source`` off; its peace otherwise."""
+    text = "{% if messages[0].content == 'attack' %}" + source + "{% endif %}" + SPEAK
+    template = ChatTemplate(text, {})
+    assert template.render([{"role": "user", "content": "peace"}]) == "peace"
+    return template.render([{"role": "user", "content": "attack"}])
+
+
+def grow(start: str, step: str, then: str = "") -> str:
+    """Sixty doublings of ``ns.x``."""
+    return (
+        "{% set ns = namespace(x=" + start + ") %}"
+        "{% for i in range(60) %}{% set ns.x = " + step + " %}{% endfor %}" + then
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ 'x'.center(10**9) }}",
+        "{{ 'x' | center(1000000000) }}",
+        "{% filter center(1000000000) %}x{% endfilter %}",
+        "{% set x | center(1000000000) %}x{% endset %}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '%*d' % (1000000000, 1) }}",
+        "{{ '%1000000000d' | format(1) }}",
+        "{{ '{:1000000000}'.format(1) }}",
+        "{{ '{:{w}}'.format(1, w=1000000000) }}",
+        "{{ '\\t'.expandtabs(1000000000) }}",
+        "{{ (5).to_bytes(1000000000, 'big') }}",
+        "{{ messages | tojson(indent=1000000000) }}",
+        "{{ range(3) | slice(1000000000) | list }}",
+        "{{ range(3) | batch(1000000000, 'x') | list }}",
+        "{{ 1.5 | round(1000000000, 'ceil') }}",
+        "{{ ('x' * 1000000).replace('x', 'y' * 1000000) }}",
+        "{{ ('x' * 1000000) | replace('x', 'y' * 1000000) }}",
+        "{{ ('x' * 1000000).join(range(99999) | map('string')) }}",
+        "{{ range(99999) | map('string') | join('x' * 1000000) }}",
+        "{{ range(99999) | map('center', 1000000) | list }}",
+        "{{ [[[[1] * 999] * 999] * 999] * 999 }}",
+        grow("'ab'", "ns.x ~ ns.x"),
+        grow("'ab'", "ns.x + ns.x"),
+        grow("'ab'", "ns.x.join(['', '', ''])"),
+        grow("[1]", "ns.x + ns.x"),
+        grow("[1]", "[ns.x, ns.x]", "{{ ns.x }}"),
+        grow("(1,)", "(ns.x, ns.x)", "{{ ns.x == ns.x }}"),
+        grow("{}", "{'a': ns.x, 'b': ns.x}", "{{ ns.x | tojson }}"),
+        grow("{}", "dict(a=ns.x, b=ns.x)", "{{ ns.x | string }}"),
+        grow("3", "ns.x * ns.x"),
+        "{% set x %}{% for i in range(99999) %}" + "y" * 20_000 + "{% endfor %}{% endset %}",
+        "{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}",
+        "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
+    ],
+)
+def test_size_is_bounded(source: str) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(RowError) as caught:
+            attack(source)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert caught.value.code is ErrorCode.PROMPT_INVALID
+    assert peak < 100 * 2**20
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% set x = range(999) | list %}{% endfor %}",
+        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(50) }}",
+        "{% set x = 'y' * 4000000 %}{% for i in range(99999) %}{{ 'z' in x }}{% endfor %}",
+    ],
+)
+def test_time_is_bounded(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(template_limits, "MAX_SECONDS", 0.2)
+    with pytest.raises(RowError, match="takes longer than 0.2 seconds|characters in all"):
+        attack(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "(" * 5000 + ")" * 5000,
+        "{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}",
+        "{{ " + "1 + " * 20_000 + "1 }}",
+        "{% if a %}" * 300 + "{% endif %}" * 300,
+        "{% for a in b %}" * 30 + "{% endfor %}" * 30,
+        SPEAK + "x" * 2**20,
+    ],
+)
+def test_sources_that_cannot_be_compiled(source: str) -> None:
+    with pytest.raises(ConfigError, match="chat template"):
+        ChatTemplate(source, {})
+
+
+def test_what_published_templates_do_is_left_alone() -> None:
+    """Each expression with what Jinja's own environment gives."""
+    source = """
+{%- set ns = namespace(count=0, text='') -%}
+{%- for message in messages -%}
+  {%- set ns.count = ns.count + 1 -%}
+  {%- for part in message.content | selectattr('type', 'equalto', 'text') -%}
+    {%- set ns.text = ns.text ~ loop.index ~ '/' ~ loop.length ~ (part.text | trim) -%}
+  {%- endfor -%}
+  {%- if not loop.last %}{% continue %}{% endif -%}
+  {{- '%s-%03d' % ('a', 7) }} {{ '{:>4}|'.format('b') }} {{ [1, ns.count] + [3] }} {{ (1, 2)[::-1] -}}
+  {{- {'k': [ns.text]} | tojson(indent=2) }} {{ 'a,b'.split(',') | join('+') }} {{ 2 ** 10 -}}
+  {{- ['b', 'a'] | sort | map('upper') | list }} {{ 'x' | center(5) }} {{ [3, 1] | reverse | list -}}
+  {{- message.get('name', 'none') }} {{ message.items() | list | length }} {{ 7 % 4 }} {{ 'ab' * 2 -}}
+{%- endfor -%}
+"""
+    content = [{"type": "text", "text": " Hi "}, {"type": "image"}, {"type": "text", "text": "Ho"}]
+    messages = [{"role": "user", "content": content}] * 2
+    assert ChatTemplate(source + "{{ messages[0].content[0].text }}", {}).render(messages) == (
+        "a-007    b| [1, 2, 3] (2, 1)"
+        '{\n  "k": [\n    "1/2Hi2/2Ho1/2Hi2/2Ho"\n  ]\n} a+b 1024'
+        "['A', 'B']   x   [1, 3]none 2 3 abab Hi "
+    )

@@ -1,0 +1,175 @@
+"""Inputs for every Triton kernel, and the one rule that judges them all.
+
+The Triton form may be at most twice as far from float32 as torch's form in the same dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor
+from vlmbatch_kernels import activation, embedding, image_patches, layer_norm, rms_norm, rotary
+
+Make = Callable[[torch.Generator], tuple[Any, ...]]
+
+
+def _norm(rows: int, hidden: int) -> Make:
+    return lambda g: (
+        torch.randn(rows, hidden, generator=g) * 3,
+        torch.randn(hidden, generator=g),
+        1e-3,
+    )
+
+
+def _add_norm(*shape: int, bias: bool = False) -> Make:
+    return lambda g: (
+        torch.randn(shape, generator=g) * 3,
+        torch.randn(shape, generator=g) + 1,
+        *(torch.randn(shape[-1], generator=g) for _ in range(1 + bias)),
+        1e-3,
+    )
+
+
+def _activation(*shape: int) -> Make:
+    return lambda g: (torch.randn(shape, generator=g) * 3,)
+
+
+def _strided(x: Tensor) -> Tensor:
+    """The same numbers, with others between the rows."""
+    return torch.cat([x, torch.full_like(x[:, :1], torch.nan)], dim=1)[:, :-1]
+
+
+def _rotary(tokens: int, heads: int, kv_heads: int, size: int, strided: bool = False) -> Make:
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        inv_freq = 1 / 10_000 ** (torch.arange(0, size, 2) / size)
+        cos, sin = rotary.rotary_tables(inv_freq, 4096, torch.float32)
+        positions = torch.randint(4096, (tokens,), generator=g)
+        qkv = torch.randn(tokens, heads + 2 * kv_heads, size, generator=g)
+        key_cache, value_cache = torch.randn(2, 3 * tokens, kv_heads, size, generator=g)
+        slots = torch.randperm(3 * tokens, generator=g)[:tokens]
+        qkv = _strided(qkv) if strided else qkv
+        return qkv, cos[positions, None], sin[positions, None], key_cache, value_cache, slots
+
+    return make
+
+
+def _embedding(tokens: int, hidden: int, vocab: int, num_features: int) -> Make:
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        rows = torch.randint(-1, num_features, (tokens,), generator=g)
+        rows[torch.rand(tokens, generator=g) < 0.3] = -1
+        table = torch.randn(vocab, hidden, generator=g)
+        features = torch.randn(num_features, hidden, generator=g)
+        return torch.randint(vocab, (tokens,), generator=g), table, features, rows
+
+    return make
+
+
+# name: twin, inputs in float32, which of the inputs it writes to
+CASES: dict[str, tuple[Callable[..., Any], Make, tuple[int, ...]]] = {
+    "rms_norm-113x203": (rms_norm.rms_norm, _norm(113, 203), ()),
+    "rms_norm-3x4096": (rms_norm.rms_norm, _norm(3, 4096), ()),
+    "rms_norm_residual-113x203": (rms_norm.rms_norm_residual, _add_norm(113, 203), ()),
+    "rms_norm_residual-2x5120": (rms_norm.rms_norm_residual, _add_norm(2, 5120), ()),
+    "layer_norm_residual-113x203": (
+        layer_norm.layer_norm_residual,
+        _add_norm(113, 203, bias=True),
+        (),
+    ),
+    "layer_norm_residual-2x17x1024": (
+        layer_norm.layer_norm_residual,
+        _add_norm(2, 17, 1024, bias=True),
+        (),
+    ),
+    "silu_and_mul-113x203": (activation.silu_and_mul, _activation(113, 2 * 203), ()),
+    "silu_and_mul-2x11008": (activation.silu_and_mul, _activation(2, 2 * 11008), ()),
+    "quick_gelu-113x203": (activation.quick_gelu, _activation(113, 203), ()),
+    "quick_gelu-2x3x4096": (activation.quick_gelu, _activation(2, 3, 4096), ()),
+    "rotary-mha-128": (rotary.rotary_and_cache, _rotary(13, 32, 32, 128), (3, 4)),
+    "rotary-gqa-128": (rotary.rotary_and_cache, _rotary(13, 28, 4, 128, strided=True), (3, 4)),
+    "rotary-gqa-64": (rotary.rotary_and_cache, _rotary(53, 14, 2, 64), (3, 4)),
+    "rotary-mqa-24": (rotary.rotary_and_cache, _rotary(7, 3, 1, 24, strided=True), (3, 4)),
+    "embed-113x203": (embedding.embed_with_features, _embedding(113, 203, 57, 31), ()),
+    "embed-9x5120": (embedding.embed_with_features, _embedding(9, 5120, 5, 3), ()),
+}
+
+
+def triton_form(twin: Callable[..., Any]) -> Callable[..., Any]:
+    """The launcher itself, whatever the device (under the interpreter it takes CPU tensors)."""
+    form: Callable[..., Any] = getattr(import_module(f"{twin.__module__}_triton"), twin.__name__)
+    return form
+
+
+def check(name: str, dtype: torch.dtype, device: str) -> None:
+    """Judge the Triton form on fresh inputs, all that it returns and all that it writes."""
+    twin, make, written = CASES[name]
+    generator = torch.Generator()
+    seed = generator.seed()
+    inputs = make(generator)
+    exact = _run(twin, [_round(x, dtype, torch.float32) for x in inputs], written)
+    plain = _run(twin, [_round(x, dtype) for x in inputs], written)
+    on_device = [_place(_round(x, dtype), device) for x in inputs]
+    before = [x.clone() if isinstance(x, Tensor) else x for x in on_device]
+    got = _run(triton_form(twin), on_device, written)
+    for want, theirs, ours in zip(exact, plain, got, strict=True):
+        assert ours.dtype == dtype
+        assert ours.shape == want.shape
+        ours_off, theirs_off = ((x.cpu().float() - want).norm() for x in (ours, theirs))
+        assert ours_off <= 2 * theirs_off, f"{ours_off} against {theirs_off}, seed {seed}"
+    for index, (old, new) in enumerate(zip(before, on_device, strict=True)):
+        if isinstance(old, Tensor) and index not in written:
+            assert torch.equal(old.nan_to_num(), new.nan_to_num()), f"input {index} was changed"
+
+
+def check_normalize_patches(
+    shape: tuple[int, int, int], patch_size: int, dtype: torch.dtype, device: str
+) -> None:
+    pixels = torch.randint(256, (*shape, 3), dtype=torch.uint8)
+    scale, bias = torch.rand(3) / 50, torch.randn(3)
+    twin = image_patches.normalize_patches
+    exact = twin(pixels, scale, bias, patch_size, torch.float32)
+    plain = twin(pixels, scale, bias, patch_size, dtype)
+    on_device = (x.to(device) for x in (pixels, scale, bias))
+    got = triton_form(twin)(*on_device, patch_size, dtype).cpu()
+    assert got.dtype == dtype
+    assert got.shape == plain.shape
+    assert (got - exact).norm() <= 2 * (plain - exact).norm()
+
+
+def check_greedy_tokens(rows: int, vocab: int, dtype: torch.dtype, device: str) -> None:
+    """Ties, rows of -inf, the ends of a row, and rows that stand apart."""
+    from vlmbatch_kernels.sampling import greedy_tokens
+
+    logits = torch.randn(rows, vocab + 3).round(decimals=1).to(dtype)[:, :vocab]
+    logits[0, -1] = logits[1, 0] = 50.0
+    logits[2] = -torch.inf
+    logits[3, vocab // 2] = logits[3, vocab // 2 + 1] = 50.0
+    got = triton_form(greedy_tokens)(logits.to(device))
+    assert got.dtype == torch.int64
+    best = logits.amax(dim=1, keepdim=True)
+    first = (logits == best).int().argmax(dim=1)
+    assert torch.equal(got.cpu(), first)
+
+
+def _run(function: Callable[..., Any], args: list[Any], written: tuple[int, ...]) -> list[Tensor]:
+    out = function(*args)
+    return [*(out if isinstance(out, tuple) else (out,)), *(args[index] for index in written)]
+
+
+def _round(x: object, *dtypes: torch.dtype) -> Any:
+    if isinstance(x, Tensor) and x.is_floating_point():
+        for dtype in dtypes:
+            x = _like(x.to(dtype), x)
+        return x.clone() if x.is_contiguous() else x
+    return x
+
+
+def _place(x: object, device: str) -> Any:
+    return _like(x.to(device), x) if isinstance(x, Tensor) else x
+
+
+def _like(converted: Tensor, x: Tensor) -> Tensor:
+    """Conversions pack what is strided; give it its strides back."""
+    return converted if x.is_contiguous() else _strided(converted)

@@ -1,0 +1,1 @@
+"""What ``vlmbatch bench`` does: makes inputs, runs workloads as ``run`` does, measures them."""

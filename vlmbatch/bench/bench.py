@@ -1,0 +1,131 @@
+"""The whole benchmark on one screen: inputs, device rates, engine, and each workload timed."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from vlmbatch.bench.bounds import Bounds, workload_bounds
+from vlmbatch.bench.device_rates import DeviceRates, measure_rates
+from vlmbatch.bench.process_start import seconds_to_first_row, write_random_weights
+from vlmbatch.bench.setup import (
+    BenchConfig,
+    Job,
+    make_jobs,
+    open_checkpoint,
+    resolve_bench_model,
+    writing,
+)
+from vlmbatch.bench.timed_run import Measurement, timed_run
+from vlmbatch.bench.workloads import Workload
+from vlmbatch.cores import available_cores
+from vlmbatch.engine.loading import resolve_device, resolve_dtype
+from vlmbatch.inputs import open_inputs
+from vlmbatch.log import logger
+from vlmbatch.models.config import load_model_config
+from vlmbatch.run import load_engine
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadResult:
+    """One workload's figures beside what the device allows at best."""
+
+    workload: Workload
+    num_images: int
+    image_bytes: int  # mean size of a JPEG
+    prompt_tokens: int
+    warmup_rows: int
+    measured: Measurement
+    bounds: Bounds
+
+
+@dataclass(frozen=True, slots=True)
+class BenchResult:
+    """All figures, and what they were measured with. Times are in seconds."""
+
+    model: str
+    random_weights: bool
+    device: str
+    num_cores: int
+    dtype: str
+    kv_cache_tokens: int
+    rates: DeviceRates
+    engine_start: float  # weights onto the device, and the KV pool
+    process_starts: tuple[float, ...]  # to the first row: a first process, then a second
+    workloads: tuple[WorkloadResult, ...]
+
+    @property
+    def num_errors(self) -> int:
+        return sum(result.measured.errors for result in self.workloads)
+
+
+def bench(config: BenchConfig) -> BenchResult:
+    """Make inputs in a temporary folder and measure every workload on one engine.
+
+    Raises:
+        UsageError: model, device or sizes cannot be used.
+        OutputError: the inputs or the answers cannot be written.
+        RunStopped: a signal ended it.
+    """
+    with TemporaryDirectory(prefix="vlmbatch-bench-", ignore_cleanup_errors=True) as name:
+        return _bench(config, Path(name))
+
+
+def _bench(config: BenchConfig, folder: Path) -> BenchResult:
+    device = resolve_device(config.engine.device)
+    name, random_weights = resolve_bench_model(config, device.type)
+    config = replace(config, engine=replace(config.engine, random_weights=random_weights))
+    checkpoint = open_checkpoint(name, random_weights=random_weights, folder=folder / "checkpoint")
+    model = load_model_config(checkpoint)
+    dtype = resolve_dtype(config.engine.dtype, model, device)
+    jobs = make_jobs(config, checkpoint, folder, device.type)
+    process_starts: tuple[float, ...] = ()
+    if config.startup:
+        if random_weights:
+            logger.info("writing the checkpoint")
+            with writing("the checkpoint"):
+                write_random_weights(checkpoint, model, device, dtype)
+        logger.info("timing the start of `vlmbatch run`")
+        process_starts = tuple(seconds_to_first_row(jobs[0].warmup) for _ in range(2))
+    rates = measure_rates(device, dtype)
+
+    logger.info("loading %s", name)
+    started = time.perf_counter()
+    engine = load_engine(jobs[0].timed, open_inputs(jobs[0].timed))
+    engine_start = time.perf_counter() - started
+
+    def measure(job: Job) -> WorkloadResult:
+        workload = job.workload
+        logger.info("%s: warming up", workload.name)
+        warmup = timed_run(job.warmup, workload, engine, device)
+        logger.info("%s: answering %d rows", workload.name, job.num_images * workload.questions)
+        measured = timed_run(job.timed, workload, engine, device)
+        bounds = workload_bounds(
+            workload, measured.rows, model, dtype.itemsize, engine.kv_cache_tokens, rates
+        )
+        return WorkloadResult(
+            workload=workload,
+            num_images=job.num_images,
+            image_bytes=job.image_bytes,
+            prompt_tokens=workload.prompt_tokens(model.image_feature_size),
+            warmup_rows=warmup.rows,
+            measured=measured,
+            bounds=bounds,
+        )
+
+    return BenchResult(
+        model=name,
+        random_weights=random_weights,
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        num_cores=available_cores(),
+        dtype=str(dtype).removeprefix("torch."),
+        kv_cache_tokens=engine.kv_cache_tokens,
+        rates=rates,
+        engine_start=engine_start,
+        process_starts=process_starts,
+        workloads=tuple(map(measure, jobs)),
+    )

@@ -1,0 +1,96 @@
+"""What a run takes from the machine: memory of all its processes, processor and GPU time."""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import torch
+
+from vlmbatch.bench.gpu_usage import GpuUsage
+from vlmbatch.cores import available_cores
+
+_SAMPLE_SECONDS = 0.1
+_PROC = Path("/proc")
+
+
+class Monitor:
+    """Samples this process and its children while the block runs. Read it after the block.
+
+    ``peak_rss``: bytes; pages that processes share count once for each. ``cpu_share``: of the time
+    of all cores. ``gpu_share``: None without a GPU, or where its driver does not tell.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.peak_rss = 0
+        self.cpu_share = 0.0
+        self.gpu_share: float | None = None
+        self._gpu: GpuUsage | None = None
+        if device.type == "cuda":
+            self._gpu = GpuUsage(str(torch.cuda.get_device_properties(device).uuid))
+        self._gpu_samples: list[float] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._started = (time.perf_counter(), _cpu_seconds())
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        wall, cpu = self._started
+        available = (time.perf_counter() - wall) * available_cores()
+        self.cpu_share = (_cpu_seconds() - cpu) / available
+        if self._gpu_samples:
+            self.gpu_share = sum(self._gpu_samples) / len(self._gpu_samples)
+
+    def _watch(self) -> None:
+        if self._gpu is None:
+            self._sample(None)
+            return
+        with self._gpu as gpu:
+            self._sample(gpu)
+
+    def _sample(self, gpu: GpuUsage | None) -> None:
+        while True:
+            self.peak_rss = max(self.peak_rss, resident_bytes())
+            ended = self._stop.wait(_SAMPLE_SECONDS)
+            share = None if gpu is None else gpu.read()
+            if share is not None:
+                self._gpu_samples.append(share)
+            if ended:
+                return
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process and all below it; its own peak where there is no /proc."""
+    if not (_PROC / "self/statm").exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    total, queue = 0, [os.getpid()]
+    while queue:
+        folder = _PROC / str(queue.pop())
+        try:
+            total += int((folder / "statm").read_text().split()[1]) * resource.getpagesize()
+            for children in folder.glob("task/*/children"):
+                queue += map(int, children.read_text().split())
+        except (FileNotFoundError, ProcessLookupError):  # it has just ended
+            continue
+    return total
+
+
+def _cpu_seconds() -> float:
+    """Processor time of this process and its ended children, in user and kernel mode."""
+    usages = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)

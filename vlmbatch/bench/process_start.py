@@ -1,0 +1,78 @@
+"""From starting ``vlmbatch run`` as a process to its first answered row."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vlmbatch.attention import make_backend
+from vlmbatch.config import RunConfig
+from vlmbatch.errors import VlmbatchError
+from vlmbatch.models.config import ModelConfig
+from vlmbatch.models.registry import random_model
+from vlmbatch.models.weights import weight_slots
+
+_SHARD_BYTES = 4 * 2**30
+
+
+def seconds_to_first_row(config: RunConfig) -> float:
+    """Run ``config`` in a new process; seconds until a row is written to standard output.
+
+    Raises:
+        VlmbatchError: the process failed; its messages are on standard error.
+    """
+    command = [sys.executable, "-m", "vlmbatch", "run", config.manifest.source, "--output", "-"]
+    command += ["--model", config.model, "--max-tokens", str(config.sampling.max_tokens)]
+    command += ["--device", config.engine.device, "--dtype", config.engine.dtype]
+    command += ["--attention-backend", config.engine.attention_backend]
+    command += ["--ignore-eos", "--quiet"]
+    started = time.perf_counter()
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        seconds = time.perf_counter() - started
+        process.stdout.read()
+    if process.returncode != 0 or not first:
+        raise VlmbatchError(f"`{' '.join(command)}` exited with {process.returncode}")
+    return seconds
+
+
+def write_random_weights(
+    folder: Path, config: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> None:
+    """Write safetensors files of random weights, made on ``device``, into a checkpoint folder."""
+    backend = make_backend("torch", device.type)
+    model = random_model(config, (1.0,) * 3, (0.0,) * 3, device, dtype, backend)
+    weight_map: dict[str, str] = {}
+    tensors = ((name, slot.target) for name, slot in weight_slots(model))
+    for number, shard in enumerate(_shards(tensors), start=1):
+        file = f"model-{number:05}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(shard, file)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
+    del model, tensors
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _shards(tensors: Iterator[tuple[str, Tensor]]) -> Iterator[dict[str, Tensor]]:
+    """Copies of the tensors on the host, in groups of bounded size."""
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        shard[name] = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+        size += tensor.nbytes
+        if size >= _SHARD_BYTES:
+            yield shard
+            shard, size = {}, 0
+    if shard:
+        yield shard

@@ -1,0 +1,151 @@
+"""What to measure, and its inputs on disk: a checkpoint, and manifests with their images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from zlib import crc32
+
+from safetensors import SafetensorError
+
+from vlmbatch.bench.inputs import write_inputs
+from vlmbatch.bench.random_checkpoint import BUILT_IN, prepare_checkpoint
+from vlmbatch.bench.workloads import Workload
+from vlmbatch.config import (
+    EngineConfig,
+    ImageArguments,
+    ManifestConfig,
+    PromptConfig,
+    RunConfig,
+    SamplingParams,
+)
+from vlmbatch.cores import available_cores
+from vlmbatch.errors import ConfigError, OutputError
+from vlmbatch.log import logger
+from vlmbatch.models.config import load_model_config
+from vlmbatch.models.hub import resolve_model
+from vlmbatch.models.processor import LlavaProcessor
+
+GPU_MODEL = "llava-1.5-7b"
+SAMPLE_MODEL = Path(__file__).parents[2] / "samples/tiny-llava"
+_GPU_WARMUP_ROWS, _CPU_WARMUP_ROWS = 32, 8
+
+
+@dataclass(frozen=True, slots=True)
+class BenchConfig:
+    """What to measure.
+
+    ``model`` None: LLaVA-1.5-7B with random weights on a GPU, else the sample model. ``rows`` of
+    each workload, None: its own number for the device. ``startup``: also time processes from
+    their start to their first row.
+    """
+
+    model: str | None
+    workloads: tuple[Workload, ...]
+    random_weights: bool = False
+    rows: int | None = None
+    startup: bool = False
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    image_workers: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A workload's inputs on disk, as runs take them: to warm up, and to be timed."""
+
+    workload: Workload
+    num_images: int
+    warmup: RunConfig
+    timed: RunConfig
+    image_bytes: int  # mean size of a JPEG
+
+
+def resolve_bench_model(config: BenchConfig, device: str) -> tuple[str, bool]:
+    """The model to measure, and whether its weights are random.
+
+    Raises:
+        ConfigError: none is given and none is here, or a built-in config is to have weights.
+    """
+    if config.model is None and device == "cuda":
+        return GPU_MODEL, True
+    if config.model is None and not SAMPLE_MODEL.is_dir():
+        raise ConfigError(
+            "no model given, and the sample model is not here: add --model with a checkpoint "
+            f"folder, or --model {GPU_MODEL} --random-weights"
+        )
+    model = str(SAMPLE_MODEL) if config.model is None else config.model
+    if not config.random_weights and model in BUILT_IN and not Path(model).exists():
+        raise ConfigError(f"{model} is a config without weights: add --random-weights")
+    return model, config.random_weights
+
+
+def open_checkpoint(model: str, *, random_weights: bool, folder: Path) -> Path:
+    """The checkpoint's folder; for random weights ``folder``, filled with all but the weights.
+
+    Raises:
+        CheckpointError: no such model, or one that cannot be used.
+        OutputError: ``folder`` cannot be written.
+    """
+    if not random_weights:
+        return resolve_model(model)
+    with writing("the checkpoint"):
+        folder.mkdir()
+        prepare_checkpoint(model, folder)
+    return folder
+
+
+def make_jobs(config: BenchConfig, checkpoint: Path, folder: Path, device: str) -> list[Job]:
+    """Write every workload's inputs below ``folder``.
+
+    Raises:
+        UsageError: the checkpoint cannot be used, or its context is too short for a workload.
+        OutputError: ``folder`` cannot be written.
+    """
+    processor = LlavaProcessor.load(
+        checkpoint,
+        load_model_config(checkpoint),
+        PromptConfig(),
+        ImageArguments(),
+        config.engine.max_model_len,
+    )
+    on_gpu = device == "cuda"
+
+    def run_config(workload: Workload, num_images: int, purpose: str) -> RunConfig:
+        inputs = folder / f"{workload.name}-{purpose}"
+        seed = crc32(inputs.name.encode())  # no two runs have an image in common
+        with writing("the inputs"):
+            manifest = write_inputs(
+                workload, num_images, inputs, processor, seed, available_cores()
+            )
+        return RunConfig(
+            model=str(checkpoint),
+            manifest=ManifestConfig(str(manifest)),
+            output=str(inputs / "answers.parquet"),
+            sampling=SamplingParams(max_tokens=workload.max_tokens, ignore_eos=True),
+            engine=config.engine,
+            image_workers=config.image_workers,
+        )
+
+    def job(workload: Workload) -> Job:
+        rows = config.rows or (workload.gpu_rows if on_gpu else workload.cpu_rows)
+        warmup_rows = min(rows, _GPU_WARMUP_ROWS if on_gpu else _CPU_WARMUP_ROWS)
+        num_images = workload.num_images(rows)
+        logger.info("%s: making %d images", workload.name, num_images)
+        warmup = run_config(workload, workload.num_images(warmup_rows), "warmup")
+        timed = run_config(workload, num_images, "timed")
+        images = Path(timed.manifest.source).parent.glob("images/*")
+        image_bytes = sum(image.stat().st_size for image in images) // num_images
+        return Job(workload, num_images, warmup, timed, image_bytes)
+
+    return [job(workload) for workload in config.workloads]
+
+
+@contextmanager
+def writing(what: str) -> Iterator[None]:
+    """Turn failures to write into an OutputError that names ``what``."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"cannot write {what} of the benchmark: {error}") from error

@@ -1,0 +1,76 @@
+"""One workload on a loaded engine, through the stages of ``vlmbatch run``, against the clock."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import pyarrow.parquet as pq
+import torch
+
+from vlmbatch.bench.monitor import Monitor
+from vlmbatch.bench.workloads import Workload
+from vlmbatch.config import RunConfig
+from vlmbatch.engine.engine import Engine
+from vlmbatch.inputs import open_inputs
+from vlmbatch.run import answer_manifest, open_output
+from vlmbatch.stats import RunStats
+from vlmbatch.stopping import StopRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one run took. ``seconds``: from opening the manifest to the whole, durable output."""
+
+    rows: int
+    errors: int
+    first_error: str | None
+    seconds: float
+    output_tokens: int
+    cached_tokens: int
+    peak_rss: int
+    cpu_share: float
+    gpu_share: float | None
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.rows / self.seconds
+
+    @property
+    def output_tokens_per_second(self) -> float:
+        return self.output_tokens / self.seconds
+
+
+def timed_run(
+    config: RunConfig, workload: Workload, engine: Engine, device: torch.device
+) -> Measurement:
+    """Answer the manifest of ``config`` and check that every row did the workload's work.
+
+    Raises:
+        OutputError: the output cannot be written.
+        RunStopped: a signal ended it.
+    """
+    inputs = open_inputs(config)
+    stats = RunStats()
+    stop = StopRequest(config.grace_s)
+    with Monitor(device) as monitor:
+        started = time.perf_counter()
+        with open_output(config, inputs, stats) as output:
+            answer_manifest(config, inputs, engine, output, stats, stop)
+        seconds = time.perf_counter() - started
+    answered = stats.rows_done - stats.num_errors
+    prompt_tokens = workload.prompt_tokens(inputs.model.image_feature_size)
+    assert pq.read_metadata(config.output).num_rows == stats.rows_done
+    assert stats.prompt_tokens == answered * prompt_tokens
+    assert stats.completion_tokens == answered * workload.max_tokens
+    return Measurement(
+        rows=stats.rows_done,
+        errors=stats.num_errors,
+        first_error=next(iter(stats.error_examples.values()), None),
+        seconds=seconds,
+        output_tokens=stats.completion_tokens,
+        cached_tokens=stats.cached_tokens,
+        peak_rss=monitor.peak_rss,
+        cpu_share=monitor.cpu_share,
+        gpu_share=monitor.gpu_share,
+    )

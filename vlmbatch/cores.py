@@ -1,0 +1,38 @@
+"""How a run divides the machine's cores between the engine and the processes that decode."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Each takes some 40 MB. More are given by hand where images are large and the model small.
+_MAX_IMAGE_WORKERS = 32
+
+
+def available_cores() -> int:
+    """Cores that this process may use, as affinity and the container's quota (cgroup 2) allow."""
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    except OSError:
+        return cores
+    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
+
+
+def default_image_workers(engine_on_cpu: bool) -> int:
+    """Processes that decode: nearly all cores for a GPU, few where the engine itself needs them."""
+    cores = available_cores()
+    return max(1, min(cores // 4 if engine_on_cpu else cores - 1, _MAX_IMAGE_WORKERS))
+
+
+def default_cpu_threads() -> int | None:
+    """Threads of an engine on the CPU, one a core that does not decode; None: the user's choice.
+
+    Threads that have to wait for a core hold up all others at the end of every operation.
+    """
+    if "OMP_NUM_THREADS" in os.environ:
+        return None
+    return max(1, available_cores() - default_image_workers(engine_on_cpu=True))

@@ -1,0 +1,26 @@
+"""What a step of the engine gives back. No torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vlmbatch.engine.sequence import Sequence
+from vlmbatch.errors import RowError
+from vlmbatch.types import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class TokenOutput:
+    """A new token of a sequence; ``finish_reason`` is set on its last one."""
+
+    sequence: Sequence
+    token_id: int
+    finish_reason: FinishReason | None
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceFailure:
+    """A sequence that the engine had to give up."""
+
+    sequence: Sequence
+    error: RowError
