@@ -62,8 +62,8 @@ class EngineConfig:
     dtype: DType = "auto"
     device: Device = "auto"
     attention_backend: AttentionBackendName = "auto"
-    max_num_seqs: int = 128  # sequences in one step
-    max_batched_tokens: int = 2048  # tokens in one step
+    max_num_seqs: int | None = None  # sequences in one step; None: what suits the device
+    max_batched_tokens: int | None = None  # tokens in one step; None: what suits the device
     kv_cache_tokens: int | None = None  # size of the paged KV pool; None: what memory allows
     max_model_len: int | None = None  # context length; None: the model's own
     enable_prefix_caching: bool = True
@@ -71,9 +71,9 @@ class EngineConfig:
     random_weights: bool = False  # to measure speed: no weights are read
 
     def __post_init__(self) -> None:
-        if self.max_num_seqs < 1:
+        if self.max_num_seqs is not None and self.max_num_seqs < 1:
             raise ConfigError(f"max_num_seqs must be at least 1, got {self.max_num_seqs}")
-        if self.max_batched_tokens < 1:
+        if self.max_batched_tokens is not None and self.max_batched_tokens < 1:
             raise ConfigError(
                 f"max_batched_tokens must be at least 1, got {self.max_batched_tokens}"
             )

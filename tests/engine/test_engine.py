@@ -30,7 +30,10 @@ CPU = torch.device("cpu")
 
 
 def make_engine(
-    model: FakeModel | None = None, granules_per_block: int = 1, **options: object
+    model: FakeModel | None = None,
+    granules_per_block: int = 1,
+    ahead: bool = False,
+    **options: object,
 ) -> Engine:
     config = EngineConfig(**({"kv_cache_tokens": 400} | options))
     return Engine(
@@ -40,6 +43,7 @@ def make_engine(
         FakeBackend(granules_per_block),
         CPU,
         torch.float64,
+        ahead=ahead,
     )
 
 
@@ -95,11 +99,19 @@ def workloads(draw: st.DrawFn) -> list[Request]:
     st.integers(48, 120),
     st.integers(1, 4),
     st.booleans(),
+    st.booleans(),
 )
 def test_tokens_do_not_depend_on_batching(
-    rows: list[Request], budget: int, seqs: int, pool: int, blocks: int, caching: bool
+    rows: list[Request],
+    budget: int,
+    seqs: int,
+    pool: int,
+    blocks: int,
+    caching: bool,
+    ahead: bool,
 ) -> None:
     engine = make_engine(
+        ahead=ahead,
         granules_per_block=blocks,
         max_batched_tokens=budget,
         max_num_seqs=seqs,
@@ -167,9 +179,15 @@ def test_seeded_rows_give_the_same_tokens_alone_and_in_company() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(workloads(), st.sets(st.integers(0, 9), max_size=4), st.integers(1, 40), st.integers(1, 8))
+@given(
+    workloads(),
+    st.sets(st.integers(0, 9), max_size=4),
+    st.integers(1, 40),
+    st.integers(1, 8),
+    st.booleans(),
+)
 def test_rows_that_break_steps_are_found_and_the_others_answered(
-    rows: list[Request], poisoned: set[int], budget: int, seqs: int
+    rows: list[Request], poisoned: set[int], budget: int, seqs: int, ahead: bool
 ) -> None:
     poison = 77
     rows = [
@@ -183,7 +201,9 @@ def test_rows_that_break_steps_are_found_and_the_others_answered(
         for row in rows
         if poison in row.token_ids or poison in expected[row.index][: row.sampling.max_tokens - 1]
     }
-    engine = make_engine(FakeModel(fail_on=poison), max_batched_tokens=budget, max_num_seqs=seqs)
+    engine = make_engine(
+        FakeModel(fail_on=poison), ahead=ahead, max_batched_tokens=budget, max_num_seqs=seqs
+    )
     for row in rows:
         engine.add(row)
     finished = drain(engine)

@@ -236,8 +236,12 @@ IgnoreEos = Annotated[
     bool,
     _sampling("--ignore-eos", metavar="", help="Go on past the end-of-sequence token."),
 ]
-MaxNumSeqs = Annotated[int, _engine(metavar="N", help="Rows in one step.")]
-MaxBatchedTokens = Annotated[int, _engine(metavar="N", help="Tokens in one step.")]
+MaxNumSeqs = Annotated[
+    int | None, _engine(metavar="N", help="Rows in one step; absent: what suits the device.")
+]
+MaxBatchedTokens = Annotated[
+    int | None, _engine(metavar="N", help="Tokens in one step; absent: what suits the device.")
+]
 KvCacheTokens = Annotated[
     int | None,
     _engine(

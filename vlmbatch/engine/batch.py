@@ -5,6 +5,7 @@ T: tokens of the step. B: sequences of the step. Sequences with a single token c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -35,6 +36,8 @@ class StepInputs:
 
     ``sample_tokens``: (n,) int64, the tokens among the T whose logits are sampled; ``sampled`` are
     their sequences and ``sample_positions`` the positions of the new tokens, in the same order.
+    ``pending_tokens``: tokens among the T that the step before samples, with their sequences; their
+    ids stand as 0. ``upcoming_images``: of sequences that will be admitted soon.
     """
 
     input_ids: Tensor
@@ -44,6 +47,8 @@ class StepInputs:
     sampled: list[Sequence]
     sample_positions: list[int]
     image_rows: list[ImageRows]
+    pending_tokens: list[tuple[int, Sequence]]
+    upcoming_images: Iterable[PixelImage] = ()
 
 
 def build_step_inputs(
@@ -68,9 +73,16 @@ def build_step_inputs(
     slots += positions % block_size
 
     token_ids: list[int] = []
+    pending: list[tuple[int, Sequence]] = []
     image_rows: list[ImageRows] = []
     for chunk, first_token in zip(chunks, offsets.tolist(), strict=False):
-        token_ids += chunk.sequence.token_ids[chunk.start : chunk.start + chunk.length]
+        sequence = chunk.sequence
+        end = chunk.start + chunk.length
+        token_ids += sequence.token_ids[chunk.start : end]
+        if end > sequence.num_known_tokens:
+            assert end == sequence.num_known_tokens + 1, "two steps are under way at most"
+            token_ids[-1] = 0
+            pending.append((len(token_ids) - 1, sequence))
         image_rows += _image_rows(chunk, first_token)
 
     metadata = AttentionMetadata(
@@ -92,6 +104,7 @@ def build_step_inputs(
         sample_tokens=_to(offsets[1:][sampling].astype(np.int64) - 1, device),
         sampled=[chunks[i].sequence for i in sampling],
         sample_positions=[ends[i] for i in sampling],
+        pending_tokens=pending,
         image_rows=image_rows,
     )
 

@@ -25,10 +25,17 @@ class EncoderCache:
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
         self.num_encoded = 0
 
-    def get(self, images: Iterable[PixelImage]) -> dict[bytes, Tensor]:
-        """Features (tokens, hidden) of each image, by content hash; encodes those it lacks."""
+    def get(
+        self, images: Iterable[PixelImage], upcoming: Iterable[PixelImage] = ()
+    ) -> dict[bytes, Tensor]:
+        """Features (tokens, hidden) of each image, by content hash; encodes those it lacks.
+
+        When there is something to encode, images of ``upcoming`` fill its last batch up.
+        """
         wanted = {image.content_hash: image for image in images}
         missing = [image for key, image in wanted.items() if key not in self._features]
+        if missing:
+            missing += self._fill_up(-len(missing) % self._batch_images, wanted, upcoming)
         found = {key: self._features[key] for key in wanted if key in self._features}
         for first in range(0, len(missing), self._batch_images):
             part = missing[first : first + self._batch_images]
@@ -43,3 +50,14 @@ class EncoderCache:
         while len(self._features) > self._max_images:
             self._features.popitem(last=False)
         return found
+
+    def _fill_up(
+        self, places: int, wanted: dict[bytes, PixelImage], upcoming: Iterable[PixelImage]
+    ) -> list[PixelImage]:
+        found: dict[bytes, PixelImage] = {}
+        for image in upcoming:
+            if len(found) == places:
+                break
+            if image.content_hash not in wanted and image.content_hash not in self._features:
+                found[image.content_hash] = image
+        return list(found.values())

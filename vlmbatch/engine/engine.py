@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
+from itertools import islice
 
 import torch
 
 from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.config import EngineConfig
-from vlmbatch.engine.batch import build_step_inputs
+from vlmbatch.engine.batch import StepInputs, build_step_inputs
 from vlmbatch.engine.block_pool import BlockPool
 from vlmbatch.engine.kv_cache import allocate_kv_cache, pool_granules
-from vlmbatch.engine.model_runner import Model, ModelRunner
+from vlmbatch.engine.model_runner import LaunchedStep, Model, ModelRunner
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
 from vlmbatch.engine.scheduler import ScheduledChunk, Scheduler
 from vlmbatch.engine.sequence import Sequence
@@ -23,6 +24,9 @@ from vlmbatch.types import FinishReason, Request
 _STEP_FAILURES = (IndexError, RuntimeError)
 _MAX_FAILURES = 64  # sequences given up one after another: then it is not the sequences
 
+# Enough for matrix products to run at full rate, where more would only take memory.
+_MAX_NUM_SEQS = {"cpu": 128, "cuda": 256}
+_MAX_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
 _VISION_BATCH = 32  # images of one tower pass: enough to fill a device, small beside the weights
 
 logger = logging.getLogger(__name__)
@@ -42,23 +46,36 @@ class Engine:
         backend: AttentionBackend,
         device: torch.device,
         dtype: torch.dtype,
+        ahead: bool | None = None,
     ) -> None:
+        """``ahead``: prepare a step while the one before is computed; None: on a GPU."""
         text = model_config.text
         self.max_model_len = config.max_model_len or text.max_position_embeddings
-        granules = pool_granules(config, text, self.max_model_len, backend.granule, dtype, device)
+        max_num_seqs = config.max_num_seqs or _MAX_NUM_SEQS[device.type]
+        granules = pool_granules(
+            config.kv_cache_tokens,
+            text,
+            self.max_model_len,
+            max_num_seqs,
+            backend.granule,
+            dtype,
+            device,
+        )
         self.kv_cache_tokens = granules * backend.granule
         caches = allocate_kv_cache(text, self.kv_cache_tokens, backend.block_size, dtype, device)
         self.scheduler = Scheduler(
             BlockPool(granules, backend.block_size // backend.granule),
             granule=backend.granule,
-            max_num_seqs=config.max_num_seqs,
-            max_batched_tokens=config.max_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            max_batched_tokens=config.max_batched_tokens or _MAX_BATCHED_TOKENS[device.type],
             enable_prefix_caching=config.enable_prefix_caching,
         )
         self.runner = ModelRunner(
-            model, caches, device, max_cached_images=config.max_num_seqs, vision_batch=_VISION_BATCH
+            model, caches, device, max_cached_images=max_num_seqs, vision_batch=_VISION_BATCH
         )
         self.device = device
+        self._ahead = device.type == "cuda" if ahead is None else ahead
+        self._under_way: LaunchedStep | None = None
         self._failures = 0  # sequences given up since a step went well
         self._eos_token_ids = frozenset(model_config.eos_token_ids)
         self._backend = backend
@@ -98,28 +115,48 @@ class Engine:
         return sequence
 
     def step(self) -> list[TokenOutput | SequenceFailure]:
-        """Compute one step over all sequences that can take part; their new tokens.
+        """Launch a step over all sequences that can take part; the tokens of the one before.
 
-        When the step fails, it yields nothing, and the sequences are tried again in smaller steps;
-        one that fails alone is given up.
+        On a GPU the host is one step ahead: what it hands out here is of the step launched by the
+        call before. When a step fails, it yields nothing, and its sequences are tried again in
+        smaller steps; one that fails alone is given up.
         """
         chunks = self.scheduler.schedule()
-        if not chunks:
-            return []
+        launched = None
+        if chunks:
+            try:
+                launched = self.runner.launch(self._inputs(chunks), self._under_way)
+            except torch.AcceleratorError:
+                raise
+            except _STEP_FAILURES as error:
+                return self._collect() + self._recover(chunks, error)
+        if not self._ahead:
+            self._under_way, launched = launched, None
+        outputs = self._collect()
+        self._under_way = launched
+        return outputs
+
+    def _inputs(self, chunks: list[ScheduledChunk]) -> StepInputs:
         inputs = build_step_inputs(
             chunks, self._backend.block_size, self._backend.granule, self.device
         )
-        try:
-            token_ids = self.runner.run(inputs)
-        except torch.AcceleratorError:
-            raise
-        except _STEP_FAILURES as error:
-            return self._recover(chunks, error)
-        self._failures = 0
+        inputs.upcoming_images = (
+            image
+            for sequence in islice(self.scheduler.waiting, _VISION_BATCH)
+            for image in sequence.request.images
+        )
+        return inputs
+
+    def _collect(self) -> list[TokenOutput | SequenceFailure]:
+        """The tokens of the step under way, once it is done."""
+        step, self._under_way = self._under_way, None
+        if step is None:
+            return []
         outputs: list[TokenOutput | SequenceFailure] = []
-        for sequence, token_id in zip(inputs.sampled, token_ids, strict=True):
+        for sequence, token_id in zip(step.sequences, step.token_ids(), strict=True):
             if self.scheduler.update(sequence, token_id):
                 outputs.append(TokenOutput(sequence, token_id, sequence.finish_reason))
+        self._failures = 0
         return outputs
 
     def _recover(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 
 from vlmbatch.attention.base import LayerKVCache
-from vlmbatch.config import EngineConfig
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import TextConfig
 
@@ -19,9 +18,10 @@ def kv_bytes_per_token(text: TextConfig, dtype: torch.dtype) -> int:
 
 
 def pool_granules(
-    config: EngineConfig,
+    kv_cache_tokens: int | None,
     text: TextConfig,
     max_model_len: int,
+    max_num_seqs: int,
     granule: int,
     dtype: torch.dtype,
     device: torch.device,
@@ -33,12 +33,12 @@ def pool_granules(
         ConfigError: what is asked for is less than a granule, or memory does not allow one
             sequence of the full context length.
     """
-    if config.kv_cache_tokens is not None:
-        if config.kv_cache_tokens < granule:
+    if kv_cache_tokens is not None:
+        if kv_cache_tokens < granule:
             raise ConfigError(
-                f"--kv-cache-tokens must be at least {granule}, got {config.kv_cache_tokens}"
+                f"--kv-cache-tokens must be at least {granule}, got {kv_cache_tokens}"
             )
-        return config.kv_cache_tokens // granule
+        return kv_cache_tokens // granule
     per_token = kv_bytes_per_token(text, dtype)
     if device.type == "cuda":
         allowed = int(torch.cuda.mem_get_info(device)[0] * _CUDA_SHARE) // per_token
@@ -51,7 +51,7 @@ def pool_granules(
         allowed = max(_CPU_BYTES // per_token, max_model_len)
     # Every sequence has a last granule of its own.
     longest = -(-max_model_len // granule)
-    return max(min(allowed // granule, config.max_num_seqs * longest), longest)
+    return max(min(allowed // granule, max_num_seqs * longest), longest)
 
 
 def allocate_kv_cache(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +13,7 @@ from vlmbatch.attention.base import AttentionMetadata, LayerKVCache
 from vlmbatch.engine.batch import StepInputs
 from vlmbatch.engine.encoder_cache import EncoderCache
 from vlmbatch.engine.sampler import sample
+from vlmbatch.engine.sequence import Sequence
 
 
 class Model(Protocol):
@@ -45,6 +47,32 @@ class Model(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class LaunchedStep:
+    """A step that the device may still be computing, and the tokens that it samples."""
+
+    sequences: list[Sequence]
+    sampled: Tensor  # (n,) int64, on the device
+    _copied: Tensor  # the same on the host, once ``_event`` has passed
+    _event: torch.cuda.Event | None
+
+    @classmethod
+    def of(cls, sequences: list[Sequence], sampled: Tensor) -> LaunchedStep:
+        if sampled.is_cuda:
+            copied = sampled.to("cpu", non_blocking=True)
+            event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            event.record()
+            return cls(sequences, sampled, copied, event)
+        return cls(sequences, sampled, sampled, None)
+
+    def token_ids(self) -> list[int]:
+        """The sampled token of each sequence; waits for the device."""
+        if self._event is not None:
+            self._event.synchronize()
+        token_ids: list[int] = self._copied.tolist()
+        return token_ids
+
+
 class ModelRunner:
     """Holds the model and its caches on one device."""
 
@@ -62,16 +90,26 @@ class ModelRunner:
         self.encoder_cache = EncoderCache(self._encode, max_cached_images, vision_batch)
 
     @torch.inference_mode()
-    def run(self, inputs: StepInputs) -> list[int]:
-        """Compute the step; the sampled token of each of ``inputs.sampled``."""
+    def launch(self, inputs: StepInputs, before: LaunchedStep | None) -> LaunchedStep:
+        """Start computing a step. ``before``: the step under way, which samples the tokens that
+        are still pending in ``inputs``."""
+        if before is not None and inputs.pending_tokens:
+            self._take_pending(inputs, before)
         embeds = self._embed(inputs)
         hidden = self._model.forward(embeds, inputs.positions, self._kv_caches, inputs.metadata)
         if not inputs.sampled:
-            return []
+            return LaunchedStep.of([], torch.empty(0, dtype=torch.int64))
         logits = self._model.compute_logits(hidden[inputs.sample_tokens])
         params = [sequence.request.sampling for sequence in inputs.sampled]
-        token_ids: list[int] = sample(logits, params, inputs.sample_positions).tolist()
-        return token_ids
+        return LaunchedStep.of(inputs.sampled, sample(logits, params, inputs.sample_positions))
+
+    def _take_pending(self, inputs: StepInputs, before: LaunchedStep) -> None:
+        """Put the tokens that ``before`` samples in their places, without waiting for them."""
+        row_of = {sequence: row for row, sequence in enumerate(before.sequences)}
+        places = torch.tensor([token for token, _ in inputs.pending_tokens])
+        rows = torch.tensor([row_of[sequence] for _, sequence in inputs.pending_tokens])
+        tokens = before.sampled[rows.to(self._device, non_blocking=True)]
+        inputs.input_ids[places.to(self._device, non_blocking=True)] = tokens
 
     def _encode(self, pixels: Tensor) -> Tensor:
         return self._model.encode_images(pixels.to(self._device, non_blocking=True))
@@ -79,7 +117,9 @@ class ModelRunner:
     def _embed(self, inputs: StepInputs) -> Tensor:
         if not inputs.image_rows:
             return self._model.embed(inputs.input_ids)
-        features = self.encoder_cache.get(rows.image for rows in inputs.image_rows)
+        features = self.encoder_cache.get(
+            (rows.image for rows in inputs.image_rows), inputs.upcoming_images
+        )
         feature_rows = np.full(len(inputs.input_ids), -1)
         parts = []
         num_rows = 0
