@@ -6,6 +6,7 @@ import json
 import os
 import random
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -91,10 +92,14 @@ class Job:
     def journal_writer(self, run_id: bytes) -> JournalWriter:
         return JournalWriter(self.work, run_id, files=UnsyncedFiles())
 
-    def results(self) -> PreviousResults:
+    @contextmanager
+    def results(self) -> Iterator[PreviousResults]:
         if self.kind == "journal":
-            return JournalResults(Journal(self.work, OLD_ID, self.num_rows))
-        return OutputResults(self.output, self.num_rows)
+            with closing(Journal(self.work, OLD_ID, self.num_rows)) as journal:
+                yield JournalResults(journal)
+        else:
+            with OutputResults(self.output, self.num_rows) as results:
+                yield results
 
     def retry_failed(self) -> dict[int, Result]:
         with self.results() as source, self.journal_writer(NEW_ID) as journal:
@@ -317,7 +322,7 @@ class TestOutputResults:
     def test_another_number_of_rows(self, job):
         job.num_rows = 7
         with pytest.raises(UsageError, match=r"out\S* was changed by something else.*--overwrite"):
-            job.results()
+            OutputResults(job.output, job.num_rows)
 
     @pytest.mark.parametrize(
         "change",
@@ -348,7 +353,7 @@ class TestOutputResults:
     def test_other_columns(self, job, change):
         self.rewrite(job, change)
         with pytest.raises(UsageError, match="does not start with the columns of an output"):
-            job.results()
+            OutputResults(job.output, job.num_rows)
 
     def test_further_columns(self, job):
         self.rewrite(job, lambda table: table.append_column("more", pa.array([1] * len(table))))
@@ -359,7 +364,7 @@ class TestOutputResults:
         job.run(prompts(*"abcdef"))
         list_shards(job.output)[0].path.unlink()
         with pytest.raises(UsageError, match=r"part-000000\.parquet is missing"):
-            job.results()
+            OutputResults(job.output, job.num_rows)
 
     def test_damaged_pages(self, tmp_path):
         job = Job(tmp_path, "file")

@@ -1,10 +1,13 @@
-"""A hostile template ends soon and small, with an error of its row; a published one is untouched."""
+"""A hostile template ends soon and small, with an error of its row; others are untouched."""
 
 from __future__ import annotations
 
+import json
 import tracemalloc
 
 import pytest
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.models import template_limits
@@ -53,15 +56,6 @@ def grow(start: str, step: str, then: str = "") -> str:
         "{{ range(99999) | map('string') | join('x' * 1000000) }}",
         "{{ range(99999) | map('center', 1000000) | list }}",
         "{{ [[[[1] * 999] * 999] * 999] * 999 }}",
-        grow("'ab'", "ns.x ~ ns.x"),
-        grow("'ab'", "ns.x + ns.x"),
-        grow("'ab'", "ns.x.join(['', '', ''])"),
-        grow("[1]", "ns.x + ns.x"),
-        grow("[1]", "[ns.x, ns.x]", "{{ ns.x }}"),
-        grow("(1,)", "(ns.x, ns.x)", "{{ ns.x == ns.x }}"),
-        grow("{}", "{'a': ns.x, 'b': ns.x}", "{{ ns.x | tojson }}"),
-        grow("{}", "dict(a=ns.x, b=ns.x)", "{{ ns.x | string }}"),
-        grow("3", "ns.x * ns.x"),
         "{% set x %}{% for i in range(99999) %}" + "y" * 20_000 + "{% endfor %}{% endset %}",
         "{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}",
         "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
@@ -82,16 +76,35 @@ def test_size_is_bounded(source: str) -> None:
 @pytest.mark.parametrize(
     "source",
     [
+        grow("'ab'", "ns.x ~ ns.x"),
+        grow("'ab'", "ns.x + ns.x"),
+        grow("'ab'", "ns.x.join(['', '', ''])"),
+        grow("[1]", "ns.x + ns.x"),
+        grow("[1]", "[ns.x, ns.x]", "{{ ns.x }}"),
+        grow("(1,)", "(ns.x, ns.x)", "{{ ns.x == ns.x }}"),
+        grow("{}", "{'a': ns.x, 'b': ns.x}", "{{ ns.x | tojson }}"),
+        grow("{}", "dict(a=ns.x, b=ns.x)", "{{ ns.x | string }}"),
+        grow("3", "ns.x * ns.x"),
+    ],
+)
+def test_growth_is_bounded(source: str) -> None:
+    with pytest.raises(RowError, match=r"makes more than|number of more than"):
+        attack(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
         "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
         "{% for i in range(99999) %}{% for j in range(99999) if false %}{% endfor %}{% endfor %}",
         "{% for i in range(99999) %}{% set x = range(999) | list %}{% endfor %}",
-        "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(50) }}",
+        "{% macro m(n) %}{{ m(n - 1) ~ m(n - 1) if n }}{% endmacro %}{{ m(50) }}",
         "{% set x = 'y' * 4000000 %}{% for i in range(99999) %}{{ 'z' in x }}{% endfor %}",
     ],
 )
 def test_time_is_bounded(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(template_limits, "MAX_SECONDS", 0.2)
-    with pytest.raises(RowError, match="takes longer than 0.2 seconds|characters in all"):
+    with pytest.raises(RowError, match=r"takes longer than 0\.2 seconds|characters in all"):
         attack(source)
 
 
@@ -111,9 +124,7 @@ def test_sources_that_cannot_be_compiled(source: str) -> None:
         ChatTemplate(source, {})
 
 
-def test_what_published_templates_do_is_left_alone() -> None:
-    """Each expression with what Jinja's own environment gives."""
-    source = """
+PUBLISHED = """
 {%- set ns = namespace(count=0, text='') -%}
 {%- for message in messages -%}
   {%- set ns.count = ns.count + 1 -%}
@@ -121,16 +132,25 @@ def test_what_published_templates_do_is_left_alone() -> None:
     {%- set ns.text = ns.text ~ loop.index ~ '/' ~ loop.length ~ (part.text | trim) -%}
   {%- endfor -%}
   {%- if not loop.last %}{% continue %}{% endif -%}
-  {{- '%s-%03d' % ('a', 7) }} {{ '{:>4}|'.format('b') }} {{ [1, ns.count] + [3] }} {{ (1, 2)[::-1] -}}
-  {{- {'k': [ns.text]} | tojson(indent=2) }} {{ 'a,b'.split(',') | join('+') }} {{ 2 ** 10 -}}
-  {{- ['b', 'a'] | sort | map('upper') | list }} {{ 'x' | center(5) }} {{ [3, 1] | reverse | list -}}
-  {{- message.get('name', 'none') }} {{ message.items() | list | length }} {{ 7 % 4 }} {{ 'ab' * 2 -}}
+  {{ '%s-%03d' % ('a', 7) }} {{ '{:>4}|'.format('b') }} {{ [1, ns.count] + [3] }}
+  {{ (1, 2)[::-1] }} {{ 'a,b'.split(',') | join('+') }} {{ 2 ** 10 }} {{ 7 % 4 }} {{ 'ab' * 2 }}
+  {{ {'k': [ns.text]} | string }} {{ ['b', 'a'] | sort | map('upper') | list }}
+  {{ 'x' | center(5) }} {{ [3, 1] | reverse | list }} {{ message.get('name', 'none') }}
+  {{ message.items() | list | length }} {{ message.content | tojson | length }} {{ undefined }}
 {%- endfor -%}
+{%- macro twice(text) %}{{ text }}{{ text }}{% endmacro %}{{ twice('ab') | upper }}
+{%- for x, y in [(1, [2]), (3, [])] recursive %}{{ x }}{{ loop.last }}{% endfor -%}
 """
+
+
+def test_what_templates_do_is_otherwise_jinjas() -> None:
     content = [{"type": "text", "text": " Hi "}, {"type": "image"}, {"type": "text", "text": "Ho"}]
     messages = [{"role": "user", "content": content}] * 2
-    assert ChatTemplate(source + "{{ messages[0].content[0].text }}", {}).render(messages) == (
-        "a-007    b| [1, 2, 3] (2, 1)"
-        '{\n  "k": [\n    "1/2Hi2/2Ho1/2Hi2/2Ho"\n  ]\n} a+b 1024'
-        "['A', 'B']   x   [1, 3]none 2 3 abab Hi "
+    jinja = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
     )
+    jinja.filters["tojson"] = json.dumps
+    source = PUBLISHED + "{{ messages[0].content[0].text }}"
+    expected = jinja.from_string(source).render(messages=messages)
+    assert "1/2Hi2/2Ho1/2Hi2/2Ho" in expected
+    assert ChatTemplate(source, {}).render(messages) == expected

@@ -17,6 +17,9 @@ _BATCH_BYTES = 8 * 2**20
 _BATCH_ROWS = 4096
 _READ_BYTES = 2**20
 _ENCRYPTED_MAGIC = b"PARE"
+# A group of equal rows takes some hundred bytes for a million of them. A footer that declares more
+# is damaged, or made to fill the memory with error rows.
+_MAX_ROWS_PER_BYTE = 10_000
 
 
 class ParquetFile:
@@ -69,9 +72,10 @@ class ParquetFile:
             for number in range(line, end):
                 yield number, {}
             return
-        row_bytes = metadata.total_byte_size // max(metadata.num_rows, 1) + 1
+        row_bytes = max(metadata.total_byte_size, 0) // max(metadata.num_rows, 1) + 1
         batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
         batches = file.iter_batches(batch_rows, row_groups=[group], columns=names)
+        cause: Exception | str = "it ends there"
         try:
             for batch in batches:
                 columns = [_column_values(column) for column in batch.columns]
@@ -80,15 +84,16 @@ class ParquetFile:
                     yield line, self._checked(record, line)
                     line += 1
         except (pa.ArrowException, OSError) as error:
-            for number in range(line, end):
-                yield (
-                    number,
-                    RowError(
-                        ErrorCode.MANIFEST_LINE_INVALID,
-                        f"{self.name}: row group {group} (rows {first} to {end - 1}) cannot be "
-                        f"read from row {line} on: {error}",
-                    ),
-                )
+            cause = error
+        for number in range(line, end):
+            yield (
+                number,
+                RowError(
+                    ErrorCode.MANIFEST_LINE_INVALID,
+                    f"{self.name}: row group {group} (rows {first} to {end - 1}) cannot be "
+                    f"read from row {line} on: {cause}",
+                ),
+            )
 
     def _checked(self, record: dict[str, Any], line: int) -> dict[str, Any] | RowError:
         for name, value in record.items():
@@ -102,9 +107,16 @@ class ParquetFile:
     def _open(self) -> pq.ParquetFile:
         try:
             # By default pyarrow would hold whole column chunks of a row group, not pages.
-            return pq.ParquetFile(self._path, pre_buffer=False, buffer_size=_READ_BYTES)
+            file = pq.ParquetFile(self._path, pre_buffer=False, buffer_size=_READ_BYTES)
+            num_bytes = self._path.stat().st_size
         except (pa.ArrowException, OSError) as error:
             raise ManifestError(f"{self.name}: {self._why_unreadable(error)}") from error
+        except UnicodeDecodeError as error:
+            raise ManifestError(f"{self.name}: a column's name is not UTF-8: {error}") from error
+        if problem := _implausible(file.metadata, num_bytes):
+            file.close()
+            raise ManifestError(f"{self.name}: the footer is damaged: {problem}")
+        return file
 
     def _why_unreadable(self, error: Exception) -> str:
         try:
@@ -127,6 +139,18 @@ class ParquetFile:
         except OSError as error:
             raise ManifestError(f"{self.name}: cannot be read: {error.strerror}") from error
         return hasher.hexdigest()
+
+
+def _implausible(metadata: pq.FileMetaData, num_bytes: int) -> str | None:
+    """What is wrong with the numbers of rows that a footer declares."""
+    groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    if min(groups, default=0) < 0:
+        return f"it declares a row group of {min(groups)} rows"
+    if metadata.num_rows != sum(groups):
+        return f"it declares {metadata.num_rows} rows, but {sum(groups)} in its row groups"
+    if metadata.num_rows > _MAX_ROWS_PER_BYTE * num_bytes:
+        return f"it declares {metadata.num_rows} rows in a file of {num_bytes} bytes"
+    return None
 
 
 def _end_of_rows(metadata: pq.FileMetaData, num_rows: int) -> int:

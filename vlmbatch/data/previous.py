@@ -40,12 +40,6 @@ class PreviousResults(Protocol):
         """The result of an answered row, without pass-through columns; ascending is cheapest."""
         ...
 
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *error: object) -> None:
-        """Close what it reads from."""
-        ...
-
 
 class OutputResults:
     """The results in a finished output of ``num_rows`` rows. Holds one row group in memory.
@@ -105,12 +99,6 @@ class JournalResults:
 
     def __init__(self, journal: Journal) -> None:
         self._journal = journal
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._journal.close()
 
     def answered(self) -> NDArray[np.bool_]:
         rows = self._journal.rows()

@@ -95,7 +95,7 @@ def finished_shards(folder: Path) -> list[Shard]:
         shard = found.get(number)
         if shard is None:
             problem = "is missing"
-        elif (shard.run_id, shard.num_shards) != (shards[0].run_id, num_shards):
+        elif shard.run_id != shards[0].run_id:
             problem = f"is of another run than {shards[0].path.name}"
         else:
             continue

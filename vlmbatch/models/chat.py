@@ -15,9 +15,13 @@ from jinja2.exceptions import SecurityError
 
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.models.json_fields import JsonFields
-from vlmbatch.models.template_sandbox import MAX_CHARACTERS, TemplateSandbox
+from vlmbatch.models.template_limits import MAX_CHARACTERS
+from vlmbatch.models.template_sandbox import TemplateSandbox
 
 _PROBE = "vlmbatch probe"
+_MAX_SOURCE = 2**20  # characters; published templates have a few thousand
+# What compiling one can raise: Jinja makes Python of it, in which nesting is limited.
+_COMPILE_ERRORS = (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError, OverflowError)
 # What running a template can raise, beyond Jinja's own: it is an expression language.
 _RENDER_ERRORS = (
     jinja2.TemplateError,
@@ -26,7 +30,8 @@ _RENDER_ERRORS = (
     LookupError,
     AttributeError,
     ArithmeticError,
-    RecursionError,
+    AssertionError,
+    RuntimeError,
 )
 
 Message = Mapping[str, Any]
@@ -49,9 +54,14 @@ class ChatTemplate:
         self.source = source
         self._variables = dict(special_tokens)
         self._image_token = image_token
+        self._sandbox = TemplateSandbox()
+        if len(source) > _MAX_SOURCE:
+            raise ConfigError(
+                f"the chat template has {len(source)} characters, over the limit of {_MAX_SOURCE}"
+            )
         try:
-            self._template = TemplateSandbox().from_string(source)
-        except jinja2.TemplateError as error:
+            self._template = self._sandbox.from_string(source)
+        except _COMPILE_ERRORS as error:
             raise ConfigError(f"the chat template is not valid Jinja: {error}") from error
         self._takes_parts = self._probe([{"type": "text", "text": _PROBE}])
         self._takes_strings = self._probe(_PROBE)
@@ -105,17 +115,18 @@ class ChatTemplate:
 
     def _run(self, messages: list[dict[str, Any]]) -> str:
         chunks, length = [], 0
-        for chunk in self._template.generate(
-            messages=messages,
-            tools=None,
-            documents=None,
-            add_generation_prompt=True,
-            **self._variables,
-        ):
-            length += len(chunk)
-            if length > MAX_CHARACTERS:
-                raise SecurityError(f"its output exceeds {MAX_CHARACTERS} characters")
-            chunks.append(chunk)
+        with self._sandbox.metered():
+            for chunk in self._template.generate(
+                messages=messages,
+                tools=None,
+                documents=None,
+                add_generation_prompt=True,
+                **self._variables,
+            ):
+                length += len(chunk)
+                if length > MAX_CHARACTERS:
+                    raise SecurityError(f"its output exceeds {MAX_CHARACTERS} characters")
+                chunks.append(chunk)
         return "".join(chunks)
 
     def _has_image(self, content: Content) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 from collections.abc import Collection, Mapping
 from math import inf
 from pathlib import Path
@@ -22,13 +23,33 @@ _ACTIVATIONS = {  # names in checkpoints to names in the model code
 }
 
 
+_MAX_JSON_BYTES = 64 * 2**20  # published files have up to a few megabytes
+
+
+def check_file(path: Path, max_bytes: int) -> None:
+    """Refuse what it would take very long to read, or for ever.
+
+    Raises:
+        CheckpointError: a pipe, a device or a folder, or a file of more than ``max_bytes``.
+        OSError: the file cannot be looked at.
+    """
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(f"{path}: not a file")
+    if status.st_size > max_bytes:
+        raise CheckpointError(
+            f"{path}: {status.st_size} bytes, over the limit of {max_bytes} for such a file"
+        )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        CheckpointError: the file is missing, unreadable, not JSON or not an object.
+        CheckpointError: the file is missing, unreadable, too large, not JSON or not an object.
     """
     try:
+        check_file(path, _MAX_JSON_BYTES)
         value = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise CheckpointError(

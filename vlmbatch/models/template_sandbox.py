@@ -3,20 +3,36 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import datetime
+from types import BuiltinMethodType, GeneratorType
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import nodes, pass_context
 from jinja2.exceptions import SecurityError
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Macro
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-MAX_CHARACTERS = 2**24
+from vlmbatch.models.template_limits import (
+    FORMATTERS,
+    GROWING_FILTERS,
+    GROWING_METHODS,
+    Meter,
+    Metering,
+    check_product,
+    growth,
+    size_of,
+)
+
+# What filters return that make their items one by one.
+_LAZY: tuple[type, ...] = (GeneratorType, reversed, type(reversed([])), type(reversed({})))
+_FRAME_VARIABLES = ("_loop_vars", "_block_vars")  # which compiled templates add to their calls
 
 
 class _Generation(Extension):
@@ -45,11 +61,17 @@ class _Namespace(Namespace):
         _check_names({name: value})
         super().__setitem__(name, value)
 
+    def __repr__(self) -> str:
+        return "<Namespace>"  # Jinja's shows the values, of whatever size
+
 
 class TemplateSandbox(ImmutableSandboxedEnvironment):
-    """Jinja's immutable sandbox as transformers sets it up, with bounded multiplication."""
+    """Jinja's immutable sandbox as transformers sets it up, with bounds on time and size.
 
-    intercepted_binops = frozenset({"*", "**"})
+    Templates run within ``metered`` only. Thread-safe.
+    """
+
+    intercepted_binops = frozenset({"+", "*", "**", "%"})
 
     def __init__(self) -> None:
         super().__init__(
@@ -60,15 +82,96 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         self.globals["raise_exception"] = _raise_exception
         self.globals["strftime_now"] = _strftime_now
         self.globals["namespace"] = _Namespace
+        self._thread = threading.local()
+        # Calls filters as Jinja does, with the context or whatever else they ask for.
+        self._plain = ImmutableSandboxedEnvironment()
+        self._plain.filters = self.filters
+        self.filters = {name: self._metered_filter(name) for name in self.filters}
+        self.finalize = self._printed
 
-    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        if operator == "**" and max(abs(left), abs(right)) > 1000:
-            raise SecurityError(f"the power {left!r} ** {right!r} is too large")
-        for value, times in ((left, right), (right, left)):
-            sized = isinstance(value, str | bytes | list | tuple)
-            if sized and isinstance(times, int) and len(value) * times > MAX_CHARACTERS:
-                raise SecurityError(f"repeating a value {times} times makes it too large")
-        return super().call_binop(context, operator, left, right)
+    @contextmanager
+    def metered(self) -> Iterator[None]:
+        """Start a rendering's account; whatever passes its limits raises SecurityError."""
+        self._thread.meter = Meter()
+        try:
+            yield
+        finally:
+            del self._thread.meter
+
+    def _generate(self, source: nodes.Template, *args: Any, **kwargs: Any) -> str:
+        Metering().visit(source)
+        source.set_environment(self)
+        return super()._generate(source, *args, **kwargs)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "+":
+            self._thread.meter.charge(size_of(left) + size_of(right))
+            return left + right
+        if operator == "*":
+            check_product(left, right)
+        elif operator == "**":
+            if max(abs(left), abs(right)) > 1000:
+                raise SecurityError(f"the power {left!r:.80} ** {right!r:.80} is too large")
+        elif isinstance(left, str | bytes):
+            self._thread.meter.charge(growth(left, [right], is_format=True))
+        result = super().call_binop(context, operator, left, right)
+        self._thread.meter.charge(size_of(result))
+        return result
+
+    def call(self, context: Context, obj: Any, /, *args: Any, **kwargs: Any) -> Any:
+        meter = self._thread.meter
+        args = tuple(map(self._at_hand, args))
+        given = [*args, *(v for name, v in kwargs.items() if name not in _FRAME_VARIABLES)]
+        method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps str.format
+        if isinstance(method, BuiltinMethodType) and method.__name__ in GROWING_METHODS:
+            is_format = method.__name__ in FORMATTERS
+            meter.charge(growth(method.__self__, given, is_format=is_format))
+        else:
+            meter.charge(sum(map(size_of, given)))
+        result = super().call(context, obj, *args, **kwargs)
+        meter.charge(size_of(result))
+        return result
+
+    def counted(self, items: Any, cost: int) -> Iterator[Any]:
+        """The items of a loop, whose body has ``cost`` characters of text."""
+        meter: Meter = self._thread.meter
+        return meter.count(items, cost)
+
+    def concatenated(self, *values: Any) -> str:
+        """What ``~`` makes of ``values``, which ``call`` has measured."""
+        return "".join(map(str, values))
+
+    def made(self, value: Any) -> Any:
+        """A list, tuple or dict as the template writes it, which ``call`` has measured."""
+        return value
+
+    @pass_context
+    def _printed(self, context: Context, value: Any) -> Any:
+        self._thread.meter.charge(size_of(value))
+        return value
+
+    def _metered_filter(self, name: str) -> Callable[..., Any]:
+        grows, is_format = name in GROWING_FILTERS, name in FORMATTERS
+
+        # Those that take a context are not run when the template is compiled.
+        @pass_context
+        def run(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
+            meter = self._thread.meter
+            value = self._at_hand(value)
+            given = [*args, *kwargs.values()]
+            if grows:
+                meter.charge(growth(value, given, is_format=is_format))
+            else:
+                meter.charge(sum(map(size_of, given), size_of(value)))
+            result = self._plain.call_filter(name, value, args, kwargs, context)
+            meter.charge(size_of(result))
+            return result
+
+        return run
+
+    def _at_hand(self, value: Any) -> Any:
+        """``value``, or the items of one that makes them while it is read (as ``map`` does)."""
+        return list(self._thread.meter.count(value, 1)) if isinstance(value, _LAZY) else value
 
 
 def _check_names(values: Mapping[str, Any]) -> None:

@@ -13,8 +13,9 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
 from vlmbatch.errors import CheckpointError
-from vlmbatch.models.json_fields import read_json
+from vlmbatch.models.json_fields import check_file, read_json
 
+_MAX_BYTES = 512 * 2**20  # of tokenizer.json; large vocabularies take some 30 megabytes
 _NAMED_TOKENS = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an incomplete UTF-8 sequence decodes to
@@ -145,6 +146,10 @@ class IncrementalDecoder:
 
 
 def _read_backend(path: Path) -> Any:
+    try:
+        check_file(path, _MAX_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         return Backend.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower

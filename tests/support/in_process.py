@@ -1,0 +1,31 @@
+"""Calling the command line in this process, without what it leaves behind."""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from vlmbatch.cli import main
+
+
+@contextmanager
+def own_process() -> Iterator[None]:
+    """Give back the log and signal handlers that ``main`` takes over."""
+    root, handler = logging.getLogger(), signal.getsignal(signal.SIGTERM)
+    handlers, level = root.handlers[:], root.level
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+        logging.getLogger("vlmbatch").setLevel(logging.NOTSET)
+        logging.captureWarnings(False)
+        signal.signal(signal.SIGTERM, handler)
+
+
+def call(arguments: Sequence[object]) -> int:
+    """The exit status of ``vlmbatch ARGUMENTS``."""
+    with own_process():
+        return main([str(argument) for argument in arguments])
