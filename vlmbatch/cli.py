@@ -15,7 +15,7 @@ import typer
 from vlmbatch import __version__, log
 from vlmbatch.commands.bench import bench
 from vlmbatch.commands.doctor import doctor
-from vlmbatch.commands.exits import install_signal_handlers
+from vlmbatch.commands.exits import INTERRUPTED, install_signal_handlers
 from vlmbatch.commands.run import run
 from vlmbatch.commands.status import status
 from vlmbatch.commands.validate import validate
@@ -74,6 +74,8 @@ def main(args: Sequence[str] | None = None) -> int:
     install_signal_handlers()
     try:
         exit_status = app(args, prog_name="vlmbatch", standalone_mode=False)
+    except KeyboardInterrupt:  # before or after the command's own work
+        return INTERRUPTED
     except typer.TyperException as error:
         return _misused(error)
     except VlmbatchError as error:

@@ -57,13 +57,14 @@ class AnswerLoop:
                 return
             else:
                 self._sink.check()
+        self._stop.announce(self._stats)
         for sequence in self._engine.drop_waiting():
             self._forget(sequence)
         while self._engine.num_unfinished and not self._stop.out_of_grace:
             self._step()
 
     def _fill(self) -> None:
-        while self._engine.wants_requests:
+        while self._engine.wants_requests and not self._stop.check(self._stats):
             idle = self._engine.num_unfinished == 0
             prepared = self._feed.poll(timeout=_IDLE_SECONDS if idle else 0.0)
             if prepared is None:
@@ -87,7 +88,9 @@ class AnswerLoop:
             self._stats.engine_started = time.monotonic()
 
     def _step(self) -> None:
-        for output in self._engine.step():
+        with self._stop.interruptible():
+            outputs = self._engine.step()
+        for output in outputs:
             if isinstance(output, SequenceFailure):
                 row = self._forget(output.sequence)
                 self._sink.put(Answer(row, error=output.error))

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+import warnings
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -28,6 +29,13 @@ def console() -> Console:
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 1000)
+
+
+def stdout_console() -> Console:
+    """Standard output as rich sees it, for commands whose table is their result."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 1000)
 
 
 def printable(text: str) -> str:
@@ -81,3 +89,5 @@ def configure(*, verbose: int = 0, quiet: bool = False, log_format: LogFormat = 
     root.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose > 1 else logging.WARNING)
     logger.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
     logging.captureWarnings(True)
+    if verbose < 2:  # what it says of odd files, such as corrupt EXIF, is no news to their user
+        warnings.filterwarnings("ignore", module=r"PIL\.")

@@ -15,7 +15,9 @@ from vlmbatch import __version__
 from vlmbatch.config import RunConfig
 from vlmbatch.data.journal_writer import JournalWriter
 from vlmbatch.data.jsonl_writer import JsonlResultWriter
+from vlmbatch.data.lock import LockHolder
 from vlmbatch.data.manifest import ManifestInfo
+from vlmbatch.data.output_reader import read_output_counts
 from vlmbatch.data.previous import (
     JournalResults,
     OutputResults,
@@ -38,11 +40,20 @@ Rows = Callable[[], Iterator[Row]]  # one pass over the manifest
 # What --incremental allows to change.
 _MANIFEST_SETTINGS = ("manifest", "limit")
 
+# Settings that are digests: what has changed where they have.
+_DIGESTS = {
+    "manifest": "manifest: its rows are others, or in another order",
+    "model": "model: the files of the checkpoint are others",
+    "processor": "prompts or images are prepared in another way: --chat and the like, or the "
+    "checkpoint's tokenizer or image processor",
+}
+
 
 class Output(Protocol):
     """The place of one run's results; leaving its context keeps what makes the run resumable.
 
-    ``journal`` is where results are made durable as they come, if anywhere.
+    ``journal`` is where results are made durable as they come, if anywhere. ``num_known``: rows
+    that need no answering.
     """
 
     @property
@@ -50,6 +61,9 @@ class Output(Protocol):
 
     @property
     def journal(self) -> JournalWriter | None: ...
+
+    @property
+    def num_known(self) -> int: ...
 
     def __enter__(self) -> Self: ...
 
@@ -72,6 +86,7 @@ class StreamOutput:
     """JSONL on standard output: nothing to resume, each line stands as soon as it is written."""
 
     journal = None
+    num_known = 0
 
     def __init__(self) -> None:
         self.writer: ResultWriter = JsonlResultWriter(sys.stdout.buffer)
@@ -105,6 +120,7 @@ class DurableOutput:
 
     writer: ResultWriter
     journal: JournalWriter
+    num_known: int
 
     def __init__(
         self, config: RunConfig, info: ManifestInfo, rows: Rows, settings: dict[str, Any]
@@ -142,7 +158,7 @@ class DurableOutput:
     def _begin(self, info: ManifestInfo, rows: Rows, settings: dict[str, Any]) -> RunRecord:
         """The run to go on with, or a new one in the folder's name."""
         config, work = self._config, self._work
-        new = RunRecord.new(settings, fingerprint(settings), info.num_rows)
+        new = RunRecord.new(settings, fingerprint(settings), info.num_rows, _about(config))
         current = work.current_run()
         if config.overwrite or current is None:
             if not config.overwrite and _holds_something(self.path):
@@ -155,11 +171,15 @@ class DurableOutput:
         unchanged = current.fingerprint == new.fingerprint
         if not unchanged:
             self._check_changes(current, settings)
-        if unchanged and not config.retry_failed:
+        if unchanged and not (config.retry_failed and self._has_errors(current)):
             return current
         self._keep_answers(current, new, None if unchanged else rows())
         work.begin(new)  # only now: until here a crash leaves the earlier run as it was
         return new
+
+    def _has_errors(self, record: RunRecord) -> bool:
+        """Whether an earlier run has, or may have, error rows."""
+        return record.state != "complete" or bool(read_output_counts(self.path).errors)
 
     def _keep_answers(
         self, earlier: RunRecord, new: RunRecord, changed: Iterator[Row] | None
@@ -183,7 +203,7 @@ class DurableOutput:
         if self._config.incremental and not others:
             return
         hint = "" if others else "--incremental to keep the answers of unchanged rows, or "
-        lines = "".join(f"\n  {change}" for change in changes)
+        lines = "".join(f"\n  {_explained(change)}" for change in changes)
         raise UsageError(
             f"output {self.path} belongs to a run with other settings:{lines}\n"
             f"Restore them to go on with it, or add {hint}--overwrite to start anew"
@@ -202,6 +222,7 @@ class DurableOutput:
         record, work = self._record, self._work
         self._earlier = work.journal(record)
         resources.callback(self._earlier.close)
+        self.num_known = len(self._earlier)
         metadata = {
             "vlmbatch.version": __version__,
             "vlmbatch.model": self._config.model,
@@ -223,6 +244,20 @@ class DurableOutput:
         resources.callback(self._keys.close)
         self.journal = work.journal_writer(record)
         resources.callback(self.journal.close)
+
+
+def _explained(change: str) -> str:
+    return _DIGESTS.get(change.partition(":")[0], change)
+
+
+def _about(config: RunConfig) -> dict[str, Any]:
+    """What ``vlmbatch status`` shows of a run beside its settings."""
+    return {
+        "model": config.model,
+        "manifest": config.manifest.source,
+        "shard_rows": config.shard_rows,
+        "command": LockHolder.this_process().command,
+    }
 
 
 def _holds_something(path: Path) -> bool:

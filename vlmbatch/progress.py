@@ -37,11 +37,13 @@ class Rates:
     def update(self, stats: RunStats, now: float) -> None:
         """Take a sample of ``stats`` at ``now``, in seconds of a monotonic clock.
 
-        Nothing counts before the first row reaches the engine: loading is not a slow row.
+        Nothing counts before the first row reaches the engine: loading is not a slow row. Nor do
+        rows of an earlier run, which pass at a speed that tells nothing of the rest.
         """
         if stats.engine_started is None:
             return
-        sample = (now, stats.rows_done, stats.images_done, stats.completion_tokens)
+        new_rows = stats.rows_done - stats.rows_resumed
+        sample = (now, new_rows, stats.images_done, stats.completion_tokens)
         self._samples.append(sample)
         while len(self._samples) > 2 and now - self._samples[1][0] >= WINDOW_SECONDS:
             self._samples.popleft()
@@ -122,7 +124,7 @@ class RunDisplay:
         head.expand = True
         head.add_row(
             Text(stats.stage, style="bold"),
-            ProgressBar(total, stats.rows_done, pulse=total is None, complete_style="cyan"),
+            ProgressBar(total, stats.rows_finished, pulse=total is None, complete_style="cyan"),
             Text(self._count()),
         )
         lines: list[RenderableType] = [head]
@@ -142,23 +144,25 @@ class RunDisplay:
         return Group(*lines)
 
     def _count(self) -> str:
-        stats = self._stats
-        if stats.rows_total is None:
-            return f"{stats.rows_done:,} rows"
-        share = stats.rows_done / stats.rows_total if stats.rows_total else 1.0
-        return f"{stats.rows_done:,}/{stats.rows_total:,} {share:.0%}"
+        done, total = self._stats.rows_finished, self._stats.rows_total
+        if total is None:
+            return f"{done:,} rows"
+        return f"{done:,}/{total:,} {done / total if total else 1.0:.0%}"
 
     def _figures(self) -> str:
         stats, rates = self._stats, self._rates
         parts = [duration(stats.elapsed())]
-        if stats.rows_total is not None and rates.rows > 0 and stats.rows_done < stats.rows_total:
-            parts.append(f"ETA {duration((stats.rows_total - stats.rows_done) / rates.rows)}")
+        left = (stats.rows_total or 0) - stats.rows_finished
+        if left > 0 and rates.rows > 0:
+            parts.append(f"ETA {duration(left / rates.rows)}")
         if stats.engine_started is not None:
             parts.append(f"{rates.rows:,.1f} rows/s")
         if stats.completion_tokens:
             parts.append(f"{rates.tokens:,.0f} tokens/s")
         if stats.images_done:
             parts.append(f"{rates.images:,.1f} images/s")
+        if stats.rows_earlier:
+            parts.append(f"{stats.rows_earlier:,} done before")
         return " · ".join(parts)
 
     def _log_lines(self) -> None:
@@ -174,7 +178,7 @@ class RunDisplay:
                 extra={
                     "data": {
                         "stage": stats.stage,
-                        "rows_done": stats.rows_done,
+                        "rows_done": stats.rows_finished,
                         "rows_total": stats.rows_total,
                         "rows_per_second": round(self._rates.rows, 2),
                         "errors": stats.num_errors,

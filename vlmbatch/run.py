@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmbatch.config import RunConfig
 from vlmbatch.cores import default_cpu_threads, default_image_workers
 from vlmbatch.data.output_reader import read_output_counts
 from vlmbatch.data.validate import validate_rows
+from vlmbatch.data.work_folder import check_unlocked
 from vlmbatch.errors import RowError
 from vlmbatch.fingerprint import run_settings
 from vlmbatch.inputs import Inputs, open_images, open_inputs, opening_stage
@@ -35,6 +37,8 @@ def run(config: RunConfig, stats: RunStats) -> None:
         RunStoppedError: a signal, the deadline or the error budget ended the run early.
     """
     stop = StopRequest(config.grace_s, config.deadline_s, config.max_error_rate)
+    if config.output != "-":
+        check_unlocked(Path(config.output))  # before a large manifest is read
     stats.stage = opening_stage(config)
     inputs = open_inputs(config)
     with open_output(config, inputs, stats) as output:
@@ -71,28 +75,29 @@ def answer_manifest(
     num_workers = config.image_workers
     if num_workers is None:
         num_workers = default_image_workers(engine_on_cpu=engine.device.type == "cpu")
-    images = open_images(config, inputs, num_workers)
-    feed = RowFeed(
-        output.watch(inputs.manifest.rows()),
-        partial(prepare, processor=inputs.processor, loader=images, known=output.known),
-        threads=max(2, 2 * num_workers),  # most of them wait for an image
-        depth=config.queue_rows,
-        window=_WINDOW_ROWS,
-    )
-    sink = ResultSink(output.writer, tokenizer, stats, feed.release, output.journal)
-    try:
-        with stop.on_signals():
+    with stop.on_signals():
+        images = open_images(config, inputs, num_workers)
+        feed = RowFeed(
+            output.watch(inputs.manifest.rows()),
+            partial(prepare, processor=inputs.processor, loader=images, known=output.known),
+            threads=max(2, 2 * num_workers),  # most of them wait for an image
+            depth=config.queue_rows,
+            window=_WINDOW_ROWS,
+        )
+        sink = ResultSink(output.writer, tokenizer, stats, feed.release, output.journal)
+        try:
             AnswerLoop(feed, engine, tokenizer, sink, stats, stop).run()
-        sink.flush()
-        if stop.reason is None:
-            stats.stage = "writing the output"
-            output.commit()
-    finally:
-        images.close()  # first: the feed would wait for images under way
-        feed.close()
-        sink.close()
-    if stop.reason is not None:
-        raise stop.reason
+            sink.flush()
+            stopped = stop.reason  # a signal that comes later finds nothing left to stop
+            if stopped is None:
+                stats.stage = "writing the output"
+                output.commit()
+        finally:
+            images.close()  # first: the feed would wait for images under way
+            feed.close()
+            sink.close()
+    if stopped is not None:
+        raise stopped
 
 
 def open_output(config: RunConfig, inputs: Inputs, stats: RunStats) -> Output:

@@ -14,7 +14,9 @@ from vlmbatch.data.writer import ResultWriter
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.stats import RunStats
 
-_DEPTH = 4096  # answers that may wait to be written
+# Answers that may wait to be written. A crash loses them, and as many rows of a group that is not
+# yet journaled, and those of the step under way: about a thousand rows in all.
+_DEPTH = 512
 
 
 class ResultSink:

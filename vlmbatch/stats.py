@@ -20,9 +20,10 @@ class RunStats:
 
     stage: str = "starting"  # what is happening now, for people
     rows_total: int | None = None  # unknown while a stream is read
+    rows_earlier: int = 0  # that an earlier run had finished when this one started
     rows_done: int = 0
-    rows_resumed: int = 0  # of these, done by an earlier run
-    errors_resumed: int = 0
+    rows_resumed: int = 0  # of these, rows of the earlier run
+    nothing_to_do: bool = False  # the output was complete before
     rows_judged: int = 0  # new rows done without a gap before them: errors are done soonest
     errors_judged: int = 0
     images_done: int = 0
@@ -31,6 +32,7 @@ class RunStats:
     completion_tokens: int = 0
     cached_tokens: int = 0  # prompt tokens found in the prefix cache
     errors: Counter[str] = field(default_factory=Counter)
+    errors_resumed: Counter[str] = field(default_factory=Counter)  # of these, the earlier run's
     error_examples: dict[str, str] = field(default_factory=dict)  # first message of each code
     started: float = field(default_factory=time.monotonic)
     engine_started: float | None = None  # first row handed to the engine
@@ -41,9 +43,9 @@ class RunStats:
         self.rows_done += 1
         if resumed:
             self.rows_resumed += 1
-            self.errors_resumed += result.error_code is not None
         if result.error_code is not None:
             self.errors[result.error_code] += 1
+            self.errors_resumed[result.error_code] += resumed
             self.error_examples.setdefault(
                 result.error_code, f"row {result.index} (id {result.id}): {result.error_message}"
             )
@@ -58,15 +60,20 @@ class RunStats:
     def count_earlier(
         self, num_rows: int, errors: Mapping[str, int], examples: Mapping[str, str]
     ) -> None:
-        """Count the rows of an output that an earlier run has finished."""
-        self.rows_done = self.rows_resumed = num_rows
-        self.errors = Counter(errors)
-        self.errors_resumed = self.errors.total()
+        """Count the rows of an output that an earlier run has completed."""
+        self.nothing_to_do = True
+        self.rows_earlier = self.rows_done = self.rows_resumed = num_rows
+        self.errors, self.errors_resumed = Counter(errors), Counter(errors)
         self.error_examples = dict(examples)
 
     @property
     def num_errors(self) -> int:
         return self.errors.total()
+
+    @property
+    def rows_finished(self) -> int:
+        """Rows that need no more work: also those of the earlier run that have yet to pass."""
+        return self.rows_done + max(0, self.rows_earlier - self.rows_resumed)
 
     def elapsed(self) -> float:
         """Seconds of wall time since the run began."""
@@ -88,6 +95,8 @@ class RunStats:
         rate = 1 / seconds if seconds else 0.0
         return {
             "rows": self.rows_done,
+            "rows_total": self.rows_total,
+            "rows_finished": self.rows_finished,
             "ok": self.rows_done - self.num_errors,
             "errors": self.num_errors,
             "resumed": self.rows_resumed,

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from vlmbatch.errors import VlmbatchError
+from vlmbatch.log import logger
 from vlmbatch.stats import RunStats
 
 _MIN_ROWS = 200  # before these are done, a share of errors says little
@@ -26,8 +27,7 @@ class StopRequest:
     """Tells the answer loop to admit no more rows, and for how long to finish those under way.
 
     ``deadline_s``: seconds from now after which the run ends by itself. ``max_error_rate``: share
-    of failed rows among those that this process has taken on, above which it ends. Rows under way
-    count as good ones: a row without an image fails long before the rows ahead of it are answered.
+    of failed rows among those that this process has done, above which it ends.
     """
 
     def __init__(
@@ -40,13 +40,14 @@ class StopRequest:
         self._deadline = None if deadline_s is None else time.monotonic() + deadline_s
         self._max_error_rate = max_error_rate
         self._give_up_at = 0.0
+        self._interruptible = False
         self.reason: RunStoppedError | None = None
 
     def check(self, stats: RunStats) -> bool:
         """Whether to stop admitting rows."""
         if self.reason is None:
             if self._deadline is not None and time.monotonic() >= self._deadline:
-                self.request(RunStoppedError("the deadline was reached", 128 + signal.SIGTERM))
+                self.request(RunStoppedError("stopped at the deadline", 128 + signal.SIGTERM))
             elif self._max_error_rate is not None:
                 self._check_errors(stats, self._max_error_rate)
         return self.reason is not None
@@ -57,6 +58,14 @@ class StopRequest:
             self._give_up_at = time.monotonic() + self._grace_s
             self.reason = reason
 
+    def announce(self, stats: RunStats) -> None:
+        """Tell the user that the run is ending."""
+        stats.stage = "stopping"
+        logger.info(
+            "stopping: finishing the rows under way, for at most %g s; another signal ends at once",
+            self._grace_s,
+        )
+
     @property
     def out_of_grace(self) -> bool:
         """Whether rows under way are to be given up."""
@@ -64,14 +73,21 @@ class StopRequest:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Within, a first SIGINT or SIGTERM stops gracefully; a second does what it did before."""
+        """Within, a first SIGINT or SIGTERM stops gracefully, a second gives up rows under way.
+
+        Neither is raised, except by ``interruptible``: anywhere else it could leave a lock held or
+        a thread without its end.
+        """
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
         def stop(number: int, frame: FrameType | None) -> None:
-            for each, handler in before.items():
-                signal.signal(each, handler)
-            name = signal.Signals(number).name
-            self.request(RunStoppedError(f"stopped by {name}", 128 + number))
+            if self.reason is None:
+                name = signal.Signals(number).name
+                self.request(RunStoppedError(f"stopped by {name}", 128 + number))
+                return
+            self._give_up_at = time.monotonic()
+            if self._interruptible:
+                raise self.reason
 
         for number in before:
             signal.signal(number, stop)
@@ -81,15 +97,25 @@ class StopRequest:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Within, a second signal raises the reason of the first: for what may take long."""
+        self._interruptible = True
+        try:
+            yield
+        finally:
+            self._interruptible = False
+
     def _check_errors(self, stats: RunStats, limit: float) -> None:
         done, failed = stats.rows_judged, stats.errors_judged
         if done >= _MIN_ROWS and failed > limit * done:
-            worst, count = stats.errors.most_common(1)[0]
+            worst = (stats.errors - stats.errors_resumed).most_common(1)[0][0]
             self.request(
                 RunStoppedError(
-                    f"{failed:,} of {done:,} rows failed, more than the {limit:.1%} that "
-                    f"--max-error-rate allows; most often {worst} ({count:,}), as in "
-                    f"{stats.error_examples[worst]}",
+                    f"stopped: {failed:,} of {done:,} rows failed, more than the {limit:.1%} that "
+                    f"--max-error-rate allows. Most often {worst}, as in "
+                    f"{stats.error_examples[worst]}. Mend the cause, and add --retry-failed to "
+                    "answer these rows again",
                     1,
                 )
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,38 +14,67 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmbatch.data.validate import RowIssue
+from vlmbatch.data.work_folder import work_folder_path
 from vlmbatch.errors import ErrorCode, OutputError
 from vlmbatch.log import printable
 from vlmbatch.progress import duration
 from vlmbatch.stats import RunStats
 
 
-def print_run_summary(stats: RunStats, console: Console, output: str) -> None:
-    """Rows, rates, errors with an example each, and where the output is."""
-    figures = stats.summary()
+def print_run_summary(
+    stats: RunStats, console: Console, output: str, *, stopped: bool = False
+) -> None:
+    """Rows, rates, errors with an example each, and where the output is.
+
+    ``stopped``: the run ended early, so that there is no output yet.
+    """
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    earlier = f"; {stats.rows_resumed:,} done by an earlier run" if stats.rows_resumed else ""
-    rows = f"{figures['rows']:,}: {figures['ok']:,} ok, {_errors(stats)}{earlier}"
-    table.add_row("rows", rows)
+    table.add_row("rows", _rows(stats, stopped))
     if stats.rows_done > stats.rows_resumed:
-        table.add_row(
-            "time",
-            f"{_elapsed(figures['seconds'])}, of it {_elapsed(figures['processing_seconds'])} "
-            f"answering: {figures['rows_per_second']:,.1f} rows/s, "
-            f"{figures['images_per_second']:,.1f} images/s",
-        )
-        table.add_row(
-            "tokens",
-            f"{figures['prompt_tokens']:,} prompt ({figures['image_tokens']:,} image, "
-            f"{figures['cached_tokens']:,} from the prefix cache), "
-            f"{figures['completion_tokens']:,} generated: "
-            f"{figures['completion_tokens_per_second']:,.0f}/s",
-        )
-    table.add_row("output", Text("standard output" if output == "-" else printable(output)))
-    _print(table, console)
-    print_errors(stats, {code: [text] for code, text in stats.error_examples.items()}, console)
+        _add_rates(table, stats)
+    if output == "-":
+        table.add_row("output", "standard output")
+    elif stopped:
+        table.add_row("kept in", Text(printable(str(work_folder_path(Path(output))))))
+    else:
+        table.add_row("output", Text(printable(output)))
+    if stats.nothing_to_do:
+        console.print("[bold]nothing to do:[/] the output is complete")
+        console.print()
+    print_table(table, console)
+    print_errors(stats.errors, one_each(stats.error_examples), console)
+    if stats.nothing_to_do:
+        console.print()
+        retry = "--retry-failed answers the error rows again, " if stats.num_errors else ""
+        console.print(f"{retry}--overwrite starts anew")
+
+
+def _rows(stats: RunStats, stopped: bool) -> str:
+    earlier = f"; {stats.rows_earlier:,} done by an earlier run" if stats.rows_earlier else ""
+    if stopped:
+        total = "" if stats.rows_total is None else f" of {stats.rows_total:,}"
+        return f"{stats.rows_finished:,}{total} done: {_errors(stats)}{earlier}"
+    figures = stats.summary()
+    return f"{figures['rows']:,}: {figures['ok']:,} ok, {_errors(stats)}{earlier}"
+
+
+def _add_rates(table: Table, stats: RunStats) -> None:
+    figures = stats.summary()
+    table.add_row(
+        "time",
+        f"{_elapsed(figures['seconds'])}, of it {_elapsed(figures['processing_seconds'])} "
+        f"answering: {figures['rows_per_second']:,.1f} rows/s, "
+        f"{figures['images_per_second']:,.1f} images/s",
+    )
+    table.add_row(
+        "tokens",
+        f"{figures['prompt_tokens']:,} prompt ({figures['image_tokens']:,} image, "
+        f"{figures['cached_tokens']:,} from the prefix cache), "
+        f"{figures['completion_tokens']:,} generated: "
+        f"{figures['completion_tokens_per_second']:,.0f}/s",
+    )
 
 
 def print_validation_summary(
@@ -60,25 +90,33 @@ def print_validation_summary(
         str(code): [f"{issue.file}:{issue.line} (id {issue.id}): {issue.message}" for issue in some]
         for code, some in examples.items()
     }
-    print_errors(stats, shown, console)
+    print_errors(stats.errors, shown, console)
 
 
-def print_errors(stats: RunStats, examples: Mapping[str, Sequence[str]], console: Console) -> None:
+def one_each(examples: Mapping[str, str]) -> dict[str, list[str]]:
+    """One example of each code, as ``print_errors`` takes them."""
+    return {code: [text] for code, text in examples.items()}
+
+
+def print_errors(
+    errors: Mapping[str, int], examples: Mapping[str, Sequence[str]], console: Console
+) -> None:
     """For each error code how often it came, and the first messages of its kind."""
-    if not stats.errors:
+    if not errors:
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("error", style="red", no_wrap=True, overflow="fold")
     table.add_column("rows", justify="right", no_wrap=True)
     table.add_column("first", overflow="fold")
-    for code, count in stats.errors.most_common():
+    for code, count in Counter(errors).most_common():
         lines = "\n".join(printable(line) for line in examples.get(code, ()))
         table.add_row(str(code), f"{count:,}", Text(lines))
     console.print()
-    _print(table, console)
+    print_table(table, console)
 
 
-def _print(table: Table, console: Console) -> None:
+def print_table(table: Table, console: Console) -> None:
+    """Print a table without what is of use on a terminal alone."""
     if console.is_terminal:
         console.print(table)
         return

@@ -73,7 +73,55 @@ def test_signals(tmp_path: Path, sent: signal.Signals, status: int, word: str) -
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == status
-    assert stderr == f"error: {word}: 2 rows were done; nothing was written to out.parquet\n"
+    assert stderr == f"error: {word}: 2 rows are done; run the same command again to go on\n"
+
+
+def test_a_stopped_run_says_what_is_done_and_what_to_do(job: Run, tmp_path: Path) -> None:
+    done = job("stopped", *RUN, "--summary-json", "s.json")
+    assert done.returncode == 143
+    assert "150 of 300 done: 1 error; 100 done by an earlier run" in done.stderr
+    assert "out.parquet.vlmbatch" in done.stderr
+    assert done.stderr.endswith(
+        "error: stopped by SIGTERM. 150 of 300 rows are done; run the same command again to go on\n"
+    )
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert (summary["exit_status"], summary["rows_total"], summary["rows_finished"]) == (
+        143,
+        300,
+        150,
+    )
+    assert summary["error"].startswith("stopped by SIGTERM")
+
+
+def test_what_to_do_fits_the_command(job: Run) -> None:
+    assert "again without --overwrite to go on" in job("stopped", *RUN, "--overwrite").stderr
+    streamed = job("stopped", "run", "-", "-m", "x", "-q").stderr
+    assert streamed.endswith("rows are done; standard output keeps nothing to go on from\n")
+
+
+def test_a_complete_output_leaves_nothing_to_do(job: Run) -> None:
+    done = job("complete", *RUN)
+    assert done.returncode == 1
+    assert done.stderr.startswith("nothing to do: the output is complete\n")
+    assert "rows    3: 2 ok, 1 error" in done.stderr
+    assert "--retry-failed answers the error rows again, --overwrite starts anew" in done.stderr
+    assert "rows/s" not in done.stderr
+
+
+@pytest.mark.parametrize(("behaviour", "status"), [("refused", 2), ("disk_full", 74), ("bug", 70)])
+def test_a_failure_is_summarised_too(job: Run, tmp_path: Path, behaviour: str, status: int) -> None:
+    (tmp_path / "s.json").write_text('{"exit_status": 0}')
+    assert job(behaviour, *RUN, "--summary-json", "s.json").returncode == status
+    summary = json.loads((tmp_path / "s.json").read_text())
+    assert summary["exit_status"] == status
+    assert summary["error"]
+
+
+def test_a_failure_outlives_that_of_its_summary(job: Run) -> None:
+    done = job("refused", *RUN, "--summary-json", "/proc/none.json")
+    assert done.returncode == 2
+    assert "cannot write /proc/none.json" in done.stderr
+    assert done.stderr.endswith("error: m.jsonl:1: not a JSON object\n")
 
 
 def test_a_closed_standard_output_ends_quietly(tmp_path: Path) -> None:
@@ -101,6 +149,7 @@ def test_summary_json(job: Run, tmp_path: Path) -> None:
     assert (summary["rows"], summary["ok"]) == (3, 2)
     assert summary["errors_by_code"] == {"image_missing": 1}
     assert summary["output"] == "out.parquet"
+    assert summary["error"] is None
 
 
 def test_summary_json_on_standard_output_is_json_alone(job: Run) -> None:

@@ -56,6 +56,18 @@ def test_rates_leave_out_the_time_before_the_first_row() -> None:
     assert rates.rows == pytest.approx(5.0)
 
 
+def test_rows_of_an_earlier_run_are_no_speed() -> None:
+    rates, stats = Rates(), stats_of(engine_started=0.0, rows_total=10_000, rows_earlier=5000)
+    for second in range(3):  # of them 2000 a second pass, and 10 new ones are done
+        stats.rows_resumed = 2000 * second
+        stats.rows_done = 2010 * second
+        rates.update(stats, float(second))
+    assert rates.rows == pytest.approx(10.0)
+    assert stats.rows_finished == 5020
+    text = "\n".join(rendered(stats, 80))
+    assert "5,020/10,000 50%" in text and "5,000 done before" in text
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.4, "0:00"), (59.6, "1:00"), (61, "1:01"), (3661, "1:01:01")]
 )

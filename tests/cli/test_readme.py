@@ -65,7 +65,7 @@ def test_make_targets_and_files_exist() -> None:
 def test_options_exist(job: Run) -> None:
     shown = "".join(
         job("answered", *command, "--help", COLUMNS="120").stdout
-        for command in (["run"], ["validate"], [])
+        for command in (["run"], ["validate"], ["status"], ["bench"], [])
     )
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert {option for option in options if option not in shown} == set()

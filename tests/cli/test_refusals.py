@@ -21,8 +21,17 @@ MODEL = ("-m", "x")
             "add -o m.answers.parquet for a Parquet file, or -o -",
         ),
         (["run", "m.jsonl", "-o", "out.csv", *MODEL], "out.csv is of no kind that can be written"),
-        (["run", "m.jsonl", "-o", "folder", *MODEL], "such as -o folder/answers.parquet"),
-        (["run", "m.jsonl", "-o", "old.parquet", *MODEL], "old.parquet exists: add --overwrite"),
+        (["run", "m.jsonl", "-o", ".", *MODEL], "give the folder's name, as in -o answers"),
+        (["run", "m.jsonl", "-o", "..", *MODEL], "give the folder's name, as in -o ../answers"),
+        (["run", "m.jsonl", "-o", "m.jsonl/", *MODEL], "m.jsonl/ is a file, not a folder"),
+        (
+            ["run", "m.jsonl", "-o", "folder.parquet", *MODEL],
+            "such as -o folder.parquet/answers.parquet, or add --shard-rows",
+        ),
+        (
+            ["run", "m.jsonl", "-o", "old.parquet", *MODEL],
+            "old.parquet exists, and no run on it is known: add",
+        ),
         (
             ["run", "old.parquet", "-o", "old.parquet", "--overwrite", *MODEL],
             "old.parquet is the manifest itself",
@@ -50,6 +59,7 @@ def test_refused(job: Run, tmp_path: Path, arguments: list[str], message: str) -
     (tmp_path / "m.jsonl").write_text("{}\n")
     (tmp_path / "old.parquet").write_text("old")
     (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.parquet").mkdir()
     done = job("answered", *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -78,12 +79,36 @@ def test_metadata_says_what_was_run(output: Path) -> None:
     )
 
 
-def test_an_existing_output_is_kept(output: Path) -> None:
+def test_a_complete_output_is_left_alone(output: Path) -> None:
     before = output.read_bytes()
     done = run("run", MANIFEST, "-m", MODEL, "-o", output)
-    assert done.returncode == 2
-    assert "add --overwrite" in done.stderr
+    assert done.returncode == 1
+    assert done.stderr.startswith("nothing to do: the output is complete")
+    other = run("run", MANIFEST, "-m", MODEL, "-o", output, "--max-tokens", "3")
+    assert other.returncode == 2
+    assert "sampling.max_tokens: 256 -> 3" in other.stderr and "--overwrite" in other.stderr
     assert output.read_bytes() == before
+
+
+def test_status_of_the_output(output: Path) -> None:
+    done = run("status", output, "--json")
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    assert (found["state"], found["rows_left"], found["num_errors"]) == ("complete", 0, 2)
+    assert (found["model"], found["manifest"]) == (str(MODEL), str(MANIFEST))
+    assert f"run {MANIFEST} -m {MODEL} -o {output}" in found["command"]
+
+
+def test_without_failed_rows_there_is_nothing_to_retry(tmp_path: Path) -> None:
+    command = ("run", MANIFEST, "-m", MODEL, "--limit", "3", "-o", tmp_path / "out.parquet")
+    assert run(*command).returncode == 0
+    before = (tmp_path / "out.parquet").read_bytes()
+    done = run(*command, "--retry-failed")
+    assert (done.returncode, done.stderr.splitlines()[0]) == (
+        0,
+        "nothing to do: the output is complete",
+    )
+    assert (tmp_path / "out.parquet").read_bytes() == before
 
 
 def test_stdin_to_stdout() -> None:
@@ -114,7 +139,9 @@ def test_a_reader_that_leaves_ends_the_run_quietly() -> None:
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_leaves_nothing_behind(tmp_path: Path, sent: signal.Signals, status: int) -> None:
+def test_a_signal_leaves_what_is_done_and_nothing_else(
+    tmp_path: Path, sent: signal.Signals, status: int
+) -> None:
     many = tmp_path / "many.jsonl"
     rows = [json.loads(line) for line in MANIFEST.read_text().splitlines()]
     with many.open("w") as file:
@@ -124,8 +151,9 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, sent: signal.Signals, st
             file.write(json.dumps({"prompt": row["prompt"], "image": image}) + "\n")
     folder = tmp_path / "out"
     folder.mkdir()
+    output = folder / "out.parquet"
     process = subprocess.Popen(
-        [*VLMBATCH, "run", str(many), "-m", str(MODEL), "-o", str(folder / "out.parquet")],
+        [*VLMBATCH, "run", str(many), "-m", str(MODEL), "-o", str(output)],
         cwd=ROOT,
         env=environment(OMP_NUM_THREADS="1"),
         stdin=subprocess.DEVNULL,
@@ -133,16 +161,23 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, sent: signal.Signals, st
         text=True,
     )
     deadline = time.monotonic() + 60
-    while not list(folder.iterdir()):  # the temporary output: the run is under way
+    while not list(folder.glob("out.parquet.vlmbatch/journal-*")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    time.sleep(1.5)
+    running = run("status", output)
+    assert (running.returncode, running.stderr) == (75, "")
+    assert f"written now by process {process.pid} on " in running.stdout
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == status, stderr
-    assert "nothing was written to" in stderr
+    said = f"stopped by {sent.name}. ([0-9,]+) of 20,000 rows are done; run the same command again"
+    match = re.search(said, stderr)
+    assert match is not None, stderr
     assert "Traceback" not in stderr
-    assert list(folder.iterdir()) == []
+    assert {path.name for path in folder.iterdir()} == {"out.parquet.vlmbatch"}
+    left = json.loads(run("status", output, "--json").stdout)
+    assert left["state"] == "interrupted"
+    assert left["rows_done"] == int(match[1].replace(",", ""))
 
 
 def test_validate_finds_the_planted_errors_without_torch(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import vlmbatch
 HEAVY = {"torch", "transformers", "pyarrow", "numpy", "PIL", "huggingface_hub", "tokenizers"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["run", "--help"], ["bench", "--help"], ["--version"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = f"""
 import sys
@@ -32,7 +34,7 @@ def test_version(job: Run) -> None:
     assert (done.returncode, done.stdout) == (0, f"vlmbatch {vlmbatch.__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["run", "validate", "doctor"])
+@pytest.mark.parametrize("command", ["run", "validate", "status", "bench", "doctor"])
 def test_help_names_every_command(job: Run, command: str) -> None:
     assert f" {command} " in job("answered", "--help").stdout
     assert f"Usage: vlmbatch {command}" in job("answered", command, "--help").stdout
@@ -43,6 +45,8 @@ def test_no_option_is_cut_off_in_80_columns(job: Run) -> None:
         shown = job("answered", command, "--help", COLUMNS="80").stdout
         assert "--image-feature-size" in shown
         assert "…" not in shown
+    for command in ("bench", "status"):
+        assert "…" not in job("answered", command, "--help", COLUMNS="80").stdout
 
 
 def test_completion_is_offered(job: Run) -> None:

@@ -348,9 +348,9 @@ class TestRuns:
         changed = {"a": {"b": [1], "c": 3, "x": "y"}, "d": 0}
         assert record.changes(changed) == [
             "a.b: [1, 2] -> [1]",
-            'a.x: null -> "y"',
-            "d: null -> 0",
-            "e: 1 -> null",
+            'a.x: none -> "y"',
+            "d: none -> 0",
+            "e: 1 -> none",
         ]
 
     def test_record_survives_reading(self, output):

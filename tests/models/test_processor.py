@@ -366,18 +366,33 @@ def test_missing_template_matters_to_chats_alone(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     processor = load(folder)
     assert processor.encode(row("x"))
-    with pytest.raises(ConfigError, match="no chat template"):
-        processor.encode(row(messages=MESSAGES, num_images=1))
+    for _ in range(2):
+        with pytest.raises(RowError, match="no chat template; give one with") as caught:
+            processor.encode(row(messages=MESSAGES, num_images=1))
+        assert caught.value.code == ErrorCode.PROMPT_INVALID
     with pytest.raises(ConfigError, match="no chat template"):
         load(folder, PromptConfig(chat=True))
 
 
+def test_a_broken_template_is_an_error_of_rows_that_need_it(folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{% if %}")
+    processor = load(folder)
+    assert processor.encode(row("x"))
+    with pytest.raises(RowError, match="not valid Jinja"):
+        processor.encode(row(messages=MESSAGES, num_images=1))
+    with pytest.raises(ConfigError, match="not valid Jinja"):
+        load(folder, PromptConfig(chat_template=folder / "chat_template.jinja"))
+
+
 def test_fingerprint(folder: Path) -> None:
+    own = folder / "own.jinja"
+    own.write_text("Q: {{ messages[0].content }} A:")
     first = load(folder).fingerprint
     assert load(folder).fingerprint == first
     assert load(folder, max_model_len=50).fingerprint == first
     others = [
         load(folder, PromptConfig(chat=True)).fingerprint,
+        load(folder, PromptConfig(chat_template=own)).fingerprint,
         load(folder, PromptConfig(chat=True, system_prompt="x")).fingerprint,
         load(folder, PromptConfig(prompt_template="{prompt}!")).fingerprint,
         load(folder, images=ImageArguments(strict_image_tokens=True)).fingerprint,

@@ -17,6 +17,7 @@ from types import ModuleType
 from vlmbatch.config import RunConfig
 from vlmbatch.errors import ErrorCode, ManifestError, OutputError, RowError
 from vlmbatch.stats import RunStats
+from vlmbatch.stopping import RunStoppedError
 from vlmbatch.types import Result, Row
 
 ERROR = RowError(ErrorCode.IMAGE_MISSING, "no file at images/7.png")
@@ -60,6 +61,17 @@ def slow(config: RunConfig, stats: RunStats) -> None:
     stats.rows_done = 2
     print("running", flush=True)
     time.sleep(60)
+
+
+def stopped(config: RunConfig, stats: RunStats) -> None:
+    stats.rows_earlier = 100
+    rows(stats, 50, errors=1)
+    stats.rows_total = 300
+    raise RunStoppedError("stopped by SIGTERM", 143)
+
+
+def complete(config: RunConfig, stats: RunStats) -> None:
+    stats.count_earlier(3, {ERROR.code: 1}, {ERROR.code: ERROR.message})
 
 
 def live(config: RunConfig, stats: RunStats) -> None:

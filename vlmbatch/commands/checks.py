@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vlmbatch.config import ImageArguments, ImageInputType
@@ -34,24 +36,40 @@ def checked_output(
     Raises:
         UsageError: none given for a manifest file, of another kind than we write, or in the way.
     """
+    if output is None and manifest == "-":
+        output = "-"
     if output is None:
-        if manifest == "-":
-            return "-"
         name = Path(manifest).name.partition(".")[0] or "answers"
         raise UsageError(
             f"no output given: add -o {name}.answers.parquet for a Parquet file, "
             "or -o - for JSONL on standard output"
         )
     if output == "-":
+        if shard_rows is not None:
+            raise UsageError("--shard-rows needs a folder: standard output is one stream")
         return output
+    with _looking_at(f"output {output}"):
+        _check_place(output, manifest, overwrite=overwrite, sharded=shard_rows is not None)
+    return output
+
+
+def _check_place(output: str, manifest: str, *, overwrite: bool, sharded: bool) -> None:
     path = Path(output)
-    folder = shard_rows is not None or is_folder(output)
+    folder = sharded or is_folder(output)
     if path.is_dir() and not folder:
         raise UsageError(
             f"output {output} is a folder: name a .parquet file in it, such as "
             f"-o {path / 'answers.parquet'}, or add --shard-rows for a folder of files"
         )
-    if folder and (path.suffix not in ("", ".parquet") or path.is_file()):
+    if path.name in ("", ".."):
+        raise UsageError(f"output {output}: give the folder's name, as in -o {path / 'answers/'}")
+    if folder and path.is_file():
+        raise UsageError(
+            f"output {output} is a file, not a folder: choose a name that ends in .parquet, "
+            "another folder, or - for JSONL on standard output"
+        )
+    is_clear = output.endswith("/") or path.is_dir()  # a folder's name may have a dot
+    if folder and not is_clear and path.suffix not in ("", ".parquet"):
         raise UsageError(
             f"output {output} is of no kind that can be written: choose a name that ends in "
             ".parquet, a folder, or - for JSONL on standard output"
@@ -63,9 +81,9 @@ def checked_output(
     has_run = path.with_name(f"{path.name}.vlmbatch").is_dir()
     if path.is_file() and not overwrite and not has_run:
         raise UsageError(
-            f"output {output} exists: add --overwrite to replace it, or choose another name"
+            f"output {output} exists, and no run on it is known: add --overwrite to replace it, or "
+            "choose another name"
         )
-    return output
 
 
 def check_resume_options(
@@ -99,12 +117,13 @@ def check_report_file(option: str, path: str | None, manifest: str) -> None:
     """
     if path is None or path == "-":
         return
-    if Path(path).is_dir():
-        raise UsageError(f"{option} {path} is a folder: name a file in it")
-    if not Path(path).parent.is_dir():
-        raise UsageError(
-            f"{option} {path}: there is no folder {Path(path).parent}; create it first"
-        )
+    with _looking_at(f"{option} {path}"):
+        if Path(path).is_dir():
+            raise UsageError(f"{option} {path} is a folder: name a file in it")
+        if not Path(path).parent.is_dir():
+            raise UsageError(
+                f"{option} {path}: there is no folder {Path(path).parent}; create it first"
+            )
     if _is_same_file(path, manifest):
         raise UsageError(f"{option} {path} is the manifest itself: choose another name")
 
@@ -116,12 +135,23 @@ def check_stdout_use(option: str, path: str | None, *, data_on_stdout: bool) -> 
 
 
 def _is_same_file(path: str, manifest: str) -> bool:
-    return (
-        manifest != "-"
-        and Path(manifest).exists()
-        and Path(path).exists()
-        and Path(path).samefile(manifest)
-    )
+    if manifest == "-":
+        return False
+    try:
+        return Path(path).samefile(manifest)
+    except (OSError, ValueError):  # one of them is not there; reading the manifest tells why not
+        return False
+
+
+@contextmanager
+def _looking_at(what: str) -> Iterator[None]:
+    """Turn a path that may not be looked at, or cannot be one, into a usage error."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"{what} cannot be looked at: {error.strerror}") from error
+    except ValueError as error:  # a NUL character
+        raise UsageError(f"{what!r} is no path: {error}") from error
 
 
 def image_arguments(

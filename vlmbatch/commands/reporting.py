@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import typer
 
 from vlmbatch import log
 from vlmbatch.commands.exits import early_exits
+from vlmbatch.errors import OutputError, VlmbatchError
 
 if TYPE_CHECKING:
     from vlmbatch.progress import RunDisplay
@@ -41,19 +43,68 @@ class Reporting:
         return RunDisplay(stats, log.console(), mode)
 
     def finish(
-        self, stats: RunStats, details: Mapping[str, Any], print_summary: Callable[[], None]
+        self,
+        stats: RunStats,
+        details: Mapping[str, Any],
+        print_summary: Callable[[], None],
+        stopped: VlmbatchError | None = None,
     ) -> None:
-        """Print the summary, write it as JSON where asked to, and end with 1 for error rows."""
+        """Print the summary, write it as JSON where asked to, and end the command.
+
+        With the exit status of ``stopped``, if that ended the work, and else with 1 for error rows.
+        """
         from vlmbatch.summary import write_json
 
-        status = 1 if stats.num_errors and not self.exit_zero else 0
-        figures = {**stats.summary(), **details, "exit_status": status}
-        with early_exits(lambda: "the work itself is done"):
+        if stopped is not None:
+            status = stopped.exit_status
+        else:
+            status = 1 if stats.num_errors and not self.exit_zero else 0
+        figures = self._figures(stats, details, status, stopped)
+        with early_exits(lambda: "the work itself is done" if stopped is None else str(stopped)):
             if self.summary_json is not None:
                 write_json(figures, self.summary_json)
             if self.log_format == "json":
-                log.logger.info("finished", extra={"data": figures})
+                message = "finished" if stopped is None else "stopped"
+                log.logger.info(message, extra={"data": figures})
             elif not self.quiet:
                 print_summary()
             sys.stdout.flush()
+        if stopped is not None:
+            log.logger.error("%s", stopped)
         raise typer.Exit(status)
+
+    @contextmanager
+    def failures_summarised(self, stats: RunStats, details: Mapping[str, Any]) -> Iterator[None]:
+        """Write ``--summary-json`` also when the work fails: an old one would pass for its own."""
+        try:
+            yield
+        except typer.Exit as end:
+            self._summarise_failure(self._figures(stats, details, end.exit_code))
+            raise
+        except VlmbatchError as error:
+            self._summarise_failure(self._figures(stats, details, error.exit_status, error))
+            raise
+        except Exception as error:  # a bug of ours, reported further up
+            status = VlmbatchError.exit_status
+            self._summarise_failure(self._figures(stats, details, status, error))
+            raise
+
+    def _summarise_failure(self, figures: Mapping[str, Any]) -> None:
+        from vlmbatch.summary import write_json
+
+        if self.summary_json is None:
+            return
+        try:
+            write_json(figures, self.summary_json)
+        except (OutputError, BrokenPipeError) as failure:  # second to the failure that led here
+            log.logger.error("%s", failure)
+
+    def _figures(
+        self,
+        stats: RunStats,
+        details: Mapping[str, Any],
+        status: int,
+        error: Exception | None = None,
+    ) -> dict[str, Any]:
+        message = None if error is None else str(error)
+        return {**stats.summary(), **details, "exit_status": status, "error": message}

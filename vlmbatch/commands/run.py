@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from vlmbatch import log
 from vlmbatch.commands import options
@@ -28,6 +29,9 @@ from vlmbatch.config import (
     RunConfig,
     SamplingParams,
 )
+
+if TYPE_CHECKING:
+    from vlmbatch.stats import RunStats
 
 SAMPLING = SamplingParams()
 ENGINE = EngineConfig()
@@ -157,22 +161,40 @@ def run(
 
 
 def _run(config: RunConfig, report: Reporting) -> None:
+    from vlmbatch.run import run as answer_all
     from vlmbatch.stats import RunStats
-
-    stats = RunStats()
-
-    def kept() -> str:
-        total = "" if stats.rows_total is None else f" of {stats.rows_total:,}"
-        again = "" if config.output == "-" else "; run the same command again to go on"
-        return f"{stats.rows_done:,}{total} rows are done{again}"
-
-    if config.manifest.source == "-" and sys.stdin.isatty():
-        log.logger.info("reading rows from the terminal: end them with Ctrl-D")
-    with early_exits(kept), report.display(stats):
-        from vlmbatch.run import run as answer_all
-
-        answer_all(config, stats)
+    from vlmbatch.stopping import RunStoppedError
     from vlmbatch.summary import print_run_summary
 
+    stats = RunStats()
     details = {"model": config.model, "output": config.output}
-    report.finish(stats, details, lambda: print_run_summary(stats, log.console(), config.output))
+    stopped = None
+    if config.manifest.source == "-" and sys.stdin.isatty():
+        log.logger.info("reading rows from the terminal: end them with Ctrl-D")
+    with (
+        report.failures_summarised(stats, details),
+        early_exits(lambda: what_is_done(config, stats)),
+    ):
+        try:
+            with report.display(stats):
+                answer_all(config, stats)
+        except RunStoppedError as error:
+            done = what_is_done(config, stats)
+            stopped = RunStoppedError(f"{error}. {done[:1].upper()}{done[1:]}", error.exit_status)
+    report.finish(
+        stats,
+        details,
+        lambda: print_run_summary(stats, log.console(), config.output, stopped=stopped is not None),
+        stopped,
+    )
+
+
+def what_is_done(config: RunConfig, stats: RunStats) -> str:
+    """What is kept of a run that has ended early, and how to go on with it."""
+    total = "" if stats.rows_total is None else f" of {stats.rows_total:,}"
+    finished = stats.rows_finished
+    done = f"{finished:,}{total} rows are done" if finished else "no row was answered"
+    if config.output == "-":
+        return f"{done}; standard output keeps nothing to go on from"
+    without = " without --overwrite" if config.overwrite and finished else ""
+    return f"{done}; run the same command again{without} to go on"

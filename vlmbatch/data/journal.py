@@ -130,7 +130,7 @@ class Journal:
         try:
             return decode_result(row_index, payload)
         except ForeignVersionError as error:
-            raise _other_version(path, error) from error
+            raise foreign_segment(path, error) from error
 
     def result_of(self, row: Row) -> Result | None:
         """The result of a row of the manifest with its pass-through columns; None: not finished.
@@ -159,9 +159,9 @@ class Journal:
             data = path.read_bytes()
             scan = scan_segment(data, self._run_id, number)
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable_segment(path, error) from error
         except ForeignVersionError as error:
-            raise _other_version(path, error) from error
+            raise foreign_segment(path, error) from error
         if scan is None:
             return
         if self._tail is not None:  # only the last segment can end in a write that was under way
@@ -197,7 +197,7 @@ class Journal:
                         break
                     data += more
             except OSError as error:
-                raise _unreadable(path, error) from error
+                raise unreadable_segment(path, error) from error
         return data[:length]
 
     def _descriptor(self, number: int, path: Path) -> int:
@@ -210,14 +210,14 @@ class Journal:
         return self._descriptors[number]
 
 
-def _unreadable(path: Path, error: OSError) -> OutputError:
+def unreadable_segment(path: Path, error: OSError) -> OutputError:
     return OutputError(
         f"{path} cannot be read: {error.strerror}. Check the disk and the folder's permissions, "
         "then run again; or run with --overwrite to start anew"
     )
 
 
-def _other_version(path: Path, error: ForeignVersionError) -> OutputError:
+def foreign_segment(path: Path, error: ForeignVersionError) -> OutputError:
     return OutputError(
         f"{path} was written by another version of vlmbatch ({error}). Finish the run with that "
         "version, or run with --overwrite to start anew"

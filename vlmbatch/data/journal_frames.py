@@ -32,6 +32,8 @@ _FRAME = struct.Struct("<4sIIQ")
 _CHECKED = struct.Struct("<IQ")
 _CHECKED_FROM = _FRAME.size - _CHECKED.size
 
+_ANSWER_END = b",null,null]"  # neither error code nor message, which is a string
+
 HEADER_BYTES = _HEADER.size
 FRAME_BYTES = _FRAME.size
 
@@ -80,6 +82,16 @@ def frame_payload(data: bytes, salt: int) -> bytes | None:
         return None
     whole = zlib.crc32(memoryview(data)[_CHECKED_FROM:], salt) == checksum
     return data[FRAME_BYTES:] if whole else None
+
+
+def frame_end(segment: bytes, offset: int) -> int:
+    """Where the frame at ``offset`` ends."""
+    return offset + FRAME_BYTES + cast(int, _FRAME.unpack_from(segment, offset)[2])
+
+
+def holds_answer(segment: bytes, offset: int, end: int) -> bool:
+    """Whether the frame from ``offset`` to ``end`` is of an answer; else it is of an error."""
+    return segment.endswith(_ANSWER_END, offset, end)
 
 
 def frame_length(head: bytes) -> int:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import shlex
 import socket
 import sys
 import time
@@ -46,7 +47,8 @@ class LockHolder:
     @classmethod
     def this_process(cls) -> LockHolder:
         started = datetime.now(UTC).isoformat(timespec="seconds")
-        return cls(os.getpid(), socket.gethostname(), started, " ".join(sys.argv))
+        command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+        return cls(os.getpid(), socket.gethostname(), started, command)
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, since {self.started}: {self.command:.200}"
@@ -67,11 +69,7 @@ class OutputLock:
             self._descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             if not self._acquire(path):
-                holder = _read_holder(self._descriptor) or "another process"
-                raise OutputLockedError(
-                    f"{output} is being written by another run ({holder}). Wait until it ends, or "
-                    "stop it, then run again; or choose another output"
-                )
+                raise locked_error(output, _read_holder(self._descriptor))
             with reported(path):
                 os.ftruncate(self._descriptor, 0)
                 text = json.dumps(asdict(LockHolder.this_process()))
@@ -114,6 +112,14 @@ def lock_holder(path: Path) -> LockHolder | None:
         return _read_holder(descriptor) or LockHolder(0, "unknown", "unknown", "unknown")
     finally:
         os.close(descriptor)
+
+
+def locked_error(output: Path, holder: LockHolder | None) -> OutputLockedError:
+    """What the user reads when another run writes ``output``."""
+    return OutputLockedError(
+        f"{output} is being written by another run ({holder or 'another process'}). Wait until it "
+        "ends, or stop it, then run again; or choose another output"
+    )
 
 
 def _try_lock(descriptor: int, path: Path, kind: int) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -28,10 +28,17 @@ class RunRecord:
     num_rows: int
     version: str
     started: str  # ISO 8601, UTC
+    about: dict[str, Any] = field(default_factory=dict)  # for people: names, the command
     state: Literal["running", "complete"] = "running"
 
     @classmethod
-    def new(cls, settings: Mapping[str, Any], fingerprint: str, num_rows: int) -> RunRecord:
+    def new(
+        cls,
+        settings: Mapping[str, Any],
+        fingerprint: str,
+        num_rows: int,
+        about: Mapping[str, Any] | None = None,
+    ) -> RunRecord:
         """A run that starts now."""
         return cls(
             secrets.token_hex(RUN_ID_BYTES),
@@ -40,6 +47,7 @@ class RunRecord:
             num_rows,
             __version__,
             datetime.now(UTC).isoformat(timespec="seconds"),
+            _as_json(about or {}),
         )
 
     @property
@@ -113,5 +121,5 @@ def _changes(name: str, old: Any, new: Any) -> list[str]:
 
 
 def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = "none" if value is None else json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 80 else f"{text[:77]}..."

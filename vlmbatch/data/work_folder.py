@@ -24,19 +24,39 @@ from vlmbatch.data.durable_file import FILES, FileSystem, reported
 from vlmbatch.data.journal import Journal
 from vlmbatch.data.journal_frames import HEADER_BYTES, segment_header
 from vlmbatch.data.journal_writer import JournalWriter, list_segments
-from vlmbatch.data.lock import OutputLock
+from vlmbatch.data.lock import OutputLock, lock_holder, locked_error
 from vlmbatch.data.run_record import RunRecord, read_record, write_record
 from vlmbatch.errors import OutputError
 
 RUN_ID_KEY = "vlmbatch.run_id"
 FINGERPRINT_KEY = "vlmbatch.run_fingerprint"
 
-_RECORD = "run.json"
+RECORD_FILE = "run.json"
+LOCK_FILE = "lock"
+_SUFFIX = ".vlmbatch"
 
 
 def work_folder_path(output: Path) -> Path:
     """Where the work folder of ``output``, a file or a folder, lies."""
-    return output.with_name(f"{output.name}.vlmbatch")
+    return output.with_name(f"{output.name}{_SUFFIX}")
+
+
+def output_of(path: Path) -> Path:
+    """The output that ``path``, itself or its work folder, stands for."""
+    if path.name.endswith(_SUFFIX) and path.is_dir():
+        return path.with_name(path.name.removesuffix(_SUFFIX))
+    return path
+
+
+def check_unlocked(output: Path) -> None:
+    """Refuse an output that another run is writing, before any work is done for it.
+
+    Raises:
+        OutputLockedError: the message names the process.
+        OutputError: the lock cannot be read.
+    """
+    if (holder := lock_holder(work_folder_path(output) / LOCK_FILE)) is not None:
+        raise locked_error(output, holder if holder.pid else None)
 
 
 class WorkFolder:
@@ -54,7 +74,7 @@ class WorkFolder:
         with reported(self.path):
             files.make_folder(self.path)
             files.fsync_folder(self.path.parent)
-        self._lock = OutputLock(self.path / "lock", output)
+        self._lock = OutputLock(self.path / LOCK_FILE, output)
 
     def __enter__(self) -> Self:
         return self
@@ -76,7 +96,7 @@ class WorkFolder:
 
         Makes up for what a crash left undone when the output was already committed.
         """
-        record = read_record(self.path / _RECORD)
+        record = read_record(self.path / RECORD_FILE)
         if record is None:
             return None
         commit = read_commit(self.output)
@@ -88,7 +108,7 @@ class WorkFolder:
     def begin(self, record: RunRecord) -> None:
         """Make ``record`` the folder's run. Journal and keys of other runs are removed; what was
         written for this one already is kept."""
-        write_record(self.path / _RECORD, record, self._files)
+        write_record(self.path / RECORD_FILE, record, self._files)
         self._remove(self._foreign_segments(record), self._foreign_keys(record))
 
     def journal(self, record: RunRecord) -> Journal:
@@ -103,7 +123,7 @@ class WorkFolder:
         """Record that the run's output is committed and drop the journal, which it replaces."""
         if record.state != "complete":
             record = record.completed()
-            write_record(self.path / _RECORD, record, self._files)
+            write_record(self.path / RECORD_FILE, record, self._files)
         segments = [path for _, path in list_segments(self.path)]
         self._remove(segments, self._foreign_keys(record))
         return record

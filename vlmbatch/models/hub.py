@@ -20,9 +20,13 @@ def resolve_model(path_or_id: str, revision: str | None = None) -> Path:
         CheckpointError: neither a folder nor a model that can be fetched.
     """
     path = Path(path_or_id).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists():
+    try:
+        if path.is_dir():
+            return path
+        exists = path.exists()
+    except (OSError, ValueError) as error:  # ValueError: a NUL character
+        raise CheckpointError(f"{path_or_id!r}: cannot be looked at: {error}") from error
+    if exists:
         raise CheckpointError(f"{path_or_id}: is a file; give the checkpoint's folder")
     if path.is_absolute() or path_or_id.startswith((".", "~")) or path_or_id.count("/") != 1:
         raise CheckpointError(

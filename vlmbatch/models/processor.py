@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmbatch.config import ImageArguments, PromptConfig
-from vlmbatch.errors import CheckpointError, ConfigError, ErrorCode, RowError
+from vlmbatch.errors import CheckpointError, ConfigError, ErrorCode, RowError, UsageError
 from vlmbatch.models.chat import ChatTemplate, Message
 from vlmbatch.models.config import ModelConfig, check_image_arguments
 from vlmbatch.models.image_processor import ImageProcessor
@@ -55,7 +55,7 @@ class LlavaProcessor:
         self._strict = images.strict_image_tokens
         self._template_path = template_path
         self.image_token = _image_token(tokenizer, config.image_token_id)
-        if prompt.chat:
+        if self._names_template:
             _ = self.chat_template  # a missing or bad template is an error before the run
 
     @classmethod
@@ -113,6 +113,18 @@ class LlavaProcessor:
             self._template_path, self.tokenizer.special_tokens, self.image_token
         )
 
+    @property
+    def _names_template(self) -> bool:
+        """Whether the options speak of a template; else only rows of messages need one."""
+        return self._prompt.chat or self._prompt.chat_template is not None
+
+    @cached_property
+    def _template_or_problem(self) -> ChatTemplate | str:
+        try:
+            return self.chat_template
+        except UsageError as error:
+            return str(error)
+
     @cached_property
     def fingerprint(self) -> str:
         parts = (
@@ -123,7 +135,7 @@ class LlavaProcessor:
             self._strict,
             self._prompt.prompt_template,
             self._prompt.system_prompt,
-            self.chat_template.source if self._prompt.chat else None,
+            self.chat_template.source if self._names_template else None,
         )
         return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
 
@@ -197,7 +209,10 @@ class LlavaProcessor:
         system_prompt = self._prompt.system_prompt
         if system_prompt is not None and messages and not _is_system(messages[0]):
             messages = [{"role": "system", "content": system_prompt}, *messages]
-        rendered = self.chat_template.render(messages, len(row.images))
+        template = self._template_or_problem
+        if isinstance(template, str):
+            raise RowError(ErrorCode.PROMPT_INVALID, template)
+        rendered = template.render(messages, len(row.images))
         # A template that writes the first token itself must not get it twice.
         bos_token = self.tokenizer.bos_token
         return rendered, bos_token is None or not rendered.startswith(bos_token)

@@ -1,0 +1,140 @@
+"""``vlmbatch status``: what a run has done, what is left, and what to do next."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vlmbatch import log
+from vlmbatch.commands.exits import early_exits
+from vlmbatch.errors import OutputLockedError
+
+if TYPE_CHECKING:
+    from vlmbatch.run_status import RunStatus
+
+_STATES = {
+    "starting": "begun or ended just now,",
+    "running": "written now",
+    "interrupted": "interrupted: no process is writing it",
+    "complete": "complete",
+    "gone": "complete once, but the output is gone",
+    "replaced": "complete once, but something else has taken the output's place",
+}
+
+
+def status(
+    output: Annotated[
+        Path,
+        typer.Argument(metavar="OUTPUT", help="The output of a run: a .parquet file or a folder."),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+) -> None:
+    """Show what a run has done, what is left, and what to do next.
+
+    Disturbs no run that is going on. Exits 0 when all rows are answered, 1 when
+    some are errors or the run is not finished, 75 while a run is writing the
+    output, 2 when there is neither an output nor a run.
+    """
+    log.configure()
+    from vlmbatch.run_status import read_status
+
+    found = read_status(output)
+    with early_exits(lambda: "nothing was changed"):
+        if as_json:
+            sys.stdout.write(json.dumps(_as_json(found), indent=2) + "\n")
+        else:
+            _print(found)
+        sys.stdout.flush()
+    raise typer.Exit(_exit_status(found))
+
+
+def _exit_status(found: RunStatus) -> int:
+    if found.holder is not None:
+        return OutputLockedError.exit_status
+    return 0 if found.state == "complete" and not found.errors else 1
+
+
+def _as_json(found: RunStatus) -> dict[str, Any]:
+    return {
+        **asdict(found),
+        "output": str(found.output),
+        "rows_left": found.rows_left,
+        "num_errors": found.num_errors,
+        "next_step": found.next_step,
+    }
+
+
+def _print(found: RunStatus) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    from vlmbatch.summary import one_each, print_errors, print_table
+
+    console = log.stdout_console()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _lines(found):
+        table.add_row(name, Text(log.printable(value)))
+    print_table(table, console)
+    print_errors(found.errors, one_each(found.error_examples), console)
+    console.print(Text.assemble("\n", ("next: ", "bold"), found.next_step), soft_wrap=True)
+
+
+def _lines(found: RunStatus) -> Iterator[tuple[str, str]]:
+    yield "output", str(found.output)
+    state = _STATES[found.state]
+    if found.holder is not None:
+        since = _time(found.holder.started)
+        state += f" by process {found.holder.pid} on {found.holder.host}, since {since}"
+    yield "state", state
+    if found.rows_total is not None:
+        ok = found.rows_done - found.num_errors
+        yield (
+            "rows",
+            f"{found.rows_done:,} of {found.rows_total:,} done, {found.rows_left:,} left: "
+            f"{ok:,} ok, {found.num_errors:,} error{'' if found.num_errors == 1 else 's'}",
+        )
+    if found.shards_total is not None:
+        yield "shards", f"{found.shards_done:,} of {found.shards_total:,} written"
+    if found.started is not None:
+        yield "started", _time(found.started)
+    if found.updated is not None:
+        yield "updated", _time(found.updated)
+    for name in ("manifest", "model"):
+        if (value := getattr(found, name)) is not None:
+            yield name, value
+    if found.settings:
+        yield "settings", _chosen(found.settings)
+    if found.version is not None:
+        yield "version", f"vlmbatch {found.version}"
+    if found.command is not None:
+        yield "command", found.command
+
+
+def _chosen(settings: Mapping[str, Any]) -> str:
+    """The settings that are not as they are by default, without the digests among them."""
+    from vlmbatch.config import SamplingParams
+
+    defaults = json.loads(json.dumps(asdict(SamplingParams())))
+    chosen = [
+        f"{name} {json.dumps(value, ensure_ascii=False)}"
+        for name, value in settings.get("sampling", {}).items()
+        if value != defaults.get(name)
+    ]
+    chosen += [
+        f"{name} {settings[name]}" for name in ("limit", "max_model_len") if settings.get(name)
+    ]
+    if settings.get("dtype", "auto") != "auto":
+        chosen.append(f"dtype {settings['dtype']}")
+    return ", ".join(chosen) or "defaults"
+
+
+def _time(iso: str) -> str:
+    return iso.replace("T", " ").replace("+00:00", " UTC")
