@@ -7,6 +7,7 @@ what it needs when it runs.
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -15,11 +16,11 @@ import typer
 from vlmbatch import __version__, log
 from vlmbatch.commands.bench import bench
 from vlmbatch.commands.doctor import doctor
-from vlmbatch.commands.exits import INTERRUPTED, install_signal_handlers
+from vlmbatch.commands.exits import INTERRUPTED, install_signal_handlers, stdout_failures
 from vlmbatch.commands.run import run
 from vlmbatch.commands.status import status
 from vlmbatch.commands.validate import validate
-from vlmbatch.errors import VlmbatchError
+from vlmbatch.errors import OutputError, VlmbatchError
 
 INTERNAL_ERROR = 70
 EPILOG = (
@@ -72,10 +73,16 @@ def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: the README lists what each means."""
     log.configure()
     install_signal_handlers()
+    if sys.stdout is None:  # the next file opened would take its place as descriptor 1
+        log.logger.error("standard output is closed: redirect it to a file or to /dev/null")
+        return OutputError.exit_status
     try:
-        exit_status = app(args, prog_name="vlmbatch", standalone_mode=False)
+        with stdout_failures():
+            exit_status = app(args, prog_name="vlmbatch", standalone_mode=False)
     except KeyboardInterrupt:  # before or after the command's own work
         return INTERRUPTED
+    except typer.Exit as end:
+        return end.exit_code
     except typer.TyperException as error:
         return _misused(error)
     except VlmbatchError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -184,3 +185,48 @@ def test_validate_on_a_full_disk(job: Run) -> None:
     done = job("with_errors", "validate", "m.jsonl", "-m", "x", "--errors", "/dev/full")
     assert done.returncode == 74
     assert done.stderr == "error: cannot write /dev/full: No space left on device\n"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--version",),
+        ("--help",),
+        ("doctor", "--json"),
+        ("validate", "m.jsonl", "-m", "x", "-q", "--summary-json", "-"),
+        ("validate", "m.jsonl", "-m", "x", "-q", "--errors", "-"),
+    ],
+)
+def test_standard_output_on_a_full_disk(
+    tmp_path: Path, arguments: tuple[str, ...], unbuffered: str
+) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, str(FAKE_JOB), "with_errors", *arguments],
+            cwd=tmp_path,
+            env=environment(PYTHONUNBUFFERED=unbuffered),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert done.returncode == 74
+    assert re.fullmatch(
+        r"error: cannot write (standard output|-): No space left on device\n", done.stderr
+    )
+
+
+def test_without_a_standard_output(tmp_path: Path) -> None:
+    done = subprocess.run(
+        ["sh", "-c", '"$@" >&-', "sh", sys.executable, str(FAKE_JOB), "answered", *RUN],
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 74
+    assert done.stderr.startswith("error: standard output is closed: redirect it")
+    assert done.stderr.count("\n") == 1

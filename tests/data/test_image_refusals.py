@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vlmbatch.config import ImageLimits
+from vlmbatch.data.image_file import open_image_bytes
 from vlmbatch.data.images import decode_image, probe_image
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.types import ImageRef
@@ -54,6 +55,30 @@ class TestNotAFile:
             error = refusal(ImageRef(str(path)))
             assert error.code is ErrorCode.IMAGE_MISSING
             assert str(path) in error.message
+
+    def test_a_long_path_is_shown_by_its_ends(self, tmp_path):
+        path = "/start/" + "x" * 5000 + "/end.jpg"
+        limited = ImageLimits(root=tmp_path)
+        for limits, longest in ((LIMITS, 300), (limited, 1000)):
+            message = refusal(ImageRef(path), limits).message
+            assert message.startswith("/start/xx") and "xx…xx" in message
+            assert "xx/end.jpg: " in message and len(message) < longest
+
+    def test_links_are_followed_only_for_a_root(self, tmp_path, monkeypatch):
+        file = tmp_path / "a.png"
+        file.write_bytes(encoded("PNG"))
+        ref = ImageRef(str(file))
+
+        def no_proc(path):
+            raise PermissionError(1, "not here")
+
+        monkeypatch.setattr(Path, "readlink", no_proc)
+        monkeypatch.setattr(Path, "stat", no_proc)
+        assert open_image_bytes(ref, LIMITS).read() == file.read_bytes()
+        descriptors = len(list(Path("/proc/self/fd").iterdir()))
+        error = refusal(ref, ImageLimits(root=tmp_path))
+        assert (error.code, "changed while" in error.message) == (ErrorCode.IMAGE_FORBIDDEN, True)
+        assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
 
     def test_folder(self, tmp_path):
         error = refusal(ImageRef(str(tmp_path)))

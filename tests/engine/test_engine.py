@@ -137,6 +137,16 @@ def test_one_image_is_encoded_once_for_all_its_rows() -> None:
     assert model.num_encoded == 2
 
 
+@pytest.mark.parametrize("budget", [3, 64])
+def test_an_image_interrupted_by_text_goes_on_where_it_was(budget: int) -> None:
+    text = [1, IMAGE_TOKEN_ID, IMAGE_TOKEN_ID, 2, *[IMAGE_TOKEN_ID] * 4, 3]
+    spans = (ImageSpan(1, 2, 0), ImageSpan(4, 4, 0, offset=2))
+    row = Request(0, text, SamplingParams(max_tokens=6, ignore_eos=True), (fake_image(7),), spans)
+    engine = make_engine(max_batched_tokens=budget)
+    engine.add(row)
+    assert drain(engine)[0][0] == reference(row, 6)
+
+
 def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
     engine = make_engine(max_model_len=32)
     with pytest.raises(RowError, match=r"32 tokens.*at most 31") as caught:

@@ -216,6 +216,35 @@ def test_equal_token_ids_of_different_images_share_nothing() -> None:
     assert [c.start for c in chunks] == [0, 0, 8]
 
 
+@pytest.mark.parametrize(
+    "spans",
+    [
+        (ImageSpan(0, 8, 0, offset=0), ImageSpan(0, 8, 0, offset=8)),  # other rows of the features
+        (ImageSpan(0, 8, 0), ImageSpan(2, 6, 0)),  # the same rows, at other tokens
+    ],
+)
+def test_other_features_of_the_same_image_are_not_shared(spans: tuple[ImageSpan, ...]) -> None:
+    scheduler = make_scheduler(num_granules=16)
+    for span in (*spans, spans[0]):
+        scheduler.add(sequence([IMAGE_TOKEN] * 8 + [1], 1, (image(b"red"),), (span,)))
+    assert [c.start for c in scheduler.schedule()] == [0, 0, 8]
+
+
+def test_a_new_sequence_leaves_the_running_ones_room_to_grow() -> None:
+    scheduler = make_scheduler(num_granules=5, enable_prefix_caching=False)
+    old, young = sequence([1] * 8, 9), sequence([2] * 8, 1)
+    scheduler.add(old)
+    scheduler.schedule()
+    scheduler.add(young)  # its blocks would take the pool's last
+    scheduler.update(old, 1)
+    assert [chunk.sequence for chunk in scheduler.schedule()] == [old]
+    while not old.finished:
+        scheduler.update(old, 1)
+        chunks = scheduler.schedule()
+    assert [chunk.sequence for chunk in chunks] == [young]
+    assert scheduler.num_preemptions == 0
+
+
 def test_the_last_admitted_is_preempted_and_computed_anew() -> None:
     scheduler = make_scheduler(num_granules=5, enable_prefix_caching=False)
     old, young = sequence([1] * 4, 12), sequence([2] * 4, 12)

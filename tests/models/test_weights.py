@@ -151,6 +151,16 @@ def test_truncated_file(folder: Path, size: int) -> None:
         load(folder)
 
 
+def test_file_that_cannot_be_opened(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(
+        CheckpointError, match=r"model\.safetensors cannot be opened: Is a directory"
+    ):
+        load(folder)
+
+
 def test_header_that_is_not_json(folder: Path) -> None:
     file = folder / "model.safetensors"
     content = bytearray(file.read_bytes())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 
 import pytest
 import torch
 from fake_model import FakeBackend, FakeModel, fake_config, reference
 
+from vlmbatch.answer import Answer
 from vlmbatch.config import EngineConfig, SamplingParams
 from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ErrorCode, OutputError, RowError
@@ -138,6 +140,58 @@ def test_a_writer_that_fails_ends_the_run_with_its_error() -> None:
     with pytest.raises(OutputError, match="disk full"):
         run_rows(rows, ListWriter(fail_after=20), window=30)
     assert threading.active_count() == before
+
+
+class SilentFeed:
+    """Has a row to come, always, and never the row."""
+
+    exhausted = False
+
+    def __init__(self) -> None:
+        self.polls = 0
+
+    def poll(self, timeout: float) -> None:
+        self.polls += 1
+        assert self.polls < 500, "the run goes on waiting for rows"
+        time.sleep(0.01)
+
+
+def test_a_writer_that_fails_while_no_row_comes_ends_the_run() -> None:
+    stats = RunStats()
+    sink = ResultSink(ListWriter(fail_after=0), LetterTokenizer(), stats, written=lambda: None)
+    try:
+        sink.put(Answer(row_of(0, [1]).row, error=RowError(ErrorCode.IMAGE_MISSING, "no file")))
+        loop = AnswerLoop(
+            SilentFeed(), make_engine(), LetterTokenizer(), sink, stats, StopRequest()
+        )
+        with pytest.raises(OutputError, match="disk full"):
+            loop.run()
+    finally:
+        sink.close()
+
+
+@pytest.mark.timeout(20)
+def test_a_writer_that_fails_while_its_queue_is_full_ends_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class StuckWriter(ListWriter):
+        def write(self, result: Result) -> None:
+            assert released.wait(10)
+            raise OutputError("disk full")
+
+    released = threading.Event()
+    monkeypatch.setattr("vlmbatch.sink._DEPTH", 2)
+    sink = ResultSink(StuckWriter(), LetterTokenizer(), RunStats(), written=lambda: None)
+    timer = threading.Timer(0.2, released.set)
+    timer.start()
+    try:
+        with pytest.raises(OutputError, match="disk full"):
+            for index in range(4):  # one with the writer, two in the queue, one that has no place
+                missing = RowError(ErrorCode.IMAGE_MISSING, "no file")
+                sink.put(Answer(row_of(index, [1]).row, error=missing))
+    finally:
+        timer.join()
+        sink.close()
 
 
 class StopAfter(StopRequest):

@@ -46,7 +46,7 @@ class AttentionMetadata:
     ``seqlens_k``: (B,) int32, keys of each sequence, those of this step included.
     ``block_table``: (B, max_blocks) int32, first slot of each page divided by the granule.
     ``slot_mapping``: (T,) int64, slot that each token's key and value are written to.
-    ``query_lens`` and ``context_lens``: the same numbers on the host, for planning.
+    ``query_lens`` and ``seqlens_k_host``: the same numbers on the host, for planning.
     ``plans``: what a backend derives from these once a step, keyed by layer specification.
     """
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from vlmbatch.log import logger
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
 CLOSED_PIPE = 128 + signal.SIGPIPE
+_WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EBADF)
 
 
 class Terminated(SystemExit):
@@ -56,6 +58,41 @@ def early_exits(describe: Callable[[], str]) -> Iterator[None]:
             raise
         _leave_closed_stdout()
         raise typer.Exit(CLOSED_PIPE) from error
+
+
+@contextmanager
+def stdout_failures() -> Iterator[None]:
+    """Turn a standard output that cannot be written, now or at its last flush, into an error.
+
+    Raises:
+        OutputError: it failed, as on a full disk.
+        typer.Exit: its reader has closed it.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except (OSError, OutputError) as error:
+        failure = _stdout_failure(error)
+        if failure is None:  # it is another file that failed
+            raise
+        _leave_closed_stdout()
+        if isinstance(failure, BrokenPipeError):
+            raise typer.Exit(CLOSED_PIPE) from error
+        if isinstance(error, OutputError):
+            raise
+        raise OutputError(f"cannot write standard output: {failure.strerror}") from error
+
+
+def _stdout_failure(error: Exception) -> OSError | None:
+    """Why standard output cannot be written; None when it can, and ``error`` has another cause."""
+    try:
+        sys.stdout.flush()  # what could not be written is still there, and fails once more
+    except OSError as failure:
+        return failure
+    # Unbuffered, nothing is left to try. Whatever writes other files reports them by name itself.
+    if isinstance(error, OSError) and error.errno in _WRITE_ERRORS and not error.filename:
+        return error
+    return None
 
 
 def _leave_closed_stdout() -> None:

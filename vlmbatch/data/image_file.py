@@ -12,6 +12,7 @@ from vlmbatch.config import ImageLimits
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.types import ImageRef
 
+_SHOWN_CHARACTERS = 200
 _FILE_KINDS = {
     stat.S_IFDIR: "a folder",
     stat.S_IFIFO: "a named pipe",
@@ -23,7 +24,16 @@ _FILE_KINDS = {
 
 def image_label(ref: ImageRef) -> str:
     """What to call the image in messages."""
-    return ref.path if ref.path is not None else "embedded image"
+    return _shown(ref.path) if ref.path is not None else "embedded image"
+
+
+def _shown(path: str | Path) -> str:
+    """A path for messages: its middle is left out when it is long."""
+    text = str(path)
+    if len(text) <= _SHOWN_CHARACTERS:
+        return text
+    kept = _SHOWN_CHARACTERS - 1
+    return f"{text[: kept // 2]}…{text[-(kept - kept // 2) :]}"
 
 
 def open_image_bytes(ref: ImageRef, limits: ImageLimits) -> BinaryIO:
@@ -36,24 +46,25 @@ def open_image_bytes(ref: ImageRef, limits: ImageLimits) -> BinaryIO:
         _check_size(len(ref.data), ref, limits)
         return io.BytesIO(ref.data)
     assert ref.path is not None, "an image is a path or bytes"
+    path = ref.path
     try:
         # O_NONBLOCK: opening a named pipe must not wait for its writer.
-        descriptor = os.open(ref.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     except OSError as error:
-        _check_inside(_real_path(ref.path), ref.path, limits)
+        _check_inside(None, path, limits)
         if isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise RowError(ErrorCode.IMAGE_MISSING, f"{ref.path}: no such file") from error
+            raise RowError(ErrorCode.IMAGE_MISSING, f"{_shown(path)}: no such file") from error
         raise RowError(
-            ErrorCode.IMAGE_UNREADABLE, f"{ref.path}: cannot be opened: {error.strerror}"
+            ErrorCode.IMAGE_UNREADABLE, f"{_shown(path)}: cannot be opened: {error.strerror}"
         ) from error
     try:
-        _check_inside(_opened_path(descriptor, ref.path), ref.path, limits)
+        _check_inside(descriptor, path, limits)
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             kind = _FILE_KINDS.get(stat.S_IFMT(status.st_mode), "not a file")
-            raise RowError(ErrorCode.IMAGE_UNREADABLE, f"{ref.path}: {kind}, not an image file")
+            raise RowError(ErrorCode.IMAGE_UNREADABLE, f"{_shown(path)}: {kind}, not an image file")
         _check_size(status.st_size, ref, limits)
-    except RowError:
+    except BaseException:
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb")
@@ -69,14 +80,16 @@ def _check_size(size: int, ref: ImageRef, limits: ImageLimits) -> None:
         )
 
 
-def _check_inside(real_path: Path, path: str, limits: ImageLimits) -> None:
+def _check_inside(descriptor: int | None, path: str, limits: ImageLimits) -> None:
+    """``descriptor`` is of the file that ``path`` opened, if it could be opened."""
     if limits.root is None:
         return
     root = _real_path(limits.root)
+    real_path = _real_path(path) if descriptor is None else _opened_path(descriptor, path)
     if not real_path.is_relative_to(root):
         raise RowError(
             ErrorCode.IMAGE_FORBIDDEN,
-            f"{path}: leads to {real_path}, outside the image root {root}",
+            f"{_shown(path)}: leads to {_shown(real_path)}, outside the image root {_shown(root)}",
         )
 
 
@@ -88,10 +101,14 @@ def _opened_path(descriptor: int, path: str) -> Path:
     """The real path of the file that is open, whatever has become of the path's links since."""
     try:
         return Path(f"/proc/self/fd/{descriptor}").readlink()
-    except FileNotFoundError:  # no /proc on this system
+    except OSError:  # no /proc on this system
         real_path = _real_path(path)
-        if os.path.samestat(real_path.stat(), os.fstat(descriptor)):
-            return real_path
+    try:
+        unchanged = os.path.samestat(real_path.stat(), os.fstat(descriptor))
+    except OSError:  # gone, or a loop of links by now
+        unchanged = False
+    if not unchanged:
         raise RowError(
-            ErrorCode.IMAGE_FORBIDDEN, f"{path}: changed while it was being opened"
-        ) from None
+            ErrorCode.IMAGE_FORBIDDEN, f"{_shown(path)}: changed while it was being opened"
+        )
+    return real_path

@@ -93,6 +93,7 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
         NotAnObjectError: not JSON, or another value than an object.
         RowError: an object, but with invalid UTF-8, lone surrogates, or nested too deeply.
     """
+    raw = raw.rstrip(b"\r\n")  # or an error at the end would count as column 1 of a next line
     try:
         values = _DECODER.decode(raw.decode())
     except UnicodeDecodeError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import gzip
 import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple, Protocol
@@ -56,10 +57,14 @@ def read_lines(
                 blank = blank and (not chunk or chunk.isspace())
                 if hasher is not None:
                     hasher.update(chunk)
-        except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
+        except (gzip.BadGzipFile, EOFError, zlib.error, zstandard.ZstdError) as error:
+            # Where is not known: good lines may stand before it in the part that has failed.
             raise ManifestError(
-                f"{name}: cannot be read after line {number}: {error or type(error).__name__}"
+                f"{name}: cannot be decompressed: {error}; the file is damaged or cut short: "
+                "fetch it or compress it again"
             ) from error
+        except OSError as error:
+            raise ManifestError(f"{name}: cannot be read after line {number}: {error}") from error
         if number == 1 and raw.startswith(codecs.BOM_UTF8):
             raw = raw.removeprefix(codecs.BOM_UTF8)
             blank = not raw or raw.isspace()

@@ -179,8 +179,8 @@ def open_manifest(
         files = [stdin_file(stdin or _stdin(), config.max_line_bytes, spool=not streaming)]
     else:
         source = Path(config.source)
-        folder = source if source.is_dir() else source.parent
         files = find_files(source, config.max_line_bytes)
+        folder = source if source.is_dir() else source.parent
     builder = RowBuilder(columns, defaults, image_base or folder)
     return Manifest(files, builder, config.limit, streaming=streaming)
 

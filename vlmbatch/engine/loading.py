@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.registry import load_model, random_model
+
+logger = logging.getLogger(__name__)
 
 
 def build_engine(
@@ -44,7 +47,16 @@ def build_engine(
         dtype=dtype,
         backend=backend,
     )
-    return Engine(model, model_config, config, backend, device, dtype)
+    engine = Engine(model, model_config, config, backend, device, dtype)
+    logger.debug(
+        "engine on %s in %s: %s attention, a KV cache of %d tokens, context length %d",
+        device,
+        str(dtype).removeprefix("torch."),
+        backend.name,
+        engine.kv_cache_tokens,
+        engine.max_model_len,
+    )
+    return engine
 
 
 def resolve_device(name: Device) -> torch.device:

@@ -121,11 +121,16 @@ def _open_shards(folder: Path) -> Iterator[dict[str, Any]]:
     with ExitStack() as stack:
         shards = {}
         for file in _shard_files(folder):
+            path = folder / file
             try:
-                shards[file] = stack.enter_context(safe_open(folder / file, "pt"))
+                path.open("rb").close()  # safe_open calls a file that it may not read missing
+            except OSError as error:
+                raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
+            try:
+                shards[file] = stack.enter_context(safe_open(path, "pt"))
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
-                    f"{folder / file} cannot be read as safetensors ({error}); fetch the file again"
+                    f"{path} cannot be read as safetensors ({error}); fetch the file again"
                 ) from error
         yield shards
 

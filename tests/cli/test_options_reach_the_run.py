@@ -1,0 +1,119 @@
+"""Every option of `run`, set to another value than its default, changes the run as it should."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer.main
+from in_process import call
+
+from vlmbatch.cli import app
+from vlmbatch.config import RunConfig
+from vlmbatch.stats import RunStats
+
+RUN = ("run", "m.jsonl", "-m", "x", "-o", "out.parquet", "-q")
+# A later --model or --output replaces that of RUN.
+REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+    (("--output", "other.parquet"), {"output": "other.parquet"}),
+    (("--shard-rows", "7"), {"shard_rows": 7}),
+    (("--overwrite",), {"overwrite": True}),
+    (("--retry-failed",), {"retry_failed": True}),
+    (("--incremental",), {"incremental": True}),
+    (("--grace", "1m"), {"grace_s": 60.0}),
+    (("--deadline", "2h"), {"deadline_s": 7200.0}),
+    (("--max-error-rate", "5%"), {"max_error_rate": 0.05}),
+    (("--limit", "7"), {"manifest.limit": 7}),
+    (("--prompt-column", "q"), {"manifest.prompt_column": "q"}),
+    (("--image-column", "photo"), {"manifest.image_column": "photo"}),
+    (("--id-column", "key"), {"manifest.id_column": "key"}),
+    (("--model", "other"), {"model": "other"}),
+    (("--revision", "v2"), {"revision": "v2"}),
+    (("--dtype", "float16"), {"engine.dtype": "float16"}),
+    (("--device", "cpu"), {"engine.device": "cpu"}),
+    (("--attention-backend", "torch"), {"engine.attention_backend": "torch"}),
+    (("--image-token-id", "7"), {"image_arguments.image_token_id": 7}),
+    (
+        ("--image-input-shape", "1,3,80,90"),
+        {"image_arguments.image_input_shape": (1, 3, 80, 90)},
+    ),
+    (("--image-feature-size", "7"), {"image_arguments.image_feature_size": 7}),
+    (("--strict-image-tokens",), {"image_arguments.strict_image_tokens": True}),
+    (("--image-root", "images"), {"image_limits.root": Path("images")}),
+    (("--max-image-pixels", "7"), {"image_limits.max_pixels": 7}),
+    (("--image-workers", "0"), {"image_workers": 0}),
+    (("--image-timeout", "7.5"), {"image_timeout_s": 7.5}),
+    (("--chat",), {"prompt.chat": True}),
+    (("--chat-template", "t.jinja"), {"prompt.chat_template": Path("t.jinja")}),
+    (("--prompt-template", "Q: {prompt}"), {"prompt.prompt_template": "Q: {prompt}"}),
+    (("--system-prompt", "Be brief."), {"prompt.system_prompt": "Be brief."}),
+    (("--max-tokens", "7"), {"sampling.max_tokens": 7}),
+    (("--temperature", "0.5"), {"sampling.temperature": 0.5}),
+    (("--top-p", "0.5"), {"sampling.top_p": 0.5}),
+    (("--top-k", "7"), {"sampling.top_k": 7}),
+    (("--stop", "a", "--stop", "b"), {"sampling.stop": ("a", "b")}),
+    (("--stop-token-id", "7"), {"sampling.stop_token_ids": (7,)}),
+    (("--seed", "7"), {"sampling.seed": 7}),
+    (("--ignore-eos",), {"sampling.ignore_eos": True}),
+    (("--max-num-seqs", "7"), {"engine.max_num_seqs": 7}),
+    (("--max-batched-tokens", "7"), {"engine.max_batched_tokens": 7}),
+    (("--kv-cache-tokens", "7"), {"engine.kv_cache_tokens": 7}),
+    (("--max-model-len", "7"), {"engine.max_model_len": 7}),
+    (("--no-prefix-caching",), {"engine.enable_prefix_caching": False}),
+]
+# What is printed, the file of options, and the one option with a single value that is accepted.
+REACH_NO_RUN = {
+    *("--quiet", "--verbose", "--no-progress", "--log-format", "--summary-json", "--exit-zero"),
+    *("--config", "--image-input-type", "--help"),
+}
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[RunConfig]]:
+    """The configurations that reach the job."""
+    configs: list[RunConfig] = []
+
+    def job(config: RunConfig, stats: RunStats) -> None:
+        configs.append(config)
+
+    module = ModuleType("vlmbatch.run")
+    module.__dict__["run"] = job
+    monkeypatch.setitem(sys.modules, "vlmbatch.run", module)
+    monkeypatch.chdir(tmp_path)
+    yield configs
+
+
+def fields(value: object, prefix: str = "") -> dict[str, Any]:
+    """Every field of a configuration and of those within it, by dotted name."""
+    if not dataclasses.is_dataclass(value):
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        name = f"{prefix}.{field.name}" if prefix else field.name
+        found |= fields(getattr(value, field.name), name)
+    return found
+
+
+@pytest.mark.parametrize(("arguments", "expected"), REACHES, ids=lambda value: "".join(value)[:30])
+def test_an_option_changes_its_own_field(
+    seen: list[RunConfig], arguments: tuple[str, ...], expected: dict[str, Any]
+) -> None:
+    assert call(RUN) == 0
+    assert call([*RUN, *arguments]) == 0
+    before, after = map(fields, seen)
+    assert {name: after[name] for name in after if after[name] != before[name]} == expected
+
+
+def test_every_option_is_in_the_table() -> None:
+    command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
+    options = {
+        next(name for name in parameter.opts if name.startswith("--"))
+        for parameter in command.params
+        if parameter.name != "manifest"
+    }
+    assert options - REACH_NO_RUN == {arguments[0] for arguments, _ in REACHES}
