@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 DEMO := out/demo.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test soak lint bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ demo: $(READY) ## Answer the sample questions with the sample model, and check t
 
 test: $(READY) ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+
+soak: $(READY) ## Run 200,000 rows without a model: memory, journal, cost of a row
+	OMP_NUM_THREADS=1 $(BIN)/python tests/durability/test_soak.py 200000
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check

@@ -1,7 +1,8 @@
-"""File systems that fail: one loses power at a chosen call, one refuses a chosen call."""
+"""File systems that fail: two lose power, one refuses a chosen call."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
 from collections import defaultdict
@@ -183,12 +184,21 @@ class VolatileFiles(CountedFiles):
 
 class FaultyFiles(CountedFiles):
     """Raises ``OSError(number)`` at call ``at`` and, as a full disk does, at each later one of the
-    same kind; a write takes half of the data before. With ``number`` None, that write is short."""
+    same kind; a write takes half of the data before. With ``number`` None, that write is short.
 
-    def __init__(self, at: int | None = None, number: int | None = None) -> None:
+    ``kind`` counts the calls of one kind only.
+    """
+
+    def __init__(
+        self, at: int | None = None, number: int | None = None, kind: str | None = None
+    ) -> None:
         super().__init__(at)
+        self._kind = kind
         self._number = number
         self._failing: str | None = None
+
+    def _is_the_one(self, name: str) -> bool:
+        return self._kind in (None, name) and super()._is_the_one(name)
 
     def open(self, path: Path, flags: int) -> int:
         self._step("open")
@@ -235,3 +245,40 @@ class FaultyFiles(CountedFiles):
     def _raise(self) -> None:
         assert self._number is not None
         raise OSError(self._number, os.strerror(self._number))
+
+
+class WriteBehindFiles(UnsyncedFiles):
+    """Keeps in the process what was not synced, so that SIGKILL loses it as a power cut would.
+
+    Names of files are there at once, their content after an fsync, or after an orderly exit.
+    """
+
+    def __init__(self) -> None:
+        self._behind: dict[int, tuple[int, bytearray]] = {}  # by inode: a descriptor, and content
+        atexit.register(self._write_all)
+
+    def write(self, descriptor: int, data) -> int:
+        inode = os.fstat(descriptor).st_ino
+        if inode not in self._behind:
+            self._behind[inode] = os.dup(descriptor), bytearray()
+        self._behind[inode][1].extend(data)
+        return len(data)
+
+    def fsync(self, descriptor: int) -> None:
+        self._write(os.fstat(descriptor).st_ino)
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        self.fsync(descriptor)
+        super().truncate(descriptor, size)
+
+    def _write(self, inode: int) -> None:
+        if inode not in self._behind:
+            return
+        descriptor, data = self._behind.pop(inode)
+        while data:
+            del data[: os.write(descriptor, data)]
+        os.close(descriptor)
+
+    def _write_all(self) -> None:
+        for inode in [*self._behind]:
+            self._write(inode)

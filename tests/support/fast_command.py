@@ -1,0 +1,146 @@
+"""``vlmbatch ARGUMENTS`` as a process of its own, in a fraction of its starting time."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Self
+
+from command_line import environment
+
+_SERVER = Path(__file__).with_name("fast_server.py")
+_SECONDS = 60.0  # no command here takes longer
+
+
+class Command:
+    """A command under way. What it has printed and done can be read at any time."""
+
+    def __init__(self, server: FastCommands, pid: int, files: Path) -> None:
+        self.pid = pid
+        self._server = server
+        self._files = files
+        self._descriptor = os.pidfd_open(pid)
+        self._status: int | None = None
+
+    def send_signal(self, number: int) -> None:
+        signal.pidfd_send_signal(self._descriptor, number)
+
+    def ended(self, seconds: float = 0.0) -> bool:
+        """Whether it ends within so many seconds."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        return self._status is not None or bool(poll.poll(seconds * 1000))
+
+    def wait(self, seconds: float = _SECONDS) -> int:
+        """Its exit status, as ``subprocess`` gives it."""
+        if self._status is None:
+            if not self.ended(seconds):
+                self.send_signal(signal.SIGKILL)
+                raise AssertionError(f"still there after {seconds} s:\n{self.stderr}")
+            self._status = self._server.ask(wait=self.pid)
+            os.close(self._descriptor)
+        return self._status
+
+    def ended_before(self, condition: Callable[[], bool]) -> bool:
+        """Wait for something that the command does; whether it has ended without."""
+        deadline = time.monotonic() + _SECONDS
+        while not condition():
+            if self.ended(0.001):
+                return not condition()
+            assert time.monotonic() < deadline, self.stderr
+        return False
+
+    def wait_until(self, condition: Callable[[], bool]) -> None:
+        """Wait for something that the command has to do before it ends."""
+        assert not self.ended_before(condition), self.stderr
+
+    @property
+    def stderr(self) -> str:
+        return self._read(".stderr")
+
+    @property
+    def stdout(self) -> str:
+        return self._read(".stdout")
+
+    @property
+    def computed(self) -> list[int]:
+        """The rows that its engine has ended."""
+        return self.told("computed")
+
+    @property
+    def acknowledged(self) -> list[int]:
+        """The rows that its journal says are safe."""
+        return self.told("acknowledged")
+
+    def has(self, event: str) -> bool:
+        return any(line.split()[:1] == [event] for line in self._events())
+
+    def told(self, kind: str) -> list[int]:
+        lines = (line.split() for line in self._events())
+        return [int(number) for line in lines if line[:1] == [kind] for number in line[1:]]
+
+    def _events(self) -> list[str]:
+        return self._read(".log").splitlines()
+
+    def _read(self, suffix: str) -> str:
+        path = self._files.with_suffix(suffix)
+        return path.read_text() if path.exists() else ""
+
+
+class FastCommands:
+    """Starts commands; ``folder`` takes what they print."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._numbers = itertools.count()
+        self._process = subprocess.Popen(
+            [sys.executable, str(_SERVER)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment(OPENBLAS_NUM_THREADS="1"),  # it may have no thread when it forks
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.communicate(timeout=_SECONDS)
+
+    def start(
+        self, *arguments: object, folder: Path | None = None, crash_at: str = "", **around: Any
+    ) -> Command:
+        """Start ``vlmbatch ARGUMENTS`` in ``folder``; ``around``: its ``Surroundings``."""
+        files = self._folder / str(next(self._numbers))
+        pid = self.ask(
+            arguments=[str(argument) for argument in arguments],
+            folder=str(folder or self._folder),
+            environment=environment(VLMBATCH_CRASH_AT=crash_at),
+            surroundings=around,
+            stdin=os.devnull,
+            stdout=str(files.with_suffix(".stdout")),
+            stderr=str(files.with_suffix(".stderr")),
+            log=str(files.with_suffix(".log")),
+        )
+        return Command(self, pid, files)
+
+    def run(self, *arguments: object, **around: Any) -> Command:
+        """Start it, and wait for its end."""
+        command = self.start(*arguments, **around)
+        command.wait()
+        return command
+
+    def ask(self, **request: Any) -> int:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        reply: int = json.loads(self._process.stdout.readline())
+        return reply

@@ -1,0 +1,197 @@
+"""Starts the command line again and again without its imports: forks, with an engine of its own.
+
+    python fast_server.py < requests > replies     one JSON object a line
+
+A child is the whole of ``vlmbatch ARGUMENTS`` to its last exit handler, except for the engine and
+for what its ``Surroundings`` ask for.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import gc
+import io
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pyarrow.parquet  # noqa: F401 - what a run imports, once for all
+from failing_files import FaultyFiles, UnsyncedFiles, WriteBehindFiles
+from fake_engine import FakeEngine
+
+import vlmbatch.generate
+import vlmbatch.image_workers.worker
+import vlmbatch.progress
+import vlmbatch.run
+import vlmbatch.sink
+import vlmbatch.summary
+from vlmbatch import crash_points, log
+from vlmbatch.cli import main
+from vlmbatch.commands.exits import install_signal_handlers
+from vlmbatch.data import durable_file, journal_writer, work_folder, writer
+from vlmbatch.types import Result
+
+Tell = Callable[[str, list[int]], None]
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a command meets. ``fault``: the arguments of ``FaultyFiles``."""
+
+    step_seconds: float = 0.0
+    load_seconds: float = 0.0
+    max_num_seqs: int = 32
+    endless_from: int | None = None
+    group_rows: int | None = None  # of the journal
+    row_group_rows: int | None = None  # of the output
+    write_behind: bool = False  # what was not synced dies with the process
+    fault: tuple[int, int | None, str | None] | None = None
+    user: int | None = None
+    mutation: str | None = None  # a mistake in the journal: "acknowledge first" or "no fsync"
+
+
+def event_log(path: str) -> Tell:
+    """Appends ``kind 1 2 3`` to a file, at once, so that it survives the process."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+
+    def tell(kind: str, numbers: list[int]) -> None:
+        os.write(descriptor, " ".join([kind, *map(str, numbers)]).encode() + b"\n")
+
+    return tell
+
+
+class ToldJournal(journal_writer.JournalWriter):
+    """Tells which rows it has acknowledged, once it has."""
+
+    tell: Tell
+    mutation: str | None = None
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._pending: list[int] = []
+
+    def _open_segment(self) -> None:
+        super()._open_segment()
+        if self.mutation == "no fsync" and self._segment is not None:
+            vars(self._segment)["sync"] = lambda: None
+
+    def append(self, result: Result) -> None:
+        self._pending.append(result.index)
+        super().append(result)
+
+    def sync(self) -> None:
+        if self.mutation == "acknowledge first" and self._segment and self._group_rows:
+            self._segment.write(self._group)
+            self._group.clear()
+            self._group_rows = 0
+        else:
+            super().sync()
+        if self._pending:
+            ToldJournal.tell("acknowledged", self._pending)
+            self._pending.clear()
+
+
+def surround(around: Surroundings, tell: Tell) -> None:
+    """Put the surroundings in the place of the real ones."""
+
+    def load_engine(config: object, inputs: object) -> FakeEngine:
+        tell("loading", [])
+        time.sleep(around.load_seconds)
+        computed = partial(tell, "computed")
+        limits = around.max_num_seqs, around.step_seconds, around.endless_from
+        engine = FakeEngine(computed, *limits)
+        atexit.register(lambda: tell("microseconds", _microseconds(engine)))
+        return engine
+
+    vlmbatch.run.load_engine = load_engine
+    ToldJournal.tell = tell
+    ToldJournal.mutation = around.mutation
+    work_folder.JournalWriter = ToldJournal
+    if around.group_rows is not None:
+        journal_writer._GROUP_ROWS = around.group_rows
+    if around.row_group_rows is not None:
+        writer._ROW_GROUP_ROWS = around.row_group_rows
+    files: UnsyncedFiles = UnsyncedFiles()
+    if around.write_behind:
+        files = WriteBehindFiles()
+    elif around.fault is not None:
+        files = FaultyFiles(*around.fault)
+    for name in vars(durable_file.FileSystem):
+        if not name.startswith("_"):
+            setattr(durable_file.FILES, name, getattr(files, name))
+
+
+def _microseconds(engine: FakeEngine) -> list[int]:
+    """Processor time of the engine, and of the whole process."""
+    return [int(seconds * 1e6) for seconds in (engine.seconds, time.process_time())]
+
+
+def serve() -> dict[str, Any] | None:
+    """Fork for each request; the request in the child, None once there are no more."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        if "wait" in request:
+            _, status = os.waitpid(request["wait"], 0)
+            reply = os.waitstatus_to_exitcode(status)
+        else:
+            reply = os.fork()
+            if reply == 0:
+                return request
+        print(json.dumps(reply), flush=True)
+    return None
+
+
+def become(request: dict[str, Any]) -> int:
+    """Run the command as its own process would."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
+        flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        os.dup2(os.open(request[name], flags), descriptor)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    crash_points._armed = crash_points.armed_points(os.environ.get("VLMBATCH_CRASH_AT", ""))
+    tell = event_log(request["log"])
+    surround(Surroundings(**request["surroundings"]), tell)
+    sys.argv = ["vlmbatch", *request["arguments"]]
+    install_signal_handlers()
+    if (user := request["surroundings"].get("user")) is not None:
+        os.setuid(user)
+    tell("started", [])
+    return main(request["arguments"])
+
+
+def leave(status: int) -> NoReturn:
+    """End as the interpreter does, but for freeing its memory, which takes it longer than all."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def warm_up() -> None:
+    """Have Typer import what it needs to read arguments."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        assert main(["run", "-", "-m", "/none", "-o", "none.parquet"]) == 2
+    log.console.cache_clear()
+
+
+if __name__ == "__main__":
+    warm_up()
+    gc.collect()
+    gc.freeze()
+    threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
+    assert len(threads) - threads.count("jemalloc_bg_thd") == 1, "a fork would lose a thread"
+    if (command := serve()) is not None:
+        leave(become(command))
