@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmbatch.log import LogFormat, logger, printable
+from vlmbatch.signals import signals_held
 from vlmbatch.stats import RunStats
 
 Mode = Literal["live", "lines", "off"]
@@ -94,10 +95,15 @@ class RunDisplay:
         self._thread = threading.Thread(target=self._log_lines, name="progress", daemon=True)
 
     def __enter__(self) -> Self:
-        if self._mode == "live":
-            self._live.start(refresh=True)
-        elif self._mode == "lines":
-            self._thread.start()
+        try:
+            with signals_held():
+                if self._mode == "live":
+                    self._live.start(refresh=True)
+                elif self._mode == "lines":
+                    self._thread.start()
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(
@@ -106,11 +112,14 @@ class RunDisplay:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._mode == "live":
+        self._end()
+
+    def _end(self) -> None:
+        with signals_held():
             self._live.stop()
-        elif self._mode == "lines":
             self._stop.set()
-            self._thread.join()
+            if self._thread.is_alive():
+                self._thread.join()
 
     def render(self) -> RenderableType:
         """Stage and bar, rates, errors: each on its line, cut off rather than wrapped."""

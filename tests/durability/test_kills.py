@@ -35,7 +35,7 @@ def test_at_random_moments(new_run, expected, shard_rows, write_behind):
     seconds = time.monotonic() - started
     rng = random.Random(f"{shard_rows} {write_behind}")
     under_way = landed = 0
-    while landed < 28:
+    while landed < 30:
         run = new_run(**how)
         for moment in rng.sample(["any", "any", "start", "row", "row", "end"], 6):
             if moment == "row":

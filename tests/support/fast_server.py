@@ -28,6 +28,7 @@ import pyarrow.parquet  # noqa: F401 - what a run imports, once for all
 from failing_files import FaultyFiles, UnsyncedFiles, WriteBehindFiles
 from fake_engine import FakeEngine
 
+import vlmbatch.commands.run
 import vlmbatch.generate
 import vlmbatch.image_workers.worker
 import vlmbatch.progress
@@ -36,7 +37,6 @@ import vlmbatch.sink
 import vlmbatch.summary
 from vlmbatch import crash_points, log
 from vlmbatch.cli import main
-from vlmbatch.commands.exits import install_signal_handlers
 from vlmbatch.data import durable_file, journal_writer, work_folder, writer
 from vlmbatch.types import Result
 
@@ -112,6 +112,11 @@ def surround(around: Surroundings, tell: Tell) -> None:
         atexit.register(lambda: tell("microseconds", _microseconds(engine)))
         return engine
 
+    def start(*arguments: Any) -> None:
+        tell("started", [])
+        begin(*arguments)
+
+    begin, vlmbatch.commands.run._run = vlmbatch.commands.run._run, start
     vlmbatch.run.load_engine = load_engine
     ToldJournal.tell = tell
     ToldJournal.mutation = around.mutation
@@ -162,10 +167,8 @@ def become(request: dict[str, Any]) -> int:
     tell = event_log(request["log"])
     surround(Surroundings(**request["surroundings"]), tell)
     sys.argv = ["vlmbatch", *request["arguments"]]
-    install_signal_handlers()
     if (user := request["surroundings"].get("user")) is not None:
         os.setuid(user)
-    tell("started", [])
     return main(request["arguments"])
 
 
