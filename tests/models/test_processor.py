@@ -165,7 +165,6 @@ def test_equals_transformers(
     assert_equal(make_checkpoint(tmp_path, byte_level=byte_level), prompt, num_images)
 
 
-@pytest.mark.skipif(not TINY_LLAVA.is_dir(), reason="samples/tiny-llava is not there")
 @pytest.mark.parametrize(("prompt", "num_images"), PROMPTS[:2] + PROMPTS[3:])
 def test_sample_model_equals_transformers(prompt: str, num_images: int) -> None:
     assert_equal(TINY_LLAVA, prompt, num_images)

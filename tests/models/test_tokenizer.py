@@ -187,7 +187,6 @@ def test_cleaning_up_is_refused_for_others(tmp_path: Path) -> None:
         Tokenizer.load(tmp_path)
 
 
-@pytest.mark.skipif(not TINY_LLAVA.is_dir(), reason="samples/tiny-llava is not there")
 def test_sample_model_equals_transformers() -> None:
     assert_equal(TINY_LLAVA, TEXTS)
 
