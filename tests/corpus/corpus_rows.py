@@ -108,6 +108,12 @@ BAD_IMAGES = (
     picture_error("sky.fits", "image_format_unsupported", "FITS"),
     picture_error("features.pt", "image_unreadable", "not an image"),
     picture_error("features.pkl", "image_unreadable", "not an image"),
+    error(
+        "features.npy",
+        asked(DESCRIBE, "features/good.npy"),
+        "image_format_unsupported",
+        "--image-input-type image_features",
+    ),
     error("a-url", asked(DESCRIBE, "https://localhost/a.png"), "image_invalid", "URL"),
     error("a-number", asked(DESCRIBE, 7), "image_invalid", "7 (int)"),
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "samples")]  # whose scripts draw the scenes
 
+import corpus_features as features  # noqa: E402
 import corpus_pictures as pictures  # noqa: E402
 import corpus_refusals as refusals  # noqa: E402
 from corpus_rows import CorpusRow, corpus_rows  # noqa: E402
@@ -24,6 +25,8 @@ def rows_manifest(rows: list[CorpusRow]) -> bytes:
 def corpus_files() -> Iterator[tuple[str, bytes]]:
     """Every file of the corpus: its path and its content."""
     yield "rows.jsonl", rows_manifest(corpus_rows())
+    yield "feature-rows.jsonl", rows_manifest(features.feature_rows())
+    yield from ((f"features/{name}", data) for name, data in features.feature_files())
     for files in (
         pictures.colour_pictures(),
         pictures.grey_pictures(),

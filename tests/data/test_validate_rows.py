@@ -8,6 +8,7 @@ from PIL import Image
 
 from vlmbatch.config import ImageLimits
 from vlmbatch.data import validate
+from vlmbatch.data.images import decode_image, probe_image
 from vlmbatch.data.validate import ValidationReport, validate_rows
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.types import ImageRef, Row
@@ -36,8 +37,12 @@ def row(index: int, prompt: str = "p", images: tuple[Path, ...] = (), error=None
     return Row(index, f"r{index}", index + 1, "m.jsonl", prompt, images=refs, error=error)
 
 
-def codes(rows, **options) -> list[ErrorCode | None]:
-    return [error and error.code for _, error in validate_rows(rows, Encoder(), LIMITS, **options)]
+def probe(ref: ImageRef) -> object:
+    return probe_image(ref, LIMITS)
+
+
+def codes(rows, check_image=probe) -> list[ErrorCode | None]:
+    return [error and error.code for _, error in validate_rows(rows, Encoder(), check_image)]
 
 
 def test_each_row_with_its_first_error(image, tmp_path):
@@ -62,12 +67,13 @@ def test_each_row_with_its_first_error(image, tmp_path):
 def test_only_decoding_finds_a_truncated_image(image):
     image.write_bytes(image.read_bytes()[:-500])
     assert codes([row(0, images=(image,))]) == [None]
-    assert codes([row(0, images=(image,))], decode=True) == [ErrorCode.IMAGE_UNREADABLE]
+    decoded = codes([row(0, images=(image,))], lambda ref: decode_image(ref, LIMITS))
+    assert decoded == [ErrorCode.IMAGE_UNREADABLE]
 
 
 def test_order_is_kept_over_many_rows(image, tmp_path):
     rows = [row(n, images=(image if n % 3 else tmp_path,)) for n in range(500)]
-    checked = list(validate_rows(rows, Encoder(), LIMITS))
+    checked = list(validate_rows(rows, Encoder(), probe))
     assert [item.index for item, _ in checked] == list(range(500))
     assert [error is None for _, error in checked] == [bool(n % 3) for n in range(500)]
 
@@ -75,7 +81,7 @@ def test_order_is_kept_over_many_rows(image, tmp_path):
 def test_endless_rows_are_read_a_bounded_window_ahead():
     taken = itertools.count()
     rows = (row(next(taken)) for _ in itertools.count())
-    checked = validate_rows(rows, Encoder(), LIMITS)
+    checked = validate_rows(rows, Encoder(), probe)
     for _ in range(10):
         next(checked)
     assert next(taken) <= 10 + validate._WINDOW

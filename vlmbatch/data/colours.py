@@ -12,13 +12,13 @@ Colour = int | tuple[int, ...] | bytes
 _GREY_WIDENING = {"L;2": 85, "L;4": 17}
 
 
-def transparent_colour(image: ImageFile.ImageFile) -> Colour | None:
+def transparent_colour(image: Image.Image) -> Colour | None:
     """The colour (or palette transparency) shown as see-through, in the loaded pixels' terms.
 
     To be asked before the image is loaded, while Pillow still knows the file's bit depth.
     """
     colour: Colour | None = image.info.get("transparency")
-    if image.format != "PNG" or not image.tile:
+    if not isinstance(image, ImageFile.ImageFile) or image.format != "PNG" or not image.tile:
         return colour
     depth = image.tile[0].args
     if isinstance(colour, int) and isinstance(depth, str) and depth in _GREY_WIDENING:

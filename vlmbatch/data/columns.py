@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from vlmbatch.config import ManifestConfig
 from vlmbatch.data.schema import RESERVED_COLUMNS
@@ -39,9 +41,18 @@ class Columns:
     def from_config(cls, config: ManifestConfig) -> Columns:
         return cls(config.prompt_column, config.image_column, config.id_column)
 
+    def image_of(self, values: Mapping[str, Any]) -> Any:
+        """What tells a row's first image from others: a path, bytes, or a list or dict of them."""
+        return values.get(self.image)
+
     def is_reserved(self, name: str) -> bool:
         """Whether a pass-through column of this name would collide with one of the output."""
         return name in RESERVED_COLUMNS and name not in self.inputs
+
+
+def is_request(values: Mapping[str, object]) -> bool:
+    """Whether a line looks like a request of an OpenAI batch file."""
+    return "custom_id" in values and "body" in values
 
 
 def reserved_message(name: str) -> str:

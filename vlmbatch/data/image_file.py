@@ -24,7 +24,8 @@ _FILE_KINDS = {
 
 def image_label(ref: ImageRef) -> str:
     """What to call the image in messages."""
-    return _shown(ref.path) if ref.path is not None else "embedded image"
+    name = ref.path if ref.url is None else ref.url
+    return _shown(name) if name is not None else "embedded image"
 
 
 def _shown(path: str | Path) -> str:
@@ -45,7 +46,7 @@ def open_image_bytes(ref: ImageRef, limits: ImageLimits) -> BinaryIO:
     if ref.data is not None:
         _check_size(len(ref.data), ref, limits)
         return io.BytesIO(ref.data)
-    assert ref.path is not None, "an image is a path or bytes"
+    assert ref.path is not None, "an image is a path or bytes; one behind a URL is fetched before"
     path = ref.path
     try:
         # O_NONBLOCK: opening a named pipe must not wait for its writer.
@@ -68,6 +69,17 @@ def open_image_bytes(ref: ImageRef, limits: ImageLimits) -> BinaryIO:
         os.close(descriptor)
         raise
     return os.fdopen(descriptor, "rb")
+
+
+def read_image_bytes(ref: ImageRef, limits: ImageLimits) -> bytes:
+    """The encoded image; errors as by ``open_image_bytes``."""
+    with open_image_bytes(ref, limits) as file:
+        try:
+            return file.read(limits.max_bytes)
+        except OSError as error:
+            raise RowError(
+                ErrorCode.IMAGE_UNREADABLE, f"{image_label(ref)}: cannot be read: {error.strerror}"
+            ) from error
 
 
 def _check_size(size: int, ref: ImageRef, limits: ImageLimits) -> None:

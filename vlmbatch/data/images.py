@@ -21,6 +21,7 @@ from vlmbatch.data.image_formats import (
     looks_like_html,
     open_decoder,
 )
+from vlmbatch.data.tensor_file import NPY_MAGIC, is_safetensors
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.types import ImageRef
 
@@ -81,13 +82,25 @@ def decode_image(ref: ImageRef, limits: ImageLimits) -> Image.Image:
         RowError: an image code; the message names the path and the cause.
     """
     with _opened(ref, limits) as image:
-        transparent = transparent_colour(image)
-        image.load()
-        orientation = _orientation(image)
-        rgb = to_rgb(image, transparent)
-        if orientation in _UPRIGHT:
-            rgb = rgb.transpose(_UPRIGHT[orientation])
+        rgb = _upright_rgb(image)
         rgb.info = {}  # nothing may rotate it again
+        return rgb
+
+
+def copy_image(image: Image.Image, limits: ImageLimits, label: str) -> Image.Image:
+    """What ``decode_image`` would give of an image that Pillow has opened or made: a copy.
+
+    ``label`` names it in messages.
+
+    Raises:
+        RowError: an image code, as by ``decode_image``.
+    """
+    with _row_errors(label):
+        _check_pixels(image, label, limits)
+        rgb = _upright_rgb(image)
+        if rgb is image:
+            rgb = image.copy()
+        rgb.info = {}
         return rgb
 
 
@@ -95,36 +108,54 @@ def decode_image(ref: ImageRef, limits: ImageLimits) -> Image.Image:
 def _opened(ref: ImageRef, limits: ImageLimits) -> Iterator[ImageFile.ImageFile]:
     """The image with its header read and its size checked; Pillow's errors become ours."""
     label = image_label(ref)
-    with open_image_bytes(ref, limits) as file:
-        try:
-            head = file.read(HEAD_BYTES)
-            name = known_format(head)
-            if name is None:
-                raise _unknown_format(label, head)
-            image = open_decoder(file, name)
-            _check_pixels(image, label, limits)
-            if image.mode == "F":
-                raise RowError(
-                    ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
-                    f"{label}: floating-point pixels are not read: convert to 8 or 16 bits",
-                )
-            yield image
-        except Image.DecompressionBombError as error:
-            raise RowError(ErrorCode.IMAGE_TOO_LARGE, f"{label}: {error}") from error
-        except _BROKEN as error:
-            cause = str(error) or type(error).__name__
-            raise RowError(
-                ErrorCode.IMAGE_UNREADABLE, f"{label}: corrupt or truncated: {cause}"
-            ) from error
+    with open_image_bytes(ref, limits) as file, _row_errors(label):
+        head = file.read(HEAD_BYTES)
+        name = known_format(head)
+        if name is None:
+            raise _unknown_format(label, head)
+        image = open_decoder(file, name)
+        _check_pixels(image, label, limits)
+        yield image
+
+
+@contextlib.contextmanager
+def _row_errors(label: str) -> Iterator[None]:
+    """Within, what Pillow raises becomes an error of the row."""
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise RowError(ErrorCode.IMAGE_TOO_LARGE, f"{label}: {error}") from error
+    except _BROKEN as error:
+        cause = str(error) or type(error).__name__
+        raise RowError(
+            ErrorCode.IMAGE_UNREADABLE, f"{label}: corrupt or truncated: {cause}"
+        ) from error
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    transparent = transparent_colour(image)
+    image.load()
+    orientation = _orientation(image)
+    rgb = to_rgb(image, transparent)
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
 
 
 def _check_pixels(image: Image.Image, label: str, limits: ImageLimits) -> None:
     pixels = image.width * image.height
+    if pixels == 0:
+        raise RowError(
+            ErrorCode.IMAGE_UNREADABLE, f"{label}: {image.width} x {image.height} pixels"
+        )
     if pixels > limits.max_pixels:
         raise RowError(
             ErrorCode.IMAGE_TOO_LARGE,
             f"{label}: {image.width} x {image.height} = {pixels} pixels, "
             f"over the limit of {limits.max_pixels}",
+        )
+    if image.mode == "F":
+        raise RowError(
+            ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
+            f"{label}: floating-point pixels are not read: convert to 8 or 16 bits",
         )
 
 
@@ -133,6 +164,11 @@ def _unknown_format(label: str, head: bytes) -> RowError:
         return RowError(
             ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
             f"{label}: {foreign} is not read: convert it to one of {', '.join(DECODERS)}",
+        )
+    if head.startswith(NPY_MAGIC) or is_safetensors(head):
+        return RowError(
+            ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
+            f"{label}: not an image but numbers: features need --image-input-type image_features",
         )
     cause = "a web page (HTML)" if looks_like_html(head) else f"it starts with {head[:8]!r}"
     return RowError(ErrorCode.IMAGE_UNREADABLE, f"{label}: not an image: {cause}")

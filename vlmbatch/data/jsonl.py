@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from typing import Any, BinaryIO, NoReturn
 
 from vlmbatch.data.lines import Hasher, Line, read_lines
@@ -50,7 +50,7 @@ class JsonlFile:
                 break
         return hasher.hexdigest()
 
-    def records(self, columns: Collection[str] | None = None) -> Iterator[Record]:
+    def records(self, columns: Collection[str] | None = None) -> Generator[Record, None, None]:
         """Yield (line number, object or what is wrong with the line); all columns always."""
         for line, values in self._parsed(None):
             yield line.number, values

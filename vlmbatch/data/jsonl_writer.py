@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import BinaryIO
+from collections.abc import Callable
+from typing import Any, BinaryIO
 
 from vlmbatch.data.json_text import dump_json
 from vlmbatch.data.schema import result_values
@@ -10,8 +11,15 @@ from vlmbatch.errors import OutputError
 from vlmbatch.types import Result
 
 
+def result_line(result: Result) -> dict[str, Any]:
+    """The output schema's keys, nulls included, then what passes through."""
+    values = result_values(result)
+    extra = {name: value for name, value in result.extra.items() if name not in values}
+    return {**values, **extra}
+
+
 class JsonlResultWriter:
-    """One JSON object a result, with the output schema's keys, nulls included.
+    """One JSON object a result, as ``to_values`` makes it.
 
     The stream stays open: it is the caller's.
 
@@ -20,13 +28,16 @@ class JsonlResultWriter:
         OutputError: the stream cannot be written for another reason.
     """
 
-    def __init__(self, stream: BinaryIO) -> None:
+    def __init__(
+        self,
+        stream: BinaryIO,
+        to_values: Callable[[Result], dict[str, Any]] = result_line,
+    ) -> None:
         self._stream = stream
+        self._to_values = to_values
 
     def write(self, result: Result) -> None:
-        values = result_values(result)
-        extra = {name: value for name, value in result.extra.items() if name not in values}
-        line = dump_json({**values, **extra})
+        line = dump_json(self._to_values(result))
         try:
             self._stream.write(line.encode("utf-8", "replace") + b"\n")
             self._stream.flush()

@@ -7,17 +7,24 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, Literal
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.data.columns import Columns, reserved_message
+from vlmbatch.data.jsonl import JsonlFile
+from vlmbatch.data.openai_batch import BatchRowBuilder, holds_requests
 from vlmbatch.data.rows import RowBuilder
 from vlmbatch.data.scan import ManifestFile, Scan, record_id
 from vlmbatch.data.sources import find_files, stdin_file
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
+from vlmbatch.openai.image_urls import AllowedDomains, ImageUrls
 from vlmbatch.types import Row
+
+_NO_DOMAINS = AllowedDomains()
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +41,16 @@ class ManifestInfo:
 class Manifest:
     """Rows in order, from one or more files, in bounded memory.
 
-    ``scan`` is the first pass, ``rows`` the second; passes must not overlap.
+    ``scan`` is the first pass, ``rows`` the second; passes must not overlap. ``last_image_uses`` is
+    what ``ImageUses`` says after ``scan``.
     """
+
+    last_image_uses: NDArray[np.int64] | None = None
 
     def __init__(
         self,
         files: Sequence[ManifestFile],
-        builder: RowBuilder,
+        builder: RowBuilder | BatchRowBuilder,
         limit: int | None,
         *,
         streaming: bool,
@@ -50,6 +60,11 @@ class Manifest:
         self._limit = limit
         self._streaming = streaming
         self._info: ManifestInfo | None = None
+
+    @property
+    def format(self) -> Literal["manifest", "openai"]:
+        """What its lines are: rows of our own, or OpenAI's batch requests."""
+        return "openai" if isinstance(self._builder, BatchRowBuilder) else "manifest"
 
     def scan(self) -> ManifestInfo:
         """Count the rows, hash the content, type the pass-through columns, compare the ids.
@@ -65,6 +80,7 @@ class Manifest:
             digests.append(file.scan(scan, left))
         if repeated := scan.ids.repeated():
             self._refuse_duplicates(repeated, scan.num_rows)
+        self.last_image_uses = scan.images.last_uses()
         self._info = ManifestInfo(
             scan.num_rows,
             self._combined(digests),
@@ -95,12 +111,19 @@ class Manifest:
                 f"{self._info.num_rows} rows, now it has {index}"
             )
 
-    def _all_rows(self) -> Iterator[Row]:
+    def rows_with_values(self) -> Iterator[tuple[Row, dict[str, Any]]]:
+        """Yield every row with the values it was built from, none where its line has none."""
         index = 0
         for file in self._files:
             for line, values in file.records():
-                yield self._builder.build(index, file.name, line, values)
+                if index == self._limit:
+                    return
+                row = self._builder.build(index, file.name, line, values)
+                yield row, {} if isinstance(values, RowError) else values
                 index += 1
+
+    def _all_rows(self) -> Iterator[Row]:
+        return (row for row, _ in self.rows_with_values())
 
     def _checked_stream(self, rows: Iterator[Row]) -> Iterator[Row]:
         """What ``scan`` refuses the whole manifest for is an error of the row in a stream."""
@@ -159,12 +182,18 @@ def open_manifest(
     image_base: Path | None = None,
     streaming: bool = False,
     stdin: BinaryIO | None = None,
+    domains: AllowedDomains = _NO_DOMAINS,
+    model: str = "",
 ) -> Manifest:
-    """Find the manifest's files; nothing is read yet, except that standard input is spooled.
+    """Find the manifest's files, and their format if it is not given.
+
+    Only first lines are read yet, and standard input is spooled; a stream's format is not looked
+    for.
 
     ``image_base``: where relative image paths start; by default the manifest's folder, for
     standard input the working directory. ``streaming`` reads standard input as it comes, without
-    ``scan``: duplicate ids and reserved column names are then errors of their rows.
+    ``scan``: duplicate ids and reserved column names are then errors of their rows. Of OpenAI's
+    requests, ``domains`` may be named in URLs of images, and ``model`` answers.
 
     Raises:
         ManifestError: there is no manifest at ``config.source``, or none of a known kind.
@@ -181,8 +210,22 @@ def open_manifest(
         source = Path(config.source)
         files = find_files(source, config.max_line_bytes)
         folder = source if source.is_dir() else source.parent
-    builder = RowBuilder(columns, defaults, image_base or folder)
+    folder = image_base or folder
+    builder: RowBuilder | BatchRowBuilder
+    if _is_batch(config, files, streaming=streaming):
+        builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model)
+    else:
+        builder = RowBuilder(columns, defaults, folder)
     return Manifest(files, builder, config.limit, streaming=streaming)
+
+
+def _is_batch(config: ManifestConfig, files: Sequence[ManifestFile], *, streaming: bool) -> bool:
+    if config.format == "openai":
+        for file in files:
+            if not isinstance(file, JsonlFile):
+                raise ManifestError(f"{file.name}: an OpenAI batch file is JSONL, not Parquet")
+        return True
+    return config.format == "auto" and not streaming and holds_requests(files)
 
 
 def _stdin() -> BinaryIO:

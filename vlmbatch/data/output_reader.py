@@ -68,15 +68,11 @@ class OutputReader:
         try:
             return file.read_row_group(number, columns=list(columns), use_threads=False)
         except (pa.ArrowException, OSError) as error:
-            raise _unreadable(path, error) from error
+            raise unreadable_output(path, error) from error
 
     def changed(self) -> UsageError:
         """To be raised when the rows are not those that a run has written."""
-        return UsageError(
-            f"{self._output} was changed by something else since it was written, so that its "
-            "answers cannot be told by row: put the original back, or run with --overwrite to "
-            "start anew"
-        )
+        return changed_output(self._output)
 
     def close(self) -> None:
         if self._file is not None:
@@ -90,7 +86,7 @@ class OutputReader:
                 # Without these pyarrow would hold all of a row group's bytes at once.
                 self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES)
             except (pa.ArrowException, OSError) as error:
-                raise _unreadable(path, error) from error
+                raise unreadable_output(path, error) from error
             self._path = path
         return self._file
 
@@ -140,7 +136,16 @@ def read_output_counts(output: Path) -> OutputCounts:
     return counts
 
 
-def _unreadable(path: Path, error: Exception) -> OutputError:
+def changed_output(output: Path) -> UsageError:
+    """To be raised when the rows are not those that a run has written."""
+    return UsageError(
+        f"{output} was changed by something else since it was written, so that its answers cannot "
+        "be told by row: put the original back, or run with --overwrite to start anew"
+    )
+
+
+def unreadable_output(path: Path, error: Exception) -> OutputError:
+    """To be raised when the file system does not give an output back."""
     reason = getattr(error, "strerror", None) or str(error)
     return OutputError(
         f"{path} cannot be read: {reason}. Check the disk and the file's permissions, then run "

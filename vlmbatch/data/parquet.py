@@ -48,16 +48,21 @@ class ParquetFile:
             if limit is not None and limit < num_rows:
                 num_rows = limit
                 end = _end_of_rows(file.metadata, limit)
-        records = self.records([scan.columns.id])
+            image_column = _image_name(file, scan.columns.image)
+        records = self.records([scan.columns.id, image_column])
         for _, (_, values) in zip(range(num_rows), records, strict=False):
             scan.add_row(values)
         return self._digest(end)
 
     def records(self, columns: Collection[str] | None = None) -> Iterator[Record]:
-        """Yield (row number from 1, values). A row group that cannot be read yields errors."""
+        """Yield (row number from 1, values). A row group that cannot be read yields errors.
+
+        A column of structs may be named with a field of it, as in ``image.path``.
+        """
         with self._open() as file:
-            names = file.schema_arrow.names
-            wanted = [name for name in names if columns is None or name in columns]
+            wanted = names = file.schema_arrow.names
+            if columns is not None:
+                wanted = [c for c in columns if c in names or c.rpartition(".")[0] in names]
             first = 1
             for group in range(file.num_row_groups):
                 yield from self._group_records(file, group, wanted, first)
@@ -139,6 +144,22 @@ class ParquetFile:
         except OSError as error:
             raise ManifestError(f"{self.name}: cannot be read: {error.strerror}") from error
         return hasher.hexdigest()
+
+
+def _image_name(file: pq.ParquetFile, column: str) -> str:
+    """What to read of the image column to tell images apart: the labels of embedded ones, if any.
+
+    The images themselves would have to be read from the disk twice.
+    """
+    metadata, labels = file.metadata, f"{column}.path"
+    places = [i for i in range(metadata.num_columns) if metadata.schema.column(i).path == labels]
+    for place in places:
+        for group in range(metadata.num_row_groups):
+            found = metadata.row_group(group)
+            statistics = found.column(place).statistics
+            if statistics is None or statistics.null_count != found.num_rows:
+                return labels
+    return column
 
 
 def _implausible(metadata: pq.FileMetaData, num_bytes: int) -> str | None:

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from vlmbatch.data.spill import Spill
 from vlmbatch.types import Result
 
 
 class ReorderBuffer:
-    """Holds results until those of all earlier rows have come."""
+    """Holds results until those of all earlier rows have come, all but the first in ``spill``.
 
-    def __init__(self, start: int = 0) -> None:
+    Raises:
+        OutputError: by ``push`` and ``ready``, when the file system refuses what spills.
+    """
+
+    def __init__(self, spill: Spill[Result], start: int = 0) -> None:
         self._next_index = start
-        self._held: dict[int, Result] = {}
+        self._spill = spill
+        self._held: dict[int, Result | bytes | int] = {}
 
     @property
     def next_index(self) -> int:
-        """The row that is waited for: whoever feeds rows keeps within a bound of it."""
+        """The row that is waited for, or that leaves next."""
         return self._next_index
 
     @property
     def lag(self) -> int:
-        """How many results wait for an earlier one."""
+        """How many results are held."""
         return len(self._held)
 
-    def push(self, result: Result) -> list[Result]:
-        """Take a result; the ones that can leave, in order."""
+    @property
+    def is_ready(self) -> bool:
+        """Whether a result can leave."""
+        return self._next_index in self._held
+
+    def push(self, result: Result) -> None:
+        """Take a result."""
         assert result.index >= self._next_index and result.index not in self._held, (
             f"row {result.index} came twice"
         )
-        self._held[result.index] = result
-        ready = []
-        while (result_or_none := self._held.pop(self._next_index, None)) is not None:
-            ready.append(result_or_none)
+        self._held[result.index] = self._spill.put(result)
+
+    def ready(self) -> Iterator[Result]:
+        """The results that can leave, in order; each is gone from here once it is yielded."""
+        while (ticket := self._held.pop(self._next_index, None)) is not None:
             self._next_index += 1
-        return ready
+            yield self._spill.take(ticket)

@@ -64,7 +64,9 @@ def _sampling_values(sampling: SamplingParams | None) -> list[Any]:
 def _image_values(image: ImageRef) -> list[Any]:
     if image.data is not None:
         return ["bytes", hashlib.blake2b(image.data, digest_size=32).hexdigest()]
-    assert image.path is not None, "an image is a path or bytes"
+    if image.url is not None:
+        return ["url", image.url]
+    assert image.path is not None, "an image is a path, bytes or a URL"
     try:
         status = os.stat(image.path)  # noqa: PTH116 - a tenth of the time of Path's
         path = os.path.abspath(image.path)  # noqa: PTH100 - the same from every working folder

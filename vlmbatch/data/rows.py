@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmbatch.config import SamplingParams
-from vlmbatch.data.columns import MESSAGES_COLUMN, Columns
+from vlmbatch.data.columns import MESSAGES_COLUMN, Columns, is_request
 from vlmbatch.data.ids import read_id
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.types import ImageRef, Row
@@ -54,6 +54,8 @@ class RowBuilder:
                     f'no column "{column}" or "{MESSAGES_COLUMN}" (present: {present:.200}); '
                     "name the prompt's column with --prompt-column"
                 )
+                if is_request(values):
+                    message += ", or read OpenAI's batch requests with --format openai"
             elif prompt is None:
                 message = f'column "{column}" is null'
             else:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from vlmbatch.data.columns import Columns
 from vlmbatch.data.extras import ExtraColumns
 from vlmbatch.data.ids import IdHashes, read_id
+from vlmbatch.data.image_uses import ImageUses
 from vlmbatch.errors import RowError
 
 # The line (JSONL) or row (Parquet) number from 1, and its values or why there are none.
@@ -15,19 +16,21 @@ Record = tuple[int, dict[str, Any] | RowError]
 
 
 class Scan:
-    """Row count, ids and pass-through columns, summed over the files of a manifest."""
+    """Row count, ids, images and pass-through columns, summed over the files of a manifest."""
 
     def __init__(self, columns: Columns) -> None:
         self.columns = columns
         self.extras = ExtraColumns(columns)
         self.ids = IdHashes()
+        self.images = ImageUses()
         self.num_rows = 0
 
     def add_row(self, values: dict[str, Any] | RowError) -> None:
-        """Count a row, and its id unless it cannot be read."""
+        """Count a row, its id unless it cannot be read, and its image."""
         row_id = record_id(values, self.columns.id, self.num_rows)
         if row_id is not None:
             self.ids.add(row_id)
+        self.images.add(None if isinstance(values, RowError) else self.columns.image_of(values))
         self.num_rows += 1
 
 

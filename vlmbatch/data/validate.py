@@ -1,20 +1,17 @@
-"""Checking rows without a model: prompt, image tokens, context length, image headers."""
+"""Checking rows without a model: prompt, image tokens, context length, images."""
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from vlmbatch.config import ImageLimits
-from vlmbatch.data.images import decode_image, probe_image
 from vlmbatch.errors import ErrorCode, RowError
-from vlmbatch.types import Row
+from vlmbatch.types import ImageRef, Row
 
-_THREADS = 4  # headers are small: more than one because files may lie on a network
 _WINDOW = 64
 
 
@@ -67,16 +64,19 @@ class ValidationReport:
 
 
 def validate_rows(
-    rows: Iterable[Row], encoder: PromptEncoder, limits: ImageLimits, *, decode: bool = False
+    rows: Iterable[Row],
+    encoder: PromptEncoder,
+    check_image: Callable[[ImageRef], object],
+    threads: int = 4,  # headers are small: more than one because files may lie on a network
 ) -> Iterator[tuple[Row, RowError | None]]:
     """Yield every row, in order, with the first thing that is wrong with it.
 
-    Image files are looked at by a few threads, ``_WINDOW`` rows ahead at most; tokenizers stay on
-    the caller's thread. ``decode`` reads whole images, which finds truncated ones too.
+    ``check_image`` raises RowError; it runs on ``threads`` threads, ``_WINDOW`` rows ahead at most.
+    Tokenizers stay on the caller's thread.
     """
-    check = partial(_image_error, limits=limits, decode=decode)
+    check = partial(_image_error, check_image=check_image)
     window: deque[tuple[Row, Future[RowError | None] | RowError | None]] = deque()
-    pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="validate")
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="validate")
     try:
         for row in rows:
             error = _prompt_error(row, encoder)
@@ -105,13 +105,11 @@ def _prompt_error(row: Row, encoder: PromptEncoder) -> RowError | None:
     return None
 
 
-def _image_error(row: Row, limits: ImageLimits, decode: bool) -> RowError | None:
+def _image_error(row: Row, check_image: Callable[[ImageRef], object]) -> RowError | None:
     try:
         for image in row.images:
-            if decode:
-                decode_image(image, limits)
-            else:
-                probe_image(image, limits)
+            if image.url is None:  # what is behind URLs is fetched by the run alone
+                check_image(image)
     except RowError as error:
         return error
     return None

@@ -25,6 +25,7 @@ from vlmbatch.data.journal import Journal
 from vlmbatch.data.journal_frames import HEADER_BYTES, segment_header
 from vlmbatch.data.journal_writer import JournalWriter, list_segments
 from vlmbatch.data.lock import OutputLock, lock_holder, locked_error
+from vlmbatch.data.openai_lines import HEAD_BYTES, is_batch_output, line_head
 from vlmbatch.data.run_record import RunRecord, read_record, write_record
 from vlmbatch.errors import OutputError
 
@@ -101,7 +102,7 @@ class WorkFolder:
             return None
         commit = read_commit(self.output)
         committed = commit is not None and commit.run_id == record.id
-        if committed or (record.state == "complete" and self.output.is_dir()):
+        if committed or (record.state == "complete" and names_no_run(self.output)):
             return self.complete(record)
         return record if record.state == "running" else None
 
@@ -166,13 +167,15 @@ class OutputCommit:
 
 
 def read_commit(output: Path) -> OutputCommit | None:
-    """What the Parquet file at ``output`` says of its run; None when there is no such file.
+    """What the file at ``output`` says of its run; None when there is no such file.
 
     Raises:
         OutputError: the file cannot be read.
     """
     if not output.is_file():
         return None
+    if is_batch_output(output):
+        return _batch_commit(output)
     try:
         metadata = pq.read_metadata(output).metadata or {}
     except pa.ArrowInvalid:
@@ -186,3 +189,19 @@ def read_commit(output: Path) -> OutputCommit | None:
         None if fingerprint is None else fingerprint.decode(),
         None if run_id is None else run_id.decode(),
     )
+
+
+def names_no_run(output: Path) -> bool:
+    """Whether it is a finished output for all it says: a folder, or a file without a line."""
+    return output.is_dir() or (
+        is_batch_output(output) and output.is_file() and output.stat().st_size == 0
+    )
+
+
+def _batch_commit(output: Path) -> OutputCommit | None:
+    try:
+        with output.open("rb") as file:
+            head = line_head(file.read(HEAD_BYTES))
+    except OSError as error:
+        raise OutputError(f"{output} cannot be read: {error.strerror}") from error
+    return None if head is None else OutputCommit(None, head[0])

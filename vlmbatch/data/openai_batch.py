@@ -1,0 +1,156 @@
+"""OpenAI batch files as manifests: one request a line.
+
+    {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
+
+The format is that of OpenAI's Batch API, and of ``vllm run-batch``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vlmbatch.config import SamplingParams
+from vlmbatch.data.columns import Columns, is_request
+from vlmbatch.data.ids import read_id
+from vlmbatch.data.jsonl import JsonlFile
+from vlmbatch.data.rows import derive_seed
+from vlmbatch.data.scan import ManifestFile
+from vlmbatch.errors import ErrorCode, ManifestError, RowError
+from vlmbatch.log import logger
+from vlmbatch.openai.errors import ApiError
+from vlmbatch.openai.image_urls import ImageUrls
+from vlmbatch.openai.requests import (
+    CHAT_URL,
+    COMPLETION_URL,
+    ChatRequest,
+    CompletionRequest,
+    parse_chat_request,
+    parse_completion_request,
+)
+from vlmbatch.types import Row
+
+
+@dataclass(frozen=True, slots=True)
+class BatchColumns(Columns):
+    """The fields of a line. ``url``, and what else there may be, passes through."""
+
+    id: str = "custom_id"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", frozenset({"custom_id", "method", "body"}))
+
+    def image_of(self, values: Mapping[str, Any]) -> Any:
+        """The first image's URL, as far as the request, not checked yet, is well-formed."""
+        for message in _list(_field(values.get("body"), "messages")):
+            for part in _list(_field(message, "content")):
+                image = _field(part, "image_url")
+                if isinstance(url := _field(image, "url") or image, str):
+                    return url
+        return None
+
+
+class BatchRowBuilder:
+    """Makes rows of batch lines; as a ``RowBuilder``.
+
+    ``defaults`` hold for what a body leaves out. A body may name another model than ``model``, the
+    one that answers: that is told once.
+    """
+
+    def __init__(self, defaults: SamplingParams, urls: ImageUrls, model: str) -> None:
+        self.columns: Columns = BatchColumns()
+        self._defaults = defaults
+        self._urls = urls
+        self._model = model
+        self._expected = (None, model, Path(model).name)
+        self._is_noted = False
+
+    def build(self, index: int, file: str, line: int, values: dict[str, Any] | RowError) -> Row:
+        """The row, with ``error`` set when there is no answering it."""
+        if isinstance(values, RowError):
+            return Row(index, str(index), line, file, error=values)
+        inputs = self.columns.inputs
+        extra = {name: value for name, value in values.items() if name not in inputs}
+        row_id = str(index)
+        try:
+            row_id = read_id(values.get(self.columns.id), index)
+            request = self._request(index, values)
+        except ApiError as error:
+            return Row(index, row_id, line, file, extra=extra, error=error.to_row_error())
+        except RowError as error:
+            return Row(index, row_id, line, file, extra=extra, error=error)
+        self._note_model(request.model, file, line)
+        if isinstance(request, CompletionRequest):
+            return Row(
+                index, row_id, line, file, request.prompt, sampling=request.sampling, extra=extra
+            )
+        return Row(
+            index,
+            row_id,
+            line,
+            file,
+            messages=request.messages,
+            images=request.images,
+            sampling=request.sampling,
+            extra=extra,
+        )
+
+    def _request(self, index: int, values: dict[str, Any]) -> ChatRequest | CompletionRequest:
+        if values.get(self.columns.id) is None:
+            raise _invalid('"custom_id" is missing')
+        method, url, body = values.get("method"), values.get("url"), values.get("body")
+        if method != "POST":
+            raise _invalid(f'"method" must be "POST", got {method!r:.80}')
+        defaults = replace(self._defaults, seed=derive_seed(self._defaults.seed, index))
+        request: ChatRequest | CompletionRequest
+        if url == CHAT_URL:
+            request = parse_chat_request(body, defaults, self._urls)
+        elif url == COMPLETION_URL:
+            request = parse_completion_request(body, defaults)
+        else:
+            raise _invalid(f'"url" must be "{CHAT_URL}" or "{COMPLETION_URL}", got {url!r:.80}')
+        if request.stream:
+            raise _invalid("'stream' is not possible in a batch file: leave it out")
+        return request
+
+    def _note_model(self, name: str | None, file: str, line: int) -> None:
+        if self._is_noted or name in self._expected:
+            return
+        self._is_noted = True
+        logger.warning(
+            '%s:%d asks for the model "%.100s": all requests are answered by %s',
+            file,
+            line,
+            name,
+            self._model,
+        )
+
+
+def holds_requests(files: Iterable[ManifestFile]) -> bool:
+    """Whether the first line that can be read is a batch request.
+
+    What is wrong with the files is for the passes over them to tell.
+    """
+    for file in files:
+        if not isinstance(file, JsonlFile):
+            return False
+        with closing(file.records()) as records, suppress(ManifestError):
+            for _, values in records:
+                if isinstance(values, dict):
+                    return is_request(values)
+    return False
+
+
+def _field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _invalid(message: str) -> RowError:
+    return RowError(ErrorCode.REQUEST_INVALID, message)

@@ -1,0 +1,135 @@
+"""The lines of OpenAI's batch output: made of results, and results of them.
+
+    {"id": "batch_req_<run>_<row>", "custom_id": "a", "error": null,
+     "response": {"status_code": 200, "request_id": "req_<run>_<row>", "body": {...}}}
+
+A request that failed has the error in its response's body, as OpenAI has it; a line that was no
+request has no response, and the error beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vlmbatch.errors import ErrorCode
+from vlmbatch.openai.errors import api_error, row_code
+from vlmbatch.openai.requests import COMPLETION_URL
+from vlmbatch.openai.responses import (
+    CHAT_ID_PREFIX,
+    COMPLETION_ID_PREFIX,
+    ResponseHead,
+    chat_completion,
+    text_completion,
+    usage,
+)
+from vlmbatch.types import Result
+
+_HEAD = re.compile(rb'\{"id": "batch_req_([0-9a-f]{1,64})_([0-9]{1,18})", ')
+HEAD_BYTES = 128  # of a line, with its id in it
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLines:
+    """Makes the lines of one run. ``created``: seconds since 1970; ``model`` has answered."""
+
+    run_id: str  # hexadecimal
+    created: int
+    model: str
+
+    @classmethod
+    def new(cls, model: str) -> BatchLines:
+        """Those of a run that nothing is kept of."""
+        return cls(secrets.token_hex(16), int(time.time()), model)
+
+    def line(self, result: Result) -> dict[str, Any]:
+        """One line, ready for JSON."""
+        name = f"{self.run_id}_{result.index}"
+        response, error = None, None
+        if result.error_code is None:
+            response = {
+                "status_code": 200,
+                "request_id": f"req_{name}",
+                "body": self._body(name, result),
+            }
+        elif result.error_code is ErrorCode.MANIFEST_LINE_INVALID:
+            error = {"code": str(result.error_code), "message": result.error_message}
+        else:
+            failure = api_error(result.error_code, result.error_message or "")
+            response = {
+                "status_code": failure.status,
+                "request_id": f"req_{name}",
+                "body": failure.to_json(),
+            }
+        return {
+            "id": f"batch_req_{name}",
+            "custom_id": result.id,
+            "response": response,
+            "error": error,
+        }
+
+    def _body(self, name: str, result: Result) -> dict[str, Any]:
+        assert result.text is not None
+        assert result.finish_reason is not None
+        tokens = usage(
+            result.prompt_tokens or 0, result.completion_tokens or 0, result.image_tokens or 0
+        )
+        is_chat = result.extra.get("url") != COMPLETION_URL
+        prefix = CHAT_ID_PREFIX if is_chat else COMPLETION_ID_PREFIX
+        head = ResponseHead(f"{prefix}{name}", self.created, self.model)
+        build = chat_completion if is_chat else text_completion
+        return build(head, result.text, result.finish_reason, tokens)
+
+
+def is_batch_output(output: Path) -> bool:
+    """Whether an output is written in these lines, by its name."""
+    return output.suffix == ".jsonl" and not output.is_dir()
+
+
+def errors_path(output: Path) -> Path:
+    """Where the lines of failed requests go: ``results.errors.jsonl`` beside ``results.jsonl``."""
+    return output.with_name(f"{output.stem}.errors{output.suffix}")
+
+
+def line_head(raw: bytes) -> tuple[str, int] | None:
+    """The run and row of a line, from its first ``HEAD_BYTES``; None when it is none of ours."""
+    found = _HEAD.match(raw)
+    return None if found is None else (found[1].decode(), int(found[2]))
+
+
+def parse_line(raw: bytes) -> Result:
+    """The result that a line was made of, without pass-through columns.
+
+    Raises:
+        ValueError: it is no line of ours, or was changed.
+    """
+    head = line_head(raw)
+    if head is None:
+        raise ValueError("no line of a batch output")
+    try:
+        values = json.loads(raw)
+        if values["error"] is not None:
+            code, message = ErrorCode(values["error"]["code"]), values["error"]["message"]
+            return Result(head[1], values["custom_id"], error_code=code, error_message=message)
+        body = values["response"]["body"]
+        if "error" in body:
+            code, message = row_code(body["error"]["code"]), body["error"]["message"]
+            return Result(head[1], values["custom_id"], error_code=code, error_message=message)
+        choice, tokens = body["choices"][0], body["usage"]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        return Result(
+            head[1],
+            values["custom_id"],
+            text,
+            choice["finish_reason"],
+            tokens["prompt_tokens"],
+            tokens["prompt_tokens_details"]["image_tokens"],
+            tokens["completion_tokens"],
+        )
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"a field is missing: {error}") from error

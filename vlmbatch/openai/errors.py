@@ -1,0 +1,80 @@
+"""Errors in OpenAI's shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vlmbatch.errors import ErrorCode, RowError, VlmbatchError
+
+INVALID_REQUEST = "invalid_request_error"
+SERVER_ERROR = "server_error"
+
+# Where OpenAI has a code of its own for what a row's code says.
+_CODES = {ErrorCode.PROMPT_TOO_LONG: "context_length_exceeded"}
+_ROW_CODES = {theirs: ours for ours, theirs in _CODES.items()}
+_STATUSES = {ErrorCode.ENGINE_ERROR: 500}  # all others are of the client's making: 400
+
+
+class ApiError(VlmbatchError):
+    """A request that is answered by an error.
+
+    ``status`` is HTTP's; ``param`` names the field of the request that caused it.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        type: str = INVALID_REQUEST,
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+        self.type = type
+        self.param = param
+        self.code = code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ApiError, (self.status, self.message, self.type, self.param, self.code)
+
+    def to_json(self) -> dict[str, Any]:
+        """The response's body."""
+        return {
+            "error": {
+                "message": self.message,
+                "type": self.type,
+                "param": self.param,
+                "code": self.code,
+            }
+        }
+
+    def to_row_error(self) -> RowError:
+        """The same as the error of a manifest's row: ``request_invalid``, or the image's code."""
+        try:
+            code = row_code(self.code or "")
+        except ValueError:
+            code = ErrorCode.REQUEST_INVALID
+        return RowError(code, self.message)
+
+
+def bad_request(message: str, param: str | None, code: str | None = "invalid_value") -> ApiError:
+    """A 400."""
+    return ApiError(400, message, INVALID_REQUEST, param, code)
+
+
+def api_error(code: ErrorCode, message: str, param: str | None = None) -> ApiError:
+    """What a client is told of a row's error."""
+    status = _STATUSES.get(code, 400)
+    kind = INVALID_REQUEST if status < 500 else SERVER_ERROR
+    return ApiError(status, message, kind, param, _CODES.get(code, str(code)))
+
+
+def row_code(code: str) -> ErrorCode:
+    """The row's code that ``api_error`` has made ``code`` of.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return _ROW_CODES.get(code) or ErrorCode(code)

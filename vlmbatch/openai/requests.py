@@ -1,0 +1,152 @@
+"""Bodies of ``/v1/chat/completions`` and ``/v1/completions``, checked and in our own terms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlmbatch.config import SamplingParams
+from vlmbatch.openai.errors import bad_request
+from vlmbatch.openai.fields import Json, boolean, missing, object_body, string, wrong_type
+from vlmbatch.openai.image_urls import ImageUrls
+from vlmbatch.openai.messages import read_messages
+from vlmbatch.openai.sampling import SAMPLING_FIELDS, read_sampling
+from vlmbatch.openai.unsupported import NEUTRAL_CHAT, NEUTRAL_COMPLETION, check_fields
+from vlmbatch.types import ImageRef
+
+CHAT_URL = "/v1/chat/completions"
+COMPLETION_URL = "/v1/completions"
+
+_COMMON = SAMPLING_FIELDS | {"model", "stream", "stream_options"}
+_CHAT_FIELDS = _COMMON | {"messages", "max_completion_tokens"}
+_COMPLETION_FIELDS = _COMMON | {"prompt", "images"}  # images: ours; OpenAI's has none
+# vLLM's, and only if false; OpenAI's obfuscation pads what is streamed, and is a matter of taste.
+_STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation", "continuous_usage_stats"})
+
+NO_URLS = ImageUrls()
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A chat to be gone on with.
+
+    ``messages`` are as ``models.chat`` takes them: each image's place is an ``{"type": "image"}``
+    part, and ``images`` has them in that order. ``model`` is None where the body names none.
+    """
+
+    model: str | None
+    messages: list[dict[str, Any]] = field(repr=False)
+    images: tuple[ImageRef, ...]
+    sampling: SamplingParams
+    stream: bool = False
+    include_usage: bool = False  # of a stream
+    user: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """A text to be gone on with, as it is. ``images`` are those of its ``<image>`` tokens."""
+
+    model: str | None
+    prompt: str = field(repr=False)
+    images: tuple[ImageRef, ...]
+    sampling: SamplingParams
+    stream: bool = False
+    include_usage: bool = False  # of a stream
+    user: str | None = None
+
+
+def parse_chat_request(
+    body: object, defaults: SamplingParams, urls: ImageUrls = NO_URLS
+) -> ChatRequest:
+    """Read the body of ``/v1/chat/completions``; ``defaults`` hold for what it leaves out.
+
+    ``urls``: which images may be named. Fields that would change the answer and are not supported
+    are refused, as are those that nobody knows.
+
+    Raises:
+        ApiError: 400; ``param`` names the field.
+    """
+    body = object_body(body)
+    check_fields(body, _CHAT_FIELDS, NEUTRAL_CHAT)
+    messages, images = read_messages(body.get("messages"), urls)
+    sampling = read_sampling(body, defaults)
+    stream, include_usage = _stream(body)
+    return ChatRequest(
+        string(body, "model"),
+        messages,
+        images,
+        sampling,
+        stream,
+        include_usage,
+        string(body, "user"),
+    )
+
+
+def parse_completion_request(
+    body: object, defaults: SamplingParams, urls: ImageUrls = NO_URLS
+) -> CompletionRequest:
+    """Read the body of ``/v1/completions``; as ``parse_chat_request``.
+
+    Images are URLs in the array ``images``, in the order of the prompt's ``<image>`` tokens.
+
+    Raises:
+        ApiError: 400; ``param`` names the field.
+    """
+    body = object_body(body)
+    check_fields(body, _COMPLETION_FIELDS, NEUTRAL_COMPLETION)
+    prompt = _prompt(body.get("prompt"))
+    images = _images(body.get("images"), urls)
+    sampling = read_sampling(body, defaults)
+    stream, include_usage = _stream(body)
+    return CompletionRequest(
+        string(body, "model"), prompt, images, sampling, stream, include_usage, string(body, "user")
+    )
+
+
+def _images(value: object, urls: ImageUrls) -> tuple[ImageRef, ...]:
+    if value is None:
+        return ()
+    if not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
+        raise wrong_type("images", "an array of URLs", value)
+    return tuple(urls.read(url, f"images[{index}]") for index, url in enumerate(value))
+
+
+def _prompt(value: object) -> str:
+    if value is None:
+        raise missing("prompt")
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        raise bad_request(f"'prompt' has {len(value)} texts: send a request for each", "prompt")
+    if not isinstance(value, str):
+        raise wrong_type("prompt", "a string (token ids are not supported)", value)
+    return value
+
+
+def _stream(body: Json) -> tuple[bool, bool]:
+    """Whether to stream, and whether to tell the usage at the end of the stream."""
+    stream = boolean(body, "stream")
+    options = body.get("stream_options")
+    if options is None:
+        return stream, False
+    if not isinstance(options, dict):
+        raise wrong_type("stream_options", "an object", options)
+    if not stream:
+        raise bad_request(
+            "'stream_options' is only allowed when 'stream' is true", "stream_options"
+        )
+    for name in options:
+        if name not in _STREAM_OPTIONS:
+            raise bad_request(
+                f"'stream_options' has the field {name!r:.80}, which is not known",
+                "stream_options",
+                "unknown_parameter",
+            )
+    if boolean(options, "continuous_usage_stats", "stream_options."):
+        raise bad_request(
+            "'stream_options.continuous_usage_stats' is not supported",
+            "stream_options.continuous_usage_stats",
+            "unsupported_parameter",
+        )
+    return stream, boolean(options, "include_usage", "stream_options.")

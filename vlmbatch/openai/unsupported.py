@@ -1,0 +1,99 @@
+"""Fields that are no more than accepted, and those that would change the answer.
+
+The latter are refused, except where they ask for what happens anyhow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+from vlmbatch.openai.errors import bad_request
+from vlmbatch.openai.fields import Json, kind_of
+
+# Of accounts, logs and caches: without a bearing on the answer.
+HARMLESS = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "parallel_tool_calls"}
+    | {"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"}
+    | {"request_id", "priority"}
+)
+
+# By field: the values that ask for nothing. Null does for all of them.
+_BOTH: dict[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "best_of": (1,),
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "logit_bias": ({},),
+    "use_beam_search": (False,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True, False),
+    "include_stop_str_in_output": (False,),
+    "echo": (False,),
+    "response_format": ({"type": "text"},),
+}
+NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = _BOTH | {
+    "logprobs": (False,),
+    "top_logprobs": (0,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "functions": ([],),
+    "function_call": ("none", "auto"),
+    "modalities": (["text"],),
+    "audio": (),
+    "moderation": (),
+    "prediction": (),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "web_search_options": (),
+    "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
+    "add_special_tokens": (False,),
+    "chat_template_kwargs": ({},),
+}
+NEUTRAL_COMPLETION: dict[str, tuple[Any, ...]] = _BOTH | {
+    "logprobs": (),
+    "suffix": ("",),
+    "add_special_tokens": (True,),
+}
+
+
+def check_fields(
+    body: Json, supported: Collection[str], neutral: Mapping[str, tuple[Any, ...]]
+) -> None:
+    """Refuse what cannot be done as asked.
+
+    Raises:
+        ApiError: 400; ``param`` names the field.
+    """
+    for name, value in body.items():
+        if name in supported or name in HARMLESS:
+            continue
+        if name not in neutral:
+            raise bad_request(
+                f"unrecognized request argument supplied: {name:.80}",
+                name[:80],
+                "unknown_parameter",
+            )
+        if value is None or any(_same(value, allowed) for allowed in neutral[name]):
+            continue
+        instead = " or ".join(_as_json(allowed) for allowed in neutral[name])
+        hint = f"leave it out, or set it to {instead}" if instead else "leave it out"
+        raise bad_request(
+            f"'{name}' with {kind_of(value)} is not supported: {hint}",
+            name,
+            "unsupported_parameter",
+        )
+
+
+def _same(value: object, allowed: object) -> bool:
+    """Equality, for which true is no 1."""
+    return isinstance(value, bool) == isinstance(allowed, bool) and value == allowed
+
+
+def _as_json(value: object) -> str:
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)
