@@ -83,7 +83,7 @@ class FakeModel:
                 hidden[first + query, 0] = (read[:seen] * weights[:seen]).sum() % VOCAB
             first += queries
         assert first == len(embeds) == int(metadata.cu_seqlens_q[-1])
-        return hidden
+        return hidden if metadata.sampled is None else hidden[metadata.sampled.tokens]
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         distance = (torch.arange(VOCAB).double()[None] - hidden).abs()

@@ -18,6 +18,7 @@ from vlmbatch.data.journal_writer import JournalWriter
 from vlmbatch.data.reorder import ReorderBuffer
 from vlmbatch.data.run_record import RunRecord
 from vlmbatch.data.schema import RESULT_SCHEMA
+from vlmbatch.data.spill import Spill
 from vlmbatch.data.work_folder import FINGERPRINT_KEY, RUN_ID_KEY, WorkFolder
 from vlmbatch.data.writer import ParquetResultWriter
 from vlmbatch.types import Result
@@ -61,7 +62,7 @@ def run(
                 output, RESULT_SCHEMA, metadata, temporary=work.temporary_output, files=files
             )
             try:
-                order = ReorderBuffer()
+                order = ReorderBuffer(Spill(2**20))
                 group: list[Result] = []
                 for row in FINISHING_ORDER:
                     if row in journal:
@@ -75,7 +76,8 @@ def run(
                             for member in group:
                                 acknowledged[member.index] = member
                             group.clear()
-                    for ready in order.push(result):
+                    order.push(result)
+                    for ready in order.ready():
                         parquet.write(ready)
                 writer.sync()
                 for member in group:

@@ -1,0 +1,215 @@
+"""What the server refuses: too much, too slow, too many, strangers; all, when the engine is dead.
+
+The application without a socket, so that each test has limits of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import wraps
+from typing import Any
+
+import httpx
+import pytest
+from server_process import MODEL, ROOT, chat_body
+
+from vlmbatch.config import ManifestConfig, RunConfig
+from vlmbatch.engine.engine import Engine
+from vlmbatch.errors import ConfigError
+from vlmbatch.inputs import ModelInputs, open_model
+from vlmbatch.openai.image_urls import AllowedDomains
+from vlmbatch.run import load_engine
+from vlmbatch.serve.app import make_app
+from vlmbatch.serve.completions import Service
+from vlmbatch.serve.config import ServeConfig
+from vlmbatch.serve.server import check_context, make_service
+
+Loaded = tuple[RunConfig, ModelInputs, Engine]
+CHAT = "/v1/chat/completions"
+LONG = {"ignore_eos": True, "max_tokens": 390}
+
+
+@pytest.fixture(scope="module")
+def loaded() -> Loaded:
+    job = RunConfig(str(ROOT / MODEL), ManifestConfig("-"), "-", image_workers=0)
+    inputs = open_model(job)
+    return job, inputs, load_engine(job, inputs)
+
+
+def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @wraps(test)
+    def run(*arguments: Any, **keywords: Any) -> None:
+        asyncio.run(asyncio.wait_for(test(*arguments, **keywords), timeout=60))
+
+    return run
+
+
+@asynccontextmanager
+async def client_of(
+    loaded: Loaded, **limits: Any
+) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
+    job, inputs, engine = loaded
+    config = ServeConfig(job=job, served_model_name=MODEL, **limits)
+    service = make_service(config, inputs, engine, AllowedDomains())
+    transport = httpx.ASGITransport(make_app(service), raise_app_exceptions=False)
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+            yield client, service
+    finally:
+        await service.engine.close()
+        service.preparation.close()
+        engine.scheduler.check_integrity()
+        assert engine.num_unfinished == 0
+
+
+def refusal(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+@in_loop
+async def test_strangers_are_refused(loaded: Loaded) -> None:
+    async with client_of(loaded, api_key="secret") as (client, _):
+        for headers in ({}, {"Authorization": "Bearer other"}, {"Authorization": "Basic secret"}):
+            response = await client.post(CHAT, json=chat_body(), headers=headers)
+            assert refusal(response) == (401, "invalid_api_key")
+            assert response.headers["www-authenticate"] == "Bearer"
+        assert (await client.get("/v1/models")).status_code == 401
+        client.headers["Authorization"] = "Bearer secret"
+        assert (await client.post(CHAT, json=chat_body())).status_code == 200
+        assert (await client.get("/health", headers={"Authorization": ""})).status_code == 200
+
+
+@in_loop
+async def test_a_body_that_is_too_large(loaded: Loaded) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(3):
+            yield b" " * 400
+
+    async with client_of(loaded, max_request_bytes=1000) as (client, _):
+        headers = {"Content-Type": "application/json"}
+        for content in (b" " * 1001, pieces()):
+            response = await client.post(CHAT, content=content, headers=headers)
+            assert refusal(response) == (413, "request_too_large")
+            assert "1,000 bytes" in response.text
+
+
+@in_loop
+async def test_a_body_that_does_not_come(loaded: Loaded) -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.sleep(60)
+
+    async with client_of(loaded, request_timeout_s=0.05) as (client, service):
+        headers = {"Content-Type": "application/json"}
+        response = await client.post(CHAT, content=pieces(), headers=headers)
+        assert refusal(response) == (408, "timeout")
+        assert service.slots.in_use == 0
+
+
+@in_loop
+async def test_an_answer_that_takes_too_long(loaded: Loaded) -> None:
+    async with client_of(loaded, request_timeout_s=0.05) as (client, service):
+        response = await client.post(CHAT, json=chat_body(**LONG))
+        assert refusal(response) == (504, "timeout")
+        await until(lambda: service.engine.status.kv_used_tokens == 0)
+
+
+@in_loop
+async def test_too_many_at_once(loaded: Loaded) -> None:
+    async with client_of(loaded, max_concurrent_requests=2) as (client, service):
+        under_way = [
+            asyncio.create_task(client.post(CHAT, json=chat_body(**LONG))) for _ in range(2)
+        ]
+        await until(lambda: service.slots.in_use == 2)
+        response = await client.post(CHAT, json=chat_body())
+        assert refusal(response) == (429, "rate_limit_exceeded")
+        assert int(response.headers["retry-after"]) > 0
+        assert [answer.status_code for answer in await asyncio.gather(*under_way)] == [200, 200]
+        assert (await client.post(CHAT, json=chat_body())).status_code == 200
+
+
+@in_loop
+async def test_several_images_where_they_are_allowed(loaded: Loaded) -> None:
+    body = chat_body()
+    content = body["messages"][0]["content"]
+    content += content[1:]
+    async with client_of(loaded, limit_images_per_prompt=2) as (client, _):
+        response = await client.post(CHAT, json=body)
+        assert response.json()["usage"]["prompt_tokens_details"]["image_tokens"] == 200
+        content += content[1:2]
+        assert refusal(await client.post(CHAT, json=body)) == (400, "too_many_images")
+
+
+@in_loop
+async def test_a_dead_engine(loaded: Loaded) -> None:
+    async with client_of(loaded) as (client, service):
+        assert (await client.get("/health")).json() == {"status": "ok"}
+        bodies = [chat_body(**LONG, stream=True), chat_body(**LONG)]
+        tasks = [asyncio.create_task(client.post(CHAT, json=body)) for body in bodies]
+        await until(lambda: service.engine.status.generation_tokens > 20)
+        service.engine.stop("the engine has failed: broken")
+        streamed, whole = await asyncio.gather(*tasks)
+        *_, error, done, end = streamed.text.split("\n\n")
+        assert json.loads(error.removeprefix("data: "))["error"]["code"] == "engine_stopped"
+        assert (done, end) == ("data: [DONE]", "")
+        assert refusal(whole) == (503, "engine_stopped")
+        assert refusal(await client.post(CHAT, json=chat_body())) == (503, "engine_stopped")
+        assert refusal(await client.get("/health")) == (503, "engine_stopped")
+
+
+@in_loop
+async def test_a_bug_is_a_500_that_tells_nothing(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise KeyError("a secret")
+
+    monkeypatch.setattr("vlmbatch.serve.preparation.prepare", broken)
+    async with client_of(loaded) as (client, service):
+        response = await client.post(CHAT, json=chat_body())
+        assert refusal(response) == (500, "internal_error")
+        assert "secret" not in response.text
+        assert service.slots.in_use == 0
+
+
+@in_loop
+async def test_metrics(loaded: Loaded) -> None:
+    async with client_of(loaded) as (client, _):
+        assert (await client.post(CHAT, json=chat_body())).status_code == 200
+        await client.get("/anything")
+        text = (await client.get("/metrics")).text
+    total = loaded[2].kv_cache_tokens
+    for line in (
+        'vlmbatch_requests_total{path="/v1/chat/completions",status="200"} 1.0',
+        'vlmbatch_requests_total{path="other",status="404"} 1.0',
+        "vlmbatch_time_to_first_token_seconds_count 1.0",
+        "vlmbatch_prompt_tokens_total 112.0",
+        "vlmbatch_generation_tokens_total 4.0",
+        "vlmbatch_requests_running 0.0",
+        "vlmbatch_kv_cache_used_tokens 0.0",
+        f"vlmbatch_kv_cache_tokens {float(total)}",
+    ):
+        assert f"\n{line}\n" in text
+
+
+def test_a_kv_cache_smaller_than_the_context_is_refused(loaded: Loaded) -> None:
+    job, inputs, _ = loaded
+    small = replace(job, engine=replace(job.engine, kv_cache_tokens=256))
+    engine = load_engine(small, inputs)
+    with pytest.raises(ConfigError, match=r"256 tokens.*context length of 512"):
+        check_context(engine)
+
+
+@pytest.mark.parametrize("fields", [{"port": 65536}, {"api_key": ""}, {"request_timeout_s": 0.0}])
+def test_settings_out_of_range(loaded: Loaded, fields: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError):
+        ServeConfig(job=loaded[0], **fields)

@@ -1,0 +1,238 @@
+"""What OpenAI's own client, and curl, get from the server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+from server_process import (
+    MODEL,
+    NUMBER,
+    ServerProcess,
+    answered_rows,
+    chat_body,
+    data_url,
+    user_message,
+)
+
+JSON = ["-H", "Content-Type: application/json", "-d", "@-"]
+PROMPT = f"USER: <image>\n{NUMBER} ASSISTANT:"
+
+
+@pytest.fixture(scope="module")
+def client(server: ServerProcess) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="EMPTY", max_retries=0) as made:
+        yield made
+
+
+def test_chat(client: openai.OpenAI) -> None:
+    answer = client.chat.completions.create(**chat_body())
+    assert answer.choices[0].message.content == "92"
+    assert answer.choices[0].finish_reason == "stop"
+    assert answer.model == MODEL
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (112, 4)
+
+
+def test_chat_stream_adds_up_to_the_answer(client: openai.OpenAI) -> None:
+    body = chat_body(stream=True, stream_options={"include_usage": True})
+    *chunks, last = client.chat.completions.create(**body)
+    assert last.choices == []
+    assert last.usage.total_tokens == 116
+    deltas = [chunk.choices[0].delta.content or "" for chunk in chunks]
+    assert "".join(deltas) == "92"
+    assert chunks[0].choices[0].delta.role == "assistant"
+    reasons = [chunk.choices[0].finish_reason for chunk in chunks]
+    assert reasons == [None] * (len(chunks) - 1) + ["stop"]
+    assert len({chunk.id for chunk in chunks}) == 1
+
+
+def test_a_long_answer_comes_in_many_pieces(client: openai.OpenAI) -> None:
+    body = chat_body(max_tokens=200, extra_body={"ignore_eos": True})
+    whole = client.chat.completions.create(**body).choices[0].message.content
+    chunks = client.chat.completions.create(**body, stream=True)
+    deltas = [chunk.choices[0].delta.content or "" for chunk in chunks]
+    assert "".join(deltas) == whole
+    assert len(deltas) > 10
+
+
+def test_many_at_once_get_their_own_answers(server: ServerProcess) -> None:
+    rows = answered_rows()
+    assert len(rows) > 10
+
+    async def ask(client: openai.AsyncOpenAI, row: dict[str, Any]) -> str | None:
+        answer = await client.chat.completions.create(
+            model=MODEL, messages=[user_message(row["question"], row["url"])], temperature=0
+        )
+        return answer.choices[0].message.content
+
+    async def ask_all() -> list[str | None]:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="EMPTY") as client:
+            return await asyncio.gather(*(ask(client, row) for row in rows))
+
+    assert asyncio.run(ask_all()) == [row["answer"] for row in rows]
+
+
+def test_async_stream(server: ServerProcess) -> None:
+    async def ask() -> str:
+        async with openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="EMPTY") as client:
+            stream = await client.chat.completions.create(**chat_body(stream=True))
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
+
+    assert asyncio.run(ask()) == "92"
+
+
+def test_completions(client: openai.OpenAI) -> None:
+    arguments: dict[str, Any] = {"model": MODEL, "prompt": PROMPT, "temperature": 0}
+    arguments["extra_body"] = {"images": [data_url()]}
+    answer = client.completions.create(**arguments)
+    assert answer.choices[0].text == "92"
+    stream = client.completions.create(**arguments, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == "92"
+
+
+def test_a_prompt_without_images(client: openai.OpenAI) -> None:
+    answer = client.completions.create(model=MODEL, prompt="USER: What", max_tokens=3)
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens <= 3
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_stop_string_is_cut_off(client: openai.OpenAI, stream: bool) -> None:
+    answer = client.chat.completions.create(**chat_body(stop=["2"], stream=stream))
+    if stream:
+        choices = [chunk.choices[0] for chunk in answer]
+        text = "".join(choice.delta.content or "" for choice in choices)
+        reason = choices[-1].finish_reason
+    else:
+        text, reason = answer.choices[0].message.content, answer.choices[0].finish_reason
+    assert (text, reason) == ("9", "stop")
+
+
+def test_a_seed_repeats_an_answer_and_none_does_not(client: openai.OpenAI) -> None:
+    def ask(**fields: Any) -> str | None:
+        body = chat_body(temperature=2.0, max_tokens=40, extra_body={"ignore_eos": True}, **fields)
+        return client.chat.completions.create(**body).choices[0].message.content
+
+    assert ask(seed=5) == ask(seed=5)
+    assert len({ask() for _ in range(3)}) > 1
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [model.id for model in client.models.list()] == [MODEL]
+    assert client.models.retrieve(MODEL).id == MODEL
+    with pytest.raises(openai.NotFoundError, match="no model 'other'"):
+        client.models.retrieve("other")
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind", "message", "code"),
+    [
+        ({"model": "other"}, openai.NotFoundError, "no model 'other'", "model_not_found"),
+        (
+            {"messages": [user_message(NUMBER, data_url(), data_url())]},
+            openai.BadRequestError,
+            "has 2 images, and the server takes 1",
+            "too_many_images",
+        ),
+        (
+            {"messages": [user_message(NUMBER, "data:image/png;base64,AAAA")]},
+            openai.BadRequestError,
+            "image",
+            "image_unreadable",
+        ),
+        (
+            {"messages": [user_message(NUMBER, "http://example.org/a.png")]},
+            openai.BadRequestError,
+            "--allow-domain example.org",
+            "image_forbidden",
+        ),
+        (
+            {"messages": [user_message(NUMBER, "file:///etc/passwd")]},
+            openai.BadRequestError,
+            "a file: URL",
+            "image_forbidden",
+        ),
+        (
+            {"messages": [user_message("word " * 600)]},
+            openai.BadRequestError,
+            "exceeds the context of 512",
+            "context_length_exceeded",
+        ),
+        (
+            {"messages": [user_message("<image><image>", data_url())]},
+            openai.BadRequestError,
+            "1 image: expected 100 or 1 image tokens",
+            "image_token_mismatch",
+        ),
+        ({"n": 2}, openai.BadRequestError, "'n' with 2", "unsupported_parameter"),
+        ({"temperature": -1}, openai.BadRequestError, "temperature", "invalid_value"),
+        ({"messages": []}, openai.BadRequestError, "messages", None),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_errors(
+    client: openai.OpenAI,
+    fields: dict[str, Any],
+    kind: type[openai.APIStatusError],
+    message: str,
+    code: str | None,
+    stream: bool,
+) -> None:
+    with pytest.raises(kind, match=message) as caught:
+        client.chat.completions.create(**chat_body(stream=stream, **fields))
+    assert set(caught.value.response.json()["error"]) == {"message", "type", "param", "code"}
+    if code is not None:
+        assert caught.value.code == code
+
+
+needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+
+
+def curl(*arguments: str, body: str = "") -> str:
+    done = subprocess.run(
+        ["curl", "-sS", *arguments], input=body, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@needs_curl
+def test_curl(server: ServerProcess) -> None:
+    url = f"{server.url}/v1/chat/completions"
+    answer = json.loads(curl(url, *JSON, body=json.dumps(chat_body())))
+    assert answer["choices"][0]["message"]["content"] == "92"
+    events = curl("-N", url, *JSON, body=json.dumps(chat_body(stream=True))).split("\n\n")
+    assert events[-2:] == ["data: [DONE]", ""]
+    assert all(event.startswith("data: {") for event in events[:-2])
+
+
+@needs_curl
+@pytest.mark.parametrize(
+    ("path", "arguments", "body", "status"),
+    [
+        ("/nothing", [], "", 404),
+        ("/v1/nothing", [], "", 404),
+        ("/v1/models", ["-X", "DELETE"], "", 405),
+        ("/v1/chat/completions", [], "", 405),
+        ("/v1/chat/completions", ["-d", "@-"], "{}", 415),
+        ("/v1/chat/completions", JSON, "{", 400),
+        ("/v1/chat/completions", JSON, "[" * 100_000, 400),
+        ("/v1/chat/completions", JSON, '{"\\ud800": 1}', 400),
+        ("/v1/chat/completions", JSON, "null", 400),
+    ],
+)
+def test_refusals_are_json(
+    server: ServerProcess, path: str, arguments: list[str], body: str, status: int
+) -> None:
+    shown = curl(f"{server.url}{path}", "-w", "\n%{http_code}", *arguments, body=body)
+    answer, _, code = shown.rpartition("\n")
+    assert int(code) == status
+    assert set(json.loads(answer)["error"]) == {"message", "type", "param", "code"}

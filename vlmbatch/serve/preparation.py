@@ -1,0 +1,135 @@
+"""Bodies of requests to what the engine takes, on threads, by the code that prepares rows."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from vlmbatch.config import SamplingParams
+from vlmbatch.image_workers.loader import ImageLoader
+from vlmbatch.models.processor import LlavaProcessor
+from vlmbatch.openai.errors import ApiError, bad_request
+from vlmbatch.openai.image_urls import ImageUrls
+from vlmbatch.openai.requests import ChatRequest, CompletionRequest
+from vlmbatch.prepare import prepare
+from vlmbatch.types import Request, Result, Row
+
+ApiRequest = ChatRequest | CompletionRequest
+Parse = Callable[[object, SamplingParams, ImageUrls], ApiRequest]
+
+_FETCH_THREADS = 32  # they wait for other hosts, and must hold up no request without a URL
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A request as it was asked, and as the engine takes it."""
+
+    asked: ApiRequest
+    request: Request
+
+
+@dataclass(frozen=True, slots=True)
+class _Parsed:
+    """``request`` is left out where images have to be fetched for it."""
+
+    asked: ApiRequest
+    request: Request | None
+
+
+class Preparation:
+    """Parses, checks and tokenizes requests, and has their images loaded.
+
+    ``threads``: those that work at once; most of them wait for an image.
+    """
+
+    def __init__(
+        self,
+        processor: LlavaProcessor,
+        loader: ImageLoader,
+        urls: ImageUrls,
+        model_name: str,
+        max_images: int,
+        threads: int,
+    ) -> None:
+        self._processor = processor
+        self._loader = loader
+        self._urls = urls
+        self._model_name = model_name
+        self._max_images = max_images
+        self._indices = itertools.count()
+        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
+        self._fetchers = ThreadPoolExecutor(_FETCH_THREADS, thread_name_prefix="fetch")
+
+    async def prepare(self, body: bytes, parse: Parse, defaults: SamplingParams) -> PreparedRequest:
+        """Make of a body what the engine takes. The seed is random where the body has none.
+
+        Raises:
+            ApiError: the body is not a request that can be answered.
+            RowError: prompt or images cannot be used.
+        """
+        loop = asyncio.get_running_loop()
+        here = await loop.run_in_executor(self._threads, self._parse, body, parse, defaults)
+        if here.request is not None:
+            return PreparedRequest(here.asked, here.request)
+        request = await loop.run_in_executor(self._fetchers, self._to_request, here.asked)
+        return PreparedRequest(here.asked, request)
+
+    def close(self) -> None:
+        """End the threads and what loads images; requests not yet prepared are dropped."""
+        self._loader.close()  # first: threads wait for it
+        for threads in (self._threads, self._fetchers):
+            threads.shutdown(cancel_futures=True)
+
+    def _parse(self, body: bytes, parse: Parse, defaults: SamplingParams) -> _Parsed:
+        defaults = replace(defaults, seed=secrets.randbits(63))
+        asked = parse(_load_json(body), defaults, self._urls)
+        if asked.model != self._model_name:
+            raise self._unknown_model(asked.model)
+        if len(asked.images) > self._max_images:
+            raise bad_request(
+                f"the prompt has {len(asked.images)} images, and the server takes "
+                f"{self._max_images} (--limit-images-per-prompt)",
+                "messages" if isinstance(asked, ChatRequest) else "images",
+                "too_many_images",
+            )
+        fetches = any(image.url is not None for image in asked.images)
+        return _Parsed(asked, None if fetches else self._to_request(asked))
+
+    def _unknown_model(self, name: str | None) -> ApiError:
+        if name is None:
+            return bad_request("'model' is missing", "model", "missing_required_parameter")
+        message = f"there is no model {name!r:.200}; the server has '{self._model_name}'"
+        return ApiError(404, message, param="model", code="model_not_found")
+
+    def _to_request(self, asked: ApiRequest) -> Request:
+        row = Row(
+            index=next(self._indices),
+            id="",
+            line=0,
+            file="",
+            prompt=asked.prompt if isinstance(asked, CompletionRequest) else None,
+            messages=asked.messages if isinstance(asked, ChatRequest) else None,
+            images=asked.images,
+            sampling=asked.sampling,
+        )
+        prepared = prepare(row, self._processor, self._loader, _nothing_known)
+        if prepared.error is not None:
+            raise prepared.error
+        assert prepared.request is not None
+        return prepared.request
+
+
+def _nothing_known(row: Row) -> Result | None:
+    return None
+
+
+def _load_json(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:  # ValueError: of JSON, UTF-8, or a long integer
+        raise bad_request(f"the body is not JSON: {error}", None, "invalid_json") from error

@@ -1,0 +1,223 @@
+"""The whole server on one screen: loads the model, listens, and stops gracefully."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from vlmbatch.cores import default_image_workers
+from vlmbatch.errors import ConfigError, UsageError
+from vlmbatch.image_workers.url_loader import UrlLoader
+from vlmbatch.inputs import ModelInputs, open_images, open_model
+from vlmbatch.log import logger
+from vlmbatch.openai.fetch import ImageFetcher
+from vlmbatch.openai.image_urls import AllowedDomains, ImageUrls
+from vlmbatch.run import load_engine
+from vlmbatch.serve.app import make_app
+from vlmbatch.serve.completions import RequestSlots, Service
+from vlmbatch.serve.config import ServeConfig
+from vlmbatch.serve.engine_thread import EngineThread
+from vlmbatch.serve.metrics import ServerMetrics
+from vlmbatch.serve.preparation import Preparation
+
+if TYPE_CHECKING:
+    from vlmbatch.engine.engine import Engine
+
+_KEEP_ALIVE_S = 75  # beyond what clients keep idle connections for, so that they close them
+_LAST_WORDS_S = 2.0  # for responses that say that the grace time is over
+
+
+def serve(config: ServeConfig) -> int:
+    """Answer requests until SIGINT or SIGTERM; the exit status.
+
+    0 when all requests under way were answered within the time of grace, 130 or 143 when some had
+    to be given up.
+
+    Raises:
+        UsageError: the address, the model or an option cannot be used.
+    """
+    domains = AllowedDomains.of(config.job.allowed_domains)
+    with _bind(config.host, config.port) as listener:
+        inputs = open_model(config.job)
+        _ = inputs.processor.chat_template  # one that is missing or bad is an error now
+        engine = load_engine(config.job, inputs)
+        check_context(engine)
+        return asyncio.run(_serve(config, inputs, engine, domains, listener))
+
+
+def check_context(engine: Engine) -> None:
+    """See that every prompt that fits the context also fits the KV cache.
+
+    Raises:
+        ConfigError: it does not, with both numbers.
+    """
+    if engine.kv_cache_tokens < engine.max_model_len:
+        raise ConfigError(
+            f"the KV cache holds {engine.kv_cache_tokens} tokens, fewer than the context length of "
+            f"{engine.max_model_len}: raise --kv-cache-tokens or lower --max-model-len"
+        )
+
+
+def make_service(
+    config: ServeConfig, inputs: ModelInputs, engine: Engine, domains: AllowedDomains
+) -> Service:
+    """Start what answers requests: threads and worker processes. On the event loop."""
+    job = config.job
+    num_workers = job.image_workers
+    if num_workers is None:
+        num_workers = default_image_workers(engine_on_cpu=engine.device.type == "cpu")
+    loader = UrlLoader(open_images(job, inputs, num_workers), ImageFetcher(domains))
+    tokenizer = inputs.processor.tokenizer
+    engine_thread = EngineThread(engine, tokenizer)
+    return Service(
+        config=config,
+        tokenizer=tokenizer,
+        max_model_len=engine.max_model_len,
+        preparation=Preparation(
+            inputs.processor,
+            loader,
+            ImageUrls(domains),
+            config.model_name,
+            config.limit_images_per_prompt,
+            threads=max(2, 2 * num_workers),
+        ),
+        engine=engine_thread,
+        slots=RequestSlots(config.max_concurrent_requests),
+        metrics=ServerMetrics(lambda: engine_thread.status),
+    )
+
+
+async def _serve(
+    config: ServeConfig,
+    inputs: ModelInputs,
+    engine: Engine,
+    domains: AllowedDomains,
+    listener: socket.socket,
+) -> int:
+    service = make_service(config, inputs, engine, domains)
+    try:
+        server = _Server(make_app(service), config.grace_s, lambda: _announce(config, listener))
+        stop = GracefulStop(server, service, config.grace_s)
+        with stop.on_signals():
+            await server.serve(sockets=[listener])
+        return stop.exit_status
+    finally:
+        await service.engine.close()
+        await asyncio.to_thread(service.preparation.close)
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn, with signals left to us. ``on_started`` is called when connections are accepted."""
+
+    def __init__(self, app: ASGIApp, grace_s: float, on_started: Callable[[], None]) -> None:
+        self._on_started = on_started
+        super().__init__(
+            uvicorn.Config(
+                app,
+                lifespan="off",
+                ws="none",
+                access_log=False,
+                log_config=None,
+                server_header=False,
+                proxy_headers=False,
+                timeout_keep_alive=_KEEP_ALIVE_S,
+                # Only if all else fails: GracefulStop ends requests before.
+                timeout_graceful_shutdown=math.ceil(grace_s + 2 * _LAST_WORDS_S),
+            )
+        )
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class GracefulStop:
+    """On a first signal no connection is accepted any more, and requests have the time of grace.
+
+    When it is over, or on a second signal, those that are left end with an error.
+    """
+
+    def __init__(self, server: uvicorn.Server, service: Service, grace_s: float) -> None:
+        self._server = server
+        self._service = service
+        self._grace_s = grace_s
+        self._loop = asyncio.get_running_loop()
+        self.exit_status = 0
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Within, SIGINT and SIGTERM stop the server. Main thread only."""
+        numbers = (signal.SIGINT, signal.SIGTERM)
+        for number in numbers:
+            self._loop.add_signal_handler(number, self.stop, number)
+        try:
+            yield
+        finally:
+            for number in numbers:
+                self._loop.remove_signal_handler(number)
+
+    def stop(self, number: int) -> None:
+        """What a signal does."""
+        if self._server.should_exit:
+            self._give_up(number)
+            return
+        self._server.should_exit = True
+        if self._service.slots.in_use:
+            logger.info(
+                "stopping: finishing %d requests, for at most %g s; another signal ends at once",
+                self._service.slots.in_use,
+                self._grace_s,
+            )
+        self._loop.call_later(self._grace_s, self._give_up, number)
+
+    def _give_up(self, number: int) -> None:
+        if self._service.slots.in_use:
+            logger.warning("giving up %d requests under way", self._service.slots.in_use)
+            self.exit_status = 128 + number
+        self._service.engine.stop("the server is shutting down")
+        self._loop.call_later(_LAST_WORDS_S, setattr, self._server, "force_exit", True)
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A socket that is bound but does not listen yet: the address is known to be ours before the
+    model is loaded, and nobody can connect until it is.
+
+    Raises:
+        UsageError: the address cannot be had.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except (OSError, UnicodeError) as error:
+        raise UsageError(f"--host {host}: {error}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        listener.close()
+        raise UsageError(
+            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port"
+        ) from error
+    return listener
+
+
+def _announce(config: ServeConfig, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    logger.info("serving %s on http://%s:%d", config.model_name, shown, port)
+    if config.api_key is None and config.host not in ("127.0.0.1", "::1", "localhost"):
+        logger.warning("anybody who can reach %s may use the server: see --api-key", config.host)
