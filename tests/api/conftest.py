@@ -1,0 +1,32 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from vlmbatch import LLM
+
+SAMPLES = Path(__file__).parents[2] / "samples"
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    return SAMPLES
+
+
+@pytest.fixture(scope="session")
+def shared_llm() -> Iterator[LLM]:
+    with LLM(SAMPLES / "tiny-llava", max_num_seqs=8) as llm:
+        yield llm
+
+
+@pytest.fixture
+def llm(shared_llm: LLM) -> Iterator[LLM]:
+    """The sample model; a test must leave nothing of its own in the engine."""
+    yield shared_llm
+    engine = shared_llm._engine
+    assert engine is not None
+    assert engine.num_unfinished == 0
+    assert engine.scheduler.pool.num_available == engine.scheduler.pool.num_granules
+    engine.scheduler.check_integrity()

@@ -1,0 +1,382 @@
+"""``LLM``: one model on one device, for Python programs."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+import weakref
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Self, overload
+
+from vlmbatch.api.answering import answer_rows
+from vlmbatch.api.arguments import choice, image_shape, path_text
+from vlmbatch.api.images import ImageReader
+from vlmbatch.api.loader import HeldImageLoader
+from vlmbatch.api.outputs import RequestOutput
+from vlmbatch.api.requests import Message, PromptInput, RequestReader, RowSource
+from vlmbatch.config import (
+    IMAGE_TIMEOUT_S,
+    AttentionBackendName,
+    Device,
+    DType,
+    EngineConfig,
+    ImageArguments,
+    ImageInputType,
+    ImageLimits,
+    ManifestConfig,
+    PromptConfig,
+    RunConfig,
+    SamplingParams,
+)
+from vlmbatch.cores import default_image_workers
+from vlmbatch.errors import UsageError
+from vlmbatch.host_memory import HostMemory
+from vlmbatch.inputs import open_images, open_model
+from vlmbatch.run import load_engine
+
+if TYPE_CHECKING:
+    from vlmbatch.engine.engine import Engine
+
+
+_LIMITS = ImageLimits()
+
+Sampling = SamplingParams | Iterable[SamplingParams]
+Conversation = Sequence[Message]
+
+
+class LLM:
+    """Answers prompts about images with one model on one device.
+
+    >>> llm = LLM("samples/tiny-llava")
+    >>> outputs = llm.generate({
+    ...     "prompt": "USER: <image>\\nWhat number is written? ASSISTANT:",
+    ...     "multi_modal_data": ImagePixelData("samples/images/1001000001.jpg"),
+    ... })
+    >>> outputs[0].outputs[0].text
+    '92'
+    >>> llm.close()
+
+    ``model``: a checkpoint's folder or a Hugging Face id, at ``revision``. ``tokenizer`` and
+    ``image_processor`` are taken from it, or from a folder or id of their own; ``chat_template`` is
+    a Jinja file in place of the model's own. ``image_token_id``, ``image_input_shape``
+    ("1,3,336,336" or four numbers) and ``image_feature_size`` are the model's; where given, they
+    must agree with it. With ``image_input_type`` "image_features" images are ``ImageFeatureData``,
+    and the vision tower is not loaded. ``None`` and "auto" elsewhere stand for what suits model and
+    device.
+
+    Each call keeps the engine full: all its requests are batched, and images are decoded and
+    prompts tokenized while the model works. One call at a time: not from several threads, and not
+    while an iterator of an earlier call is unfinished. ``close``, or leaving ``with LLM(...) as
+    llm:``, frees the device's memory and ends the processes that decode images.
+
+    Raises:
+        ConfigError: an argument is invalid, contradicts the model, or asks for what is not here.
+        CheckpointError: the model cannot be found, fetched or read.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        tokenizer: str | os.PathLike[str] | None = None,
+        image_processor: str | os.PathLike[str] | None = None,
+        image_processor_revision: str | None = None,
+        disable_image_processor: bool = False,
+        image_input_type: ImageInputType = "pixel_values",
+        image_token_id: int | None = None,
+        image_input_shape: str | Sequence[int] | None = None,
+        image_feature_size: int | None = None,
+        strict_image_tokens: bool = False,
+        chat_template: str | os.PathLike[str] | None = None,
+        dtype: DType = "auto",
+        device: Device = "auto",
+        attention_backend: AttentionBackendName = "auto",
+        max_model_len: int | None = None,
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
+        kv_cache_tokens: int | None = None,
+        enable_prefix_caching: bool = True,
+        cpu_threads: int | None = None,
+        max_image_pixels: int = _LIMITS.max_pixels,
+        image_root: str | os.PathLike[str] | None = None,
+        image_workers: int | None = None,
+        image_timeout_s: float = IMAGE_TIMEOUT_S,
+        host_memory: int | None = None,
+    ) -> None:
+        """Load the model.
+
+        ``image_workers`` 0 decodes files in this process. ``host_memory``: bytes that requests and
+        images may take while they wait.
+        """
+        config = RunConfig(
+            model=os.fspath(model),
+            revision=revision,
+            tokenizer=path_text(tokenizer),
+            manifest=ManifestConfig("-"),
+            output="-",
+            engine=EngineConfig(
+                dtype=choice("dtype", dtype, DType),
+                device=choice("device", device, Device),
+                attention_backend=choice(
+                    "attention_backend", attention_backend, AttentionBackendName
+                ),
+                max_num_seqs=max_num_seqs,
+                max_batched_tokens=max_num_batched_tokens,
+                kv_cache_tokens=kv_cache_tokens,
+                max_model_len=max_model_len,
+                enable_prefix_caching=enable_prefix_caching,
+                cpu_threads=cpu_threads,
+            ),
+            image_arguments=ImageArguments(
+                choice("image_input_type", image_input_type, ImageInputType),
+                image_token_id,
+                image_shape(image_input_shape),
+                image_feature_size,
+                strict_image_tokens,
+                path_text(image_processor),
+                image_processor_revision,
+                disable_image_processor,
+            ),
+            image_limits=ImageLimits(
+                max_pixels=max_image_pixels,
+                root=None if image_root is None else Path(image_root),
+            ),
+            image_workers=image_workers,
+            image_timeout_s=image_timeout_s,
+            host_memory=host_memory,
+            prompt=PromptConfig(
+                chat_template=None if chat_template is None else Path(chat_template)
+            ),
+        )
+        inputs = open_model(config)
+        self.model_config = inputs.model
+        self._processor = inputs.processor
+        self._engine: Engine | None = load_engine(config, inputs)
+        if image_workers is None:
+            on_cpu = self._engine.device.type == "cpu"
+            image_workers = default_image_workers(engine_on_cpu=on_cpu)
+        self._memory = HostMemory.divide(host_memory)
+        self._prepare_threads = max(2, 2 * image_workers)  # most of them wait for an image
+        self._images = HeldImageLoader(
+            self._processor, partial(open_images, config, inputs, image_workers)
+        )
+        self._reader = RequestReader(
+            ImageReader(image_input_type, inputs.model.feature_shape, config.image_limits)
+        )
+        self._in_use = threading.Lock()
+        self._calls: weakref.WeakSet[Generator[RequestOutput]] = weakref.WeakSet()
+        self._end = weakref.finalize(self, self._images.close)
+
+    @overload
+    def generate(
+        self,
+        prompts: PromptInput | Sequence[PromptInput],
+        sampling_params: Sampling | None = None,
+        *,
+        strict: bool = False,
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def generate(
+        self,
+        prompts: Iterator[PromptInput],
+        sampling_params: Sampling | None = None,
+        *,
+        strict: bool = False,
+    ) -> Generator[RequestOutput]: ...
+
+    def generate(
+        self,
+        prompts: PromptInput | Sequence[PromptInput] | Iterator[PromptInput],
+        sampling_params: Sampling | None = None,
+        *,
+        strict: bool = False,
+    ) -> list[RequestOutput] | Generator[RequestOutput]:
+        """Answer one request or many; the results are in the order of the requests.
+
+        A list gives a list. An iterator gives an iterator, lazily and in bounded memory: requests
+        are read on a thread of its own, a few hundred ahead of the model, and results come as soon
+        as those before them have come.
+
+        >>> names = ["1001000001.jpg", "missing.jpg"]
+        >>> requests = (
+        ...     {
+        ...         "prompt": "USER: <image>\\nWhat number is written? ASSISTANT:",
+        ...         "multi_modal_data": ImagePixelData(f"samples/images/{name}"),
+        ...     }
+        ...     for name in names
+        ... )
+        >>> for output in llm.generate(requests, SamplingParams(max_tokens=8)):
+        ...     print(output.error.code if output.error else output.outputs[0].text)
+        92
+        image_missing
+
+        ``prompts``: text, or a dict of ``prompt`` and ``multi_modal_data`` (one image or a list),
+        or of ``messages`` as for ``chat``. A prompt has as many ``<image>`` tokens as its images
+        have features, or one for each image.
+
+        ``sampling_params``: one for all, whose seed each request varies by its position, as
+        ``vlmbatch run`` does; or one for each, taken as it is. Greedy with at most 256 tokens where
+        left out.
+
+        A request that cannot be answered has an ``error`` and no ``outputs``, and all others are
+        answered. With ``strict`` the first one that is met is raised.
+
+        Raises:
+            RowError: with ``strict``, what is wrong with a request.
+            ConfigError: another number of ``sampling_params`` than of requests.
+            UsageError: an earlier call is unfinished, or the model is closed.
+        """
+        outputs = self._answer(prompts, sampling_params, strict, in_order=True)
+        return list(outputs) if isinstance(prompts, Sequence | Mapping) else outputs
+
+    @overload
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: Sampling | None = None,
+        *,
+        strict: bool = False,
+    ) -> list[RequestOutput]: ...
+
+    @overload
+    def chat(
+        self,
+        messages: Iterator[Conversation],
+        sampling_params: Sampling | None = None,
+        *,
+        strict: bool = False,
+    ) -> Generator[RequestOutput]: ...
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation] | Iterator[Conversation],
+        sampling_params: Sampling | None = None,
+        *,
+        strict: bool = False,
+    ) -> list[RequestOutput] | Generator[RequestOutput]:
+        """Answer one conversation or many, in OpenAI's form, by the model's chat template.
+
+        >>> image = {"type": "image_url", "image_url": {"url": "samples/images/1001000001.jpg"}}
+        >>> question = {"type": "text", "text": "What number is written?"}
+        >>> outputs = llm.chat([{"role": "user", "content": [image, question]}])
+        >>> outputs[0].outputs[0].text
+        '92'
+
+        An ``image_url`` is a ``data:`` URL or the path of a file; it, and the ``image`` of a part
+        ``{"type": "image", "image": ...}``, may also be whatever ``ImagePixelData`` takes. All else
+        is as for ``generate``.
+
+        Raises:
+            ConfigError: as by ``generate``; or the model has no chat template, and
+                ``LLM(chat_template=...)`` gave none.
+            RowError, UsageError: as by ``generate``.
+        """
+        _ = self._processor.chat_template  # no request could be answered without one
+        if not isinstance(messages, Sequence):
+            return self.generate(
+                ({"messages": conversation} for conversation in messages),
+                sampling_params,
+                strict=strict,
+            )
+        one = len(messages) > 0 and isinstance(messages[0], Mapping)
+        conversations = [messages] if one else messages
+        return self.generate(
+            [{"messages": conversation} for conversation in conversations],
+            sampling_params,
+            strict=strict,
+        )
+
+    def stream(
+        self,
+        prompts: Iterable[PromptInput],
+        sampling_params: Sampling | None = None,
+        *,
+        strict: bool = False,
+    ) -> Generator[RequestOutput]:
+        """Answer many requests; results come as they are finished, told apart by ``index``.
+
+        >>> prompts = [f"USER: Say {word}. ASSISTANT:" for word in ("red", "blue", "green")]
+        >>> sorted(output.index for output in llm.stream(prompts, SamplingParams(max_tokens=8)))
+        [0, 1, 2]
+
+        Takes and raises what ``generate`` does. Requests are read as those of an iterator.
+        """
+        return self._answer(prompts, sampling_params, strict, in_order=False)
+
+    def close(self) -> None:
+        """End unfinished iterators and free what the model holds. The object is of no use then.
+
+        Raises:
+            UsageError: another thread is in the middle of a call.
+        """
+        for call in list(self._calls):
+            try:
+                call.close()
+            except ValueError as error:  # the generator is running
+                raise _busy() from error
+        self._end()
+        if self._engine is None:
+            return
+        on_gpu = self._engine.device.type == "cuda"
+        self._engine = None
+        gc.collect()
+        if on_gpu:
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _answer(
+        self, requests: Iterable[object], sampling: Sampling | None, strict: bool, in_order: bool
+    ) -> Generator[RequestOutput]:
+        if isinstance(requests, str | Mapping):
+            requests = [requests]
+        source = RowSource(requests, sampling, self._reader.read)
+        call = self._call(source, strict, in_order)
+        self._calls.add(call)
+        return call
+
+    def _call(self, source: RowSource, strict: bool, in_order: bool) -> Generator[RequestOutput]:
+        with self._sole_use() as engine:
+            yield from answer_rows(
+                source.rows(),
+                engine,
+                self._processor,
+                self._images,
+                self._prepare_threads,
+                self._memory,
+                in_order=in_order,
+                strict=strict,
+            )
+        if source.failure is not None:
+            raise source.failure
+
+    @contextmanager
+    def _sole_use(self) -> Iterator[Engine]:
+        """The engine, for one call at a time: it belongs to no thread, but takes one at a time."""
+        if not self._in_use.acquire(blocking=False):
+            raise _busy()
+        try:
+            if self._engine is None:
+                raise UsageError("this LLM is closed")
+            yield self._engine
+        finally:
+            self._in_use.release()
+
+
+def _busy() -> UsageError:
+    return UsageError(
+        "this LLM is busy with another call: finish or close() the iterator that it returned, and "
+        "call from one thread at a time"
+    )

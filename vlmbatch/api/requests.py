@@ -1,0 +1,172 @@
+"""From Python requests to rows: prompts, conversations, and the sampling of each."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from vlmbatch.api.images import ImageFeatureData, ImagePixelData, ImageReader, path_ref
+from vlmbatch.config import SamplingParams
+from vlmbatch.data.rows import derive_seed
+from vlmbatch.errors import ConfigError, ErrorCode, RowError
+from vlmbatch.openai.errors import ApiError
+from vlmbatch.openai.image_urls import ImageUrls
+from vlmbatch.types import ImageRef, Row
+
+Message = Mapping[str, Any]
+# Text; or a dict of prompt and multi_modal_data (one image or a list), or of messages alone.
+PromptInput = str | Mapping[str, Any]
+_DATA_URLS = ImageUrls()
+_KEYS = ("prompt", "multi_modal_data", "messages")
+
+
+@dataclass(frozen=True, slots=True)
+class RequestReader:
+    """Makes a ``Row`` of each request; what is wrong with it becomes the row's error."""
+
+    images: ImageReader
+
+    def read(self, index: int, request: object, sampling: SamplingParams) -> Row:
+        """The row of the request at ``index``."""
+        row = Row(index, str(index), index + 1, "requests", sampling=sampling)
+        try:
+            if isinstance(request, str):
+                return replace(row, prompt=request)
+            if not isinstance(request, Mapping):
+                raise _invalid(f"a request is a string or a dict, got {_shown(request)}")
+            if unknown := [key for key in request if key not in _KEYS]:
+                raise _invalid(f"unknown key {unknown[0]!r:.80}; a request has {', '.join(_KEYS)}")
+            if "messages" in request:
+                messages, images = self._messages(request)
+                return replace(row, messages=messages, images=images)
+            prompt = request.get("prompt")
+            if not isinstance(prompt, str):
+                raise _invalid(f"prompt must be a string, got {_shown(prompt)}")
+            row = replace(row, prompt=prompt)
+            return replace(row, images=self._data(request.get("multi_modal_data")))
+        except RowError as error:
+            return replace(row, error=error)
+
+    def _data(self, given: object) -> tuple[ImageRef, ...]:
+        if given is None:
+            return ()
+        several = given if isinstance(given, list | tuple) else (given,)
+        return tuple(self.images.read(each) for each in several)
+
+    def _messages(
+        self, request: Mapping[str, Any]
+    ) -> tuple[list[dict[str, Any]], tuple[ImageRef, ...]]:
+        """Messages as a chat template takes them, and the images in them."""
+        if len(request) > 1:
+            raise _invalid("messages bring their own images: leave out prompt and multi_modal_data")
+        given = request["messages"]
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise _invalid(f"messages must be a list, got {_shown(given)}")
+        messages: list[dict[str, Any]] = []
+        images: list[ImageRef] = []
+        for number, message in enumerate(given, 1):
+            if not isinstance(message, Mapping):
+                raise _invalid(f"message {number} must be a dict, got {_shown(message)}")
+            content = message.get("content")
+            if isinstance(content, list | tuple):
+                content = [self._part(part, number, images) for part in content]
+            messages.append({**message, "content": content})
+        return messages, tuple(images)
+
+    def _part(self, part: object, number: int, images: list[ImageRef]) -> object:
+        """A part of a message; an image's content goes to ``images``."""
+        if not isinstance(part, Mapping) or part.get("type") not in ("image_url", "image"):
+            return part
+        kind = str(part["type"])
+        given = part.get(kind)
+        if kind == "image_url" and isinstance(given, Mapping):
+            given = given.get("url")
+        images.append(self._image(given, f"message {number}: {kind}"))
+        return {"type": "image"}
+
+    def _image(self, given: object, where: str) -> ImageRef:
+        if isinstance(given, str) and given[:5].lower() == "data:":
+            try:
+                return _DATA_URLS.read(given, where)
+            except ApiError as error:
+                raise error.to_row_error() from error
+        if isinstance(given, str | os.PathLike):
+            return path_ref(given)
+        if isinstance(given, ImagePixelData | ImageFeatureData):
+            return self.images.read(given)
+        if given is None:
+            raise RowError(ErrorCode.IMAGE_INVALID, f"{where} is missing")
+        return self.images.read(ImagePixelData(given))  # type: ignore[arg-type]
+
+
+class RowSource:
+    """Rows of ``requests``, as they are asked for.
+
+    What reading a request raises is kept in ``failure`` and ends the rows, so that those before it
+    are answered first.
+    """
+
+    def __init__(
+        self,
+        requests: Iterable[object],
+        sampling: SamplingParams | Iterable[SamplingParams] | None,
+        read: Callable[[int, object, SamplingParams], Row],
+    ) -> None:
+        self._requests = requests
+        self._sampling = sampling
+        self._read = read
+        self.failure: Exception | None = None
+
+    def rows(self) -> Iterator[Row]:
+        try:
+            for index, (request, sampling) in enumerate(
+                with_sampling(self._requests, self._sampling)
+            ):
+                yield self._read(index, request, sampling)
+        except Exception as error:  # noqa: BLE001  the caller's own, raised again after the rows
+            self.failure = error
+
+
+def with_sampling(
+    requests: Iterable[object], sampling: SamplingParams | Iterable[SamplingParams] | None
+) -> Iterator[tuple[object, SamplingParams]]:
+    """Each request with its parameters; those shared by all get a seed by its position.
+
+    Raises:
+        ConfigError: fewer parameters than requests, or lists of different lengths.
+        TypeError: something else in the place of parameters.
+    """
+    if sampling is None or isinstance(sampling, SamplingParams):
+        shared = sampling or SamplingParams()
+        for index, request in enumerate(requests):
+            yield request, replace(shared, seed=derive_seed(shared.seed, index))
+        return
+    if isinstance(requests, Sequence) and isinstance(sampling, Sequence):
+        _check_lengths(len(requests), len(sampling))
+    each = iter(sampling)
+    for index, request in enumerate(requests):
+        try:
+            params = next(each)
+        except StopIteration as end:
+            raise ConfigError(f"more requests than the {index} sampling_params") from end
+        if not isinstance(params, SamplingParams):
+            raise TypeError(f"sampling_params[{index}] is no SamplingParams: {_shown(params)}")
+        yield request, params
+
+
+def _check_lengths(num_requests: int, num_params: int) -> None:
+    if num_requests != num_params:
+        raise ConfigError(
+            f"{num_requests} requests, but {num_params} sampling_params: give one for all, or one "
+            "for each"
+        )
+
+
+def _invalid(message: str) -> RowError:
+    return RowError(ErrorCode.PROMPT_INVALID, message)
+
+
+def _shown(value: object) -> str:
+    return f"{value!r:.80} ({type(value).__name__})"
