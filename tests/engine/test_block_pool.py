@@ -29,7 +29,7 @@ class PoolMachine(RuleBasedStateMachine):
             # With pages of one granule nothing but a full pool may refuse.
             assert available < size or self.pool.granules_per_block > 1
         else:
-            assert block.size == size and block.ref_count == 1 and block.block_hash is None
+            assert block.size == size and block.ref_count == 1 and not block.hashes
             self.holds.append(block)
 
     @precondition(lambda self: self.holds)
@@ -38,24 +38,24 @@ class PoolMachine(RuleBasedStateMachine):
         block = self.holds.pop(data.draw(st.integers(0, len(self.holds) - 1)))
         self.pool.free([block])
 
-    @precondition(lambda self: any(b.block_hash is None for b in self.holds))
+    @precondition(lambda self: any(len(b.hashes) < b.size for b in self.holds))
     @rule(data=st.data(), repeat=st.booleans())
     def register(self, data: st.DataObject, repeat: bool) -> None:
-        block = data.draw(st.sampled_from([b for b in self.holds if b.block_hash is None]))
+        block = data.draw(st.sampled_from([b for b in self.holds if len(b.hashes) < b.size]))
         self.next_hash += not repeat
-        block_hash = self.next_hash.to_bytes(4, "big")
-        known = self.pool.find(block_hash)
-        self.pool.register(block, block_hash)
-        assert self.pool.find(block_hash) is (known or block)
-        self.cached[block_hash] = known or block
+        content_hash = self.next_hash.to_bytes(4, "big")
+        known = self.pool.find(content_hash)
+        assert self.pool.register(block, content_hash) is (known is None)
+        assert self.pool.find(content_hash) is (known or block)
+        self.cached[content_hash] = known or block
 
     @precondition(lambda self: self.cached)
     @rule(data=st.data())
     def share(self, data: st.DataObject) -> None:
-        block_hash = data.draw(st.sampled_from(sorted(self.cached)))
-        block = self.pool.find(block_hash)
+        content_hash = data.draw(st.sampled_from(sorted(self.cached)))
+        block = self.pool.find(content_hash)
         if block is not None:
-            assert block is self.cached[block_hash], "content moved to another block"
+            assert block is self.cached[content_hash], "content moved to another block"
             self.pool.share(block)
             self.holds.append(block)
 
@@ -63,10 +63,9 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def forget(self, data: st.DataObject) -> None:
         block = data.draw(st.sampled_from(self.holds))
-        block_hash = block.block_hash
+        hashes = list(block.hashes)
         self.pool.forget(block)
-        if block_hash is not None:
-            assert self.pool.find(block_hash) is None
+        assert all(self.pool.find(content_hash) is None for content_hash in hashes)
 
     @rule()
     def clear_cache(self) -> None:

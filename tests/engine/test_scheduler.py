@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.engine.block_pool import BlockPool
-from vlmbatch.engine.scheduler import ScheduledChunk, Scheduler
+from vlmbatch.engine.scheduler import GranuleCopy, ScheduledChunk, Scheduler
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.types import ImageSpan, PixelImage, Request
 
@@ -51,7 +51,18 @@ class ContentPool:
         return block.start * self.scheduler.granule + offset
 
     def run(self, chunks: list[ScheduledChunk]) -> list[tuple[Sequence, int]]:
-        """Write all, then read all, as attention does; returns the sampled tokens."""
+        """Copy, write all, then read all, as attention does; returns the sampled tokens."""
+        copies = [chunk.copy for chunk in chunks if chunk.copy is not None]
+        granule = self.scheduler.granule
+        targets = [copy.target + i for copy in copies for i in range(copy.count)]
+        assert len(set(targets)) == len(targets)
+        for copy in copies:  # in no order: no copy may read what another writes
+            sources = range(copy.source, copy.source + copy.count)
+            assert not set(targets).intersection(sources)
+            for offset in range(copy.count * granule):
+                self.slots[copy.target * granule + offset] = self.slots[
+                    copy.source * granule + offset
+                ]
         for chunk in chunks:
             tokens = self._tokens(chunk.sequence)
             keys = self.contents(chunk.sequence, tokens[: chunk.start + chunk.length])
@@ -312,3 +323,42 @@ def test_finishing_from_outside_frees_the_blocks() -> None:
     scheduler.finish(waiting, "stop")
     assert not scheduler.update(running, 1), "a late token of a finished sequence is dropped"
     assert scheduler.num_unfinished == 0 and scheduler.pool.holds() == {}
+
+
+def test_the_beginning_of_a_block_is_copied_once_it_has_been_computed() -> None:
+    scheduler = Scheduler(BlockPool(24, granules_per_block=4), 2, 8, 64)
+    first, second = sequence([1] * 13), sequence([1] * 11 + [2] * 4)
+    scheduler.add(first)
+    scheduler.add(second)
+    (chunk,) = scheduler.schedule()
+    assert chunk.sequence is first, "the second waits for what the first computes"
+    chunk = next(c for c in scheduler.schedule() if c.sequence is second)
+    assert (chunk.start, chunk.length) == (10, 5)
+    assert second.blocks[0] is first.blocks[0]
+    assert chunk.copy == GranuleCopy(first.blocks[1].start, second.blocks[1].start, 1)
+    assert second.num_cached_tokens == 10
+
+
+def test_sequences_without_a_common_beginning_pass_those_that_wait_for_one() -> None:
+    scheduler = Scheduler(BlockPool(24, granules_per_block=4), 2, 8, 64)
+    for tokens in ([1] * 5, [1] * 6, [2] * 5):
+        scheduler.add(sequence(tokens))
+    assert [chunk.sequence.token_ids[0] for chunk in scheduler.schedule()] == [1, 2]
+    assert len(scheduler.waiting) == 1
+
+
+def test_what_is_to_be_copied_is_not_overwritten_by_the_same_step() -> None:
+    scheduler = Scheduler(BlockPool(8, granules_per_block=4), 2, 8, 64)
+    first = sequence([1] * 5, 1)
+    scheduler.add(first)
+    scheduler.schedule()
+    scheduler.finish(first, "stop")
+    source = first.num_registered_granules
+    assert source == 2
+    # The pool has room for both only where the first sequence's block lies.
+    scheduler.add(sequence([1] * 5, 1))
+    scheduler.add(sequence([2] * 7, 1))
+    copied, *others = scheduler.schedule()
+    assert copied.copy is not None
+    taken = [block for chunk in others for block in chunk.sequence.blocks]
+    assert all(not block.start <= copied.copy.source < block.start + block.size for block in taken)

@@ -47,6 +47,8 @@ class AttentionMetadata:
     ``block_table``: (B, max_blocks) int32, first slot of each page divided by the granule.
     ``slot_mapping``: (T,) int64, slot that each token's key and value are written to.
     ``query_lens`` and ``seqlens_k_host``: the same numbers on the host, for planning.
+    ``sampled``: the queries behind which a token is sampled, where they are fewer than T. Nothing
+    else of the last layer is needed.
     ``plans``: what a backend derives from these once a step, keyed by layer specification.
     """
 
@@ -59,13 +61,26 @@ class AttentionMetadata:
     num_decodes: int
     max_seqlen_q: int
     max_seqlen_k: int
+    sampled: SampledQueries | None = None
     plans: dict[AttentionSpec, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledQueries:
+    """Some of a step's queries. ``tokens``: (n,) int64, their places among the T.
+
+    ``metadata`` shows each as a sequence with a single query; nothing of it is to be written.
+    """
+
+    tokens: Tensor
+    metadata: AttentionMetadata
 
 
 class AttentionBackend(Protocol):
     """One way of computing attention over the paged pool."""
 
     name: str
+    captures_decodes: bool  # whether steps of single queries can be captured in a CUDA graph
     block_size: int  # tokens in a full page of a sequence's block table
     granule: int  # a page may be shorter than block_size in steps of this many tokens
 
@@ -93,11 +108,12 @@ class AttentionBackend(Protocol):
         cache: LayerKVCache,
         metadata: AttentionMetadata,
         spec: AttentionSpec,
+        sampled: SampledQueries | None = None,
     ) -> Tensor:
         """Do the same from a fused projection: rotate queries and keys, write, attend.
 
         ``qkv``: (T, H + 2K, D). ``cos`` and ``sin``: (T, 1, D), see ``apply_rotary``. Returns
-        (T, H, D).
+        (T, H, D), or (n, H, D) when only the queries of ``sampled`` are to attend.
         """
         ...
 

@@ -7,13 +7,31 @@ last page can then be as short as its tokens need, and what lies behind its end 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
-from flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+from flash_attn import flash_attn_func, flash_attn_with_kvcache
+
+# The functions of the package itself allocate their output: one more copy in a mixed step.
+from flash_attn.flash_attn_interface import flash_attn_gpu
 from torch import Tensor
 from vlmbatch_kernels.rotary import rotary_and_cache
 
-from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, LayerKVCache
+from vlmbatch.attention.base import (
+    AttentionMetadata,
+    AttentionSpec,
+    LayerKVCache,
+    SampledQueries,
+)
+
+
+class _ChunkPlan(NamedTuple):
+    """The sequences with several queries: offsets of their queries and keys, their pages."""
+
+    cu_seqlens_q: Tensor
+    cu_seqlens_k: Tensor
+    block_table: Tensor
 
 
 class FlashAttnBackend:
@@ -23,6 +41,7 @@ class FlashAttnBackend:
     """
 
     name = "flash-attn"
+    captures_decodes = True
     block_size = 256
     granule = 16
 
@@ -47,9 +66,12 @@ class FlashAttnBackend:
         cache: LayerKVCache,
         metadata: AttentionMetadata,
         spec: AttentionSpec,
+        sampled: SampledQueries | None = None,
     ) -> Tensor:
         slots = metadata.slot_mapping
         query = rotary_and_cache(qkv, cos, sin, cache.key, cache.value, slots)
+        if sampled is not None:
+            query, metadata = query[sampled.tokens], sampled.metadata
         return self._attend(query, cache, metadata, spec)
 
     def dense(self, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
@@ -59,38 +81,71 @@ class FlashAttnBackend:
     def _attend(
         self, query: Tensor, cache: LayerKVCache, metadata: AttentionMetadata, spec: AttentionSpec
     ) -> Tensor:
-        keys, values = self._pages(cache.key), self._pages(cache.value)
+        pages = self._pages(cache.key), self._pages(cache.value)
         decodes = metadata.num_decodes
-        num_sequences = len(metadata.query_lens)
-        parts = []
+        if decodes == len(metadata.query_lens):
+            return self._attend_decodes(query, *pages, metadata, spec) if decodes else query
+        out = torch.empty_like(query)
         if decodes:
-            out = flash_attn_with_kvcache(
-                query[:decodes].unsqueeze(1),
-                keys,
-                values,
-                cache_seqlens=metadata.seqlens_k[:decodes],
-                block_table=metadata.block_table[:decodes],
-                **_options(spec),
-            )
-            parts.append(out.squeeze(1))
-        if decodes < num_sequences:
-            cu_seqlens_k = metadata.plans.get(spec)
-            if cu_seqlens_k is None:
-                lengths = metadata.seqlens_k[decodes:].cumsum(0, dtype=torch.int32)
-                cu_seqlens_k = metadata.plans[spec] = F.pad(lengths, (1, 0))
-            out = flash_attn_varlen_func(
-                query[decodes:],
-                keys,
-                values,
-                cu_seqlens_q=metadata.cu_seqlens_q[decodes:] - decodes,
-                cu_seqlens_k=cu_seqlens_k,
-                max_seqlen_q=metadata.max_seqlen_q,
-                max_seqlen_k=metadata.max_seqlen_k,
-                block_table=metadata.block_table[decodes:],
-                **_options(spec),
-            )
-            parts.append(out)
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+            out[:decodes] = self._attend_decodes(query[:decodes], *pages, metadata, spec)
+        self._attend_chunks(query[decodes:], *pages, metadata, spec, out[decodes:])
+        return out
+
+    def _attend_decodes(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        metadata: AttentionMetadata,
+        spec: AttentionSpec,
+    ) -> Tensor:
+        decodes = metadata.num_decodes
+        out: Tensor = flash_attn_with_kvcache(
+            query.unsqueeze(1),
+            keys,
+            values,
+            cache_seqlens=metadata.seqlens_k[:decodes],
+            block_table=metadata.block_table[:decodes],
+            **_options(spec),
+        )
+        return out.squeeze(1)
+
+    def _attend_chunks(
+        self,
+        query: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        metadata: AttentionMetadata,
+        spec: AttentionSpec,
+        out: Tensor,
+    ) -> None:
+        plan = metadata.plans.get(spec)
+        if plan is None:
+            plan = metadata.plans[spec] = _plan_chunks(metadata)
+        window_left, window_right = _window(spec)
+        flash_attn_gpu.varlen_fwd(
+            query,
+            keys,
+            values,
+            out,
+            plan.cu_seqlens_q,
+            plan.cu_seqlens_k,
+            None,  # used lengths of the keys: all
+            None,  # padding on their left
+            plan.block_table,
+            None,  # ALiBi slopes
+            metadata.max_seqlen_q,
+            metadata.max_seqlen_k,
+            0.0,  # dropout
+            spec.scale,
+            False,  # zero the output first
+            spec.causal,
+            window_left,
+            window_right,
+            spec.softcap or 0.0,
+            False,  # return the weights
+            None,  # random numbers
+        )
 
     def _pages(self, pool: Tensor) -> Tensor:
         """(S, K, D) as overlapping pages (starts, block_size, K, D), without a copy."""
@@ -103,11 +158,25 @@ class FlashAttnBackend:
         )
 
 
+def _plan_chunks(metadata: AttentionMetadata) -> _ChunkPlan:
+    decodes = metadata.num_decodes
+    lengths = metadata.seqlens_k[decodes:].cumsum(0, dtype=torch.int32)
+    return _ChunkPlan(
+        metadata.cu_seqlens_q[decodes:] - decodes,
+        F.pad(lengths, (1, 0)),
+        metadata.block_table[decodes:],
+    )
+
+
+def _window(spec: AttentionSpec) -> tuple[int, int]:
+    """Keys seen before and behind a query's own; -1 is no limit but that of ``causal``."""
+    return (-1, -1) if spec.sliding_window is None else (spec.sliding_window - 1, 0)
+
+
 def _options(spec: AttentionSpec) -> dict[str, object]:
-    window = (-1, -1) if spec.sliding_window is None else (spec.sliding_window - 1, 0)
     return {
         "softmax_scale": spec.scale,
         "causal": spec.causal,
-        "window_size": window,
+        "window_size": _window(spec),
         "softcap": spec.softcap or 0.0,
     }

@@ -13,7 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from vlmbatch_kernels.rotary import rotary_and_cache
 
-from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, LayerKVCache
+from vlmbatch.attention.base import (
+    AttentionMetadata,
+    AttentionSpec,
+    LayerKVCache,
+    SampledQueries,
+)
 from vlmbatch.attention.sdpa_plan import Block, plan_blocks
 
 
@@ -25,6 +30,7 @@ class TorchSdpaBackend:
     """
 
     name = "torch"
+    captures_decodes = False  # a step's plan comes from lengths on the host
 
     def __init__(self, block_size: int = 16, granule: int = 16) -> None:
         assert block_size % granule == 0, f"pages of {block_size} in steps of {granule}"
@@ -54,15 +60,20 @@ class TorchSdpaBackend:
         cache: LayerKVCache,
         metadata: AttentionMetadata,
         spec: AttentionSpec,
+        sampled: SampledQueries | None = None,
     ) -> Tensor:
         assert cache.key.dtype == qkv.dtype, f"cache of {cache.key.dtype}, heads of {qkv.dtype}"
         slots = metadata.slot_mapping
         query = rotary_and_cache(qkv, cos, sin, cache.key, cache.value, slots)
+        if sampled is not None:
+            query, metadata = query[sampled.tokens], sampled.metadata
         return self._attend_paged(query, cache, metadata, spec)
 
     def _attend_paged(
         self, query: Tensor, cache: LayerKVCache, metadata: AttentionMetadata, spec: AttentionSpec
     ) -> Tensor:
+        if not metadata.query_lens:
+            return query  # no token is sampled in this step
         blocks = metadata.plans.get(spec)
         if blocks is None:
             blocks = metadata.plans[spec] = plan_blocks(

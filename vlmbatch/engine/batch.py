@@ -14,17 +14,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlmbatch.attention.base import AttentionMetadata
+from vlmbatch.attention.base import AttentionMetadata, SampledQueries
 from vlmbatch.engine.scheduler import ScheduledChunk
 from vlmbatch.engine.sequence import Sequence
-from vlmbatch.types import PixelImage
+from vlmbatch.types import ImageInput
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRows:
     """Feature rows ``first`` to ``first + length`` of an image go to tokens from ``token``."""
 
-    image: PixelImage
+    image: ImageInput
     first: int
     length: int
     token: int
@@ -34,8 +34,10 @@ class ImageRows:
 class StepInputs:
     """``input_ids``: (T,) int64. ``positions``: (T,) or (3, T) int64.
 
-    ``sample_tokens``: (n,) int64, the tokens among the T whose logits are sampled; ``sampled`` are
-    their sequences and ``sample_positions`` the positions of the new tokens, in the same order.
+    ``sampled``: the sequences of which a token is sampled, in the order of the queries that
+    ``metadata.sampled`` names (all, where it names none); ``sample_positions`` are the positions
+    of the new tokens. ``copies``: granules of the pool to copy first, sources and targets (n,)
+    int64.
     ``pending_tokens``: tokens among the T that the step before samples, with their sequences; their
     ids stand as 0. ``upcoming_images``: of sequences that will be admitted soon.
     """
@@ -43,12 +45,19 @@ class StepInputs:
     input_ids: Tensor
     positions: Tensor
     metadata: AttentionMetadata
-    sample_tokens: Tensor
     sampled: list[Sequence]
     sample_positions: list[int]
     image_rows: list[ImageRows]
     pending_tokens: list[tuple[int, Sequence]]
-    upcoming_images: Iterable[PixelImage] = ()
+    copies: tuple[Tensor, Tensor] | None
+    upcoming_images: Iterable[ImageInput] = ()
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether every sequence goes on by one plain token and samples the next."""
+        metadata = self.metadata
+        plain = not self.image_rows and self.positions.ndim == 1
+        return plain and metadata.sampled is None and metadata.num_decodes == len(self.sampled)
 
 
 def build_step_inputs(
@@ -97,16 +106,52 @@ def build_step_inputs(
         max_seqlen_k=max(ends),
     )
     sampling = [i for i, chunk in enumerate(chunks) if chunk.samples]
+    if len(sampling) < num_tokens:
+        metadata.sampled = _sampled_queries(metadata, tables, offsets, sampling, device)
     return StepInputs(
         input_ids=_to(np.array(token_ids, np.int64), device),
         positions=_to(_model_positions(chunks, positions, offsets), device),
         metadata=metadata,
-        sample_tokens=_to(offsets[1:][sampling].astype(np.int64) - 1, device),
         sampled=[chunks[i].sequence for i in sampling],
         sample_positions=[ends[i] for i in sampling],
         pending_tokens=pending,
         image_rows=image_rows,
+        copies=_copies(chunks, device),
     )
+
+
+def _sampled_queries(
+    metadata: AttentionMetadata,
+    tables: NDArray[np.int32],
+    offsets: NDArray[np.int32],
+    sampling: list[int],
+    device: torch.device,
+) -> SampledQueries:
+    """The last queries of the sequences ``sampling``, each as a sequence of one query."""
+    ends = [metadata.seqlens_k_host[i] for i in sampling]
+    return SampledQueries(
+        _to(offsets[1:][sampling].astype(np.int64) - 1, device),
+        AttentionMetadata(
+            cu_seqlens_q=_to(np.arange(len(sampling) + 1, dtype=np.int32), device),
+            seqlens_k=_to(np.array(ends, np.int32), device),
+            block_table=_to(tables[sampling], device),
+            slot_mapping=metadata.slot_mapping[:0],
+            query_lens=[1] * len(sampling),
+            seqlens_k_host=ends,
+            num_decodes=len(sampling),
+            max_seqlen_q=1,
+            max_seqlen_k=max(ends, default=0),
+        ),
+    )
+
+
+def _copies(chunks: Seq[ScheduledChunk], device: torch.device) -> tuple[Tensor, Tensor] | None:
+    copies = [chunk.copy for chunk in chunks if chunk.copy is not None]
+    if not copies:
+        return None
+    source = np.concatenate([np.arange(c.source, c.source + c.count) for c in copies])
+    target = np.concatenate([np.arange(c.target, c.target + c.count) for c in copies])
+    return _to(source, device), _to(target, device)
 
 
 def _image_rows(chunk: ScheduledChunk, first_token: int) -> list[ImageRows]:

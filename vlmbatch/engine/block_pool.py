@@ -4,26 +4,30 @@ The pool is a line of granules (a few tokens each). A block is a run of adjacent
 as a backend's page or shorter: a sequence's last page need only be as long as what it will hold.
 With pages of one granule this is the usual pool of equal blocks.
 
-A block whose tokens are known can be registered under a hash of its content. When its last holder
-frees it, it keeps its place until the space is needed, least recently used first.
+A block whose tokens are known can be registered under a hash of its content, once for each granule
+that is full: what is found may be the beginning of a block only. When its last holder frees it, it
+keeps its place until the space is needed, least recently used first.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 
 @dataclass(slots=True, eq=False)
 class Block:
-    """``size`` granules from ``start``, held by ``ref_count`` sequences."""
+    """``size`` granules from ``start``, held by ``ref_count`` sequences.
+
+    ``hashes``: what it is registered under.
+    """
 
     start: int
     size: int
     ref_count: int = 1
-    block_hash: bytes | None = None
+    hashes: list[bytes] = field(default_factory=list)
 
 
 class _FreeRuns:
@@ -129,15 +133,15 @@ class BlockPool:
             if block.ref_count:
                 continue
             del self._held[block.start]
-            if block.block_hash is None:
+            if not block.hashes:
                 self._free.add(block.start, block.size)
             else:
                 self._evictable[block.start] = block
                 self._num_evictable_granules += block.size
 
-    def find(self, block_hash: bytes) -> Block | None:
-        """The block with this content, if there is one; take hold of it with ``share``."""
-        return self._by_hash.get(block_hash)
+    def find(self, content_hash: bytes) -> Block | None:
+        """The block that begins with this content, if any; take hold of it with ``share``."""
+        return self._by_hash.get(content_hash)
 
     def share(self, block: Block) -> None:
         """Take one more hold on a registered block."""
@@ -147,19 +151,23 @@ class BlockPool:
             self._held[block.start] = block
         block.ref_count += 1
 
-    def register(self, block: Block, block_hash: bytes) -> None:
-        """Let later sequences find a held block by its content. The first of equals stays."""
-        assert block.ref_count > 0 and block.block_hash is None
-        if block_hash not in self._by_hash:
-            block.block_hash = block_hash
-            self._by_hash[block_hash] = block
+    def register(self, block: Block, content_hash: bytes) -> bool:
+        """Let later sequences find a held block by content that it begins with.
+
+        The first of equals stays: False if this is not it.
+        """
+        assert block.ref_count > 0
+        if content_hash in self._by_hash:
+            return False
+        assert len(block.hashes) < block.size
+        block.hashes.append(content_hash)
+        self._by_hash[content_hash] = block
+        return True
 
     def forget(self, block: Block) -> None:
         """Make a held block's content unfindable, because it was never written."""
         assert block.ref_count > 0
-        if block.block_hash is not None:
-            del self._by_hash[block.block_hash]
-            block.block_hash = None
+        self._unregister(block)
 
     def clear_cache(self) -> None:
         """Free every cached block that no sequence holds."""
@@ -184,15 +192,18 @@ class BlockPool:
         assert self._num_evictable_granules == sum(size for _, size in cached)
         assert all(a[0] + a[1] < b[0] for a, b in pairwise(runs)), "unmerged"
         assert all(b.ref_count > 0 for b in self._held.values())
-        assert all(b.ref_count == 0 and b.block_hash for b in self._evictable.values())
-        for block_hash, block in self._by_hash.items():
-            assert block.block_hash == block_hash
-            assert block.start in self._held or block.start in self._evictable
+        assert all(b.ref_count == 0 and b.hashes for b in self._evictable.values())
+        blocks = (*self._held.values(), *self._evictable.values())
+        assert self._by_hash == {key: block for block in blocks for key in block.hashes}
+        assert all(len(block.hashes) <= block.size for block in blocks)
 
     def _evict(self, block: Block) -> None:
-        assert block.block_hash is not None
-        del self._by_hash[block.block_hash]
-        block.block_hash = None
+        self._unregister(block)
         del self._evictable[block.start]
         self._num_evictable_granules -= block.size
         self._free.add(block.start, block.size)
+
+    def _unregister(self, block: Block) -> None:
+        for content_hash in block.hashes:
+            del self._by_hash[content_hash]
+        block.hashes.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from itertools import islice
 
 import torch
@@ -11,7 +12,8 @@ from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.config import EngineConfig
 from vlmbatch.engine.batch import StepInputs, build_step_inputs
 from vlmbatch.engine.block_pool import BlockPool
-from vlmbatch.engine.kv_cache import allocate_kv_cache, pool_granules
+from vlmbatch.engine.decode_graphs import DecodeGraphs
+from vlmbatch.engine.kv_cache import KVCache, pool_granules
 from vlmbatch.engine.model_runner import LaunchedStep, Model, ModelRunner
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
 from vlmbatch.engine.scheduler import ScheduledChunk, Scheduler
@@ -62,16 +64,28 @@ class Engine:
             device,
         )
         self.kv_cache_tokens = granules * backend.granule
-        caches = allocate_kv_cache(text, self.kv_cache_tokens, backend.block_size, dtype, device)
-        self.scheduler = Scheduler(
+        kv_cache = KVCache(
+            text, self.kv_cache_tokens, backend.granule, backend.block_size, dtype, device
+        )
+        graphs = None
+        if device.type == "cuda" and backend.captures_decodes and config.cuda_graphs:
+            max_blocks = -(-self.max_model_len // backend.block_size)
+            graphs = DecodeGraphs(max_num_seqs, max_blocks, kv_cache.spare_slot, device)
+        self._new_scheduler: Callable[[], Scheduler] = lambda: Scheduler(
             BlockPool(granules, backend.block_size // backend.granule),
             granule=backend.granule,
             max_num_seqs=max_num_seqs,
             max_batched_tokens=config.max_batched_tokens or _MAX_BATCHED_TOKENS[device.type],
             enable_prefix_caching=config.enable_prefix_caching,
         )
+        self.scheduler = self._new_scheduler()
         self.runner = ModelRunner(
-            model, caches, device, max_cached_images=max_num_seqs, vision_batch=_VISION_BATCH
+            model,
+            kv_cache,
+            graphs,
+            device,
+            max_cached_images=max_num_seqs,
+            vision_batch=_VISION_BATCH,
         )
         self.device = device
         self._ahead = device.type == "cuda" if ahead is None else ahead
@@ -183,6 +197,14 @@ class Engine:
             self.scheduler.finish(sequence, None)
         return dropped
 
-    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
-        """End a sequence early, as on a stop string. Its blocks are free for others at once."""
+    def reset(self) -> None:
+        """Give up every sequence and cached prefix: an interrupted step leaves them half done."""
+        self.scheduler = self._new_scheduler()
+        self._under_way = None
+
+    def finish(self, sequence: Sequence, reason: FinishReason | None) -> None:
+        """End a sequence early, as on a stop string, or give it up (no reason).
+
+        Its blocks are free for others at once.
+        """
         self.scheduler.finish(sequence, reason)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+from vlmbatch_kernels.granules import copy_granules
 
 from vlmbatch.attention.base import LayerKVCache
 from vlmbatch.errors import ConfigError
@@ -54,18 +56,36 @@ def pool_granules(
     return max(min(allowed // granule, max_num_seqs * longest), longest)
 
 
-def allocate_kv_cache(
-    text: TextConfig,
-    num_tokens: int,
-    slack: int,
-    dtype: torch.dtype,
-    device: torch.device,
-) -> list[LayerKVCache]:
-    """Keys and values of every layer, each (num_tokens + slack, num_kv_heads, head_dim).
+class KVCache:
+    """Keys and values of every layer.
 
-    ``slack``: tokens behind the last page that a backend may read past its end. The pool starts as
-    zeros: what lies there is masked, but a NaN would come through the mask.
+    ``layers``: one view of the pool each, (num_tokens + slack, num_kv_heads, head_dim).
+    ``spare_slot``: a slot behind the pool's last, for tokens that nobody reads.
     """
-    shape = (2, text.num_layers, num_tokens + slack, text.num_kv_heads, text.head_dim)
-    pool = torch.zeros(shape, dtype=dtype, device=device)
-    return [LayerKVCache(pool[0, layer], pool[1, layer]) for layer in range(text.num_layers)]
+
+    def __init__(
+        self,
+        text: TextConfig,
+        num_tokens: int,
+        granule: int,
+        slack: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        """``slack``: tokens behind the last page that a backend may read past its end.
+
+        The pool starts as zeros: what lies there is masked, but a NaN would come through the mask.
+        """
+        assert num_tokens % granule == 0 and slack % granule == 0 and slack > 0
+        shape = (2, text.num_layers, num_tokens + slack, text.num_kv_heads, text.head_dim)
+        pool = torch.zeros(shape, dtype=dtype, device=device)
+        self.layers = [
+            LayerKVCache(pool[0, layer], pool[1, layer]) for layer in range(text.num_layers)
+        ]
+        self.spare_slot = num_tokens
+        size = granule * text.num_kv_heads * text.head_dim
+        self._granules = pool.view(2 * text.num_layers, -1, size)
+
+    def copy(self, source: Tensor, target: Tensor) -> None:
+        """Overwrite granules ``target`` with granules ``source``, both (n,) int64, all apart."""
+        copy_granules(self._granules, source, target)

@@ -13,7 +13,8 @@ from vlmbatch.config import Device, DType, EngineConfig
 from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import ModelConfig
-from vlmbatch.models.registry import load_model, random_model
+from vlmbatch.models.llava import LlavaVision
+from vlmbatch.models.registry import load_model, load_vision, random_model
 
 logger = logging.getLogger(__name__)
 
@@ -22,12 +23,13 @@ def build_engine(
     folder: Path,
     model_config: ModelConfig,
     config: EngineConfig,
-    image_scale: tuple[float, float, float],
-    image_bias: tuple[float, float, float],
+    image_scale: tuple[float, float, float] | None,
+    image_bias: tuple[float, float, float] | None,
 ) -> Engine:
     """Load the checkpoint in ``folder`` onto the device and build an engine around it.
 
-    ``image_scale`` and ``image_bias`` take uint8 pixels to the tower's input, channel by channel.
+    ``image_scale`` and ``image_bias`` take uint8 pixels to the tower's input, channel by channel;
+    None where images come as features: the tower is then neither loaded nor allocated.
 
     Raises:
         ConfigError: the device, data type or attention backend is not to be had here.
@@ -57,6 +59,22 @@ def build_engine(
         engine.max_model_len,
     )
     return engine
+
+
+def build_vision(
+    folder: Path,
+    model_config: ModelConfig,
+    config: EngineConfig,
+    image_scale: tuple[float, float, float],
+    image_bias: tuple[float, float, float],
+) -> LlavaVision:
+    """Load only the part of the checkpoint that turns pixels into features; as ``build_engine``."""
+    device = resolve_device(config.device)
+    if device.type == "cpu" and config.cpu_threads is not None:
+        torch.set_num_threads(config.cpu_threads)
+    dtype = resolve_dtype(config.dtype, model_config, device)
+    backend = make_backend(config.attention_backend, device.type)
+    return load_vision(folder, model_config, image_scale, image_bias, device, dtype, backend)
 
 
 def resolve_device(name: Device) -> torch.device:

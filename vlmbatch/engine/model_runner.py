@@ -11,7 +11,9 @@ from torch import Tensor
 
 from vlmbatch.attention.base import AttentionMetadata, LayerKVCache
 from vlmbatch.engine.batch import StepInputs
+from vlmbatch.engine.decode_graphs import DecodeGraphs
 from vlmbatch.engine.encoder_cache import EncoderCache
+from vlmbatch.engine.kv_cache import KVCache
 from vlmbatch.engine.sampler import sample
 from vlmbatch.engine.sequence import Sequence
 
@@ -21,6 +23,10 @@ class Model(Protocol):
 
     def encode_images(self, pixels: Tensor) -> Tensor:
         """(N, H, W, 3) uint8 to (N, tokens, E)."""
+        ...
+
+    def project_features(self, features: Tensor) -> Tensor:
+        """(N, tokens, C) in any float dtype, the vision tower's output, to (N, tokens, E)."""
         ...
 
     def embed(
@@ -39,7 +45,10 @@ class Model(Protocol):
         kv_caches: list[LayerKVCache],
         metadata: AttentionMetadata,
     ) -> Tensor:
-        """(T, E) and positions (T,) or (3, T) to hidden states (T, E)."""
+        """(T, E) and positions (T,) or (3, T) to hidden states (T, E).
+
+        With ``metadata.sampled``: (n, E), those of its queries.
+        """
         ...
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
@@ -79,29 +88,50 @@ class ModelRunner:
     def __init__(
         self,
         model: Model,
-        kv_caches: list[LayerKVCache],
+        kv_cache: KVCache,
+        graphs: DecodeGraphs | None,
         device: torch.device,
         max_cached_images: int,
         vision_batch: int,
     ) -> None:
+        """``graphs``: of decode steps, where the device and the attention backend allow them."""
         self._model = model
-        self._kv_caches = kv_caches
+        self._kv_cache = kv_cache
+        self._graphs = graphs
         self._device = device
-        self.encoder_cache = EncoderCache(self._encode, max_cached_images, vision_batch)
+        self.encoder_cache = EncoderCache(
+            self._encode, self._project, max_cached_images, vision_batch
+        )
 
     @torch.inference_mode()
     def launch(self, inputs: StepInputs, before: LaunchedStep | None) -> LaunchedStep:
         """Start computing a step. ``before``: the step under way, which samples the tokens that
         are still pending in ``inputs``."""
+        if inputs.copies is not None:
+            self._kv_cache.copy(*inputs.copies)
         if before is not None and inputs.pending_tokens:
             self._take_pending(inputs, before)
-        embeds = self._embed(inputs)
-        hidden = self._model.forward(embeds, inputs.positions, self._kv_caches, inputs.metadata)
+        logits = self._logits(inputs)
         if not inputs.sampled:
             return LaunchedStep.of([], torch.empty(0, dtype=torch.int64))
-        logits = self._model.compute_logits(hidden[inputs.sample_tokens])
         params = [sequence.request.sampling for sequence in inputs.sampled]
         return LaunchedStep.of(inputs.sampled, sample(logits, params, inputs.sample_positions))
+
+    def _logits(self, inputs: StepInputs) -> Tensor:
+        """(n, V) of the queries behind which a token is sampled."""
+        if self._graphs is not None and inputs.is_decode:
+            return self._graphs.run(inputs, self._decode_logits)
+        embeds = self._embed(inputs)
+        return self._forward(embeds, inputs.positions, inputs.metadata)
+
+    def _decode_logits(
+        self, token_ids: Tensor, positions: Tensor, metadata: AttentionMetadata
+    ) -> Tensor:
+        return self._forward(self._model.embed(token_ids), positions, metadata)
+
+    def _forward(self, embeds: Tensor, positions: Tensor, metadata: AttentionMetadata) -> Tensor:
+        hidden = self._model.forward(embeds, positions, self._kv_cache.layers, metadata)
+        return self._model.compute_logits(hidden)
 
     def _take_pending(self, inputs: StepInputs, before: LaunchedStep) -> None:
         """Put the tokens that ``before`` samples in their places, without waiting for them."""
@@ -113,6 +143,9 @@ class ModelRunner:
 
     def _encode(self, pixels: Tensor) -> Tensor:
         return self._model.encode_images(pixels.to(self._device, non_blocking=True))
+
+    def _project(self, features: Tensor) -> Tensor:
+        return self._model.project_features(features.to(self._device, non_blocking=True))
 
     def _embed(self, inputs: StepInputs) -> Tensor:
         if not inputs.image_rows:

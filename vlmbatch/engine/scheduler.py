@@ -5,6 +5,10 @@ tokens, then admits waiting ones while tokens and blocks last; a prompt longer t
 the step's tokens goes on in the next (chunked prefill). When the pool runs dry, the sequence that
 was admitted last gives its blocks back and is computed anew later (preemption by recomputation).
 
+A sequence shares the full blocks of a prefix that others have computed. What it has in common with
+the beginning of a further block is copied into a block of its own, once the step that computes it
+has been launched: until then the sequence is passed over.
+
 When a step fails, its sequences are set apart in two halves, each computed anew by itself. A half
 that fails is halved again, until the sequence that makes steps fail stands alone.
 """
@@ -14,9 +18,19 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from vlmbatch.engine.block_pool import Block, BlockPool
+from vlmbatch.engine.block_pool import BlockPool
+from vlmbatch.engine.prefix_cache import Prefix, PrefixCache
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.types import FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class GranuleCopy:
+    """``count`` granules of the pool to copy before a step: from ``source`` on, to ``target``."""
+
+    source: int
+    target: int
+    count: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,13 +38,14 @@ class ScheduledChunk:
     """Tokens ``start`` to ``start + length`` of a sequence, computed in one step.
 
     ``samples`` is set when the chunk ends at the sequence's last token: the step then samples the
-    next one.
+    next one. ``copy``: what the sequence takes over of another's block, before ``start``.
     """
 
     sequence: Sequence
     start: int
     length: int
     samples: bool
+    copy: GranuleCopy | None = None
 
 
 class Scheduler:
@@ -53,10 +68,10 @@ class Scheduler:
         self.block_size = granule * pool.granules_per_block
         self.max_num_seqs = max_num_seqs
         self.max_batched_tokens = max_batched_tokens
-        self.enable_prefix_caching = enable_prefix_caching
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self._suspects: deque[deque[Sequence]] = deque()  # groups, the one being computed first
+        self._prefixes = PrefixCache(pool, granule) if enable_prefix_caching else None
         self.num_preemptions = 0
 
     @property
@@ -73,6 +88,8 @@ class Scheduler:
 
     def schedule(self) -> list[ScheduledChunk]:
         """The next step's chunks. Empty when nothing can run until results come in."""
+        if self._prefixes is not None:
+            self._prefixes.begin_step()
         chunks: list[ScheduledChunk] = []
         budget = self.max_batched_tokens
         preempted = False
@@ -89,16 +106,10 @@ class Scheduler:
                 chunks.append(self._chunk(sequence, length))
                 budget -= length
             position += 1
-        queue = self._next_queue()
-        while budget and not preempted and queue and len(self.running) < self.max_num_seqs:
-            sequence = queue[0]
-            if sequence.num_pending or not self._admit(sequence):
-                break
-            queue.popleft()
-            self.running.append(sequence)
-            length = min(sequence.num_uncomputed_tokens, budget)
-            chunks.append(self._chunk(sequence, length))
-            budget -= length
+        if not preempted:
+            self._admit_waiting(chunks, budget)
+        if self._prefixes is not None:
+            self._prefixes.end_step()
         return chunks
 
     def update(self, sequence: Sequence, token_id: int) -> bool:
@@ -108,7 +119,7 @@ class Scheduler:
         if sequence.resolve(token_id):
             self._remove(sequence)
         else:
-            self._register_full_blocks(sequence)
+            self._register(sequence)
         return True
 
     def finish(self, sequence: Sequence, reason: FinishReason | None) -> None:
@@ -155,11 +166,44 @@ class Scheduler:
         assert all(not s.blocks for queue in (self.waiting, *self._suspects) for s in queue)
         assert len(self.running) <= self.max_num_seqs
 
-    def _chunk(self, sequence: Sequence, length: int) -> ScheduledChunk:
+    def _admit_waiting(self, chunks: list[ScheduledChunk], budget: int) -> None:
+        queue = self._next_queue()
+        position = 0
+        while budget and position < len(queue) and len(self.running) < self.max_num_seqs:
+            sequence = queue[position]
+            if sequence.num_pending:
+                break
+            prefix = Prefix() if self._prefixes is None else self._prefixes.find(sequence)
+            if prefix.is_growing:
+                position += 1
+                continue
+            if not self._admit(sequence, prefix):
+                if self.running:
+                    break
+                # Nothing to wait for: cached blocks only split the free space into short pieces.
+                self.pool.clear_cache()
+                prefix = Prefix()
+                admitted = self._admit(sequence, prefix)
+                assert admitted
+            del queue[position]
+            self.running.append(sequence)
+            length = min(sequence.num_uncomputed_tokens, budget)
+            chunks.append(self._chunk(sequence, length, self._copy(sequence, prefix)))
+            budget -= length
+
+    def _chunk(
+        self, sequence: Sequence, length: int, copy: GranuleCopy | None = None
+    ) -> ScheduledChunk:
         start = sequence.num_computed_tokens
         samples = sequence.advance(length)
-        self._register_full_blocks(sequence)
-        return ScheduledChunk(sequence, start, length, samples)
+        self._register(sequence)
+        return ScheduledChunk(sequence, start, length, samples, copy)
+
+    def _copy(self, sequence: Sequence, prefix: Prefix) -> GranuleCopy | None:
+        if prefix.source is None:
+            return None
+        target = sequence.blocks[len(prefix.blocks)]
+        return GranuleCopy(prefix.source.start, target.start, prefix.num_copied)
 
     def _block_sizes(self, sequence: Sequence, first: int, num_tokens: int) -> list[int]:
         """Granules of the blocks from index ``first`` that ``num_tokens`` tokens need.
@@ -180,50 +224,33 @@ class Scheduler:
         sequence.blocks += blocks
         return True
 
-    def _admit(self, sequence: Sequence) -> bool:
+    def _admit(self, sequence: Sequence, prefix: Prefix) -> bool:
         """Take hold of the cached prefix and of blocks for all known tokens, or change nothing."""
-        cached = self._find_prefix(sequence)
-        for block in cached:
+        for block in prefix.held:
             self.pool.share(block)
-        sizes = self._block_sizes(sequence, len(cached), sequence.num_tokens)
+        sizes = self._block_sizes(sequence, len(prefix.blocks), sequence.num_tokens)
         # Every running sequence may need a granule soon; filling the pool to the brim would thrash.
         headroom = len(self.running)
         blocks = None
         if sum(sizes) + headroom <= self.pool.num_available or not self.running:
             blocks = self.pool.allocate_all(sizes)
         if blocks is None:
-            self.pool.free(reversed(cached))
-            if self.running:
-                return False
-            # Nothing to wait for: cached blocks only split the free space into pieces too short.
-            self.pool.clear_cache()
-            return self._admit(sequence)
-        sequence.blocks = cached + blocks
-        sequence.num_computed_tokens = len(cached) * self.block_size
-        sequence.num_registered_blocks = len(cached)
+            self.pool.free(reversed(prefix.held))
+            return False
+        if self._prefixes is not None and prefix.source is not None:
+            self._prefixes.hold_until_copied(prefix.source)
+        sequence.blocks = prefix.blocks + blocks
+        sequence.num_computed_tokens = (
+            len(prefix.blocks) * self.block_size + prefix.num_copied * self.granule
+        )
+        sequence.num_registered_granules = sequence.num_computed_tokens // self.granule
         if sequence.num_cached_tokens is None:
             sequence.num_cached_tokens = sequence.num_computed_tokens
         return True
 
-    def _find_prefix(self, sequence: Sequence) -> list[Block]:
-        if not self.enable_prefix_caching:
-            return []
-        cached: list[Block] = []
-        # At least one token has to be computed: its logits are what the step is for.
-        for index in range((sequence.num_tokens - 1) // self.block_size):
-            block = self.pool.find(sequence.block_hash(index, self.block_size))
-            if block is None:
-                break
-            cached.append(block)
-        return cached
-
-    def _register_full_blocks(self, sequence: Sequence) -> None:
-        if not self.enable_prefix_caching:
-            return
-        full = min(sequence.num_computed_tokens, sequence.num_known_tokens) // self.block_size
-        for index in range(sequence.num_registered_blocks, full):
-            self.pool.register(sequence.blocks[index], sequence.block_hash(index, self.block_size))
-        sequence.num_registered_blocks = max(full, sequence.num_registered_blocks)
+    def _register(self, sequence: Sequence) -> None:
+        if self._prefixes is not None:
+            self._prefixes.register(sequence)
 
     def _preempt(self, sequence: Sequence) -> None:
         self.num_preemptions += 1

@@ -28,10 +28,10 @@ class Sequence:
         self.num_computed_tokens = 0
         self.num_cached_tokens: int | None = None  # prompt tokens found in the prefix cache
         self.blocks: list[Block] = []
-        self.num_registered_blocks = 0  # leading blocks already offered to the prefix cache
+        self.num_registered_granules = 0  # leading ones already offered to the prefix cache
         self.finished = False
         self.finish_reason: FinishReason | None = None  # stays None when the engine failed on it
-        self._block_hashes: list[bytes] = []
+        self._prefix_hashes: list[bytes] = []
         stop = set(request.sampling.stop_token_ids)
         if not request.sampling.ignore_eos:
             stop |= eos_token_ids
@@ -85,17 +85,17 @@ class Sequence:
         self.num_pending = 0
         self.num_computed_tokens = min(self.num_computed_tokens, self.num_known_tokens)
 
-    def block_hash(self, block_index: int, block_size: int) -> bytes:
-        """Digest of all content up to and including a full block of known tokens.
+    def prefix_hash(self, index: int, granule: int) -> bytes:
+        """Digest of all content up to and including granule ``index``, full of known tokens.
 
         Image tokens all have the same id, so the digest takes in the content hash of each image
-        that reaches into the block, and where in it the block lies.
+        that reaches into the granule, and where in it the granule lies.
         """
-        while len(self._block_hashes) <= block_index:
-            start = len(self._block_hashes) * block_size
-            end = start + block_size
+        while len(self._prefix_hashes) <= index:
+            start = len(self._prefix_hashes) * granule
+            end = start + granule
             assert end <= self.num_known_tokens
-            parent = self._block_hashes[-1] if self._block_hashes else b""
+            parent = self._prefix_hashes[-1] if self._prefix_hashes else b""
             digest = hashlib.blake2b(parent, digest_size=16)
             digest.update(array("q", self.token_ids[start:end]).tobytes())
             for span in self.request.image_spans:
@@ -103,8 +103,8 @@ class Sequence:
                     image = self.request.images[span.image]
                     digest.update(image.content_hash)
                     digest.update(array("q", (span.start - start, span.offset)).tobytes())
-            self._block_hashes.append(digest.digest())
-        return self._block_hashes[block_index]
+            self._prefix_hashes.append(digest.digest())
+        return self._prefix_hashes[index]
 
     def check_integrity(self, block_size: int, granule: int) -> None:
         """Assert that the blocks hold all computed tokens and that counters agree."""

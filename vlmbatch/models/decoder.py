@@ -12,6 +12,7 @@ from vlmbatch.attention.base import (
     AttentionMetadata,
     AttentionSpec,
     LayerKVCache,
+    SampledQueries,
 )
 from vlmbatch.models.config import TextConfig
 from vlmbatch.models.layers import Embedding, GatedMLP, RMSNorm, RotaryTable
@@ -52,9 +53,10 @@ class DecoderAttention(nn.Module):
         cache: LayerKVCache,
         metadata: AttentionMetadata,
         backend: AttentionBackend,
+        sampled: SampledQueries | None,
     ) -> Tensor:
         qkv = self.qkv_proj(x).view(x.shape[0], -1, self.spec.head_dim)
-        out = backend.paged_qkv(qkv, cos, sin, cache, metadata, self.spec)
+        out = backend.paged_qkv(qkv, cos, sin, cache, metadata, self.spec, sampled)
         projected: Tensor = self.o_proj(out.flatten(1))
         return projected
 
@@ -86,13 +88,19 @@ class DecoderLayer(nn.Module):
         cache: LayerKVCache,
         metadata: AttentionMetadata,
         backend: AttentionBackend,
+        sampled: SampledQueries | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Add the previous layer's output to the residual; return this one's, not yet added."""
+        """Add the previous layer's output to the residual; return this one's, not yet added.
+
+        All tokens write their keys and values; with ``sampled`` only its n go on from there.
+        """
         if residual is None:
             x, residual = self.input_layernorm(x), x
         else:
             x, residual = self.input_layernorm.add(x, residual)
-        x = self.self_attn(x, cos, sin, cache, metadata, backend)
+        x = self.self_attn(x, cos, sin, cache, metadata, backend, sampled)
+        if sampled is not None:
+            residual = residual[sampled.tokens]
         x, residual = self.post_attention_layernorm.add(x, residual)
         return self.mlp(x), residual
 
@@ -118,10 +126,15 @@ class Decoder(nn.Module):
         metadata: AttentionMetadata,
         backend: AttentionBackend,
     ) -> Tensor:
-        """Return normalised hidden states (T, E) of ``embeds`` (T, E) at ``positions`` (T,)."""
+        """Return normalised hidden states (T, E) of ``embeds`` (T, E) at ``positions`` (T,).
+
+        With ``metadata.sampled``: (n, E), those of its queries.
+        """
         cos, sin = self.rotary(positions)
         x, residual = embeds, None
+        last = self.layers[-1]
         for layer, cache in zip(self.layers, kv_caches, strict=True):
-            x, residual = layer(x, residual, cos, sin, cache, metadata, backend)
+            sampled = metadata.sampled if layer is last else None
+            x, residual = layer(x, residual, cos, sin, cache, metadata, backend, sampled)
         assert residual is not None
         return self.norm.add(x, residual)[0]

@@ -1,0 +1,75 @@
+"""Attention of ragged queries over a paged pool of keys and values (Dao, arXiv:2307.08691).
+
+Letters in shapes: T tokens of a step, B sequences, H query heads, K key-value heads, D head size,
+S slots of the pool.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlmbatch_kernels.dispatch import triton_on_gpu
+
+
+@dataclass(frozen=True, slots=True)
+class PageLayout:
+    """A page holds ``page_size`` tokens; block tables count its first slot in ``granule`` slots."""
+
+    page_size: int
+    granule: int
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What becomes of a query's products with keys before the softmax.
+
+    ``window`` counts the keys that a query sees, its own included; 0 is no limit. ``softcap`` 0 is
+    none.
+    """
+
+    scale: float
+    window: int = 0
+    softcap: float = 0.0
+
+
+@triton_on_gpu
+def paged_attention(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_table: Tensor,
+    cu_seqlens_q: Tensor,
+    seqlens_k: Tensor,
+    max_seqlen_q: int,
+    layout: PageLayout,
+    scores: Scores,
+) -> Tensor:
+    """Attend causally from each sequence's last queries to all its keys, its own included.
+
+    ``query``: (T, H, D). ``key_cache`` and ``value_cache``: (S, K, D). ``block_table``: (B, pages)
+    int32. ``cu_seqlens_q``: (B + 1,) and ``seqlens_k``: (B,) int32. The pool needs ``page_size``
+    finite slots behind its last. Returns (T, H, D).
+    """
+    out = torch.empty_like(query)
+    group = query.shape[1] // key_cache.shape[1]
+    bounds = cu_seqlens_q.tolist()
+    for sequence, total in enumerate(seqlens_k.tolist()):
+        token = torch.arange(total, device=query.device)
+        page = block_table[sequence].long()[token // layout.page_size]
+        slots = page * layout.granule + token % layout.page_size
+        key = key_cache[slots].float().repeat_interleave(group, dim=1)
+        value = value_cache[slots].float().repeat_interleave(group, dim=1)
+        rows = slice(bounds[sequence], bounds[sequence + 1])
+        products = torch.einsum("lhd,mhd->hlm", query[rows].float(), key) * scores.scale
+        if scores.softcap:
+            products = scores.softcap * torch.tanh(products / scores.softcap)
+        position = torch.arange(total - query[rows].shape[0], total, device=query.device)[:, None]
+        hidden = token > position
+        if scores.window:
+            hidden |= token <= position - scores.window
+        weights = products.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+        out[rows] = torch.einsum("hlm,mhd->lhd", weights, value).to(out.dtype)
+    return out

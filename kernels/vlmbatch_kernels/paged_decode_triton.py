@@ -1,0 +1,139 @@
+"""``paged_decode`` in Triton: a program of one warp for each sequence and key-value head.
+
+Decoding reads every key and value once and does little else. One warp with three tiles in flight,
+four such programs on a multiprocessor, ask for so many bytes at a time that a third of an H100's
+multiprocessors read at the full rate of its memory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from vlmbatch_kernels.paged_attention import PageLayout, Scores
+
+_LOG2_E = math.log2(math.e)
+_MIN_ROWS = 16  # of a matrix product
+
+
+@triton.jit
+def _paged_decode(
+    query: tl.tensor,
+    key_cache: tl.tensor,
+    value_cache: tl.tensor,
+    out: tl.tensor,
+    block_table: tl.tensor,
+    seqlens_k: tl.tensor,
+    table_stride: tl.tensor,
+    num_pages: tl.tensor,
+    scale: tl.tensor,
+    softcap: tl.tensor,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PAGES: tl.constexpr,
+    PAGE: tl.constexpr,
+    GRANULE: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+):
+    sequence = tl.program_id(0) // NUM_KV_HEADS
+    kv_head = tl.program_id(0) % NUM_KV_HEADS
+    length = tl.load(seqlens_k + sequence)
+    # All page starts at once: a load for each tile would keep the next tiles waiting.
+    pages = tl.arange(0, PAGES)
+    starts = tl.load(block_table + sequence * table_stride + pages, mask=pages < num_pages, other=0)
+
+    group: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
+    rows = tl.arange(0, BLOCK_G)
+    columns = tl.arange(0, BLOCK_D)
+    in_row = columns < HEAD_DIM
+    at = (sequence.to(tl.int64) * NUM_HEADS + kv_head * group + rows)[:, None] * HEAD_DIM + columns
+    inside = (rows < group)[:, None] & in_row[None, :]
+    heads = tl.load(query + at, mask=inside, other=0.0)
+
+    state_max = tl.full((BLOCK_G,), -float("inf"), tl.float32)
+    state_sum = tl.zeros((BLOCK_G,), tl.float32)
+    acc = tl.zeros((BLOCK_G, BLOCK_D), tl.float32)
+    first = 0
+    if WINDOW:
+        first = tl.maximum(length - WINDOW, 0) // BLOCK_N * BLOCK_N
+    for start in tl.range(first, length, BLOCK_N):
+        page = tl.sum(tl.where(pages == start // PAGE, starts, 0))
+        slots = (page * GRANULE + start % PAGE + tl.arange(0, BLOCK_N)).to(tl.int64)
+        place = (slots * NUM_KV_HEADS + kv_head)[:, None] * HEAD_DIM + columns[None, :]
+        key = tl.load(key_cache + place, mask=in_row[None, :], other=0.0)
+        products = tl.dot(heads, key.T, input_precision="ieee") * scale
+        if SOFTCAP:
+            # tanh by exponentials of base 2: ``scale`` brings log2(e) along.
+            products = softcap * (1.0 - 2.0 / (tl.exp2(products * (2.0 / softcap)) + 1.0))
+            products = products * 1.4426950408889634
+        key_at = start + tl.arange(0, BLOCK_N)
+        seen = key_at < length
+        if WINDOW:
+            seen &= key_at >= length - WINDOW
+        products = tl.where(seen[None, :], products, -float("inf"))
+        new_max = tl.maximum(state_max, tl.max(products, 1))
+        weights = tl.exp2(products - new_max[:, None])
+        decay = tl.exp2(state_max - new_max)
+        state_sum = state_sum * decay + tl.sum(weights, 1)
+        value = tl.load(value_cache + place, mask=in_row[None, :], other=0.0)
+        acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")
+        state_max = new_max
+    result = acc / state_sum[:, None]
+    tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
+
+
+def paged_decode(
+    query: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    block_table: Tensor,
+    seqlens_k: Tensor,
+    layout: PageLayout,
+    scores: Scores,
+) -> Tensor:
+    batch, num_heads, size = query.shape
+    num_kv_heads = key_cache.shape[1]
+    assert query.is_contiguous() and key_cache.is_contiguous() and value_cache.is_contiguous()
+    assert num_heads % num_kv_heads == 0 and key_cache.shape[2] == size
+    assert block_table.stride(1) == 1 and seqlens_k.shape == (batch,) == block_table.shape[:1]
+    out = torch.empty_like(query)
+    block_n = min(32, layout.page_size)
+    assert layout.page_size % block_n == 0
+    num_pages = block_table.shape[1]
+    _paged_decode[(batch * num_kv_heads,)](
+        query,
+        key_cache,
+        value_cache,
+        out,
+        block_table,
+        seqlens_k,
+        block_table.stride(0),
+        num_pages,
+        scores.scale * _LOG2_E,
+        scores.softcap,
+        NUM_HEADS=num_heads,
+        NUM_KV_HEADS=num_kv_heads,
+        HEAD_DIM=size,
+        BLOCK_D=max(_MIN_ROWS, triton.next_power_of_2(size)),
+        BLOCK_G=max(_MIN_ROWS, triton.next_power_of_2(num_heads // num_kv_heads)),
+        BLOCK_N=block_n,
+        PAGES=triton.next_power_of_2(num_pages),
+        PAGE=layout.page_size,
+        GRANULE=layout.granule,
+        WINDOW=scores.window,
+        SOFTCAP=scores.softcap > 0,
+        num_warps=1,
+        num_stages=3,
+    )
+    return out

@@ -1,0 +1,107 @@
+"""CUDA graphs of decode steps: one launch for a step, instead of ten for each layer.
+
+A graph repeats its kernels with the same shapes at the same addresses. So a step's inputs are
+copied to where the graph reads them, padded to the next size there is a graph for; rows of the
+padding write to a slot of the pool that nobody reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from vlmbatch.attention.base import AttentionMetadata
+from vlmbatch.engine.batch import StepInputs
+
+Compute = Callable[[Tensor, Tensor, AttentionMetadata], Tensor]
+
+
+class DecodeGraphs:
+    """Graphs by padded number of sequences, each captured when its size is met again."""
+
+    def __init__(
+        self, max_num_seqs: int, max_blocks: int, spare_slot: int, device: torch.device
+    ) -> None:
+        """``max_blocks``: pages of the longest sequence. ``spare_slot``: where padding writes."""
+        size = padded_size(max_num_seqs)
+        self._max_num_seqs = max_num_seqs
+        self._spare_slot = spare_slot
+        self._token_ids = torch.zeros(size, dtype=torch.int64, device=device)
+        self._positions = torch.zeros(size, dtype=torch.int64, device=device)
+        self._slots = torch.full((size,), spare_slot, dtype=torch.int64, device=device)
+        self._seqlens = torch.ones(size, dtype=torch.int32, device=device)
+        self._tables = torch.zeros(size, max_blocks, dtype=torch.int32, device=device)
+        self._offsets = torch.arange(size + 1, dtype=torch.int32, device=device)
+        self._met: set[int] = set()
+        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._memory = torch.cuda.graph_pool_handle()
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def run(self, inputs: StepInputs, compute: Compute) -> Tensor:
+        """Logits (T, V) of a decode step; valid until the next call.
+
+        ``compute`` takes token ids and positions, both (T,) int64, and the attention's metadata
+        to logits. A size that is met for the first time runs plainly: kernels are compiled and
+        loaded then, which a capture could not bear.
+        """
+        num_seqs = len(inputs.input_ids)
+        size = padded_size(num_seqs)
+        if size not in self._met:
+            self._met.add(size)
+            return compute(inputs.input_ids, inputs.positions, inputs.metadata)
+        self._fill(inputs, num_seqs, size)
+        if size not in self._graphs:
+            self._graphs[size] = self._capture(size, compute)
+        graph, logits = self._graphs[size]
+        graph.replay()
+        return logits[:num_seqs]
+
+    def _fill(self, inputs: StepInputs, num_seqs: int, size: int) -> None:
+        metadata = inputs.metadata
+        self._token_ids[:num_seqs] = inputs.input_ids
+        self._positions[:num_seqs] = inputs.positions
+        self._slots[:num_seqs] = metadata.slot_mapping
+        self._seqlens[:num_seqs] = metadata.seqlens_k
+        self._tables[:num_seqs, : metadata.block_table.shape[1]] = metadata.block_table
+        if num_seqs < size:
+            self._positions[num_seqs:size] = 0
+            self._slots[num_seqs:size] = self._spare_slot
+            self._seqlens[num_seqs:size] = 1
+
+    def _capture(self, size: int, compute: Compute) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        max_blocks = self._tables.shape[1]
+        metadata = AttentionMetadata(
+            cu_seqlens_q=self._offsets[: size + 1],
+            seqlens_k=self._seqlens[:size],
+            block_table=self._tables[:size],
+            slot_mapping=self._slots[:size],
+            query_lens=[1] * size,
+            seqlens_k_host=[1] * size,
+            num_decodes=size,
+            max_seqlen_q=1,
+            max_seqlen_k=max_blocks,
+        )
+        graph = torch.cuda.CUDAGraph()
+        current = torch.cuda.current_stream()
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            graph.capture_begin(self._memory, capture_error_mode="thread_local")
+            try:
+                logits = compute(self._token_ids[:size], self._positions[:size], metadata)
+            finally:
+                graph.capture_end()
+        current.wait_stream(self._stream)
+        return graph, logits
+
+
+def padded_size(num_seqs: int) -> int:
+    """The number of sequences that a graph for ``num_seqs`` is captured with.
+
+    Steps grow with the size: small batches lose little in rows, large ones little in share.
+    """
+    for limit, step in ((8, 1), (64, 8), (256, 16)):
+        if num_seqs <= limit:
+            return -(-num_seqs // step) * step
+    return -(-num_seqs // 32) * 32

@@ -1,0 +1,68 @@
+"""Prefill beside decode: two lanes of steps, each on multiprocessors of its own.
+
+Prefill is bound by arithmetic, decoding by reads of the KV pool. One after the other, each leaves
+idle what the other needs. A third of the multiprocessors is enough to read at the full rate of the
+memory (see the kernel ``paged_decode``), so decode steps run there while prompts are computed on
+the rest.
+
+The lanes are ordered by these rules alone. A sequence goes over to decoding once the host has seen
+the end of the step that computed its prompt. A step that writes prompts begins after all decode
+steps launched before it: they may still write to blocks that were free when it was scheduled, or
+write what it reads.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from vlmbatch.engine.decode_graphs import DecodeGraphs
+from vlmbatch.engine.model_runner import LaunchedStep
+from vlmbatch.engine.sequence import Sequence
+
+DEPTH = 2  # steps of a lane under way: one that runs, one that begins when it ends
+
+
+class Lane:
+    """Steps one after another on a stream; ``stream`` None is the device's own."""
+
+    def __init__(
+        self, stream: torch.cuda.Stream | None = None, graphs: DecodeGraphs | None = None
+    ) -> None:
+        self.stream = stream
+        self.graphs = graphs
+        self.under_way: deque[LaunchedStep] = deque()
+        self._last: torch.cuda.Event | None = None
+
+    @contextmanager
+    def current(self, after: Lane | None = None) -> Iterator[None]:
+        """Launch to this lane, behind all that ``after`` has launched."""
+        if self.stream is None:
+            yield
+            return
+        with torch.cuda.stream(self.stream):
+            if after is not None and after._last is not None:
+                self.stream.wait_event(after._last)
+            yield
+            self._last = self.stream.record_event()
+
+    @property
+    def sequences(self) -> set[Sequence]:
+        """Those of which a step under way samples a token."""
+        return {sequence for step in self.under_way for sequence in step.sequences}
+
+
+class Lanes:
+    """``prefill`` and ``decode``, side by side."""
+
+    def __init__(self, prefill: Lane, decode: Lane) -> None:
+        self.prefill = prefill
+        self.decode = decode
+        self.decode_waits = False  # a sequence was given up while its prompt was being computed
+
+    @property
+    def under_way(self) -> bool:
+        return bool(self.prefill.under_way or self.decode.under_way)
