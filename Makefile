@@ -5,10 +5,10 @@ READY := $(VENV)/.installed
 DEMO := out/demo.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test soak lint bench clean
+.PHONY: help setup demo demo-serve test soak load-test lint bench clean
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## Install vlmbatch and its tools in .venv
 
@@ -26,11 +26,17 @@ demo: $(READY) ## Answer the sample questions with the sample model, and check t
 		|| status=$$?; \
 	echo; $(BIN)/python samples/show_answers.py $(DEMO) --exit-status $$status
 
+demo-serve: $(READY) ## Start the server, ask it one question with curl, and stop it
+	@VLMBATCH=$(BIN)/vlmbatch samples/demo_serve.sh
+
 test: $(READY) ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 soak: $(READY) ## Run 200,000 rows without a model: memory, journal, cost of a row
 	OMP_NUM_THREADS=1 $(BIN)/python tests/durability/test_soak.py 200000
+
+load-test: $(READY) ## Ask the server with 64 clients for a minute, beside a run on the same rows
+	OMP_NUM_THREADS=1 $(BIN)/python tests/serve/load.py
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check

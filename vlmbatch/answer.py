@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from vlmbatch.errors import RowError
 from vlmbatch.models.tokenizer import Tokenizer
@@ -17,9 +18,10 @@ class Answer:
     row: Row
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
-    prompt_tokens: int = 0
+    prompt_token_ids: Sequence[int] = field(default=(), repr=False)
+    cached_tokens: int = 0  # of the prompt, found in the prefix cache
     image_tokens: int = 0
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     error: RowError | None = None
     known: Result | None = None  # found in the journal of an earlier run
 
@@ -37,7 +39,7 @@ def to_result(answer: Answer, tokenizer: Tokenizer) -> Result:
         id=row.id,
         text=cut_at_stop(text, answer.stop),
         finish_reason=answer.finish_reason,
-        prompt_tokens=answer.prompt_tokens,
+        prompt_tokens=len(answer.prompt_token_ids),
         image_tokens=answer.image_tokens,
         completion_tokens=len(answer.token_ids),
         extra=row.extra,

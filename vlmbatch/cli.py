@@ -17,7 +17,9 @@ from vlmbatch import __version__, log
 from vlmbatch.commands.bench import bench
 from vlmbatch.commands.doctor import doctor
 from vlmbatch.commands.exits import INTERRUPTED, install_signal_handlers, stdout_failures
+from vlmbatch.commands.features import features
 from vlmbatch.commands.run import run
+from vlmbatch.commands.serve import serve
 from vlmbatch.commands.status import status
 from vlmbatch.commands.validate import validate
 from vlmbatch.errors import OutputError, VlmbatchError
@@ -43,6 +45,8 @@ app = typer.Typer(
 )
 app.command(**COMMAND)(run)
 app.command(**COMMAND)(validate)
+app.command(**COMMAND)(features)
+app.command(**COMMAND)(serve)
 app.command(**COMMAND)(bench)
 app.command(context_settings=HELP_NAMES)(status)
 app.command(context_settings=HELP_NAMES)(doctor)

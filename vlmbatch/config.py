@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,8 +14,11 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cuda", "cpu"]
 AttentionBackendName = Literal["auto", "flash-attn", "torch"]
 ImageInputType = Literal["pixel_values", "image_features"]
+ManifestFormat = Literal["auto", "manifest", "openai"]
 
 IMAGE_TIMEOUT_S = 60.0
+FEATURE_MANIFEST = "manifest.jsonl"  # of a folder of features
+MIN_HOST_MEMORY = 2**24  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +38,14 @@ class SamplingParams:
     top_p: float = 1.0
     top_k: int = 0
     seed: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
+    stop: Sequence[str] = ()  # one string or several; kept as a tuple
+    stop_token_ids: Sequence[int] = ()  # kept as a tuple
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        object.__setattr__(self, "stop", stop)
+        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1, got {self.max_tokens}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -67,6 +74,7 @@ class EngineConfig:
     kv_cache_tokens: int | None = None  # size of the paged KV pool; None: what memory allows
     max_model_len: int | None = None  # context length; None: the model's own
     enable_prefix_caching: bool = True
+    cuda_graphs: bool = True  # decode steps on a GPU are captured and replayed
     cpu_threads: int | None = None  # of an engine on the CPU; None: torch's own choice
     random_weights: bool = False  # to measure speed: no weights are read
 
@@ -81,13 +89,51 @@ class EngineConfig:
 
 @dataclass(frozen=True, slots=True)
 class ImageArguments:
-    """The founding page's image arguments. ``None`` is inferred; a value must match the model."""
+    """The founding page's image arguments. ``None`` is inferred; a value must match the model.
+
+    Raises:
+        ConfigError: images are to be files, and nothing is to make pixels of them.
+    """
 
     image_input_type: ImageInputType = "pixel_values"
     image_token_id: int | None = None
     image_input_shape: tuple[int, int, int, int] | None = None  # (1, channels, height, width)
     image_feature_size: int | None = None
     strict_image_tokens: bool = False
+    image_processor: str | None = None  # folder or Hub id; None: the model's own
+    image_processor_revision: str | None = None
+    disable_image_processor: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.disable_image_processor:
+            return
+        if self.image_processor is not None:
+            raise ConfigError(
+                f"image_processor {self.image_processor} and disable_image_processor contradict "
+                "each other: choose one"
+            )
+        if self.image_input_type == "pixel_values":
+            raise ConfigError(
+                "disable_image_processor and image_input_type pixel_values contradict each other: "
+                "the image processor makes pixels of images; only image_features need none"
+            )
+
+
+def parse_image_shape(text: str) -> tuple[int, int, int, int]:
+    """``image_input_shape`` as people write it: "1,3,336,336".
+
+    Raises:
+        ConfigError: not four numbers above 0, the first of them 1.
+    """
+    try:
+        batch, channels, height, width = (int(part) for part in text.split(","))
+    except ValueError:
+        batch = channels = height = width = 0
+    if batch != 1 or min(channels, height, width) < 1:
+        raise ConfigError(
+            f'image_input_shape is "1,channels,height,width", such as "1,3,336,336"; got "{text}"'
+        )
+    return batch, channels, height, width
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +155,7 @@ class ManifestConfig:
     id_column: str = "id"
     limit: int | None = None
     max_line_bytes: int = 16 * 2**20
+    format: ManifestFormat = "auto"  # openai: requests as in OpenAI's Batch API; auto: as it looks
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,18 +172,20 @@ class PromptConfig:
 class RunConfig:
     """One whole job.
 
-    ``output`` is a ``.parquet`` file, a folder when ``shard_rows`` is set, or "-" for JSONL on
-    standard output.
+    ``output`` is a ``.parquet`` file, for OpenAI's requests also a ``.jsonl`` file, a folder when
+    ``shard_rows`` is set, or "-" for JSONL on standard output.
     """
 
     model: str
     manifest: ManifestConfig
     output: str
     revision: str | None = None
+    tokenizer: str | None = None  # folder or Hub id; None: the model's own
     sampling: SamplingParams = SamplingParams()
     engine: EngineConfig = EngineConfig()
     image_arguments: ImageArguments = ImageArguments()
     image_limits: ImageLimits = ImageLimits()
+    allowed_domains: tuple[str, ...] = ()  # hosts that images of OpenAI's requests may come from
     prompt: PromptConfig = PromptConfig()
     overwrite: bool = False  # start anew whatever is there
     retry_failed: bool = False  # answer error rows of an earlier run again
@@ -148,8 +197,14 @@ class RunConfig:
     image_workers: int | None = None  # processes that decode; 0: this one; None: one a spare core
     image_timeout_s: float = IMAGE_TIMEOUT_S  # for one image in a worker process
     queue_rows: int = 256  # prepared rows that may wait for the engine
+    host_memory: int | None = None  # bytes of what waits; None: what suits the machine
 
     def __post_init__(self) -> None:
+        if self.host_memory is not None and self.host_memory < MIN_HOST_MEMORY:
+            raise ConfigError(
+                f"host_memory must be at least {MIN_HOST_MEMORY} bytes (16MiB), "
+                f"got {self.host_memory}"
+            )
         if self.image_workers is not None and self.image_workers < 0:
             raise ConfigError(f"image_workers must be at least 0, got {self.image_workers}")
         if not 0 < self.image_timeout_s <= 86_400:

@@ -10,6 +10,7 @@ class ErrorCode(StrEnum):
 
     MANIFEST_LINE_INVALID = "manifest_line_invalid"
     ID_DUPLICATE = "id_duplicate"
+    REQUEST_INVALID = "request_invalid"
     PROMPT_INVALID = "prompt_invalid"
     SAMPLING_INVALID = "sampling_invalid"
     IMAGE_TOKEN_MISMATCH = "image_token_mismatch"
@@ -20,7 +21,9 @@ class ErrorCode(StrEnum):
     IMAGE_FORMAT_UNSUPPORTED = "image_format_unsupported"
     IMAGE_TOO_LARGE = "image_too_large"
     IMAGE_FORBIDDEN = "image_forbidden"
+    IMAGE_FETCH_FAILED = "image_fetch_failed"
     IMAGE_TIMEOUT = "image_timeout"
+    FEATURES_INVALID = "features_invalid"
     ENGINE_ERROR = "engine_error"
 
     @property
@@ -32,6 +35,7 @@ class ErrorCode(StrEnum):
 _MEANINGS = {
     ErrorCode.MANIFEST_LINE_INVALID: "the manifest line is not a JSON object in UTF-8, or too long",
     ErrorCode.ID_DUPLICATE: "an earlier row of the stream has the same id",
+    ErrorCode.REQUEST_INVALID: "a request of a batch file that cannot be answered as it asks",
     ErrorCode.PROMPT_INVALID: "the prompt (or messages) is missing, null or of the wrong type",
     ErrorCode.SAMPLING_INVALID: "a per-row sampling value is of the wrong type or out of range",
     ErrorCode.IMAGE_TOKEN_MISMATCH: "the number of <image> tokens does not fit the row's images",
@@ -41,8 +45,10 @@ _MEANINGS = {
     ErrorCode.IMAGE_UNREADABLE: "not a readable image: empty, truncated, corrupt, or not a file",
     ErrorCode.IMAGE_FORMAT_UNSUPPORTED: "an image format outside the allowed list",
     ErrorCode.IMAGE_TOO_LARGE: "more pixels or bytes than the limit allows",
-    ErrorCode.IMAGE_FORBIDDEN: "the image path leads out of the image root",
+    ErrorCode.IMAGE_FORBIDDEN: "outside the image root, or a URL of a host that is not allowed",
+    ErrorCode.IMAGE_FETCH_FAILED: "the image could not be fetched from its URL",
     ErrorCode.IMAGE_TIMEOUT: "the image took longer to decode than --image-timeout allows",
+    ErrorCode.FEATURES_INVALID: "image features of the wrong format, shape or type, or not finite",
     ErrorCode.ENGINE_ERROR: "the engine failed on this row",
 }
 

@@ -13,15 +13,23 @@ from vlmbatch.config import RunConfig
 SCHEMA_VERSION = 1  # raised when the same inputs would give another output table
 
 _END_BYTES = 2**20
+_PIECE_BYTES = 2**16
+_NUM_PIECES = 64
 
 
 def run_settings(
-    config: RunConfig, folder: Path, manifest_sha256: str | None, processor_fingerprint: str
+    config: RunConfig,
+    folder: Path,
+    manifest_sha256: str | None,
+    processor_fingerprint: str,
+    *,
+    manifest_format: str = "manifest",
 ) -> dict[str, Any]:
     """Everything that decides the answers, by name, so that a difference can be named."""
     return {
         "schema": SCHEMA_VERSION,
         "manifest": manifest_sha256,
+        "format": manifest_format,
         "columns": [
             config.manifest.prompt_column,
             config.manifest.image_column,
@@ -30,6 +38,7 @@ def run_settings(
         "limit": config.manifest.limit,
         "model": checkpoint_digest(folder),
         "processor": processor_fingerprint,
+        "image_input_type": config.image_arguments.image_input_type,
         "sampling": asdict(config.sampling),
         "image_limits": asdict(config.image_limits),
         "dtype": config.engine.dtype,
@@ -44,19 +53,31 @@ def fingerprint(settings: dict[str, Any]) -> str:
 
 
 def checkpoint_digest(folder: Path) -> str:
-    """Digest of a checkpoint's small files, and of the names, sizes and ends of its tensors' files.
+    """Digest of a checkpoint's small files, and of samples of its tensors' files.
 
-    Weights that were trained further differ in their first and last megabyte too; to read all of
-    them would take as long as to load them.
+    To read all of the weights would take as long as to load them. Their names, sizes, first and
+    last megabyte and 64 pieces between are read: weights that were trained further differ in all of
+    them. A change by hand that lies between two pieces, a 65th of the file apart, is not noticed.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
         if path.suffix == ".safetensors":
-            digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode())
             with path.open("rb") as file:
-                digest.update(file.read(_END_BYTES))
-                file.seek(max(0, path.stat().st_size - _END_BYTES))
-                digest.update(file.read(_END_BYTES))
+                for start, length in _samples(size):
+                    file.seek(start)
+                    digest.update(file.read(length))
         elif path.suffix in (".json", ".jinja", ".model") and path.is_file():
             digest.update(path.name.encode() + b"\n" + hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
+
+
+def _samples(size: int) -> list[tuple[int, int]]:
+    """Start and length of what is read of a file of weights; all of it where that is not more."""
+    if size <= 2 * _END_BYTES + _NUM_PIECES * _PIECE_BYTES:
+        return [(0, size)]
+    pieces = [
+        (size * number // (_NUM_PIECES + 1), _PIECE_BYTES) for number in range(1, _NUM_PIECES + 1)
+    ]
+    return [(0, _END_BYTES), *pieces, (size - _END_BYTES, _END_BYTES)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from vlmbatch.answer import Answer
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
@@ -11,7 +11,6 @@ from vlmbatch.engine.sequence import Sequence
 from vlmbatch.errors import RowError
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.prepare import Prepared, RowFeed
-from vlmbatch.sink import ResultSink
 from vlmbatch.stats import RunStats
 from vlmbatch.stop_strings import StopChecker
 from vlmbatch.stopping import StopRequest
@@ -23,6 +22,18 @@ if TYPE_CHECKING:
 _IDLE_SECONDS = 0.5  # between looks at the sink and the stop request while no row is ready
 
 
+class AnswerSink(Protocol):
+    """Where answers go, in any order."""
+
+    def put(self, answer: Answer, /) -> None:
+        """Take an answer. Raises what became of an earlier one."""
+        ...
+
+    def check(self) -> None:
+        """Raise what became of an earlier answer, if it went wrong."""
+        ...
+
+
 class AnswerLoop:
     """Runs every row of ``feed`` through ``engine``; each reaches ``sink`` once, in any order."""
 
@@ -31,7 +42,7 @@ class AnswerLoop:
         feed: RowFeed,
         engine: Engine,
         tokenizer: Tokenizer,
-        sink: ResultSink,
+        sink: AnswerSink,
         stats: RunStats,
         stop: StopRequest,
     ) -> None:
@@ -50,18 +61,27 @@ class AnswerLoop:
         Raises what reading the manifest or writing the output raised.
         """
         while not self._stop.check(self._stats):
-            self._fill()
-            if self._engine.num_unfinished:
-                self._step()
-            elif self._feed.exhausted:
+            if not self.advance():
                 return
-            else:
-                self._sink.check()
         self._stop.announce(self._stats)
         for sequence in self._engine.drop_waiting():
             self._forget(sequence)
         while self._engine.num_unfinished and not self._stop.out_of_grace:
             self._step()
+
+    def advance(self) -> bool:
+        """Admit what is ready and take one step, or wait a moment for a row.
+
+        False when every row is answered. Raises as ``run`` does.
+        """
+        self._fill()
+        if self._engine.num_unfinished:
+            self._step()
+        elif self._feed.exhausted:
+            return False
+        else:
+            self._sink.check()
+        return True
 
     def _fill(self) -> None:
         while self._engine.wants_requests and not self._stop.check(self._stats):
@@ -112,7 +132,8 @@ class AnswerLoop:
             self._forget(sequence),
             tuple(sequence.output_token_ids),
             reason,
-            prompt_tokens=sequence.num_prompt_tokens,
+            prompt_token_ids=request.token_ids,
+            cached_tokens=sequence.num_cached_tokens or 0,
             image_tokens=request.num_image_tokens,
             stop=request.sampling.stop,
         )

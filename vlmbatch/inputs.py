@@ -2,29 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from vlmbatch.config import RunConfig
+from vlmbatch.data.features import probe_features
+from vlmbatch.data.images import probe_image
 from vlmbatch.data.manifest import Manifest, open_manifest
 from vlmbatch.errors import ConfigError
-from vlmbatch.image_workers.loader import ImageLoader, InProcessLoader
+from vlmbatch.host_memory import HostMemory
+from vlmbatch.image_workers.loader import FeatureLoader, ImageLoader, InProcessLoader
 from vlmbatch.image_workers.pool import ImageWorkers
 from vlmbatch.models.config import ModelConfig, check_image_arguments, load_model_config
 from vlmbatch.models.hub import resolve_model
 from vlmbatch.models.processor import LlavaProcessor
+from vlmbatch.openai.image_urls import AllowedDomains
+from vlmbatch.types import ImageRef
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
-    """The model's folder, its configuration and processor, and the manifest.
-
-    ``streaming``: answers leave as rows arrive, and nothing is known of the manifest as a whole.
-    """
+class ModelInputs:
+    """The model's folder, its configuration and processor."""
 
     folder: Path
     model: ModelConfig
     processor: LlavaProcessor
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs(ModelInputs):
+    """The model and the manifest.
+
+    ``streaming``: answers leave as rows arrive, and nothing is known of the manifest as a whole.
+    """
+
     manifest: Manifest
     streaming: bool
 
@@ -36,11 +49,11 @@ def opening_stage(config: RunConfig) -> str:
     return f"fetching {config.model}"  # for minutes, where it is not in the cache
 
 
-def open_inputs(config: RunConfig) -> Inputs:
-    """Read the model's configuration and processor, and open the manifest.
+def open_model(config: RunConfig) -> ModelInputs:
+    """Read the model's configuration and processor.
 
     Raises:
-        UsageError: model, image arguments or manifest cannot be used.
+        UsageError: model or image arguments cannot be used.
     """
     root = config.image_limits.root
     if root is not None and not root.is_dir():
@@ -49,17 +62,80 @@ def open_inputs(config: RunConfig) -> Inputs:
     model = load_model_config(folder)
     check_image_arguments(model, config.image_arguments)
     processor = LlavaProcessor.load(
-        folder, model, config.prompt, config.image_arguments, config.engine.max_model_len
+        folder,
+        model,
+        config.prompt,
+        config.image_arguments,
+        config.engine.max_model_len,
+        tokenizer_folder=_other_folder(config.tokenizer),
+        image_processor_folder=_image_processor_folder(config),
     )
+    return ModelInputs(folder, model, processor)
+
+
+def _image_processor_folder(config: RunConfig) -> Path | None:
+    images = config.image_arguments
+    if images.image_input_type == "image_features":
+        return None
+    if images.image_processor is None and images.image_processor_revision is not None:
+        return _other_folder(config.model, images.image_processor_revision)
+    return _other_folder(images.image_processor, images.image_processor_revision)
+
+
+def _other_folder(path_or_id: str | None, revision: str | None = None) -> Path | None:
+    """Where something else than weights lies; None for the model's own folder."""
+    return None if path_or_id is None else resolve_model(path_or_id, revision, weights=False)
+
+
+def open_inputs(config: RunConfig) -> Inputs:
+    """Read the model's configuration and processor, and open the manifest.
+
+    Raises:
+        UsageError: model, image arguments or manifest cannot be used.
+    """
+    opened = open_model(config)
     streaming = config.manifest.source == "-" and config.output == "-"
-    manifest = open_manifest(config.manifest, config.sampling, streaming=streaming)
-    return Inputs(folder, model, processor, manifest, streaming)
+    manifest = open_manifest(
+        config.manifest,
+        config.sampling,
+        streaming=streaming,
+        domains=AllowedDomains.of(config.allowed_domains),
+        model=config.model,
+    )
+    return Inputs(opened.folder, opened.model, opened.processor, manifest, streaming)
 
 
-def open_images(config: RunConfig, inputs: Inputs, num_workers: int) -> ImageLoader:
-    """Processes that decode images, or for none of them this one."""
+def open_images(config: RunConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
+    """What decodes images, and fetches them first where hosts are allowed."""
+    loader = _open_decoders(config, inputs, num_workers)
+    if not config.allowed_domains:
+        return loader
+    from vlmbatch.image_workers.url_loader import UrlLoader
+    from vlmbatch.openai.fetch import FetchLimits, ImageFetcher
+
+    limits = FetchLimits(max_bytes=min(FetchLimits().max_bytes, config.image_limits.max_bytes))
+    return UrlLoader(loader, ImageFetcher(AllowedDomains.of(config.allowed_domains), limits))
+
+
+def _open_decoders(config: RunConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
+    """Processes that decode images, or for none of them this one, which also reads features."""
     limits, processor = config.image_limits, inputs.processor.image_processor
+    if processor is None:
+        return FeatureLoader(limits, inputs.model.feature_shape)
     if num_workers == 0:
         return InProcessLoader(limits, processor)
     slots = 4 * num_workers  # twice the prepare threads: rows may have more images than one
-    return ImageWorkers(limits, processor, num_workers, config.image_timeout_s, slots)
+    recent_bytes = HostMemory.divide(config.host_memory).decoded
+    return ImageWorkers(limits, processor, num_workers, config.image_timeout_s, slots, recent_bytes)
+
+
+def image_prober(config: RunConfig, inputs: ModelInputs) -> Callable[[ImageRef], object]:
+    """A check of an image by the header of its file alone; it raises RowError.
+
+    Nothing is fetched: an image behind a URL passes.
+    """
+    probe: Callable[[ImageRef], object] = partial(probe_image, limits=config.image_limits)
+    if inputs.processor.image_processor is None:
+        shape = inputs.model.feature_shape
+        probe = partial(probe_features, limits=config.image_limits, shape=shape)
+    return lambda ref: None if ref.url is not None else probe(ref)

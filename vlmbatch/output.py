@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -13,14 +14,15 @@ import pyarrow as pa
 
 from vlmbatch import __version__
 from vlmbatch.config import RunConfig
+from vlmbatch.data.finished import finished_counts, finished_results
 from vlmbatch.data.journal_writer import JournalWriter
-from vlmbatch.data.jsonl_writer import JsonlResultWriter
+from vlmbatch.data.jsonl_writer import JsonlResultWriter, result_line
 from vlmbatch.data.lock import LockHolder
 from vlmbatch.data.manifest import ManifestInfo
-from vlmbatch.data.output_reader import read_output_counts
+from vlmbatch.data.openai_lines import BatchLines, errors_path, is_batch_output
+from vlmbatch.data.openai_writer import BatchResultWriter
 from vlmbatch.data.previous import (
     JournalResults,
-    OutputResults,
     PreviousResults,
     seed_unchanged,
     seed_without_errors,
@@ -53,8 +55,11 @@ class Output(Protocol):
     """The place of one run's results; leaving its context keeps what makes the run resumable.
 
     ``journal`` is where results are made durable as they come, if anywhere. ``num_known``: rows
-    that need no answering.
+    that need no answering. ``folder``: on the output's disk, for what a run needs while it lasts.
     """
+
+    @property
+    def folder(self) -> Path | None: ...
 
     @property
     def writer(self) -> ResultWriter: ...
@@ -83,13 +88,18 @@ class Output(Protocol):
 
 
 class StreamOutput:
-    """JSONL on standard output: nothing to resume, each line stands as soon as it is written."""
+    """JSONL on standard output: nothing to resume, each line stands as soon as it is written.
 
+    ``lines``: those of OpenAI's batch output in place of our own.
+    """
+
+    folder = None
     journal = None
     num_known = 0
 
-    def __init__(self) -> None:
-        self.writer: ResultWriter = JsonlResultWriter(sys.stdout.buffer)
+    def __init__(self, lines: BatchLines | None = None) -> None:
+        values = result_line if lines is None else lines.line
+        self.writer: ResultWriter = JsonlResultWriter(sys.stdout.buffer, values)
 
     def __enter__(self) -> Self:
         return self
@@ -108,7 +118,9 @@ class StreamOutput:
 
 
 class DurableOutput:
-    """A Parquet file or a folder of shards, with the work folder that makes its run resumable.
+    """A file or a folder of shards, with the work folder that makes its run resumable.
+
+    For OpenAI's batch requests a ``.jsonl`` file, with one of errors beside it; else Parquet.
 
     ``complete``: an earlier run has finished it already, and nothing is opened for writing.
 
@@ -141,6 +153,10 @@ class DurableOutput:
     def __exit__(self, *error: object) -> None:
         self._resources.close()
 
+    @property
+    def folder(self) -> Path:
+        return self._work.path
+
     def watch(self, rows: Iterator[Row]) -> Iterator[Row]:
         for row in rows:
             self._keys.add(row)
@@ -161,11 +177,15 @@ class DurableOutput:
         new = RunRecord.new(settings, fingerprint(settings), info.num_rows, _about(config))
         current = work.current_run()
         if config.overwrite or current is None:
-            if not config.overwrite and _holds_something(self.path):
-                raise UsageError(
-                    f"output {self.path} exists, and no run on it is known: add --overwrite to "
-                    "replace it, or choose another name"
-                )
+            paths = [self.path]
+            if is_batch_output(self.path):
+                paths.append(errors_path(self.path))
+            for path in paths:
+                if not config.overwrite and _holds_something(path):
+                    raise UsageError(
+                        f"output {path} exists, and no run on it is known: add --overwrite to "
+                        "replace it, or choose another name"
+                    )
             work.begin(new)
             return new
         unchanged = current.fingerprint == new.fingerprint
@@ -179,7 +199,7 @@ class DurableOutput:
 
     def _has_errors(self, record: RunRecord) -> bool:
         """Whether an earlier run has, or may have, error rows."""
-        return record.state != "complete" or bool(read_output_counts(self.path).errors)
+        return record.state != "complete" or bool(finished_counts(self.path).errors)
 
     def _keep_answers(
         self, earlier: RunRecord, new: RunRecord, changed: Iterator[Row] | None
@@ -212,7 +232,7 @@ class DurableOutput:
     @contextmanager
     def _results_of(self, record: RunRecord) -> Iterator[PreviousResults]:
         if record.state == "complete":
-            with OutputResults(self.path, record.num_rows) as results:
+            with finished_results(self.path, record.num_rows) as results:
                 yield results
         else:
             with closing(self._work.journal(record)) as journal:
@@ -231,13 +251,17 @@ class DurableOutput:
             FINGERPRINT_KEY: record.fingerprint,
             RUN_ID_KEY: record.id,
         }
-        if self._config.shard_rows is None:
-            self.writer = ParquetResultWriter(
-                self.path, schema, metadata, temporary=work.temporary_output
-            )
-        else:
+        if self._config.shard_rows is not None:
             self.writer = ShardedParquetWriter(
                 self.path, schema, metadata, self._config.shard_rows, record.num_rows
+            )
+        elif is_batch_output(self.path):
+            started = int(datetime.fromisoformat(record.started).timestamp())
+            lines = BatchLines(record.id, started, self._config.model)
+            self.writer = BatchResultWriter(self.path, lines, work.temporary_output)
+        else:
+            self.writer = ParquetResultWriter(
+                self.path, schema, metadata, temporary=work.temporary_output
             )
         resources.callback(self.writer.abort)
         self._keys = RowKeyWriter(work.keys_path(record))

@@ -7,8 +7,10 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from vlmbatch.errors import RowError
+from vlmbatch.grouping import RowGroups, in_groups
 from vlmbatch.image_workers.loader import ImageLoader
 from vlmbatch.models.processor import LlavaProcessor
 from vlmbatch.types import ImageRef, Request, Result, Row
@@ -36,50 +38,85 @@ def prepare(
 
     A row whose result ``known`` has needs neither.
     """
-    if (result := known(row)) is not None:
-        return Prepared(_without_bytes(row), known=result)
-    if row.error is not None:
-        return Prepared(row, error=row.error)
+    return start_preparing(row, processor, loader, known).result()
+
+
+def start_preparing(
+    row: Row,
+    processor: LlavaProcessor,
+    loader: ImageLoader,
+    known: Callable[[Row], Result | None],
+) -> Future[Prepared]:
+    """``prepare`` without waiting for the images: rows that share one hold no threads."""
+    outcome: Future[Prepared] = Future()
+    light = _without_bytes(row)
+    result = known(row)
+    if result is not None or row.error is not None:
+        outcome.set_result(Prepared(light, known=result, error=None if result else row.error))
+        return outcome
     try:
         encoded = processor.encode(row)
         loading = [loader.submit(image) for image in row.images]
-        images = [future.result() for future in loading]
-        request = processor.to_request(row, encoded, images)
-        return Prepared(_without_bytes(row), request=request)
     except RowError as error:
-        return Prepared(_without_bytes(row), error=error)
+        outcome.set_result(Prepared(light, error=error))
+        return outcome
+
+    def go_on(_: object = None) -> None:
+        if (pending := next((image for image in loading if not image.done()), None)) is not None:
+            pending.add_done_callback(go_on)
+            return
+        try:
+            request = processor.to_request(light, encoded, [image.result() for image in loading])
+            outcome.set_result(Prepared(light, request=request))
+        except RowError as error:
+            outcome.set_result(Prepared(light, error=error))
+        except Exception as error:  # noqa: BLE001  raised again to whoever takes the outcome
+            outcome.set_exception(error)
+
+    go_on()
+    return outcome
 
 
 def _without_bytes(row: Row) -> Row:
     """The row as it waits for its answer: thousands may wait, and none needs its file again."""
-    if all(image.data is None for image in row.images):
+    if not any(image.num_bytes for image in row.images):
         return row
-    return replace(row, images=tuple(ImageRef(image.path) for image in row.images))
+    images = tuple(ImageRef(image.path, url=image.url) for image in row.images)
+    return replace(row, images=images)
 
 
 class RowFeed:
     """Reads rows on one thread, prepares them on others, and hands them out as they are ready.
 
     At most ``depth`` rows are in work or wait, with at most ``max_bytes`` of encoded images that
-    they bring along (but always one row). ``window`` bounds the rows that are read but not yet
-    written: a row counts until ``release`` is called for it.
+    they bring along and ``max_pixel_bytes`` of pixels, ``image_bytes`` an image (but always one
+    row). ``window`` bounds the rows that are read but not yet written: a row counts until
+    ``release`` is called for it. ``groups`` reads ahead, and decides on the order. ``prepare_row``
+    may return before all is done, and give a future.
     """
 
     def __init__(
         self,
         rows: Iterator[Row],
-        prepare_row: Callable[[Row], Prepared],
+        prepare_row: Callable[[Row], Prepared | Future[Prepared]],
         threads: int,
         depth: int,
         window: int,
         max_bytes: int = 2**28,
+        *,
+        image_bytes: int = 0,
+        max_pixel_bytes: int = 2**28,
+        groups: RowGroups | None = None,
     ) -> None:
         self._rows = rows
+        self._groups = groups
         self._prepare = prepare_row
         self._ready: queue.SimpleQueue[Future[Prepared] | None] = queue.SimpleQueue()
         self._places = threading.Semaphore(depth)
         self._window = threading.Semaphore(window)
-        self._bytes = _ByteBudget(max_bytes)
+        self._bytes = ByteBudget(max_bytes)
+        self._image_bytes = image_bytes
+        self._pixel_bytes = ByteBudget(max_pixel_bytes)
         self._closed = threading.Event()
         self._num_read = 0
         self._num_given = 0
@@ -106,7 +143,9 @@ class RowFeed:
                 continue
             self._num_given += 1
             self._places.release()
-            return future.result()
+            prepared = future.result()
+            self._pixel_bytes.release(len(prepared.row.images) * self._image_bytes)
+            return prepared
         if self._failure is not None:
             raise self._failure
         return None
@@ -126,34 +165,56 @@ class RowFeed:
         self._window.release()
         self._places.release()
         self._bytes.close()
+        self._pixel_bytes.close()
         self._reader.join(_CLOSE_SECONDS)
         self._workers.shutdown(cancel_futures=True)
 
     def _read(self) -> None:
         try:
-            for row in self._rows:
-                size = sum(len(image.data) for image in row.images if image.data is not None)
-                self._window.acquire()
+            for row in self._in_order():
+                size = sum(image.num_bytes for image in row.images)
                 self._places.acquire()
                 self._bytes.acquire(size)
+                self._pixel_bytes.acquire(len(row.images) * self._image_bytes)
                 if self._closed.is_set():
                     return
                 self._num_read += 1
-                future = self._workers.submit(self._prepare_within, row, size)
-                future.add_done_callback(self._ready.put)
+                self._workers.submit(self._start, row, size)
         except Exception as error:  # noqa: BLE001  raised again by poll, on the main thread
             self._failure = error
         finally:
             self._ready.put(None)
 
-    def _prepare_within(self, row: Row, size: int) -> Prepared:
+    def _in_order(self) -> Iterator[Row]:
+        """The rows as they are to be prepared. Ends early when closed."""
+        if self._groups is not None:
+            yield from in_groups(self._rows, self._groups, self._may_read)
+            return
+        for row in self._rows:
+            self._window.acquire()
+            yield row
+
+    def _may_read(self, wait: bool) -> bool:
+        return self._window.acquire(blocking=wait) and not self._closed.is_set()
+
+    def _start(self, row: Row, size: int) -> None:
+        outcome: Future[Prepared] = Future()
         try:
-            return self._prepare(row)
-        finally:
-            self._bytes.release(size)
+            prepared = self._prepare(row)
+            if isinstance(prepared, Future):
+                outcome = prepared
+            else:
+                outcome.set_result(prepared)
+        except Exception as error:  # noqa: BLE001  raised again by poll, on the main thread
+            outcome.set_exception(error)
+        outcome.add_done_callback(partial(self._end, size))
+
+    def _end(self, size: int, outcome: Future[Prepared]) -> None:
+        self._bytes.release(size)
+        self._ready.put(outcome)
 
 
-class _ByteBudget:
+class ByteBudget:
     """Lets bytes in up to a limit; more than the limit alone."""
 
     def __init__(self, limit: int) -> None:
@@ -163,6 +224,8 @@ class _ByteBudget:
         self._changed = threading.Condition()
 
     def acquire(self, size: int) -> None:
+        if size == 0:
+            return
         with self._changed:
             self._changed.wait_for(
                 lambda: self._closed or self._used == 0 or self._used + size <= self._limit

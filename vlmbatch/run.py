@@ -10,21 +10,32 @@ from typing import TYPE_CHECKING
 
 from vlmbatch.config import RunConfig
 from vlmbatch.cores import default_cpu_threads, default_image_workers
-from vlmbatch.data.output_reader import read_output_counts
+from vlmbatch.data.finished import finished_counts
+from vlmbatch.data.openai_lines import BatchLines, is_batch_output
+from vlmbatch.data.spill import Spill
 from vlmbatch.data.validate import validate_rows
 from vlmbatch.data.work_folder import check_unlocked
-from vlmbatch.errors import RowError
+from vlmbatch.errors import RowError, UsageError
 from vlmbatch.fingerprint import run_settings
-from vlmbatch.inputs import Inputs, open_images, open_inputs, opening_stage
+from vlmbatch.host_memory import HostMemory
+from vlmbatch.inputs import (
+    Inputs,
+    ModelInputs,
+    image_prober,
+    open_images,
+    open_inputs,
+    opening_stage,
+)
 from vlmbatch.output import DurableOutput, Output, StreamOutput
 from vlmbatch.stats import RunStats
 from vlmbatch.stopping import StopRequest
-from vlmbatch.types import Row
+from vlmbatch.types import Result, Row
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
 
-_WINDOW_ROWS = 16_384  # rows read but not yet written: bounds what waits for a slow row
+_PREPARE_THREADS = 4  # they tokenize, and wait for room among the images under way
+_FETCH_THREADS = 32  # that may wait for images from the network besides
 
 
 def run(config: RunConfig, stats: RunStats) -> None:
@@ -43,7 +54,7 @@ def run(config: RunConfig, stats: RunStats) -> None:
     inputs = open_inputs(config)
     with open_output(config, inputs, stats) as output:
         if isinstance(output, DurableOutput) and output.complete:
-            earlier = read_output_counts(output.path)
+            earlier = finished_counts(output.path)
             stats.count_earlier(earlier.num_rows, earlier.errors, earlier.error_examples)
         else:
             stats.rows_earlier = output.num_known
@@ -67,7 +78,8 @@ def answer_manifest(
         RunStoppedError: ``stop`` ended the run; what is done is kept where ``output`` can keep it.
     """
     from vlmbatch.generate import AnswerLoop
-    from vlmbatch.prepare import RowFeed, prepare
+    from vlmbatch.grouping import RowGroups
+    from vlmbatch.prepare import RowFeed, start_preparing
     from vlmbatch.sink import ResultSink
 
     stats.stage = "answering"
@@ -75,16 +87,25 @@ def answer_manifest(
     num_workers = config.image_workers
     if num_workers is None:
         num_workers = default_image_workers(engine_on_cpu=engine.device.type == "cpu")
+    memory = HostMemory.divide(config.host_memory)
+    groups = None
+    if (last_uses := inputs.manifest.last_image_uses) is not None:
+        groups = RowGroups(last_uses, Spill(memory.rows, output.folder), memory.encoded)
     with stop.on_signals():
         images = open_images(config, inputs, num_workers)
         feed = RowFeed(
             output.watch(inputs.manifest.rows()),
-            partial(prepare, processor=inputs.processor, loader=images, known=output.known),
-            threads=max(2, 2 * num_workers),  # most of them wait for an image
+            partial(start_preparing, processor=inputs.processor, loader=images, known=output.known),
+            threads=_PREPARE_THREADS + (_FETCH_THREADS if config.allowed_domains else 0),
             depth=config.queue_rows,
-            window=_WINDOW_ROWS,
+            window=memory.window_rows,
+            max_bytes=memory.encoded,
+            image_bytes=inputs.processor.image_bytes,
+            max_pixel_bytes=memory.pixels,
+            groups=groups,
         )
-        sink = ResultSink(output.writer, tokenizer, stats, feed.release, output.journal)
+        spill: Spill[Result] = Spill(memory.results, output.folder)
+        sink = ResultSink(output.writer, tokenizer, stats, feed.release, output.journal, spill)
         try:
             AnswerLoop(feed, engine, tokenizer, sink, stats, stop).run()
             sink.flush()
@@ -102,18 +123,33 @@ def answer_manifest(
 
 def open_output(config: RunConfig, inputs: Inputs, stats: RunStats) -> Output:
     """The output as the manifest's columns and the run's settings shape it."""
+    is_batch = inputs.manifest.format == "openai"
+    lines = BatchLines.new(config.model) if is_batch else None
     if inputs.streaming:
-        return StreamOutput()
+        return StreamOutput(lines)
     stats.stage = "reading the manifest"
     info = inputs.manifest.scan()
     stats.rows_total = info.num_rows
     if config.output == "-":
-        return StreamOutput()
-    settings = run_settings(config, inputs.folder, info.sha256, inputs.processor.fingerprint)
+        return StreamOutput(lines)
+    wants_batch = config.shard_rows is None and is_batch_output(Path(config.output))
+    if wants_batch and info.num_rows and not is_batch:
+        raise UsageError(
+            f"output {config.output}: {config.manifest.source} does not hold OpenAI's batch "
+            "requests, and JSONL files are written for these alone: choose a name that ends in "
+            ".parquet, a folder, or - for JSONL on standard output"
+        )
+    settings = run_settings(
+        config,
+        inputs.folder,
+        info.sha256,
+        inputs.processor.fingerprint,
+        manifest_format=inputs.manifest.format,
+    )
     return DurableOutput(config, info, inputs.manifest.rows, settings)
 
 
-def load_engine(config: RunConfig, inputs: Inputs) -> Engine:
+def load_engine(config: RunConfig, inputs: ModelInputs) -> Engine:
     """Load the weights onto the device and build the engine around them."""
     from vlmbatch.engine.loading import build_engine
 
@@ -121,7 +157,8 @@ def load_engine(config: RunConfig, inputs: Inputs) -> Engine:
     settings = config.engine
     if settings.cpu_threads is None:
         settings = replace(settings, cpu_threads=default_cpu_threads())
-    return build_engine(inputs.folder, inputs.model, settings, images.scale, images.bias)
+    scale, bias = (None, None) if images is None else (images.scale, images.bias)
+    return build_engine(inputs.folder, inputs.model, settings, scale, bias)
 
 
 def validate(
@@ -138,6 +175,16 @@ def validate(
     if not inputs.streaming:
         stats.rows_total = inputs.manifest.scan().num_rows
     stats.stage = "checking rows"
-    yield from validate_rows(
-        inputs.manifest.rows(), inputs.processor, config.image_limits, decode=decode_images
-    )
+    rows, processor = inputs.manifest.rows(), inputs.processor
+    if not decode_images:
+        yield from validate_rows(rows, processor, image_prober(config, inputs))
+        return
+    num_workers = config.image_workers
+    if num_workers is None:
+        num_workers = default_image_workers(engine_on_cpu=False)
+    images = open_images(config, inputs, num_workers)
+    try:
+        threads = max(2, 2 * num_workers)
+        yield from validate_rows(rows, processor, lambda ref: images.submit(ref).result(), threads)
+    finally:
+        images.close()

@@ -14,15 +14,18 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlmbatch.data.finished import finished_counts
 from vlmbatch.data.journal_counts import read_journal_counts
 from vlmbatch.data.journal_writer import list_segments
 from vlmbatch.data.lock import LockHolder, lock_holder
-from vlmbatch.data.output_reader import OutputCounts, read_output_counts
+from vlmbatch.data.openai_lines import is_batch_output
+from vlmbatch.data.output_reader import OutputCounts
 from vlmbatch.data.run_record import RunRecord, read_record
 from vlmbatch.data.shards import list_shards
 from vlmbatch.data.work_folder import (
     LOCK_FILE,
     RECORD_FILE,
+    names_no_run,
     output_of,
     read_commit,
     work_folder_path,
@@ -128,8 +131,8 @@ def _status_of(output: Path, record: RunRecord | None) -> RunStatus:
     commit = read_commit(output)
     whole = commit is not None and commit.run_id == record.id
     state: State
-    if whole or (record.state == "complete" and output.is_dir()):
-        state, counts = "complete", read_output_counts(output)
+    if whole or (record.state == "complete" and names_no_run(output)):
+        state, counts = "complete", finished_counts(output)
     elif record.state == "complete":
         state, counts = "replaced" if output.exists() else "gone", OutputCounts()
     else:
@@ -162,13 +165,16 @@ def _status_of(output: Path, record: RunRecord | None) -> RunStatus:
 
 def _status_by_output(output: Path) -> RunStatus:
     """By what the output says of itself, where there is no work folder."""
+    if is_batch_output(output) and read_commit(output) is not None:
+        counts = finished_counts(output)
+        return _with_counts(RunStatus(output, "complete", counts.num_rows), counts)
     shards = list_shards(output) if output.is_dir() else []
     path = shards[0].path if shards else output
     metadata = _metadata(path) if path.is_file() else {}
     version = metadata.get("vlmbatch.version")
     if version is None:
         raise _nothing_at(output)
-    counts = read_output_counts(output)
+    counts = finished_counts(output)
     status = RunStatus(
         output,
         "complete",
@@ -218,6 +224,5 @@ def _wait_or_stop(holder: LockHolder) -> str:
 def _nothing_at(path: Path) -> UsageError:
     what = "was not written by vlmbatch" if path.exists() else "does not exist"
     return UsageError(
-        f"{path} {what}, and no run on it is known: give the output of a run, a .parquet file or a "
-        "folder"
+        f"{path} {what}, and no run on it is known: give the output of a run, a file or a folder"
     )

@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
-from vlmbatch.config import AttentionBackendName, Device, DType, ImageInputType
+from vlmbatch.config import AttentionBackendName, Device, DType, ImageInputType, ManifestFormat
 from vlmbatch.errors import ConfigError
 from vlmbatch.log import LogFormat
 
@@ -16,6 +16,7 @@ STRING, INTEGER, NUMBER = "a string", "an integer", "a number"
 BOOLEAN, STRINGS, INTEGERS = "true or false", "an array of strings", "an array of integers"
 SHAPE = 'an array of integers, or a string such as "1,3,336,336"'
 TIME = 'a number of seconds, or a string such as "2h"'
+SIZE = 'a number of bytes, or a string such as "4GiB"'
 SHARE = 'a number from 0 to 1, or a string such as "5%"'
 
 # What each key holds; a tuple lists the choices of a string.
@@ -28,12 +29,22 @@ KEYS: dict[str, str | tuple[str, ...]] = {
     "grace": TIME,
     "deadline": TIME,
     "max_error_rate": SHARE,
+    "format": get_args(ManifestFormat),
     "limit": INTEGER,
     "prompt_column": STRING,
     "image_column": STRING,
     "id_column": STRING,
+    "host": STRING,
+    "port": INTEGER,
+    "api_key": STRING,
+    "served_model_name": STRING,
+    "limit_images_per_prompt": INTEGER,
+    "max_request_bytes": SIZE,
+    "max_concurrent_requests": INTEGER,
+    "request_timeout": TIME,
     "model": STRING,
     "revision": STRING,
+    "tokenizer": STRING,
     "dtype": get_args(DType),
     "device": get_args(Device),
     "attention_backend": get_args(AttentionBackendName),
@@ -42,10 +53,15 @@ KEYS: dict[str, str | tuple[str, ...]] = {
     "image_input_shape": SHAPE,
     "image_feature_size": INTEGER,
     "strict_image_tokens": BOOLEAN,
+    "image_processor": STRING,
+    "image_processor_revision": STRING,
+    "disable_image_processor": BOOLEAN,
     "image_root": STRING,
+    "allow_domain": STRINGS,
     "max_image_pixels": INTEGER,
     "image_workers": INTEGER,
     "image_timeout": NUMBER,
+    "host_memory": SIZE,
     "chat": BOOLEAN,
     "chat_template": STRING,
     "prompt_template": STRING,
@@ -98,7 +114,8 @@ def load_settings(path: Path) -> dict[str, Any]:
     shape = values.get("image_input_shape")
     if isinstance(shape, list):
         values["image_input_shape"] = ",".join(map(str, shape))
-    for key in values.keys() & {"grace", "deadline", "max_error_rate"}:
+    as_text = {"grace", "deadline", "max_error_rate", "host_memory"}
+    for key in values.keys() & (as_text | {"max_request_bytes", "request_timeout"}):
         values[key] = str(values[key])
     return values
 
@@ -115,8 +132,10 @@ def _fits(value: Any, kind: str | tuple[str, ...]) -> bool:
         return is_integer or isinstance(value, float)
     if kind == BOOLEAN:
         return isinstance(value, bool)
-    if kind in (SHAPE, TIME, SHARE) and isinstance(value, str):
+    if kind in (SHAPE, TIME, SHARE, SIZE) and isinstance(value, str):
         return True
+    if kind == SIZE:
+        return is_integer
     if kind in (TIME, SHARE):
         return _fits(value, NUMBER)
     item_kind = STRING if kind == STRINGS else INTEGER

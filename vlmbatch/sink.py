@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 
 from vlmbatch.answer import Answer, to_result
 from vlmbatch.data.journal_writer import JournalWriter
 from vlmbatch.data.reorder import ReorderBuffer
+from vlmbatch.data.spill import Spill
 from vlmbatch.data.writer import ResultWriter
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.stats import RunStats
+from vlmbatch.types import Result
 
 # Answers that may wait to be written. A crash loses them, and as many rows of a group that is not
 # yet journaled, and those of the step under way: about a thousand rows in all.
 _DEPTH = 512
+# Rows written between two answers taken, so that the engine need not wait while many that waited
+# for an earlier row are written.
+_ROWS_AT_ONCE = 64
+_SPILL_BYTES = 2**26
 
 
 class ResultSink:
     """Takes answers in any order from the engine's thread.
 
-    ``written`` is called once for each row that has reached the writer.
+    ``written`` is called once for each row that has reached the writer. ``spill`` holds results
+    until their turn; it belongs to the sink.
     """
 
     def __init__(
@@ -32,12 +40,16 @@ class ResultSink:
         stats: RunStats,
         written: Callable[[], None],
         journal: JournalWriter | None = None,
+        spill: Spill[Result] | None = None,
     ) -> None:
         self._writer = writer
         self._tokenizer = tokenizer
         self._stats = stats
         self._written = written
         self._journal = journal
+        self._spill = spill or Spill(_SPILL_BYTES)
+        self._order = ReorderBuffer(self._spill)
+        self._waiting_resumed: set[int] = set()
         self._queue: queue.Queue[Answer | None] = queue.Queue(_DEPTH)
         self._stopped = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
@@ -70,32 +82,39 @@ class ResultSink:
         """End the thread, whether or not all was written."""
         self._stopped.set()
         self._thread.shutdown()
+        self._spill.close()
 
     def _work(self) -> None:
-        order = ReorderBuffer()
-        waiting_resumed: set[int] = set()
         while (answer := self._next()) is not None:
             result = to_result(answer, self._tokenizer)
             resumed = answer.known is not None
-            if self._journal is not None and not resumed:
-                self._journal.append(result)
             if resumed:
-                waiting_resumed.add(result.index)
-            for ready in order.push(result):
-                self._writer.write(ready)
-                self._written()
-                if ready.index in waiting_resumed:
-                    waiting_resumed.discard(ready.index)
-                else:
-                    self._stats.rows_judged += 1
-                    self._stats.errors_judged += ready.error_code is not None
+                self._waiting_resumed.add(result.index)
+            elif self._journal is not None:
+                self._journal.append(result)
+            self._order.push(result)
             self._stats.count(result, len(answer.row.images), resumed)
+            self._write(islice(self._order.ready(), _ROWS_AT_ONCE))
+        while self._order.is_ready and not self._stopped.is_set():
+            self._write(islice(self._order.ready(), _ROWS_AT_ONCE))
 
     def _next(self) -> Answer | None:
+        """The next answer, once it comes; None at the end."""
         while not self._stopped.is_set():
             try:
-                return self._queue.get(timeout=0.1)
+                return self._queue.get(timeout=0.0 if self._order.is_ready else 0.1)
             except queue.Empty:
-                if self._journal is not None:
-                    self._journal.sync_if_due()
+                self._write(islice(self._order.ready(), _ROWS_AT_ONCE))
         return None
+
+    def _write(self, results: Iterable[Result]) -> None:
+        for result in results:
+            self._writer.write(result)
+            self._written()
+            if result.index in self._waiting_resumed:
+                self._waiting_resumed.discard(result.index)
+            else:
+                self._stats.rows_judged += 1
+                self._stats.errors_judged += result.error_code is not None
+        if self._journal is not None:
+            self._journal.sync_if_due()

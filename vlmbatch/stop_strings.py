@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from vlmbatch.models.tokenizer import IncrementalDecoder, Tokenizer
 
 
 class StopChecker:
     """Watches one sequence's tokens for the first of several strings."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...]) -> None:
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._decoder = IncrementalDecoder(tokenizer)
         self._stop = stop
         self._keep = max(len(text) for text in stop) - 1  # what a later match could begin in
@@ -23,7 +25,7 @@ class StopChecker:
         return any(stop in whole for stop in self._stop)
 
 
-def cut_at_stop(text: str, stop: tuple[str, ...]) -> str:
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     """``text`` before the earliest stop string."""
     ends = [position for each in stop if (position := text.find(each)) >= 0]
     return text[: min(ends, default=len(text))]

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from vlmbatch.data.openai_lines import errors_path, is_batch_output
 from vlmbatch.data.validate import RowIssue
 from vlmbatch.data.work_folder import work_folder_path
 from vlmbatch.errors import ErrorCode, OutputError
@@ -40,6 +41,8 @@ def print_run_summary(
         table.add_row("kept in", Text(printable(str(work_folder_path(Path(output))))))
     else:
         table.add_row("output", Text(printable(output)))
+        if is_batch_output(Path(output)) and stats.num_errors:
+            table.add_row("errors", Text(printable(str(errors_path(Path(output))))))
     if stats.nothing_to_do:
         console.print("[bold]nothing to do:[/] the output is complete")
         console.print()
@@ -86,11 +89,33 @@ def print_validation_summary(
         f"[bold]{figures['rows']:,} rows checked[/] in {_elapsed(figures['seconds'])}: "
         f"{figures['ok']:,} can be answered, {figures['errors']:,} cannot"
     )
-    shown = {
+    print_errors(stats.errors, _located(examples), console)
+
+
+def print_feature_summary(
+    stats: RunStats,
+    num_encoded: int,
+    examples: Mapping[ErrorCode, Sequence[RowIssue]],
+    command: str,
+    console: Console,
+) -> None:
+    """How many images have features, which rows have none, and the ``command`` to go on with."""
+    figures = stats.summary()
+    console.print(
+        f"[bold]{figures['rows']:,} rows[/] in {_elapsed(figures['seconds'])}: "
+        f"{figures['images']:,} images have features, {num_encoded:,} of them computed now and "
+        f"once each; {_errors(stats)}"
+    )
+    print_errors(stats.errors, _located(examples), console)
+    console.print()
+    console.print(Text(printable(f"next: {command}")), soft_wrap=True)
+
+
+def _located(examples: Mapping[ErrorCode, Sequence[RowIssue]]) -> dict[str, list[str]]:
+    return {
         str(code): [f"{issue.file}:{issue.line} (id {issue.id}): {issue.message}" for issue in some]
         for code, some in examples.items()
     }
-    print_errors(stats.errors, shown, console)
 
 
 def one_each(examples: Mapping[str, str]) -> dict[str, list[str]]:

@@ -16,10 +16,19 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """Where an image's encoded bytes are: a path, or the bytes (``path`` is then a label)."""
+    """Where an image's encoded bytes are: a path, the bytes (``path`` is then a label), or a URL.
+
+    ``url`` is http(s), of a host that the user has allowed.
+    """
 
     path: str | None = None
     data: bytes | None = field(default=None, repr=False)
+    url: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it holds on to until its row is prepared."""
+        return 0 if self.data is None else len(self.data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,22 @@ class PixelImage:
     content_hash: bytes
 
 
+@dataclass(frozen=True, slots=True, weakref_slot=True)
+class FeatureImage:
+    """An image as the vision tower's output, before the projector.
+
+    ``features``: (image_feature_size, C * len(feature_layers)) float16 or float32, or uint16 that
+    holds the bits of bfloat16, which numpy lacks. ``content_hash``: digest of the features, their
+    shape and dtype: the image's identity in the encoder and prefix caches.
+    """
+
+    features: NDArray[np.float16 | np.float32 | np.uint16] = field(repr=False)
+    content_hash: bytes
+
+
+ImageInput = PixelImage | FeatureImage
+
+
 @dataclass(frozen=True, slots=True)
 class ImageSpan:
     """``length`` consecutive prompt tokens from ``start`` that take features of one image.
@@ -65,7 +90,7 @@ class ImageSpan:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """A row as the engine takes it: token ids and pixels, no text and no files.
+    """A row as the engine takes it: token ids and pixels or features, no text and no files.
 
     ``positions`` is (T,) or (3, T) int64 when a model's processor computes its own positions;
     ``None`` means 0..T-1.
@@ -74,7 +99,7 @@ class Request:
     index: int
     token_ids: list[int] = field(repr=False)
     sampling: SamplingParams
-    images: tuple[PixelImage, ...] = ()
+    images: tuple[ImageInput, ...] = ()
     image_spans: tuple[ImageSpan, ...] = ()
     positions: NDArray[np.int64] | None = field(default=None, repr=False)
 

@@ -32,11 +32,27 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--prompt-column", "q"), {"manifest.prompt_column": "q"}),
     (("--image-column", "photo"), {"manifest.image_column": "photo"}),
     (("--id-column", "key"), {"manifest.id_column": "key"}),
+    (("--format", "openai"), {"manifest.format": "openai"}),
+    (("--allow-domain", "a.example"), {"allowed_domains": ("a.example",)}),
     (("--model", "other"), {"model": "other"}),
     (("--revision", "v2"), {"revision": "v2"}),
+    (("--tokenizer", "other"), {"tokenizer": "other"}),
     (("--dtype", "float16"), {"engine.dtype": "float16"}),
     (("--device", "cpu"), {"engine.device": "cpu"}),
     (("--attention-backend", "torch"), {"engine.attention_backend": "torch"}),
+    (
+        ("--image-input-type", "image_features"),
+        {"image_arguments.image_input_type": "image_features"},
+    ),
+    (("--image-processor", "other"), {"image_arguments.image_processor": "other"}),
+    (("--image-processor-revision", "v2"), {"image_arguments.image_processor_revision": "v2"}),
+    (
+        ("--disable-image-processor", "--image-input-type", "image_features"),
+        {
+            "image_arguments.disable_image_processor": True,
+            "image_arguments.image_input_type": "image_features",
+        },
+    ),
     (("--image-token-id", "7"), {"image_arguments.image_token_id": 7}),
     (
         ("--image-input-shape", "1,3,80,90"),
@@ -65,11 +81,12 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--kv-cache-tokens", "7"), {"engine.kv_cache_tokens": 7}),
     (("--max-model-len", "7"), {"engine.max_model_len": 7}),
     (("--no-prefix-caching",), {"engine.enable_prefix_caching": False}),
+    (("--host-memory", "4GiB"), {"host_memory": 4 * 2**30}),
 ]
-# What is printed, the file of options, and the one option with a single value that is accepted.
+# What is printed, and the file of options.
 REACH_NO_RUN = {
     *("--quiet", "--verbose", "--no-progress", "--log-format", "--summary-json", "--exit-zero"),
-    *("--config", "--image-input-type", "--help"),
+    *("--config", "--help"),
 }
 
 

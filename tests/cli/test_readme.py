@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import textwrap
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
 from command_line import Run
+from in_process import call
 
 from vlmbatch import errors
 from vlmbatch.commands.exits import CLOSED_PIPE, INTERRUPTED, TERMINATED
@@ -54,8 +59,8 @@ def test_output_columns() -> None:
 
 
 def test_make_targets_and_files_exist() -> None:
-    targets = set(re.findall(r"^([a-z]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"\bmake ([a-z]+)\b", README)) <= targets
+    targets = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z-]+)\b", README)) <= targets
     assert {"help", "setup", "demo", "test", "lint"} <= targets
     named = re.findall(r"(?:configs|samples|docs|tests)/[\w./-]*\w", README)
     missing = [name for name in named if not (ROOT / name).exists()]
@@ -65,7 +70,7 @@ def test_make_targets_and_files_exist() -> None:
 def test_options_exist(job: Run) -> None:
     shown = "".join(
         job("answered", *command, "--help", COLUMNS="120").stdout
-        for command in (["run"], ["validate"], ["status"], ["bench"], [])
+        for command in (["run"], ["validate"], ["serve"], ["status"], ["bench"], [])
     )
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", README))
     assert {option for option in options if option not in shown} == set()
@@ -79,3 +84,18 @@ def test_the_tour_shows_the_sample_manifest() -> None:
         if row["answer"] is None:
             shown = f"samples/manifest.jsonl:{number} (id {row['id']})"
             assert shown in section("A minute's tour")
+
+
+def test_the_snippets_on_image_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "samples").symlink_to(ROOT / "samples")
+    monkeypatch.chdir(tmp_path)
+    code = re.findall(r"(?:^    .*\n)+", section("Image features"), re.MULTILINE)
+    commands, python = (textwrap.dedent(block) for block in code)
+    for command in commands.splitlines():
+        name, *arguments = shlex.split(command)
+        assert name == "vlmbatch"
+        assert call([*arguments, "-q", "--image-workers", 0]) == 0
+    assert pq.read_table("answers.parquet")["text"][0].as_py() == "92"
+    exec(python, {})
+    options = ["--image-input-type", "image_features", "-m", "samples/tiny-llava", "-q"]
+    assert call(["validate", "mine.jsonl", "--decode-images", *options]) == 0

@@ -45,8 +45,12 @@ MODEL = ("-m", "x")
         (["run", "-", *MODEL, "--image-input-shape", "336"], 'such as "1,3,336,336"; got "336"'),
         (["run", "-", *MODEL, "--image-input-shape", "2,3,8,8"], 'got "2,3,8,8"'),
         (
-            ["run", "-", *MODEL, "--image-input-type", "image_features"],
-            "--image-input-type image_features is not supported yet: use pixel_values",
+            ["run", "-", *MODEL, "--disable-image-processor"],
+            "disable_image_processor and image_input_type pixel_values contradict each other",
+        ),
+        (
+            ["run", "-", *MODEL, "--disable-image-processor", "--image-processor", "other"],
+            "image_processor other and disable_image_processor contradict each other",
         ),
         (["run", "-", *MODEL, "--summary-json", "-"], "--summary-json - would mix with the data"),
         (["run", "-", *MODEL, "--summary-json", "no/s.json"], "there is no folder no"),

@@ -108,8 +108,9 @@ def test_a_bad_file_ends_with_2(job: Run, tmp_path: Path) -> None:
 def test_keys_are_the_options_of_run() -> None:
     import typer.main
 
-    command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
-    options = {parameter.name for parameter in command.params} - {"manifest", "config", "help"}
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    parameters = [*commands["run"].params, *commands["serve"].params]
+    options = {parameter.name for parameter in parameters} - {"manifest", "config", "help"}
     assert set(KEYS) == options
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from command_line import environment
+from corpus_features import feature_rows
 from corpus_refusals import CODE_RAN, PICKLE_RAN, REFUSALS, Refusal
 from corpus_rows import (
     ANYTHING,
@@ -106,9 +107,9 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 def test_the_committed_corpus_is_what_its_script_writes() -> None:
     written = dict(corpus_files())
-    folders = ("images", "manifests", "checkpoints")
+    folders = ("images", "features", "manifests", "checkpoints")
     paths = [path for name in folders for path in (CORPUS / name).rglob("*") if path.is_file()]
-    paths.append(CORPUS / "rows.jsonl")
+    paths += [CORPUS / "rows.jsonl", CORPUS / "feature-rows.jsonl"]
     assert {str(path.relative_to(CORPUS)) for path in paths} == written.keys()
     assert sum(path.stat().st_size for path in paths) < 300_000
     for path in paths:
@@ -129,6 +130,13 @@ def alike(path: Path, content: bytes) -> bool:
 
 def test_every_row_of_the_corpus_has_its_result(corpus: Corpus) -> None:
     assert mistakes(corpus.rows, corpus.records) == []
+
+
+def test_every_row_of_features_has_its_result(corpus: Corpus) -> None:
+    manifest = corpus.folder / "feature-rows.jsonl"
+    records = run(manifest, "--image-input-type", "image_features")
+    assert mistakes(feature_rows(), records) == []
+    assert not (corpus.folder / PICKLE_RAN).exists()
 
 
 def test_columns_that_are_no_input_pass_through(corpus: Corpus) -> None:

@@ -59,6 +59,15 @@ def test_download_takes_no_pickles(hub: dict[str, Any]) -> None:
     assert list(kept) == wanted
 
 
+def test_a_tokenizer_or_image_processor_comes_without_weights(hub: dict[str, Any]) -> None:
+    assert resolve_model("org/model", weights=False) == hub["folder"]
+    wanted = ["preprocessor_config.json", "tokenizer.json", "tokenizer.model"]
+    kept = huggingface_hub.utils.filter_repo_objects(
+        [*wanted, "model.safetensors"], allow_patterns=hub["allow_patterns"]
+    )
+    assert list(kept) == wanted
+
+
 @pytest.mark.parametrize("name", ["./missing", "/missing", "~/missing", "a/b/c", "missing"])
 def test_missing_folder(name: str, hub: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):

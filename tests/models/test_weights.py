@@ -17,7 +17,7 @@ from vlmbatch.attention import make_backend
 from vlmbatch.errors import CheckpointError
 from vlmbatch.models.config import load_model_config
 from vlmbatch.models.llava import LlavaForConditionalGeneration
-from vlmbatch.models.registry import build_model, load_model
+from vlmbatch.models.registry import build_model, load_model, load_vision, random_model
 from vlmbatch.models.weights import materialise, random_weights, weight_slots
 
 Q_PROJ = "language_model.model.layers.1.self_attn.q_proj.weight"
@@ -46,6 +46,11 @@ def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
     tensors = load_file(file)
     change(tensors)
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
+
+
+def drop_language_model(tensors: dict[str, Tensor]) -> None:
+    for name in [name for name in tensors if name.startswith("language_model.")]:
+        del tensors[name]
 
 
 def shard(folder: Path, files: int = 2) -> dict[str, str]:
@@ -113,10 +118,6 @@ def test_same_tensor_in_both_layouts(folder: Path) -> None:
 
 
 def test_ten_problems_are_named_and_the_rest_counted(folder: Path) -> None:
-    def drop_language_model(tensors: dict[str, Tensor]) -> None:
-        for name in [name for name in tensors if name.startswith("language_model.")]:
-            del tensors[name]
-
     edit(folder, drop_language_model)
     with pytest.raises(CheckpointError) as caught:
         load(folder)
@@ -134,6 +135,38 @@ def test_tensors_without_use_are_skipped(folder: Path) -> None:
     edit(folder, lambda tensors: tensors.update(extra))
     model = load(folder)
     assert len(model.vision_tower.encoder.layers) == 2  # of three: features come from layer -2
+
+
+def test_a_model_that_is_given_features_has_no_tower(folder: Path) -> None:
+    config, cpu = load_model_config(folder), torch.device("cpu")
+    backend = make_backend("torch", "cpu")
+    model = load_model(folder, config, None, None, cpu, torch.float32, backend)
+    made_up = random_model(config, None, None, cpu, torch.float32, backend)
+    for each in (model, made_up):
+        assert not [name for name, _ in each.named_parameters() if "vision" in name]
+    whole = load(folder)
+    size = config.vision.image_size
+    pixels = torch.randint(256, (2, size, size, 3), dtype=torch.uint8)
+    features = whole.extract_features(pixels)
+    assert features.shape == (2, config.image_feature_size, config.feature_size)
+    assert torch.equal(model.project_features(features), whole.encode_images(pixels))
+    assert model.project_features(features.double()).dtype == torch.float32
+
+
+def test_the_tower_alone_needs_nothing_else_of_the_checkpoint(folder: Path) -> None:
+    whole = load(folder)
+    edit(folder, drop_language_model)
+    config, cpu = load_model_config(folder), torch.device("cpu")
+    scale, bias = (1.0,) * 3, (0.0,) * 3
+    backend = make_backend("torch", "cpu")
+    vision = load_vision(folder, config, scale, bias, cpu, torch.float32, backend)
+    pixels = torch.randint(256, (1, *config.image_input_shape[2:], 3), dtype=torch.uint8)
+    assert torch.equal(vision.extract_features(pixels), whole.extract_features(pixels))
+    assert {name.partition(".")[0] for name, _ in vision.named_parameters()} == {"vision_tower"}
+
+    edit(folder, lambda tensors: tensors.pop(next(n for n in tensors if "layers.0.mlp.fc1" in n)))
+    with pytest.raises(CheckpointError, match="missing: vision_tower"):
+        load_vision(folder, config, scale, bias, cpu, torch.float32, backend)
 
 
 def test_tied_checkpoint_may_bring_a_head(tmp_path: Path) -> None:

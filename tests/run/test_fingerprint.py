@@ -9,6 +9,7 @@ import pytest
 
 from vlmbatch.config import (
     EngineConfig,
+    ImageArguments,
     ImageLimits,
     ManifestConfig,
     RunConfig,
@@ -60,6 +61,7 @@ def of(
         ),
         replace(CONFIG, engine=EngineConfig(dtype="float16")),
         replace(CONFIG, engine=EngineConfig(max_model_len=99)),
+        replace(CONFIG, image_arguments=ImageArguments("image_features")),
         replace(CONFIG, image_limits=ImageLimits(max_pixels=99)),
         replace(CONFIG, image_limits=ImageLimits(root=Path("/images"))),
     ],
@@ -108,13 +110,26 @@ def test_another_checkpoint_makes_another_run(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "position", [0, MEBIBYTE - 1, 4 * MEBIBYTE, 5 * MEBIBYTE - 1], ids="byte {}".format
+    "position",
+    [0, MEBIBYTE - 1, 2 * MEBIBYTE, 4 * MEBIBYTE, 5 * MEBIBYTE - 1],
+    ids="byte {}".format,
 )
-def test_a_changed_byte_at_either_end_of_the_weights(folder: Path, position: int) -> None:
+def test_a_changed_byte_in_weights_of_a_few_megabytes(folder: Path, position: int) -> None:
     before = checkpoint_digest(folder)
     with (folder / "model.safetensors").open("r+b") as file:
         file.seek(position)
         file.write(b"\1")
+    assert checkpoint_digest(folder) != before
+
+
+def test_weights_that_differ_in_the_middle_alone(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(64 * MEBIBYTE)
+    before = checkpoint_digest(folder)
+    with weights.open("r+b") as file:
+        file.seek(20 * MEBIBYTE)
+        file.write(b"\1" * (2 * MEBIBYTE))
     assert checkpoint_digest(folder) != before
 
 

@@ -231,3 +231,25 @@ def test_an_interrupted_run_does_not_wait_for_an_image_that_hangs(tmp_path: Path
     job.send_signal(signal.SIGINT)
     assert job.wait(timeout=60) == 130
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+def test_validate_decodes_in_workers_too(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    images = ["a.crash", str(PHOTOS / "coffee.jpg"), "a.hang"]
+    rows = [{"prompt": "<image> What?", "image": image} for image in images]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, "-m", "vlmbatch", "validate", str(manifest), "--decode-images"]
+    options = ["-m", str(ROOT / "samples/tiny-llava"), "--image-timeout", "0.5", "--errors", "-"]
+    done = subprocess.run(
+        [*command, *options, "--image-workers", "2", "-q"],
+        env=environment(PYTHONPATH=HOSTILE_PATH),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 1, done.stderr
+    errors = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(error["row_index"], error["error_code"]) for error in errors] == [
+        (0, "image_unreadable"),
+        (2, "image_timeout"),
+    ]

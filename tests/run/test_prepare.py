@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
+from dataclasses import replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 from vlmbatch.config import ManifestConfig, RunConfig, SamplingParams
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.models.processor import LlavaProcessor
-from vlmbatch.prepare import prepare
+from vlmbatch.prepare import RowFeed, prepare, start_preparing
 from vlmbatch.run import open_inputs
 from vlmbatch.types import ImageRef, PixelImage, Row
 
@@ -97,3 +100,61 @@ def test_no_image_is_loaded_for_a_bad_prompt(processor: LlavaProcessor) -> None:
 def test_settings_out_of_range_are_refused(workers: int, timeout: float, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         RunConfig("m", ManifestConfig("-"), "-", image_workers=workers, image_timeout_s=timeout)
+
+
+PIXELS = PixelImage(np.zeros((80, 80, 3), np.uint8), b"pixels")
+
+
+class SlowLoader:
+    """Images are ready when told to be."""
+
+    def __init__(self) -> None:
+        self.under_way: dict[str, Future[PixelImage]] = {}
+
+    def submit(self, ref: ImageRef) -> Future[PixelImage]:
+        return self.under_way.setdefault(str(ref.path), Future())
+
+    def close(self) -> None:
+        raise AssertionError("whoever opened it closes it")
+
+
+def test_rows_that_wait_for_images_hold_no_thread(processor: LlavaProcessor) -> None:
+    loader = SlowLoader()
+    rows = iter([replace(row("<image>", "a"), index=index) for index in range(20)])
+    rows = chain(rows, [replace(row("<image>", "b"), index=20)])
+    start = partial(start_preparing, processor=processor, loader=loader, known=nothing_known)
+    feed = RowFeed(rows, start, threads=1, depth=30, window=30)
+    try:
+        assert feed.poll(timeout=0.3) is None
+        assert loader.under_way.keys() == {"a", "b"}
+        loader.under_way["b"].set_result(PIXELS)
+        assert feed.poll(timeout=5.0).row.index == 20
+        loader.under_way["a"].set_exception(RowError(ErrorCode.IMAGE_MISSING, "no file"))
+        errors = [feed.poll(timeout=5.0).error for _ in range(20)]
+        assert {error.code for error in errors} == {ErrorCode.IMAGE_MISSING}
+    finally:
+        feed.close()
+
+
+def test_the_first_error_of_several_images_counts(processor: LlavaProcessor) -> None:
+    loader = SlowLoader()
+    outcome = start_preparing(
+        row("<image> and <image>", "a", "b"), processor, loader, nothing_known
+    )
+    loader.under_way["b"].set_exception(RowError(ErrorCode.IMAGE_UNREADABLE, "b"))
+    assert not outcome.done(), "the first image may have an error too"
+    loader.under_way["a"].set_exception(RowError(ErrorCode.IMAGE_MISSING, "a"))
+    assert outcome.result(timeout=5).error.code is ErrorCode.IMAGE_MISSING
+
+
+def test_a_pool_that_is_closed_reaches_whoever_polls(processor: LlavaProcessor) -> None:
+    loader = SlowLoader()
+    start = partial(start_preparing, processor=processor, loader=loader, known=nothing_known)
+    feed = RowFeed(iter([row("<image>", "a")]), start, threads=1, depth=3, window=3)
+    try:
+        assert feed.poll(timeout=0.2) is None
+        loader.under_way["a"].set_exception(CancelledError())
+        with pytest.raises(CancelledError):
+            feed.poll(timeout=5.0)
+    finally:
+        feed.close()

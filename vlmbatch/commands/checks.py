@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlmbatch.config import ImageArguments, ImageInputType
+from vlmbatch.config import FEATURE_MANIFEST, ImageArguments, ImageInputType, parse_image_shape
 from vlmbatch.errors import ConfigError, UsageError
 
 
@@ -21,11 +21,12 @@ def checked_model(model: str | None) -> str:
 
 
 DEFAULT_SHARD_ROWS = 100_000
+_FILE_SUFFIXES = (".parquet", ".jsonl")  # the latter for OpenAI's batch requests
 
 
 def is_folder(output: str) -> bool:
     """Whether an output is written as a folder of shards, by its name alone."""
-    return output != "-" and (output.endswith("/") or Path(output).suffix != ".parquet")
+    return output != "-" and (output.endswith("/") or Path(output).suffix not in _FILE_SUFFIXES)
 
 
 def checked_output(
@@ -78,12 +79,39 @@ def _check_place(output: str, manifest: str, *, overwrite: bool, sharded: bool) 
         raise UsageError(f"output {output}: there is no folder {path.parent}; create it first")
     if _is_same_file(output, manifest):
         raise UsageError(f"output {output} is the manifest itself: choose another name")
+    if path.suffix == ".jsonl" and not folder:
+        from vlmbatch.data.openai_lines import errors_path
+
+        if _is_same_file(str(errors_path(path)), manifest):
+            raise UsageError(
+                f"output {output} has its errors in {errors_path(path)}, which is the manifest "
+                "itself: choose another name"
+            )
     has_run = path.with_name(f"{path.name}.vlmbatch").is_dir()
     if path.is_file() and not overwrite and not has_run:
         raise UsageError(
             f"output {output} exists, and no run on it is known: add --overwrite to replace it, or "
             "choose another name"
         )
+
+
+def checked_feature_folder(output: str | None, manifest: str) -> str:
+    """Where features go.
+
+    Raises:
+        UsageError: none given, or no folder can be there.
+    """
+    if output is None or output == "-":
+        raise UsageError("no folder given for the features: add -o features/")
+    with _looking_at(f"output {output}"):
+        path = Path(output)
+        if path.exists() and not path.is_dir():
+            raise UsageError(f"output {output} is a file: name a folder for the features")
+        if not path.parent.is_dir():
+            raise UsageError(f"output {output}: there is no folder {path.parent}; create it first")
+    if _is_same_file(str(path / FEATURE_MANIFEST), manifest):
+        raise UsageError(f"output {output} is where the manifest itself lies: name a new folder")
+    return output
 
 
 def check_resume_options(
@@ -160,29 +188,23 @@ def image_arguments(
     shape: str | None,
     feature_size: int | None,
     strict_tokens: bool,
+    image_processor: str | None = None,
+    image_processor_revision: str | None = None,
+    disable_image_processor: bool = False,
 ) -> ImageArguments:
     """The image arguments of the command line as a configuration.
 
     Raises:
-        ConfigError: features in place of pixels, or a shape that is none.
+        ConfigError: arguments that contradict each other, or a shape that is none.
     """
-    if input_type != "pixel_values":
-        raise ConfigError(
-            f"--image-input-type {input_type} is not supported yet: use pixel_values, "
-            "with image files in the image column"
-        )
-    return ImageArguments(input_type, token_id, _parse_shape(shape), feature_size, strict_tokens)
-
-
-def _parse_shape(text: str | None) -> tuple[int, int, int, int] | None:
-    if text is None:
-        return None
-    try:
-        batch, channels, height, width = (int(part) for part in text.split(","))
-    except ValueError:
-        batch = channels = height = width = 0
-    if batch != 1 or min(channels, height, width) < 1:
-        raise ConfigError(
-            f'--image-input-shape is "1,channels,height,width", such as "1,3,336,336"; got "{text}"'
-        )
-    return batch, channels, height, width
+    input_shape = None if shape is None else parse_image_shape(shape)
+    return ImageArguments(
+        input_type,
+        token_id,
+        input_shape,
+        feature_size,
+        strict_tokens,
+        image_processor,
+        image_processor_revision,
+        disable_image_processor,
+    )

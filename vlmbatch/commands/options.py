@@ -12,8 +12,8 @@ from typing import Annotated
 
 import typer
 
-from vlmbatch.commands.values import parse_duration, parse_share
-from vlmbatch.config import AttentionBackendName, Device, DType, ImageInputType
+from vlmbatch.commands.values import parse_duration, parse_share, parse_size
+from vlmbatch.config import AttentionBackendName, Device, DType, ImageInputType, ManifestFormat
 from vlmbatch.log import LogFormat as LogFormatName
 from vlmbatch.settings import load_settings
 
@@ -66,8 +66,12 @@ Output = Annotated[
         "-o",
         metavar="FILE",
         help="A .parquet file, a folder of them (with --shard-rows), or - for JSONL on standard "
-        "output (default when MANIFEST is -).",
+        "output (default when MANIFEST is -). For OpenAI requests also a .jsonl file.",
     ),
+]
+FeatureFolder = Annotated[
+    str | None,
+    _input("--output", "-o", metavar="FOLDER", help="Folder for the features and their manifest."),
 ]
 ShardRows = Annotated[
     int | None,
@@ -117,6 +121,15 @@ MaxErrorRate = Annotated[
         help="Stop when more than this share of at least 200 rows fail, such as 5%.",
     ),
 ]
+Format = Annotated[
+    ManifestFormat,
+    _input(
+        "--format",
+        metavar="NAME",
+        help="manifest: rows of your own; openai: requests of an OpenAI batch file; auto: by the "
+        "first line.",
+    ),
+]
 Limit = Annotated[
     int | None, _input(metavar="N", callback=_at_least(0), help="Read the first N rows only.")
 ]
@@ -143,6 +156,10 @@ Model = Annotated[
     ),
 ]
 Revision = Annotated[str | None, _model(metavar="NAME", help="Branch, tag or commit on the Hub.")]
+TokenizerOption = Annotated[
+    str | None,
+    _model("--tokenizer", metavar="NAME", help="Folder or Hub id of another tokenizer."),
+]
 DTypeOption = Annotated[
     DType, _model("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16.")
 ]
@@ -155,7 +172,8 @@ ImageInput = Annotated[
     _image(
         "--image-input-type",
         metavar="NAME",
-        help="What images are given as; image_features is not supported yet.",
+        help="pixel_values for image files, or image_features for .safetensors or .npy files of "
+        "the vision tower's output.",
     ),
 ]
 ImageTokenId = Annotated[
@@ -176,8 +194,35 @@ StrictImageTokens = Annotated[
         help="Refuse a single <image> that stands for all of an image's tokens.",
     ),
 ]
+ImageProcessorOption = Annotated[
+    str | None,
+    _image(
+        "--image-processor",
+        metavar="NAME",
+        help="Folder or Hub id of an image processor to use in place of the model's.",
+    ),
+]
+ImageProcessorRevision = Annotated[
+    str | None, _image(metavar="NAME", help="Its branch, tag or commit on the Hub.")
+]
+DisableImageProcessor = Annotated[
+    bool,
+    _image(
+        "--disable-image-processor",
+        metavar="",
+        help="Use no image processor: only with image_features, which need none.",
+    ),
+]
 ImageRoot = Annotated[
     Path | None, _image(metavar="FOLDER", help="Refuse image paths that lead out of this folder.")
+]
+AllowDomain = Annotated[
+    list[str] | None,
+    _image(
+        metavar="HOST",
+        help="Fetch images of OpenAI requests from this host, such as images.example.org; "
+        "*.example.org: from all below it. Repeatable.",
+    ),
 ]
 MaxImagePixels = Annotated[
     int,
@@ -200,7 +245,7 @@ DecodeImages = Annotated[
     _image(
         "--decode-images",
         metavar="",
-        help="Decode each image, not only its header: slower, finds truncated files.",
+        help="Read each image whole, not only its header: slower, finds truncated files.",
     ),
 ]
 Chat = Annotated[
@@ -256,6 +301,14 @@ NoPrefixCaching = Annotated[
     bool,
     _engine(
         "--no-prefix-caching", metavar="", help="Compute anew a beginning that rows have in common."
+    ),
+]
+HostMemory = Annotated[
+    str | None,
+    _engine(
+        metavar="SIZE",
+        callback=_checked(parse_size),
+        help="Host memory for what waits, such as 4GiB; absent: an eighth, at most 1GiB.",
     ),
 ]
 Errors = Annotated[

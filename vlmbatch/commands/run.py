@@ -19,7 +19,7 @@ from vlmbatch.commands.checks import (
 )
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.reporting import Reporting
-from vlmbatch.commands.values import parse_duration, parse_share
+from vlmbatch.commands.values import parse_duration, parse_share, parse_size
 from vlmbatch.config import (
     IMAGE_TIMEOUT_S,
     EngineConfig,
@@ -48,6 +48,7 @@ def run(
     grace: options.Grace = "20s",
     deadline: options.Deadline = None,
     max_error_rate: options.MaxErrorRate = None,
+    format: options.Format = "auto",
     limit: options.Limit = None,
     prompt_column: options.PromptColumn = "prompt",
     image_column: options.ImageColumn = "image",
@@ -55,6 +56,7 @@ def run(
     config: options.ConfigFile = None,
     model: options.Model = None,
     revision: options.Revision = None,
+    tokenizer: options.TokenizerOption = None,
     dtype: options.DTypeOption = ENGINE.dtype,
     device: options.DeviceOption = ENGINE.device,
     attention_backend: options.AttentionBackend = ENGINE.attention_backend,
@@ -63,7 +65,11 @@ def run(
     image_input_shape: options.ImageInputShape = None,
     image_feature_size: options.ImageFeatureSize = None,
     strict_image_tokens: options.StrictImageTokens = False,
+    image_processor: options.ImageProcessorOption = None,
+    image_processor_revision: options.ImageProcessorRevision = None,
+    disable_image_processor: options.DisableImageProcessor = False,
     image_root: options.ImageRoot = None,
+    allow_domain: options.AllowDomain = None,
     max_image_pixels: options.MaxImagePixels = LIMITS.max_pixels,
     image_workers: options.ImageWorkers = None,
     image_timeout: options.ImageTimeout = IMAGE_TIMEOUT_S,
@@ -84,6 +90,7 @@ def run(
     kv_cache_tokens: options.KvCacheTokens = None,
     max_model_len: options.MaxModelLen = None,
     no_prefix_caching: options.NoPrefixCaching = False,
+    host_memory: options.HostMemory = None,
     quiet: options.Quiet = False,
     verbose: options.Verbose = 0,
     no_progress: options.NoProgress = False,
@@ -108,7 +115,10 @@ def run(
     run_config = RunConfig(
         model=checked_model(model),
         revision=revision,
-        manifest=ManifestConfig(manifest, prompt_column, image_column, id_column, limit),
+        tokenizer=tokenizer,
+        manifest=ManifestConfig(
+            manifest, prompt_column, image_column, id_column, limit, format=format
+        ),
         output=output,
         shard_rows=shard_rows or (DEFAULT_SHARD_ROWS if is_folder(output) else None),
         overwrite=overwrite,
@@ -143,10 +153,15 @@ def run(
             image_input_shape,
             image_feature_size,
             strict_image_tokens,
+            image_processor,
+            image_processor_revision,
+            disable_image_processor,
         ),
         image_limits=ImageLimits(max_pixels=max_image_pixels, root=image_root),
+        allowed_domains=tuple(allow_domain or ()),
         image_workers=image_workers,
         image_timeout_s=image_timeout,
+        host_memory=parse_size(host_memory),
         prompt=PromptConfig(chat, chat_template, prompt_template, system_prompt),
     )
     report = Reporting(

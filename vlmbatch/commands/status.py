@@ -31,7 +31,7 @@ _STATES = {
 def status(
     output: Annotated[
         Path,
-        typer.Argument(metavar="OUTPUT", help="The output of a run: a .parquet file or a folder."),
+        typer.Argument(metavar="OUTPUT", help="The output of a run: a file or a folder."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:

@@ -18,7 +18,14 @@ from vlmbatch.commands.checks import (
 )
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.reporting import Reporting
-from vlmbatch.config import EngineConfig, ImageLimits, ManifestConfig, PromptConfig, RunConfig
+from vlmbatch.config import (
+    IMAGE_TIMEOUT_S,
+    EngineConfig,
+    ImageLimits,
+    ManifestConfig,
+    PromptConfig,
+    RunConfig,
+)
 from vlmbatch.errors import OutputError, RowError
 
 if TYPE_CHECKING:
@@ -29,6 +36,7 @@ LIMITS = ImageLimits()
 
 def validate(
     manifest: options.Manifest,
+    format: options.Format = "auto",
     limit: options.Limit = None,
     prompt_column: options.PromptColumn = "prompt",
     image_column: options.ImageColumn = "image",
@@ -36,15 +44,22 @@ def validate(
     config: options.ConfigFile = None,
     model: options.Model = None,
     revision: options.Revision = None,
+    tokenizer: options.TokenizerOption = None,
     max_model_len: options.MaxModelLen = None,
     image_input_type: options.ImageInput = "pixel_values",
     image_token_id: options.ImageTokenId = None,
     image_input_shape: options.ImageInputShape = None,
     image_feature_size: options.ImageFeatureSize = None,
     strict_image_tokens: options.StrictImageTokens = False,
+    image_processor: options.ImageProcessorOption = None,
+    image_processor_revision: options.ImageProcessorRevision = None,
+    disable_image_processor: options.DisableImageProcessor = False,
     image_root: options.ImageRoot = None,
+    allow_domain: options.AllowDomain = None,
     max_image_pixels: options.MaxImagePixels = LIMITS.max_pixels,
     decode_images: options.DecodeImages = False,
+    image_workers: options.ImageWorkers = None,
+    image_timeout: options.ImageTimeout = IMAGE_TIMEOUT_S,
     chat: options.Chat = False,
     chat_template: options.ChatTemplate = None,
     prompt_template: options.PromptTemplate = None,
@@ -69,7 +84,10 @@ def validate(
     run_config = RunConfig(
         model=checked_model(model),
         revision=revision,
-        manifest=ManifestConfig(manifest, prompt_column, image_column, id_column, limit),
+        tokenizer=tokenizer,
+        manifest=ManifestConfig(
+            manifest, prompt_column, image_column, id_column, limit, format=format
+        ),
         output="-",
         engine=EngineConfig(max_model_len=max_model_len),
         image_arguments=image_arguments(
@@ -78,8 +96,14 @@ def validate(
             image_input_shape,
             image_feature_size,
             strict_image_tokens,
+            image_processor,
+            image_processor_revision,
+            disable_image_processor,
         ),
         image_limits=ImageLimits(max_pixels=max_image_pixels, root=image_root),
+        allowed_domains=tuple(allow_domain or ()),
+        image_workers=image_workers,
+        image_timeout_s=image_timeout,
         prompt=PromptConfig(chat, chat_template, prompt_template, system_prompt),
     )
     report = Reporting(

@@ -7,6 +7,8 @@ import re
 import typer
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(I?))?B?")
+_POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)([smhd]))+")
 
 
@@ -25,6 +27,22 @@ def parse_duration(text: str | None) -> float | None:
         raise typer.BadParameter(f'must be a time such as 90, 45s, 15m, 2h or 1h30m, got "{text}"')
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd])", compact)
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def parse_size(text: str | None) -> int | None:
+    """Bytes of "4GiB", "4G", "512MB" or "1073741824"; KB, MB, GB and TB are powers of 1000.
+
+    Raises:
+        typer.BadParameter: no such text.
+    """
+    if text is None:
+        return None
+    compact = text.strip().upper()
+    found = _SIZE.fullmatch(compact)
+    if found is None:
+        raise typer.BadParameter(f'must be a size such as 4GiB or 512MiB, got "{text}"')
+    decimal = found[2] and not found[3] and compact.endswith("B")
+    return int(float(found[1]) * (1000 if decimal else 1024) ** _POWERS[found[2] or ""])
 
 
 def parse_share(text: str | None) -> float | None:

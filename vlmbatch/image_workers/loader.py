@@ -1,21 +1,24 @@
-"""Where pixels come from: worker processes, or this one."""
+"""Where images come from: worker processes that decode, or this one; or files of features."""
 
 from __future__ import annotations
 
 from concurrent.futures import Future
 from typing import Protocol
+from weakref import WeakValueDictionary
 
 from vlmbatch.config import ImageLimits
+from vlmbatch.data.features import read_features
 from vlmbatch.data.images import decode_image
 from vlmbatch.errors import RowError
+from vlmbatch.image_workers.protocol import FileIdentity, file_identity
 from vlmbatch.models.image_processor import ImageProcessor
-from vlmbatch.types import ImageRef, PixelImage
+from vlmbatch.types import FeatureImage, ImageInput, ImageRef
 
 
 class ImageLoader(Protocol):
-    """Decodes and resizes images. Thread-safe; results do not depend on the implementation."""
+    """Loads images as the engine takes them. Thread-safe; results depend on the files alone."""
 
-    def submit(self, ref: ImageRef) -> Future[PixelImage]:
+    def submit(self, ref: ImageRef) -> Future[ImageInput]:
         """Begin with an image; may wait for room. The future raises RowError for a bad image."""
         ...
 
@@ -31,13 +34,46 @@ class InProcessLoader:
         self._limits = limits
         self._processor = processor
 
-    def submit(self, ref: ImageRef) -> Future[PixelImage]:
-        future: Future[PixelImage] = Future()
+    def submit(self, ref: ImageRef) -> Future[ImageInput]:
+        future: Future[ImageInput] = Future()
         try:
             future.set_result(self._processor.process(decode_image(ref, self._limits)))
         except RowError as error:
             future.set_exception(error)
         return future
+
+    def close(self) -> None:
+        pass
+
+
+class FeatureLoader:
+    """Reads features of ``shape`` on the thread that asks; rows of one file share one array."""
+
+    def __init__(self, limits: ImageLimits, shape: tuple[int, int]) -> None:
+        self._limits = limits
+        self._shape = shape
+        self._in_use: WeakValueDictionary[tuple[str, FileIdentity], FeatureImage] = (
+            WeakValueDictionary()
+        )
+
+    def submit(self, ref: ImageRef) -> Future[ImageInput]:
+        future: Future[ImageInput] = Future()
+        try:
+            future.set_result(self._read(ref))
+        except RowError as error:
+            future.set_exception(error)
+        return future
+
+    def _read(self, ref: ImageRef) -> FeatureImage:
+        # Before the file is opened: if it is replaced in between, it is read anew next time.
+        identity = None if ref.data is not None else file_identity(ref.path or "")
+        if identity is None:
+            return read_features(ref, self._limits, self._shape)
+        key = (ref.path or "", identity)
+        features = self._in_use.get(key)
+        if features is None:
+            features = self._in_use[key] = read_features(ref, self._limits, self._shape)
+        return features
 
     def close(self) -> None:
         pass

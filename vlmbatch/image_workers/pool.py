@@ -16,7 +16,7 @@ from vlmbatch.image_workers.protocol import file_identity
 from vlmbatch.image_workers.recent import ImageKey, RecentImages
 from vlmbatch.log import logger
 from vlmbatch.models.image_processor import ImageProcessor
-from vlmbatch.types import ImageRef, PixelImage
+from vlmbatch.types import ImageInput, ImageRef
 
 # Workers that end with no image in hand, one after another, before the pool gives up: this many
 # for each. The pause before the next one doubles each time.
@@ -28,7 +28,7 @@ _PAUSE_SECONDS = 0.1
 class _Job:
     key: ImageKey
     ref: ImageRef
-    future: Future[PixelImage] = field(default_factory=Future)
+    future: Future[ImageInput] = field(default_factory=Future)
 
 
 class ImageWorkers:
@@ -75,7 +75,7 @@ class ImageWorkers:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, ref: ImageRef) -> Future[PixelImage]:
+    def submit(self, ref: ImageRef) -> Future[ImageInput]:
         """Begin with an image, or join in where it is under way.
 
         Raises:
@@ -89,14 +89,17 @@ class ImageWorkers:
                 self._room.wait_for(lambda: self._is_at_hand(key) or self._has_room())
                 if self._end is not None:
                     raise self._end
-                if job := self._under_way.get(key):
+                job, recent = self._under_way.get(key), self._recent.get(key)
+                if job is None and recent is None:
+                    job = self._enqueue(_Job(key, ref))
+                if self._has_room():
+                    self._room.notify()  # it was not needed here, or there is more
+                if job is not None:
                     return job.future
-                recent = self._recent.get(key)
-                if recent is None:
-                    return self._enqueue(_Job(key, ref)).future
+                assert recent is not None
             # Without the lock: the file may lie on a slow network.
             if digest is not None or recent.identity == file_identity(ref.path or ""):
-                future: Future[PixelImage] = Future()
+                future: Future[ImageInput] = Future()
                 future.set_result(recent.image)
                 return future
             with self._lock:
@@ -189,7 +192,7 @@ class ImageWorkers:
             self._losses = 0
             if isinstance(outcome, Decoded):
                 self._recent.put(job.key, outcome)
-            self._room.notify_all()
+            self._room.notify()  # and not all: each would take the interpreter lock for nothing
         if isinstance(outcome, Decoded):
             job.future.set_result(outcome.image)
         else:

@@ -25,6 +25,11 @@ _EXIT_SECONDS = 5.0  # a killed process that takes longer is stuck in the kernel
 _TAIL_BYTES = 4096
 
 _SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+# For the kernel to clear 50 MB anew takes a third of the time of decoding a large photo into them.
+_KEEP_FREED_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(64 * 2**20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
+}
 
 
 class WorkerLostError(Exception):
@@ -166,6 +171,6 @@ class WorkerProcess:
 
 
 def _environment() -> dict[str, str]:
-    """This process's, with the modules that it can import, and one thread for libraries."""
+    """This process's, with the modules that it can import; made for decoding."""
     search_path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
-    return {**os.environ, **_SINGLE_THREADED, "PYTHONPATH": search_path}
+    return {**os.environ, **_SINGLE_THREADED, **_KEEP_FREED_MEMORY, "PYTHONPATH": search_path}

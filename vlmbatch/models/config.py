@@ -60,6 +60,16 @@ class ModelConfig:
     dtype: WeightDType
 
     @property
+    def feature_size(self) -> int:
+        """Numbers in one feature of the tower's: as many for each of ``feature_layers``."""
+        return self.vision.hidden_size * len(self.feature_layers)
+
+    @property
+    def feature_shape(self) -> tuple[int, int]:
+        """Of an image's features as the tower gives them: (image_feature_size, feature_size)."""
+        return self.image_feature_size, self.feature_size
+
+    @property
     def image_input_shape(self) -> tuple[int, int, int, int]:
         return (1, 3, self.vision.image_size, self.vision.image_size)
 

@@ -7,13 +7,15 @@ from pathlib import Path
 from vlmbatch.errors import CheckpointError
 
 # No pickles: loading one runs the code inside it.
-_ALLOWED_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+_PROCESSOR_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
+_ALLOWED_FILES = [*_PROCESSOR_FILES, "*.safetensors"]
 _IGNORED_FILES = ["*/*"]  # subfolders hold the same weights in other formats
 
 
-def resolve_model(path_or_id: str, revision: str | None = None) -> Path:
+def resolve_model(path_or_id: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The local folder of a checkpoint, downloaded first where the name is a Hub id.
 
+    Without ``weights`` only what a tokenizer or an image processor needs is downloaded.
     ``HF_HOME``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` are respected.
 
     Raises:
@@ -33,10 +35,10 @@ def resolve_model(path_or_id: str, revision: str | None = None) -> Path:
             f"{path_or_id}: no such folder, and not a Hugging Face id such as "
             "llava-hf/llava-1.5-7b-hf"
         )
-    return _download(path_or_id, revision)
+    return _download(path_or_id, revision, weights)
 
 
-def _download(model_id: str, revision: str | None) -> Path:
+def _download(model_id: str, revision: str | None, weights: bool) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -52,7 +54,7 @@ def _download(model_id: str, revision: str | None) -> Path:
         folder = huggingface_hub.snapshot_download(
             model_id,
             revision=revision,
-            allow_patterns=_ALLOWED_FILES,
+            allow_patterns=_ALLOWED_FILES if weights else _PROCESSOR_FILES,
             ignore_patterns=_IGNORED_FILES,
         )
     except HFValidationError as error:

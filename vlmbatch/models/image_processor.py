@@ -52,6 +52,12 @@ class ImageProcessor:
         object.__setattr__(self, "fingerprint", hashlib.blake2b(repr(values).encode()).hexdigest())
 
     @property
+    def output_bytes(self) -> int:
+        """Of one image's pixels."""
+        height, width = self.output_size
+        return height * width * 3
+
+    @property
     def scale(self) -> tuple[float, float, float]:
         """One factor a channel."""
         red, green, blue = (self.rescale_factor / std for std in self.std)

@@ -36,8 +36,7 @@ class Projector(nn.Module):
         super().__init__()
         size, bias = config.text.hidden_size, config.projector_bias
         share = parallel.share(size)
-        features = config.vision.hidden_size * len(config.feature_layers)
-        self.linear_1 = ColumnLinear(features, (Part("linear_1", share),), bias)
+        self.linear_1 = ColumnLinear(config.feature_size, (Part("linear_1", share),), bias)
         self.act = ACTIVATIONS[config.projector_act]
         self.linear_2 = RowLinear(share, size, bias, parallel)
 
@@ -69,23 +68,75 @@ class PixelNormalizer(DerivedBuffers):
         return normalize_patches(pixels, self.scale, self.bias, self.patch_size, self.dtype)
 
 
-class LlavaForConditionalGeneration(CheckpointModel):
-    """A LLaVA model; its parameters are named as transformers 5 names them, less a prefix."""
+class LlavaVision(CheckpointModel):
+    """The part of a LLaVA model that looks at pixels: the tower, and which features it keeps.
+
+    Parameters are named as transformers 5 names them, less a prefix. Without ``image_scale`` and
+    ``image_bias`` there is no tower: images then come as features.
+    """
 
     def __init__(
         self,
         config: ModelConfig,
-        image_scale: tuple[float, ...],
-        image_bias: tuple[float, ...],
+        image_scale: tuple[float, ...] | None,
+        image_bias: tuple[float, ...] | None,
         backend: AttentionBackend,
         parallel: ParallelContext,
     ) -> None:
         super().__init__()
         self.config = config
         self.backend = backend
-        patch_size = config.vision.patch_size
-        self.pixel_normalizer = PixelNormalizer(image_scale, image_bias, patch_size)
-        self.vision_tower = VisionTower(config.vision, config.feature_layers, parallel)
+        self.pixel_normalizer: PixelNormalizer | None = None
+        self.vision_tower: VisionTower | None = None
+        if image_scale is not None and image_bias is not None:
+            patch_size = config.vision.patch_size
+            self.pixel_normalizer = PixelNormalizer(image_scale, image_bias, patch_size)
+            self.vision_tower = VisionTower(config.vision, config.feature_layers, parallel)
+
+    @torch.inference_mode()
+    def extract_features(self, pixels: Tensor) -> Tensor:
+        """Turn pixels (N, H, W, 3) uint8 into features (N, image_feature_size, feature_size)."""
+        assert self.pixel_normalizer is not None, "the model was built to be given features"
+        assert self.vision_tower is not None
+        features: Tensor = self.vision_tower(self.pixel_normalizer(pixels), self.backend)
+        return features[:, 1:] if self.config.drop_class_token else features
+
+    @staticmethod
+    def parameter_name(tensor_name: str) -> str:
+        """See ``CheckpointModel``. Published layouts, and mixtures of the two:
+
+        llava-hf: ``language_model.model.layers...``, ``language_model.lm_head.weight``,
+        ``vision_tower.vision_model...``; transformers 5: ``model.language_model.layers...``,
+        ``lm_head.weight``, ``model.vision_tower...``.
+        """
+        name = re.sub(
+            r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.)", "", tensor_name
+        )
+        name = name.removeprefix("language_model.") if ".lm_head." in name else name
+        name = re.sub(r"^language_model\.model\.", "language_model.", name)
+        return re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
+
+    def is_unused(self, name: str) -> bool:
+        if not name.startswith("vision_tower.") or self.vision_tower is None:
+            return True
+        if layer := re.match(r"vision_tower\.encoder\.layers\.(\d+)\.", name):
+            built = len(self.vision_tower.encoder.layers)
+            return built <= int(layer[1]) < self.config.vision.num_layers
+        return bool(re.match(r"vision_tower\.(post_layernorm\.|head\.|.*\.position_ids$)", name))
+
+
+class LlavaForConditionalGeneration(LlavaVision):
+    """A whole LLaVA model."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        image_scale: tuple[float, ...] | None,
+        image_bias: tuple[float, ...] | None,
+        backend: AttentionBackend,
+        parallel: ParallelContext,
+    ) -> None:
+        super().__init__(config, image_scale, image_bias, backend, parallel)
         self.multi_modal_projector = Projector(config, parallel)
         self.language_model = Decoder(config.text, parallel)
         text = config.text
@@ -96,10 +147,14 @@ class LlavaForConditionalGeneration(CheckpointModel):
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:
         """Turn pixels (N, H, W, 3) uint8 into embeddings (N, image_feature_size, E)."""
-        features = self.vision_tower(self.pixel_normalizer(pixels), self.backend)
-        if self.config.drop_class_token:
-            features = features[:, 1:]
-        embeds: Tensor = self.multi_modal_projector(features)
+        embeds: Tensor = self.multi_modal_projector(self.extract_features(pixels))
+        return embeds
+
+    @torch.inference_mode()
+    def project_features(self, features: Tensor) -> Tensor:
+        """Turn what ``extract_features`` returns, in any float dtype, into embeddings (N, L, E)."""
+        dtype = self.language_model.embed_tokens.weight.dtype
+        embeds: Tensor = self.multi_modal_projector(features.to(dtype))
         return embeds
 
     @torch.inference_mode()
@@ -126,7 +181,10 @@ class LlavaForConditionalGeneration(CheckpointModel):
         kv_caches: list[LayerKVCache],
         metadata: AttentionMetadata,
     ) -> Tensor:
-        """Return hidden states (T, E) of ``embeds`` (T, E) at ``positions`` (T,) int64."""
+        """Return hidden states (T, E) of ``embeds`` (T, E) at ``positions`` (T,) int64.
+
+        With ``metadata.sampled``: (n, E), those of its queries.
+        """
         hidden: Tensor = self.language_model(embeds, positions, kv_caches, metadata, self.backend)
         return hidden
 
@@ -141,28 +199,9 @@ class LlavaForConditionalGeneration(CheckpointModel):
         """What each layer asks of attention; ``num_kv_heads`` are this rank's."""
         return self.language_model.attention_specs
 
-    @staticmethod
-    def parameter_name(tensor_name: str) -> str:
-        """See ``CheckpointModel``. Published layouts, and mixtures of the two:
-
-        llava-hf: ``language_model.model.layers...``, ``language_model.lm_head.weight``,
-        ``vision_tower.vision_model...``; transformers 5: ``model.language_model.layers...``,
-        ``lm_head.weight``, ``model.vision_tower...``.
-        """
-        name = re.sub(
-            r"^model\.(?=language_model\.|vision_tower\.|multi_modal_projector\.)", "", tensor_name
-        )
-        name = name.removeprefix("language_model.") if ".lm_head." in name else name
-        name = re.sub(r"^language_model\.model\.", "language_model.", name)
-        return re.sub(r"^vision_tower\.vision_model\.", "vision_tower.", name)
-
     def is_unused(self, name: str) -> bool:
+        if name.startswith("vision_tower."):
+            return super().is_unused(name)
         if name == "lm_head.weight":
             return self.config.tie_word_embeddings
-        if layer := re.match(r"vision_tower\.encoder\.layers\.(\d+)\.", name):
-            built = len(self.vision_tower.encoder.layers)
-            return built <= int(layer[1]) < self.config.vision.num_layers
-        return bool(
-            re.match(r"vision_tower\.(post_layernorm|head)\.", name)
-            or re.search(r"\.(position_ids|rotary_emb\.inv_freq)$", name)
-        )
+        return name.endswith((".position_ids", ".rotary_emb.inv_freq"))

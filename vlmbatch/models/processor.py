@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +20,7 @@ from vlmbatch.models.config import ModelConfig, check_image_arguments
 from vlmbatch.models.image_processor import ImageProcessor
 from vlmbatch.models.image_tokens import place_images
 from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.types import ImageSpan, PixelImage, Request, Row
+from vlmbatch.types import ImageInput, ImageSpan, PixelImage, Request, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +36,14 @@ class LlavaProcessor:
     """Prompts and images of a LLaVA model, equal to transformers' processor. Thread-safe.
 
     ``fingerprint`` changes with anything that changes the token ids or the pixels of a row.
+    ``image_processor`` is None where images come as features.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         tokenizer: Tokenizer,
-        image_processor: ImageProcessor,
+        image_processor: ImageProcessor | None,
         prompt: PromptConfig,
         images: ImageArguments,
         max_model_len: int,
@@ -66,8 +68,14 @@ class LlavaProcessor:
         prompt: PromptConfig,
         images: ImageArguments,
         max_model_len: int | None = None,
+        *,
+        tokenizer_folder: Path | None = None,
+        image_processor_folder: Path | None = None,
     ) -> LlavaProcessor:
         """Read tokenizer, image processor and chat template of a checkpoint's folder.
+
+        Tokenizer and image processor may be another's. The latter is not looked for where images
+        come as features.
 
         Raises:
             CheckpointError: one of them is missing, unsupported or contradicts the model.
@@ -86,15 +94,12 @@ class LlavaProcessor:
             )
         if prompt.system_prompt is not None and not prompt.chat:
             raise ConfigError("a system prompt needs the chat template: give --chat as well")
-        image_processor = ImageProcessor.load(folder)
-        if image_processor.output_size != config.image_input_shape[2:]:
-            raise CheckpointError(
-                f"{folder}: the image processor makes images of {image_processor.output_size}, "
-                f"but the vision tower takes {config.image_input_shape[2:]}"
-            )
+        image_processor = None
+        if images.image_input_type == "pixel_values":
+            image_processor = _load_image_processor(image_processor_folder or folder, config)
         return cls(
             config,
-            Tokenizer.load(folder),
+            Tokenizer.load(tokenizer_folder or folder),
             image_processor,
             prompt,
             images,
@@ -125,11 +130,18 @@ class LlavaProcessor:
         except UsageError as error:
             return str(error)
 
+    @property
+    def image_bytes(self) -> int:
+        """Memory that one image takes on its way to the engine, at most: pixels or features."""
+        if self.image_processor is not None:
+            return self.image_processor.output_bytes
+        return 4 * math.prod(self.config.feature_shape)
+
     @cached_property
     def fingerprint(self) -> str:
         parts = (
             self.tokenizer.fingerprint,
-            self.image_processor.fingerprint,
+            None if self.image_processor is None else self.image_processor.fingerprint,
             self.config.image_token_id,
             self.config.image_feature_size,
             self._strict,
@@ -174,9 +186,10 @@ class LlavaProcessor:
         Raises:
             RowError: ``image_too_large`` where the model pads and the image is very long.
         """
+        assert self.image_processor is not None, "images come as features"
         return self.image_processor.process(image)
 
-    def to_request(self, row: Row, encoded: EncodedPrompt, images: Sequence[PixelImage]) -> Request:
+    def to_request(self, row: Row, encoded: EncodedPrompt, images: Sequence[ImageInput]) -> Request:
         """The row in the engine's terms."""
         assert row.sampling is not None
         assert len(images) == len(row.images)
@@ -221,6 +234,16 @@ class LlavaProcessor:
 def _is_system(message: Message) -> bool:
     # Not checked yet: a manifest may hold anything.
     return isinstance(message, Mapping) and message.get("role") == "system"
+
+
+def _load_image_processor(folder: Path, config: ModelConfig) -> ImageProcessor:
+    image_processor = ImageProcessor.load(folder)
+    if image_processor.output_size != config.image_input_shape[2:]:
+        raise CheckpointError(
+            f"{folder}: the image processor makes images of {image_processor.output_size}, "
+            f"but the vision tower takes {config.image_input_shape[2:]}"
+        )
+    return image_processor
 
 
 def _image_token(tokenizer: Tokenizer, token_id: int) -> str:

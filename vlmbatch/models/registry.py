@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,32 +16,29 @@ from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
 from vlmbatch.models.weights import load_weights, materialise, random_weights
 
 if TYPE_CHECKING:
-    from vlmbatch.models.llava import LlavaForConditionalGeneration
+    from vlmbatch.models.llava import LlavaForConditionalGeneration, LlavaVision
 
 _MODULES = {"LlavaForConditionalGeneration": "vlmbatch.models.llava"}
+_VISION = {"LlavaForConditionalGeneration": "LlavaVision"}  # the part that looks at pixels
 
 
 def build_model(
     config: ModelConfig,
-    image_scale: tuple[float, ...],
-    image_bias: tuple[float, ...],
+    image_scale: tuple[float, ...] | None,
+    image_bias: tuple[float, ...] | None,
     backend: AttentionBackend,
     parallel: ParallelContext = SINGLE_DEVICE,
 ) -> LlavaForConditionalGeneration:
     """Build the model that ``config`` describes on the meta device, without memory for weights.
 
-    ``image_scale`` and ``image_bias``: for each channel, what makes pixels of 0..255 the tower's.
+    ``image_scale`` and ``image_bias``: for each channel, what makes pixels of 0..255 the tower's;
+    None for a model without a tower, which is given features.
 
     Raises:
         CheckpointError: an unsupported architecture.
         ConfigError: the model cannot be divided over the devices of ``parallel``.
     """
-    if config.architecture not in _MODULES:
-        supported = ", ".join(_MODULES)
-        raise CheckpointError(
-            f"architecture {config.architecture!r} is not supported; supported are: {supported}"
-        )
-    module = import_module(_MODULES[config.architecture])
+    module = _module(config)
     with torch.device("meta"):
         model: LlavaForConditionalGeneration = getattr(module, config.architecture)(
             config, image_scale, image_bias, backend, parallel
@@ -48,11 +46,34 @@ def build_model(
     return model
 
 
-def load_model(
+def load_vision(
     folder: Path,
     config: ModelConfig,
     image_scale: tuple[float, ...],
     image_bias: tuple[float, ...],
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: AttentionBackend,
+) -> LlavaVision:
+    """Build only the part of the model that turns pixels into features, with its weights.
+
+    Raises:
+        CheckpointError: an unsupported architecture, or weights that do not fit.
+    """
+    module = _module(config)
+    with torch.device("meta"):
+        vision: LlavaVision = getattr(module, _VISION[config.architecture])(
+            config, image_scale, image_bias, backend, SINGLE_DEVICE
+        )
+    load_weights(vision, folder, device, dtype)
+    return vision
+
+
+def load_model(
+    folder: Path,
+    config: ModelConfig,
+    image_scale: tuple[float, ...] | None,
+    image_bias: tuple[float, ...] | None,
     device: torch.device,
     dtype: torch.dtype,
     backend: AttentionBackend,
@@ -71,8 +92,8 @@ def load_model(
 
 def random_model(
     config: ModelConfig,
-    image_scale: tuple[float, ...],
-    image_bias: tuple[float, ...],
+    image_scale: tuple[float, ...] | None,
+    image_bias: tuple[float, ...] | None,
     device: torch.device,
     dtype: torch.dtype,
     backend: AttentionBackend,
@@ -88,3 +109,12 @@ def random_model(
     materialise(model, device, dtype)
     random_weights(model, seed=0)
     return model
+
+
+def _module(config: ModelConfig) -> ModuleType:
+    if config.architecture not in _MODULES:
+        supported = ", ".join(_MODULES)
+        raise CheckpointError(
+            f"architecture {config.architecture!r} is not supported; supported are: {supported}"
+        )
+    return import_module(_MODULES[config.architecture])

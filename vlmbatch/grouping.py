@@ -1,0 +1,104 @@
+"""Rows that show the same image, one after another, wherever they stand in the manifest."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlmbatch.data.spill import Spill
+from vlmbatch.types import Row
+
+# Rows that may be read before the first is handed out: less than a second. After that, so many for
+# each row handed out, some milliseconds: a long manifest is read while its rows are worked on.
+_FIRST_ROWS = 20_000
+_ROWS_A_ROW = 256
+
+
+class RowGroups:
+    """Rows read ahead. They leave in the order of the manifest, but a row takes with it all that
+    are here and show its image.
+
+    ``last_uses``: as of ``ImageUses``, shape (N,). ``max_encoded_bytes`` of embedded images make it
+    full. Not thread-safe.
+
+    Raises:
+        OutputError: by ``add`` and ``pop``, when the file system refuses what spills.
+    """
+
+    def __init__(
+        self, last_uses: NDArray[np.int64], spill: Spill[Row], max_encoded_bytes: int
+    ) -> None:
+        self._last_uses = last_uses
+        self._spill = spill
+        self._max_encoded_bytes = max_encoded_bytes
+        self._encoded_bytes = 0
+        self._num_read = 0
+        # Tickets by the last row with the group's image; these names as their first rows came.
+        self._groups: dict[int, list[Row | bytes | int]] = {}
+        self._names: deque[int] = deque()
+        self._leaving: list[Row | bytes | int] = []  # the group under way, its first row last
+        self._num_rows = 0
+
+    def __len__(self) -> int:
+        """How many rows wait."""
+        return self._num_rows
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is a row to hand out, and none with its image is still to be read."""
+        return bool(self._leaving or (self._names and self._names[0] < self._num_read))
+
+    @property
+    def is_full(self) -> bool:
+        return self._encoded_bytes >= self._max_encoded_bytes
+
+    def add(self, row: Row) -> None:
+        """Take the next row of the manifest."""
+        name = int(self._last_uses[row.index])
+        group = self._groups.get(name)
+        if group is None:
+            group = self._groups[name] = []
+            self._names.append(name)
+        group.append(self._spill.put(row))
+        self._encoded_bytes += sum(image.num_bytes for image in row.images)
+        self._num_read = row.index + 1
+        self._num_rows += 1
+
+    def pop(self) -> Row:
+        """The next row to work on. Its group goes on with the next ``pop``."""
+        if not self._leaving:
+            self._leaving = self._groups.pop(self._names.popleft())
+            self._leaving.reverse()
+        row = self._spill.take(self._leaving.pop())
+        self._encoded_bytes -= sum(image.num_bytes for image in row.images)
+        self._num_rows -= 1
+        return row
+
+
+def in_groups(
+    rows: Iterator[Row], groups: RowGroups, may_read: Callable[[bool], bool]
+) -> Iterator[Row]:
+    """All ``rows`` in the order in which ``groups`` hands them out, read as far ahead as it takes
+    to find a row's whole group, or as may be.
+
+    ``may_read`` is asked before each row, and told whether to wait until it may be; False from a
+    call that was to wait ends it.
+    """
+    allowed, more = _FIRST_ROWS, True
+    while True:
+        while more and allowed and not groups.is_whole and not groups.is_full:
+            if not may_read(not groups):
+                break
+            row = next(rows, None)
+            if row is None:
+                more = False
+            else:
+                groups.add(row)
+                allowed -= 1
+        if not groups:
+            return
+        yield groups.pop()
+        allowed = _ROWS_A_ROW
