@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 DEMO := out/demo.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-serve test soak load-test lint bench clean
+.PHONY: help setup demo demo-serve test test-gpu soak load-test lint bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ demo-serve: $(READY) ## Start the server, ask it one question with curl, and sto
 
 test: $(READY) ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+
+test-gpu: $(READY) ## Run the tests that need a GPU and flash-attn
+	$(BIN)/python -m pytest -q -n0 tests/gpu --require-gpu
 
 soak: $(READY) ## Run 200,000 rows without a model: memory, journal, cost of a row
 	OMP_NUM_THREADS=1 $(BIN)/python tests/durability/test_soak.py 200000

@@ -12,7 +12,7 @@ from vlmbatch.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cuda", "cpu"]
-AttentionBackendName = Literal["auto", "flash-attn", "torch"]
+AttentionBackendName = Literal["auto", "flash-attn", "triton", "torch"]
 ImageInputType = Literal["pixel_values", "image_features"]
 ManifestFormat = Literal["auto", "manifest", "openai"]
 
@@ -75,6 +75,7 @@ class EngineConfig:
     max_model_len: int | None = None  # context length; None: the model's own
     enable_prefix_caching: bool = True
     cuda_graphs: bool = True  # decode steps on a GPU are captured and replayed
+    overlap_prefill: bool = True  # prefill beside decode where a GPU can be divided
     cpu_threads: int | None = None  # of an engine on the CPU; None: torch's own choice
     random_weights: bool = False  # to measure speed: no weights are read
 

@@ -16,11 +16,11 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmbatch import __version__
+from vlmbatch.attention import INSTALL_FLASH_ATTN, INSTALL_TRITON, why_unavailable
 
 State = Literal["ok", "missing", "optional"]
 GIB = 2**30
 TORCH = "pip install --force-reinstall 'torch>=2.11,<2.14'"
-FLASH_ATTN = "pip install --no-build-isolation 'vlmbatch[cuda]'"
 STYLES: dict[State, str] = {"ok": "green", "missing": "bold red", "optional": "yellow"}
 
 
@@ -97,11 +97,20 @@ def _torch_and_cuda() -> list[Check]:
             f"capability {device.major}.{device.minor}"
         )
         checks.append(Check(f"CUDA device {index}", "ok", found))
-    for name, fix in (("flash-attn", FLASH_ATTN), ("triton", "pip install triton")):
-        version = _version(name)
-        found = version or "not installed: torch does its work"
-        checks.append(Check(name, "ok", found) if version else Check(name, "optional", found, fix))
+    checks.append(_attention("flash-attn", INSTALL_FLASH_ATTN, "triton or torch does its work"))
+    checks.append(_attention("triton", INSTALL_TRITON, "torch does its work"))
     return checks
+
+
+def _attention(name: str, install: str, instead: str) -> Check:
+    """A package that attention on a GPU can use, by the name of its backend."""
+    version = _version(name)
+    if version is None:
+        return Check(name, "optional", f"not installed: {instead}", install)
+    lack = why_unavailable(name, "cuda")
+    if lack is None:
+        return Check(name, "ok", version)
+    return Check(name, "optional", f"{version}, but {lack.reason}: {instead}", lack.remedy)
 
 
 def _absent_cuda(*, has_cuda_build: bool) -> Check:

@@ -93,6 +93,7 @@ class AnswerLoop:
 
     def _admit(self, prepared: Prepared) -> None:
         row, request = prepared.row, prepared.request
+        self._stats.rows_begun = self._feed.num_begun
         if request is None:
             self._sink.put(Answer(row, error=prepared.error, known=prepared.known))
             return
@@ -111,6 +112,8 @@ class AnswerLoop:
         with self._stop.interruptible():
             outputs = self._engine.step()
         for output in outputs:
+            if output.sequence not in self._under_way:
+                continue  # a stop string ended it; this is of a step that was launched before
             if isinstance(output, SequenceFailure):
                 row = self._forget(output.sequence)
                 self._sink.put(Answer(row, error=output.error))

@@ -151,6 +151,11 @@ class RowFeed:
         return None
 
     @property
+    def num_begun(self) -> int:
+        """How many rows were handed to the workers."""
+        return self._num_read
+
+    @property
     def exhausted(self) -> bool:
         """Whether every row has been handed out."""
         return self._all_read and self._num_given == self._num_read

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +35,11 @@ from vlmbatch.types import Result, Row
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
+    from vlmbatch.image_workers.loader import ImageLoader
 
+# Beside a GPU, a thread that wants the interpreter lock gets it after so long from one that only
+# computes: the default of 5 ms is a whole decode step.
+_SWITCH_INTERVAL_S = 0.001
 _PREPARE_THREADS = 4  # they tokenize, and wait for room among the images under way
 _FETCH_THREADS = 32  # that may wait for images from the network besides
 
@@ -59,8 +65,9 @@ def run(config: RunConfig, stats: RunStats) -> None:
         else:
             stats.rows_earlier = output.num_known
             stats.stage = "loading the model"
-            engine = load_engine(config, inputs)
-            answer_manifest(config, inputs, engine, output, stats, stop)
+            with closing(start_images(config, inputs)) as images:
+                engine = load_engine(config, inputs)
+                answer_manifest(config, inputs, engine, images, output, stats, stop)
     stats.finish()
 
 
@@ -68,11 +75,14 @@ def answer_manifest(
     config: RunConfig,
     inputs: Inputs,
     engine: Engine,
+    images: ImageLoader,
     output: Output,
     stats: RunStats,
     stop: StopRequest,
 ) -> None:
     """Stream the manifest's rows through the engine into ``output``, and commit it.
+
+    ``images`` is closed at the end.
 
     Raises:
         RunStoppedError: ``stop`` ended the run; what is done is kept where ``output`` can keep it.
@@ -84,15 +94,11 @@ def answer_manifest(
 
     stats.stage = "answering"
     tokenizer = inputs.processor.tokenizer
-    num_workers = config.image_workers
-    if num_workers is None:
-        num_workers = default_image_workers(engine_on_cpu=engine.device.type == "cpu")
     memory = HostMemory.divide(config.host_memory)
     groups = None
     if (last_uses := inputs.manifest.last_image_uses) is not None:
         groups = RowGroups(last_uses, Spill(memory.rows, output.folder), memory.encoded)
     with stop.on_signals():
-        images = open_images(config, inputs, num_workers)
         feed = RowFeed(
             output.watch(inputs.manifest.rows()),
             partial(start_preparing, processor=inputs.processor, loader=images, known=output.known),
@@ -149,6 +155,21 @@ def open_output(config: RunConfig, inputs: Inputs, stats: RunStats) -> Output:
     return DurableOutput(config, info, inputs.manifest.rows, settings)
 
 
+def start_images(config: RunConfig, inputs: ModelInputs) -> ImageLoader:
+    """What decodes images beside an engine that is yet to be loaded: processes start meanwhile.
+
+    Raises:
+        ConfigError: the device is not to be had here.
+    """
+    num_workers = config.image_workers
+    if num_workers is None:
+        from vlmbatch.engine.loading import resolve_device
+
+        on_cpu = resolve_device(config.engine.device).type == "cpu"
+        num_workers = default_image_workers(engine_on_cpu=on_cpu)
+    return open_images(config, inputs, num_workers)
+
+
 def load_engine(config: RunConfig, inputs: ModelInputs) -> Engine:
     """Load the weights onto the device and build the engine around them."""
     from vlmbatch.engine.loading import build_engine
@@ -158,7 +179,10 @@ def load_engine(config: RunConfig, inputs: ModelInputs) -> Engine:
     if settings.cpu_threads is None:
         settings = replace(settings, cpu_threads=default_cpu_threads())
     scale, bias = (None, None) if images is None else (images.scale, images.bias)
-    return build_engine(inputs.folder, inputs.model, settings, scale, bias)
+    engine = build_engine(inputs.folder, inputs.model, settings, scale, bias)
+    if engine.device.type == "cuda":
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+    return engine
 
 
 def validate(

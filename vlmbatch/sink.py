@@ -49,7 +49,6 @@ class ResultSink:
         self._journal = journal
         self._spill = spill or Spill(_SPILL_BYTES)
         self._order = ReorderBuffer(self._spill)
-        self._waiting_resumed: set[int] = set()
         self._queue: queue.Queue[Answer | None] = queue.Queue(_DEPTH)
         self._stopped = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="writer")
@@ -88,9 +87,7 @@ class ResultSink:
         while (answer := self._next()) is not None:
             result = to_result(answer, self._tokenizer)
             resumed = answer.known is not None
-            if resumed:
-                self._waiting_resumed.add(result.index)
-            elif self._journal is not None:
+            if self._journal is not None and not resumed:
                 self._journal.append(result)
             self._order.push(result)
             self._stats.count(result, len(answer.row.images), resumed)
@@ -111,10 +108,5 @@ class ResultSink:
         for result in results:
             self._writer.write(result)
             self._written()
-            if result.index in self._waiting_resumed:
-                self._waiting_resumed.discard(result.index)
-            else:
-                self._stats.rows_judged += 1
-                self._stats.errors_judged += result.error_code is not None
         if self._journal is not None:
             self._journal.sync_if_due()

@@ -24,8 +24,7 @@ class RunStats:
     rows_done: int = 0
     rows_resumed: int = 0  # of these, rows of the earlier run
     nothing_to_do: bool = False  # the output was complete before
-    rows_judged: int = 0  # new rows done without a gap before them: errors are done soonest
-    errors_judged: int = 0
+    rows_begun: int = 0  # handed out to be prepared
     images_done: int = 0
     prompt_tokens: int = 0
     image_tokens: int = 0
@@ -44,8 +43,8 @@ class RunStats:
         if resumed:
             self.rows_resumed += 1
         if result.error_code is not None:
+            self.errors_resumed[result.error_code] += resumed  # first: see num_new_errors
             self.errors[result.error_code] += 1
-            self.errors_resumed[result.error_code] += resumed
             self.error_examples.setdefault(
                 result.error_code, f"row {result.index} (id {result.id}): {result.error_message}"
             )
@@ -69,6 +68,16 @@ class RunStats:
     @property
     def num_errors(self) -> int:
         return self.errors.total()
+
+    @property
+    def num_new(self) -> int:
+        """Rows done by this process."""
+        return self.rows_done - self.rows_resumed
+
+    @property
+    def num_new_errors(self) -> int:
+        """Rows of this process that failed; on another thread for a moment one too few."""
+        return self.errors.total() - self.errors_resumed.total()
 
     @property
     def rows_finished(self) -> int:

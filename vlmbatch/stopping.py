@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -27,7 +28,7 @@ class StopRequest:
     """Tells the answer loop to admit no more rows, and for how long to finish those under way.
 
     ``deadline_s``: seconds from now after which the run ends by itself. ``max_error_rate``: share
-    of failed rows among those that this process has done, above which it ends.
+    of failed rows among those that this process has begun, above which it ends.
     """
 
     def __init__(
@@ -107,9 +108,12 @@ class StopRequest:
             self._interruptible = False
 
     def _check_errors(self, stats: RunStats, limit: float) -> None:
-        done, failed = stats.rows_judged, stats.errors_judged
-        if done >= _MIN_ROWS and failed > limit * done:
-            worst = (stats.errors - stats.errors_resumed).most_common(1)[0][0]
+        done, failed = stats.num_new, stats.num_new_errors
+        # Errors are done soonest: rows under way count as answered.
+        if done >= _MIN_ROWS and failed > limit * (stats.rows_begun - stats.rows_resumed):
+            new = Counter(dict(stats.errors))  # a copy: another thread may be adding to it
+            new.subtract(dict(stats.errors_resumed))
+            worst = new.most_common(1)[0][0]
             self.request(
                 RunStoppedError(
                     f"stopped: {failed:,} of {done:,} rows failed, more than the {limit:.1%} that "

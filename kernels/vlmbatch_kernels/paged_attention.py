@@ -51,7 +51,8 @@ def paged_attention(
 
     ``query``: (T, H, D). ``key_cache`` and ``value_cache``: (S, K, D). ``block_table``: (B, pages)
     int32. ``cu_seqlens_q``: (B + 1,) and ``seqlens_k``: (B,) int32. The pool needs ``page_size``
-    finite slots behind its last. Returns (T, H, D).
+    slots behind its last; what they hold is never used. Returns (T, H, D), of which the rows
+    outside ``cu_seqlens_q`` hold anything.
     """
     out = torch.empty_like(query)
     group = query.shape[1] // key_cache.shape[1]

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vlmbatch_kernels.tiles import num_stages
+
 if TYPE_CHECKING:
     from vlmbatch_kernels.paged_attention import PageLayout, Scores
 
@@ -50,17 +52,21 @@ def _attend_keys(
     for start in tl.range(first, end, BLOCK_N):
         page = tl.load(table + start // PAGE).to(tl.int64)
         at = page * GRANULE + start % PAGE + tl.arange(0, BLOCK_N)
-        key = tl.load(keys + at[None, :] * row_stride + columns[:, None], mask=in_row[:, None])
+        key_place = at[None, :] * row_stride + columns[:, None]
+        key = tl.load(keys + key_place, mask=in_row[:, None], other=0.0)
         products = tl.dot(query, key, input_precision="ieee") * scale
         if SOFTCAP:
             # tanh by exponentials of base 2: ``scale`` brings log2(e) along.
             products = softcap * (1.0 - 2.0 / (tl.exp2(products * (2.0 / softcap)) + 1.0))
             products = products * 1.4426950408889634
+        is_value = in_row[None, :]
         if MASKED:
-            key_at = start + tl.arange(0, BLOCK_N)[None, :]
-            seen = (key_at <= query_at[:, None]) & (key_at < length)
+            key_at = start + tl.arange(0, BLOCK_N)
+            seen = (key_at[None, :] <= query_at[:, None]) & (key_at < length)[None, :]
             if WINDOW:
-                seen &= key_at > query_at[:, None] - WINDOW
+                seen &= key_at[None, :] > query_at[:, None] - WINDOW
+            # Behind the end anything may lie: no weight hides a NaN.
+            is_value = is_value & (key_at < length)[:, None]
             products = tl.where(seen, products, -float("inf"))
         new_max = tl.maximum(state_max, tl.max(products, 1))
         # Of a query that has seen no key yet, all is minus infinity.
@@ -69,13 +75,19 @@ def _attend_keys(
         decay = tl.exp2(state_max - base)
         state_sum = state_sum * decay + tl.sum(weights, 1)
         acc = acc * decay[:, None]
-        value = tl.load(values + at[:, None] * row_stride + columns[None, :], mask=in_row[None, :])
+        value_place = at[:, None] * row_stride + columns[None, :]
+        value = tl.load(values + value_place, mask=is_value, other=0.0)
         acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
         state_max = new_max
     return state_max, state_sum, acc
 
 
-@triton.jit
+# What varies from step to step must not ask for another compilation: a CUDA graph's capture could
+# not bear it.
+@triton.jit(
+    do_not_specialize=["table_stride"],
+    do_not_specialize_on_alignment=["block_table", "cu_seqlens_q", "seqlens_k"],
+)
 def _paged_attention(
     query,
     key_cache,
@@ -163,10 +175,13 @@ def paged_attention(
     assert num_heads % num_kv_heads == 0 and key_cache.shape[2] == size
     assert block_table.stride(1) == 1 and seqlens_k.shape == (block_table.shape[0],)
     out = torch.empty_like(query)
-    wide = query.element_size() > 2
-    block_m = 16 if max_seqlen_q <= 16 else 64 if max_seqlen_q <= 64 or wide else 128
-    block_n = min(32 if wide else 64, layout.page_size)
+    block_d = max(16, triton.next_power_of_2(size))
+    # In float32 there are no tensor cores, and larger tiles would not fit in the registers.
+    exact, wide = query.element_size() > 2, block_d > 128
+    block_m = 16 if max_seqlen_q <= 16 or exact else 64 if max_seqlen_q <= 64 or wide else 128
+    block_n = min(32 if exact or wide else 64, layout.page_size)
     assert layout.page_size % block_n == 0
+    row_bytes = block_d * query.element_size()
     grid = (num_heads, block_table.shape[0], triton.cdiv(max_seqlen_q, block_m))
     _paged_attention[grid](
         query,
@@ -182,7 +197,7 @@ def paged_attention(
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=size,
-        BLOCK_D=max(16, triton.next_power_of_2(size)),
+        BLOCK_D=block_d,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         PAGE=layout.page_size,
@@ -190,6 +205,6 @@ def paged_attention(
         WINDOW=scores.window,
         SOFTCAP=scores.softcap > 0,
         num_warps=8 if block_m == 128 else 4,
-        num_stages=3,
+        num_stages=num_stages(2 * block_n * row_bytes, block_m * row_bytes, query.device),
     )
     return out

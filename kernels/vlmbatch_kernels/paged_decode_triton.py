@@ -1,4 +1,4 @@
-"""``paged_decode`` in Triton: a program of one warp for each sequence and key-value head.
+"""``paged_decode`` in Triton: a program, mostly of one warp, for each sequence and key-value head.
 
 Decoding reads every key and value once and does little else. One warp with three tiles in flight,
 four such programs on a multiprocessor, ask for so many bytes at a time that a third of an H100's
@@ -15,14 +15,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vlmbatch_kernels.tiles import num_stages
+
 if TYPE_CHECKING:
     from vlmbatch_kernels.paged_attention import PageLayout, Scores
 
 _LOG2_E = math.log2(math.e)
 _MIN_ROWS = 16  # of a matrix product
+_PAGES = 16  # looked up at a time
 
 
-@triton.jit
+# What varies from step to step must not ask for another compilation: a CUDA graph's capture could
+# not bear it.
+@triton.jit(
+    do_not_specialize=["table_stride"],
+    do_not_specialize_on_alignment=["block_table", "seqlens_k"],
+)
 def _paged_decode(
     query: tl.tensor,
     key_cache: tl.tensor,
@@ -31,7 +39,6 @@ def _paged_decode(
     block_table: tl.tensor,
     seqlens_k: tl.tensor,
     table_stride: tl.tensor,
-    num_pages: tl.tensor,
     scale: tl.tensor,
     softcap: tl.tensor,
     NUM_HEADS: tl.constexpr,
@@ -49,9 +56,7 @@ def _paged_decode(
     sequence = tl.program_id(0) // NUM_KV_HEADS
     kv_head = tl.program_id(0) % NUM_KV_HEADS
     length = tl.load(seqlens_k + sequence)
-    # All page starts at once: a load for each tile would keep the next tiles waiting.
-    pages = tl.arange(0, PAGES)
-    starts = tl.load(block_table + sequence * table_stride + pages, mask=pages < num_pages, other=0)
+    table = block_table + sequence * table_stride
 
     group: tl.constexpr = NUM_HEADS // NUM_KV_HEADS
     rows = tl.arange(0, BLOCK_G)
@@ -67,28 +72,36 @@ def _paged_decode(
     first = 0
     if WINDOW:
         first = tl.maximum(length - WINDOW, 0) // BLOCK_N * BLOCK_N
-    for start in tl.range(first, length, BLOCK_N):
-        page = tl.sum(tl.where(pages == start // PAGE, starts, 0))
-        slots = (page * GRANULE + start % PAGE + tl.arange(0, BLOCK_N)).to(tl.int64)
-        place = (slots * NUM_KV_HEADS + kv_head)[:, None] * HEAD_DIM + columns[None, :]
-        key = tl.load(key_cache + place, mask=in_row[None, :], other=0.0)
-        products = tl.dot(heads, key.T, input_precision="ieee") * scale
-        if SOFTCAP:
-            # tanh by exponentials of base 2: ``scale`` brings log2(e) along.
-            products = softcap * (1.0 - 2.0 / (tl.exp2(products * (2.0 / softcap)) + 1.0))
-            products = products * 1.4426950408889634
-        key_at = start + tl.arange(0, BLOCK_N)
-        seen = key_at < length
-        if WINDOW:
-            seen &= key_at >= length - WINDOW
-        products = tl.where(seen[None, :], products, -float("inf"))
-        new_max = tl.maximum(state_max, tl.max(products, 1))
-        weights = tl.exp2(products - new_max[:, None])
-        decay = tl.exp2(state_max - new_max)
-        state_sum = state_sum * decay + tl.sum(weights, 1)
-        value = tl.load(value_cache + place, mask=in_row[None, :], other=0.0)
-        acc = tl.dot(weights.to(value.dtype), value, acc * decay[:, None], input_precision="ieee")
-        state_max = new_max
+    SPAN: tl.constexpr = PAGES * PAGE
+    for base in tl.range(first // SPAN * SPAN, length, SPAN):
+        # Many page starts at once: a load for each tile would keep the next tiles waiting.
+        pages = base // PAGE + tl.arange(0, PAGES)
+        starts = tl.load(table + pages, mask=pages * PAGE < length, other=0)
+        for start in tl.range(tl.maximum(first, base), tl.minimum(length, base + SPAN), BLOCK_N):
+            page = tl.sum(tl.where(pages == start // PAGE, starts, 0))
+            slots = (page * GRANULE + start % PAGE + tl.arange(0, BLOCK_N)).to(tl.int64)
+            place = (slots * NUM_KV_HEADS + kv_head)[:, None] * HEAD_DIM + columns[None, :]
+            key = tl.load(key_cache + place, mask=in_row[None, :], other=0.0)
+            products = tl.dot(heads, key.T, input_precision="ieee") * scale
+            if SOFTCAP:
+                # tanh by exponentials of base 2: ``scale`` brings log2(e) along.
+                products = softcap * (1.0 - 2.0 / (tl.exp2(products * (2.0 / softcap)) + 1.0))
+                products = products * 1.4426950408889634
+            key_at = start + tl.arange(0, BLOCK_N)
+            seen = key_at < length
+            # Behind the end anything may lie: no weight hides a NaN.
+            is_value = seen[:, None] & in_row[None, :]
+            if WINDOW:
+                seen &= key_at >= length - WINDOW
+            products = tl.where(seen[None, :], products, -float("inf"))
+            new_max = tl.maximum(state_max, tl.max(products, 1))
+            weights = tl.exp2(products - new_max[:, None])
+            decay = tl.exp2(state_max - new_max)
+            state_sum = state_sum * decay + tl.sum(weights, 1)
+            acc = acc * decay[:, None]
+            value = tl.load(value_cache + place, mask=is_value, other=0.0)
+            acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
+            state_max = new_max
     result = acc / state_sum[:, None]
     tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
 
@@ -110,7 +123,9 @@ def paged_decode(
     out = torch.empty_like(query)
     block_n = min(32, layout.page_size)
     assert layout.page_size % block_n == 0
-    num_pages = block_table.shape[1]
+    block_d = max(_MIN_ROWS, triton.next_power_of_2(size))
+    block_g = max(_MIN_ROWS, triton.next_power_of_2(num_heads // num_kv_heads))
+    row_bytes = block_d * query.element_size()
     _paged_decode[(batch * num_kv_heads,)](
         query,
         key_cache,
@@ -119,21 +134,20 @@ def paged_decode(
         block_table,
         seqlens_k,
         block_table.stride(0),
-        num_pages,
         scores.scale * _LOG2_E,
         scores.softcap,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=size,
-        BLOCK_D=max(_MIN_ROWS, triton.next_power_of_2(size)),
-        BLOCK_G=max(_MIN_ROWS, triton.next_power_of_2(num_heads // num_kv_heads)),
+        BLOCK_D=block_d,
+        BLOCK_G=block_g,
         BLOCK_N=block_n,
-        PAGES=triton.next_power_of_2(num_pages),
+        PAGES=_PAGES,
         PAGE=layout.page_size,
         GRANULE=layout.granule,
         WINDOW=scores.window,
         SOFTCAP=scores.softcap > 0,
-        num_warps=1,
-        num_stages=3,
+        num_warps=1 if block_g == _MIN_ROWS and query.element_size() == 2 else 4,
+        num_stages=num_stages(2 * block_n * row_bytes, block_g * row_bytes, query.device),
     )
     return out

@@ -6,11 +6,9 @@ import pytest
 import torch
 from paged_batch import make_pool, make_step
 
-from vlmbatch.attention import make_backend
 from vlmbatch.attention.base import AttentionSpec
 from vlmbatch.attention.reference import reference_dense, reference_paged
 from vlmbatch.attention.torch_sdpa import TorchSdpaBackend
-from vlmbatch.errors import ConfigError
 
 STEPS = {
     "decodes": [(1, 5), (1, 16), (1, 17), (1, 100), (1, 1)],
@@ -115,21 +113,6 @@ def test_dense_matches_reference(causal: bool) -> None:
     got = TorchSdpaBackend().dense(query, key, value, spec)
     want = [reference_dense(*row, spec) for row in zip(query, key, value, strict=True)]
     torch.testing.assert_close(got, torch.stack(want))
-
-
-@pytest.mark.parametrize("name", ["auto", "torch"])
-def test_factory_gives_torch(name: str) -> None:
-    assert make_backend(name, "cpu").name == "torch"
-
-
-def test_factory_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ConfigError, match=r"'xformers'.*auto, torch, flash-attn"):
-        make_backend("xformers", "cpu")
-    with pytest.raises(ConfigError, match="needs a CUDA device, not 'cpu'"):
-        make_backend("flash-attn", "cpu")
-    monkeypatch.setattr("vlmbatch.attention.find_spec", lambda name: None)
-    with pytest.raises(ConfigError, match=r"pip install 'vlmbatch\[cuda\]'"):
-        make_backend("flash-attn", "cuda:0")
 
 
 def _check(

@@ -3,28 +3,27 @@ from __future__ import annotations
 import logging
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from command_line import FAKE_JOB, Run, environment
+from command_line import Run
+from fast_command import FastCommands
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastCommands]:
+    with FastCommands(tmp_path_factory.mktemp("commands")) as server:
+        yield server
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Run:
+def job(commands: FastCommands, tmp_path: Path) -> Run:
     """Run the command line in ``tmp_path`` over a job that behaves as the first argument says."""
 
     def run(behaviour: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [sys.executable, str(FAKE_JOB), behaviour, *arguments],
-            cwd=tmp_path,
-            env=environment(**variables),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        done = commands.run(*arguments, folder=tmp_path, job=behaviour, variables=variables)
+        return subprocess.CompletedProcess(arguments, done.wait(), done.stdout, done.stderr)
 
     return run
 

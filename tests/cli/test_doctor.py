@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from vlmbatch import doctor
+from vlmbatch.attention import UnavailableError
 from vlmbatch.cli import main
 from vlmbatch.doctor import Check, examine
 
@@ -54,6 +55,20 @@ def test_a_gpu_without_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:
     assert checks["CUDA device 0"].found == "Test GPU, 70.0 of 80.0 GiB free, capability 9.0"
     assert checks["flash-attn"].state == "optional"
     assert checks["flash-attn"].fix is not None and "vlmbatch[cuda]" in checks["flash-attn"].fix
+
+
+@pytest.mark.parametrize("lack", [None, UnavailableError("flash-attn is broken", "mend it")])
+def test_an_installed_flash_attn(
+    lack: UnavailableError | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_version", lambda package: "2.8.3")
+    monkeypatch.setattr(doctor, "why_unavailable", lambda name, device: lack)
+    check = doctor._attention("flash-attn", "install it", "triton does its work")
+    if lack is None:
+        assert check == Check("flash-attn", "ok", "2.8.3")
+    else:
+        found = "2.8.3, but flash-attn is broken: triton does its work"
+        assert check == Check("flash-attn", "optional", found, "mend it")
 
 
 def test_offline_hub(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ class TestIds:
         opened = manifest([{"prompt": "a"}, {"prompt": "a", "id": value}])
         assert opened.scan().num_rows == 2
         row = list(opened.rows())[1]
-        assert row.id == "1"
+        assert row.id == "#1"
         assert row.error is not None and row.error.code is ErrorCode.MANIFEST_LINE_INVALID
 
     @pytest.mark.parametrize(
@@ -124,6 +124,7 @@ class TestIds:
             ([{"id": "7"}, {"id": 7}], ("7", 1, 2)),
             ([{"id": "1"}, {}], ("1", 1, 2)),
             ([{}, {"id": 0}], ("0", 1, 2)),
+            ([{"id": "#1"}, {"id": [5]}], ("#1", 1, 2)),
         ],
     )
     def test_duplicate_names_both_lines(self, manifest, rows, named):
@@ -142,11 +143,11 @@ class TestIds:
         monkeypatch.setattr(ids, "hash", lambda text: 1, raising=False)
         assert manifest([{"id": "a"}, {"id": "b"}]).scan().num_rows == 2
 
-    def test_illegible_line_claims_no_id(self, manifest):
+    def test_illegible_line_takes_no_other_rows_id(self, manifest):
         content = b'{"id": 1}\n{"id": 2\n{"id": 3}\n{"id": 4}'  # ids count from 1, line 2 is broken
         opened = manifest(content)
         assert opened.scan().num_rows == 4
-        assert [row.id for row in opened.rows()] == ["1", "1", "3", "4"]
+        assert [row.id for row in opened.rows()] == ["1", "#1", "3", "4"]
 
     def test_duplicate_beyond_the_limit_does_not_matter(self, manifest):
         rows = [{"id": "a"}, {"id": "b"}, {"id": "a"}]

@@ -50,7 +50,7 @@ def test_bad_line_is_an_error_row(manifest, line, cause):
     assert opened.scan().num_rows == 3
     first, bad, last = opened.rows()
     assert first.error is None and last.error is None
-    assert (bad.index, bad.line, bad.id) == (1, 3, "1")
+    assert (bad.index, bad.line, bad.id) == (1, 3, "#1")
     assert bad.error is not None and bad.error.code is INVALID
     assert "m.jsonl:3: " in bad.error.message and cause in bad.error.message
 

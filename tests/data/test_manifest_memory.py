@@ -50,9 +50,7 @@ def jsonl(path: Path, rows: int) -> Path:
 def test_jsonl(tmp_path):
     large = jsonl(tmp_path / "large.jsonl", 200_000)
     assert large.stat().st_size > 20 * 2**20
-    g = growth_mib(jsonl(tmp_path / "small.jsonl", 10_000), large)
-    print("G", g)
-    assert g < 10
+    assert growth_mib(jsonl(tmp_path / "small.jsonl", 10_000), large) < 10
 
 
 @pytest.mark.parametrize("row_group_size", [100, 10_000])

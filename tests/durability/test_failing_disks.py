@@ -73,23 +73,6 @@ def test_short_writes(new_run, expected):
         run.check_finished(expected)
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A file system of one megabyte."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if mounted.returncode:
-        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
-    yield folder
-    subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("shard_rows", [None, 64])
 def test_a_full_disk(new_run, expected, small_disk, shard_rows):
     """Nothing free, then a page more at a time: sooner or later it is enough."""

@@ -12,7 +12,7 @@ import signal
 import time
 
 import pytest
-from resumable_runs import WITH_ERRORS, read_rows, write_manifest
+from resumable_runs import WITH_ERRORS, read_rows, write_manifest, write_questions
 
 from vlmbatch.crash_points import CRASH_POINTS
 
@@ -85,13 +85,19 @@ def test_the_checks_see_a_journal_that_is_wrong(new_run, expected, mutation):
             run.finish(expected)
 
 
-def test_half_of_ten_thousand_rows(new_run, tmp_path):
-    """With groups as they are: few rows are computed twice, and none that was acknowledged."""
+@pytest.mark.parametrize("questions", [None, 200])
+def test_half_of_ten_thousand_rows(new_run, tmp_path, questions):
+    """With groups as they are: few rows are computed twice, and none that was acknowledged.
+
+    Also where a row of every image is answered before most rows at the head of the manifest.
+    """
     num_rows = 10_000
-    manifest = write_manifest(tmp_path / "manifest.jsonl", num_rows)
-    run, undisturbed = (
-        new_run(manifest, group_rows=None, max_num_seqs=256, write_behind=True) for _ in range(2)
-    )
+    if questions:
+        manifest = write_questions(tmp_path / "manifest.jsonl", num_rows // questions, questions)
+    else:
+        manifest = write_manifest(tmp_path / "manifest.jsonl", num_rows)
+    how = {"group_rows": None, "max_num_seqs": 256, "write_behind": True}
+    run, undisturbed = (new_run(manifest, **how, spilling=bool(questions)) for _ in range(2))
     assert undisturbed.attempt() == WITH_ERRORS
     command = run.start()
     command.wait_until(lambda: len(command.computed) >= num_rows // 2)

@@ -10,7 +10,7 @@ import pytest
 from resumable_runs import WITH_ERRORS, read_rows, write_manifest
 
 SLOW = {"step_seconds": 0.02}
-BEFORE_100 = 96  # rows that reach the engine
+MANY = 80  # of the rows before 100; the last may have to wait for endless ones
 ON_SIGNAL = {signal.SIGTERM: 143, signal.SIGINT: 130}
 
 
@@ -42,7 +42,7 @@ def test_rows_under_way_are_finished(new_run, expected, number):
 def test_rows_that_outlast_the_grace_time_are_given_up(new_run, expected, grace):
     run = new_run(max_num_seqs=16)
     command = run.start("--grace", grace, endless_from=100, step_seconds=0.001)
-    command.wait_until(lambda: len(command.computed) == BEFORE_100)
+    command.wait_until(lambda: len(command.computed) >= MANY)
     assert not command.ended(0.1)
     command.send_signal(signal.SIGTERM)
     assert command.wait() == 143
@@ -57,7 +57,7 @@ def test_a_second_signal_ends_at_once(new_run, expected, second):
     """Where the first would wait for rows that never end."""
     run = new_run()
     command = run.start("--grace", "1h", endless_from=100)
-    command.wait_until(lambda: len(command.computed) == BEFORE_100)
+    command.wait_until(lambda: len(command.computed) >= MANY)
     assert not command.ended(0.1)
     command.send_signal(signal.SIGTERM)
     command.wait_until(lambda: "another signal" in command.stderr)

@@ -69,8 +69,8 @@ def mistakes(rows: list[CorpusRow], records: list[dict[str, Any]]) -> list[str]:
 
 
 def mistake_in(row: CorpusRow, index: int, record: dict[str, Any]) -> str | None:
-    legible = row.name and row.code != "manifest_line_invalid"
-    if record["id"] != (row.name if legible else str(index)):
+    illegible = row.code == "manifest_line_invalid"
+    if record["id"] != (f"#{index}" if illegible else row.name or str(index)):
         return f"the id is {record['id']}"
     if row.code is None:
         right = (

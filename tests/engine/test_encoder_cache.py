@@ -37,7 +37,8 @@ class Tower:
 
 def make_cache(max_images: int = 8, batch_images: int = 4) -> tuple[EncoderCache, Tower]:
     tower = Tower()
-    return EncoderCache(tower.encode, tower.project, max_images, batch_images), tower
+    cpu = torch.device("cpu")
+    return EncoderCache(tower.encode, tower.project, max_images, batch_images, cpu), tower
 
 
 def test_an_image_kept_is_not_encoded_again() -> None:

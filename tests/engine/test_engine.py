@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import cycle
 
 import pytest
 import torch
@@ -22,7 +23,10 @@ from torch import Tensor
 
 from vlmbatch.config import EngineConfig, SamplingParams
 from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.lanes import Lane, Lanes
 from vlmbatch.engine.outputs import SequenceFailure
+from vlmbatch.engine.overlap import OverlapPolicy
+from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.types import ImageSpan, Request
 
@@ -33,10 +37,12 @@ def make_engine(
     model: FakeModel | None = None,
     granules_per_block: int = 1,
     ahead: bool = False,
+    overlaps: list[bool] | None = None,
     **options: object,
 ) -> Engine:
+    """``overlaps``: steps that run in lanes, over and over; None: never."""
     config = EngineConfig(**({"kv_cache_tokens": 400} | options))
-    return Engine(
+    engine = Engine(
         model or FakeModel(granules_per_block),
         fake_config(),
         config,
@@ -44,7 +50,20 @@ def make_engine(
         CPU,
         torch.float64,
         ahead=ahead,
+        lanes=None if overlaps is None else Lanes(Lane(), Lane()),
     )
+    if overlaps is not None:
+        engine._overlap = FixedPolicy(overlaps)
+    return engine
+
+
+class FixedPolicy(OverlapPolicy):
+    def __init__(self, overlaps: list[bool]) -> None:
+        super().__init__(fake_config().text, 8)
+        self._overlaps = cycle(overlaps)
+
+    def wants_overlap(self, scheduler: Scheduler, overlapping: bool) -> bool:
+        return next(self._overlaps) and not scheduler.is_recovering
 
 
 def request(index: int, text: list[int], image: int | None = None, **sampling: object) -> Request:
@@ -100,6 +119,7 @@ def workloads(draw: st.DrawFn) -> list[Request]:
     st.integers(1, 4),
     st.booleans(),
     st.booleans(),
+    st.none() | st.lists(st.booleans(), min_size=1, max_size=8),
 )
 def test_tokens_do_not_depend_on_batching(
     rows: list[Request],
@@ -109,9 +129,11 @@ def test_tokens_do_not_depend_on_batching(
     blocks: int,
     caching: bool,
     ahead: bool,
+    overlaps: list[bool] | None,
 ) -> None:
     engine = make_engine(
         ahead=ahead,
+        overlaps=overlaps,
         granules_per_block=blocks,
         max_batched_tokens=budget,
         max_num_seqs=seqs,

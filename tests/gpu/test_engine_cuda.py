@@ -16,13 +16,14 @@ from parity_pair import make_pair
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.parametrize("backend", ["flash-attn", "triton"])
 @pytest.mark.parametrize("chunk", [10_000, 33])
 @pytest.mark.parametrize("tower", ["clip", "siglip"])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])
 def test_logits_are_as_close_to_float32_as_hugging_face_in_bf16(
-    kind: str, tower: str, chunk: int, tmp_path: Path
+    kind: str, tower: str, chunk: int, backend: str, tmp_path: Path
 ) -> None:
-    pair = make_pair(kind, tower, "llava-hf", tmp_path, "cuda", torch.bfloat16, "flash-attn")
+    pair = make_pair(kind, tower, "llava-hf", tmp_path, "cuda", torch.bfloat16, backend)
     exact = torch.cat(pair.their_logits())
     chunks = [chunk] * len(pair.prompts)
     hidden = forward_in_chunks(pair.ours, pair.our_embeds(), chunks, block_size=256, granule=16)

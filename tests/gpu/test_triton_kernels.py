@@ -33,7 +33,7 @@ def test_greedy_tokens(vocab: int, dtype: torch.dtype) -> None:
     check_greedy_tokens(7, vocab, dtype, "cuda")
 
 
-@pytest.mark.parametrize("backend_name", ["flash-attn", "torch"])
+@pytest.mark.parametrize("backend_name", ["flash-attn", "triton", "torch"])
 def test_backends_write_and_attend_alike_from_a_fused_projection(backend_name: str) -> None:
     spec = AttentionSpec(28, 4, 128, 128**-0.5)
     backend = make_backend(backend_name, "cuda")

@@ -1,18 +1,25 @@
-"""The pure-torch kernels against transformers' layers or the formula in float64."""
+"""The pure-torch kernels against transformers, the definition, or the formula in float64."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
+from paged_batch import make_pool, make_step
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 from vlmbatch_kernels.activation import quick_gelu, silu_and_mul
 from vlmbatch_kernels.embedding import embed_with_features
+from vlmbatch_kernels.granules import copy_granules
 from vlmbatch_kernels.image_patches import normalize_patches, patch_row_size
 from vlmbatch_kernels.layer_norm import layer_norm_residual
 from vlmbatch_kernels.linear import linear
+from vlmbatch_kernels.paged_attention import PageLayout, Scores, paged_attention
+from vlmbatch_kernels.paged_decode import paged_decode
 from vlmbatch_kernels.rms_norm import rms_norm, rms_norm_residual
 from vlmbatch_kernels.rotary import apply_rotary, rotary_and_cache, rotary_tables
+
+from vlmbatch.attention.base import AttentionSpec
+from vlmbatch.attention.reference import reference_paged
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -121,3 +128,42 @@ def test_linear_takes_strided_input() -> None:
     weight = torch.randn(40, 24)
     for x in (torch.randn(4, 50, 24)[:, 1:], torch.randn(64, 48)[:, ::2], torch.randn(24, 64).T):
         torch.testing.assert_close(linear(x, weight), F.linear(x, weight))
+
+
+PAGED_SPECS = {
+    "mha": AttentionSpec(3, 3, 8, 0.3),
+    "gqa": AttentionSpec(6, 2, 24, 0.3),
+    "window": AttentionSpec(4, 2, 8, 0.3, sliding_window=19),
+    "window-1": AttentionSpec(4, 1, 8, 0.3, sliding_window=1),
+    "softcap": AttentionSpec(4, 2, 8, 0.9, softcap=1.5),
+}
+
+
+@pytest.mark.parametrize("layout", [PageLayout(16, 16), PageLayout(64, 16)], ids=str)
+@pytest.mark.parametrize("spec", PAGED_SPECS.values(), ids=PAGED_SPECS)
+@pytest.mark.parametrize("decodes", [False, True], ids=["chunks", "decodes"])
+def test_paged_attention(decodes: bool, spec: AttentionSpec, layout: PageLayout) -> None:
+    lengths = [(7, 90), (33, 33), (1, 5), (64, 113)]
+    if decodes:
+        lengths = [(1, total) for _, total in lengths]
+    sizes = layout.page_size, layout.granule
+    step = make_step(lengths, spec, *sizes, generator=torch.Generator())
+    pool, metadata = make_pool(step, spec), step.metadata
+    want = reference_paged(step.query, step.key, step.value, pool, metadata, spec, *sizes)
+    scores = Scores(spec.scale, spec.sliding_window or 0, spec.softcap or 0.0)
+    tables = pool.key, pool.value, metadata.block_table
+    if decodes:
+        got = paged_decode(step.query, *tables, metadata.seqlens_k, layout, scores)
+    else:
+        starts = metadata.cu_seqlens_q, metadata.seqlens_k, metadata.max_seqlen_q
+        got = paged_attention(step.query, *tables, *starts, layout, scores)
+    torch.testing.assert_close(got, want)
+
+
+def test_copy_granules() -> None:
+    pool = torch.randn(3, 10, 5)
+    before = pool.clone()
+    copy_granules(pool, torch.tensor([7, 0, 3]), torch.tensor([2, 9, 1]))
+    assert torch.equal(pool[:, [2, 9, 1]], before[:, [7, 0, 3]])
+    untouched = [granule for granule in range(10) if granule not in (2, 9, 1)]
+    assert torch.equal(pool[:, untouched], before[:, untouched])

@@ -72,7 +72,12 @@ def test_rows(tmp_path):
                 image("https://images.example.org/c.png"),
             ),
         ),
-        request("b", {**TEXT, "max_tokens": 3, "seed": 4}, COMPLETION, note="kept"),
+        request(
+            "b",
+            {**TEXT, "max_tokens": 3, "seed": 4, "images": ["data:;base64,YWI=", "d.png"]},
+            COMPLETION,
+            note="kept",
+        ),
     )
     info = manifest.scan()
     assert (info.num_rows, info.extra_schema.names) == (2, ["url", "note"])
@@ -89,16 +94,19 @@ def test_rows(tmp_path):
     assert chat.extra == {"url": CHAT}
     assert (text.id, text.prompt, text.messages) == ("b", TEXT["prompt"], None)
     assert (text.sampling.max_tokens, text.sampling.seed) == (3, 4)
+    assert text.images[0].data == b"ab"
+    assert text.images[1:] == (ImageRef(str(tmp_path / "d.png")),)
     assert text.extra == {"url": COMPLETION, "note": "kept"}
 
 
 def test_requests_about_one_image_are_known_before_they_are_read(tmp_path):
     lines = [asking(image(url)) for url in ("a.png", "data:;base64,YWI=", "a.png")]
     lines += [asking("text"), {"messages": [{"content": image("a.png")}]}, [], asking(image(3))]
+    lines += [{**TEXT, "images": images} for images in (["a.png"], [], [["b.png"]])]
     path = tmp_path / "requests.jsonl"
     manifest = opened(path, *(request(str(n), body) for n, body in enumerate(lines)))
     manifest.scan()
-    assert manifest.last_image_uses.tolist() == [2, 1, 2, 3, 4, 5, 6]
+    assert manifest.last_image_uses.tolist() == [7, 1, 7, 3, 4, 5, 6, 7, 8, 9]
 
 
 def test_rows_without_a_seed_are_sampled_differently(tmp_path):
@@ -148,6 +156,7 @@ def test_a_line_that_is_no_request(tmp_path):
     [_, bad] = manifest.rows()
     assert bad.error.code is ErrorCode.MANIFEST_LINE_INVALID
     assert f"{path}:2" in bad.error.message
+    assert bad.id == "#1"
 
 
 def test_two_requests_of_one_custom_id_are_refused(tmp_path):

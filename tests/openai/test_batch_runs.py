@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import environment
 from fast_command import FastCommands
+from in_process import call
 from model_folder import make_model_folder
 from openai.types import Completion
 from openai.types.chat import ChatCompletion
@@ -198,16 +200,17 @@ def test_files_of_others_are_not_replaced(new_run):
     assert len(read(run.errors)) == 6
 
 
-def vlmbatch(*arguments: object, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vlmbatch", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment(OMP_NUM_THREADS="1"),
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+@contextmanager
+def standard_input(path: Path) -> Iterator[None]:
+    """Have this process read ``path`` as its standard input."""
+    kept = os.dup(0)
+    with path.open("rb") as file:
+        os.dup2(file.fileno(), 0)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 0)
+        os.close(kept)
 
 
 @pytest.fixture(scope="module")
@@ -236,14 +239,14 @@ def sample_requests(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dic
     return path, answers
 
 
-def test_the_sample_model_answers_a_batch_that_is_killed(sample_requests, tmp_path):
+def test_the_sample_model_answers_a_batch_that_is_killed(sample_requests, tmp_path, capsys):
     """The real command; its bodies are those that the official client reads."""
     requests, answers = sample_requests
     with requests.open("a") as file:
         file.write(line("text", {"prompt": "USER: Hello ASSISTANT:", "max_tokens": 2}, COMPLETION))
         file.write(line("bad", {"messages": []}))
     output = tmp_path / "results.jsonl"
-    arguments = ["run", requests, "-m", MODEL, "-o", output, "--image-workers", 1]
+    arguments = ["run", requests, "-m", MODEL, "-o", output, "--image-workers", 0]
     killed = subprocess.run(
         [sys.executable, "-m", "vlmbatch", *map(str, arguments)],
         cwd=ROOT,
@@ -253,9 +256,8 @@ def test_the_sample_model_answers_a_batch_that_is_killed(sample_requests, tmp_pa
     )
     assert killed.returncode == -signal.SIGKILL
     assert not output.exists()
-    done = vlmbatch(*arguments)
-    assert done.returncode == 1, done.stderr
-    assert "results.errors.jsonl" in done.stderr
+    assert call(arguments) == 1
+    assert "results.errors.jsonl" in capsys.readouterr().err
     *chats, text = read(output)
     for item in chats:
         assert item["response"]["status_code"] == 200 and item["error"] is None
@@ -270,9 +272,8 @@ def test_the_sample_model_answers_a_batch_that_is_killed(sample_requests, tmp_pa
     [error] = read(tmp_path / "results.errors.jsonl")
     assert error["custom_id"] == "bad"
     assert error["response"]["body"]["error"]["type"] == "invalid_request_error"
-    shown = vlmbatch("status", output)
-    assert shown.returncode == 1
-    assert f"{len(chats) + 2} of {len(chats) + 2} done, 0 left" in shown.stdout
+    assert call(["status", output]) == 1
+    assert f"{len(chats) + 2} of {len(chats) + 2} done, 0 left" in capsys.readouterr().out
 
 
 def test_requests_to_parquet_and_to_standard_output(commands, requests, model, tmp_path):
@@ -322,10 +323,11 @@ def test_a_jsonl_file_is_for_batches_alone(commands, model, tmp_path):
     assert manifest.exists()
 
 
-def test_a_stream_of_requests_needs_to_be_told(model):
+def test_a_stream_of_requests_needs_to_be_told(tmp_path, capsys):
     """The first line of a stream cannot be looked at twice."""
-    text = line("a", {"prompt": "USER: Hi ASSISTANT:", "max_tokens": 1}, COMPLETION)
-    hint = vlmbatch("validate", "-", "-m", MODEL, "--errors", "-", stdin=text)
-    assert "--format openai" in hint.stdout
-    told = vlmbatch("validate", "-", "-m", MODEL, "--format", "openai", stdin=text)
-    assert told.returncode == 0, told.stderr
+    requests = tmp_path / "requests.jsonl"
+    requests.write_text(line("a", {"prompt": "USER: Hi ASSISTANT:", "max_tokens": 1}, COMPLETION))
+    for options, status in (["--errors", "-"], 1), (["--format", "openai"], 0):
+        with standard_input(requests):
+            assert call(["validate", "-", "-m", MODEL, *options]) == status
+        assert ("--format openai" in capsys.readouterr().out) == (status == 1)

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import shlex
 import subprocess
-import sys
 import textwrap
 from pathlib import Path
 
-from command_line import environment
+from command_line import environment, installed_in
 
 from vlmbatch.openai.fetch import FetchLimits
 
@@ -29,10 +27,7 @@ def test_the_snippet(tmp_path: Path) -> None:
     commands = "\n".join(line for line in lines if line not in queries)
     path = tmp_path / "bin"
     path.mkdir()
-    (path / "vlmbatch").write_text(
-        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m vlmbatch "$@"\n'
-    )
-    (path / "vlmbatch").chmod(0o755)
+    installed_in(path)
     done = subprocess.run(
         ["bash", "-c", commands],
         cwd=tmp_path,

@@ -13,6 +13,8 @@ from fake_model import FakeBackend, FakeModel, fake_config, reference
 from vlmbatch.answer import Answer
 from vlmbatch.config import EngineConfig, SamplingParams
 from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
+from vlmbatch.engine.sequence import Sequence
 from vlmbatch.errors import ErrorCode, OutputError, RowError
 from vlmbatch.generate import AnswerLoop
 from vlmbatch.prepare import Prepared, RowFeed
@@ -132,6 +134,69 @@ def test_stop_strings_end_the_row_and_are_cut_off() -> None:
     assert result.text == text[:end]
     assert result.finish_reason == "stop"
     assert result.completion_tokens == end + len(stop)
+
+
+class OneStepEngine:
+    """Gives all its outputs of its one request in one step, as when what was ahead is drained."""
+
+    def __init__(self, token_ids: list[int], failure: RowError | None) -> None:
+        self.token_ids = token_ids
+        self.failure = failure
+        self.sequence: Sequence | None = None
+        self.finished: list[Sequence] = []
+
+    @property
+    def num_unfinished(self) -> int:
+        return int(self.sequence is not None)
+
+    @property
+    def wants_requests(self) -> bool:
+        return self.sequence is None
+
+    def add(self, request: Request) -> Sequence:
+        self.sequence = Sequence(request, 100, frozenset())
+        return self.sequence
+
+    def step(self) -> list[TokenOutput | SequenceFailure]:
+        sequence, self.sequence = self.sequence, None
+        assert sequence is not None
+        outputs: list[TokenOutput | SequenceFailure] = []
+        for token_id in self.token_ids:
+            sequence.advance(sequence.num_uncomputed_tokens)
+            sequence.resolve(token_id)
+            outputs.append(TokenOutput(sequence, token_id, sequence.finish_reason))
+        if self.failure is not None:
+            outputs.append(SequenceFailure(sequence, self.failure))
+        return outputs
+
+    def finish(self, sequence: Sequence, reason: str) -> None:
+        self.finished.append(sequence)
+
+
+@pytest.mark.parametrize(
+    ("token_ids", "failure"),
+    [
+        ([1, 2], RowError(ErrorCode.ENGINE_ERROR, "the step ahead failed")),
+        ([1, 2, 3], None),  # the last by its length
+    ],
+)
+def test_what_comes_behind_a_stop_string_in_the_same_step_does_not_count(
+    token_ids: list[int], failure: RowError | None
+) -> None:
+    prepared = row_of(0, [4, 5], max_tokens=3, stop=("bc",))
+    feed = RowFeed(iter([prepared.row]), lambda row: prepared, threads=1, depth=1, window=1)
+    writer, stats = ListWriter(), RunStats()
+    sink = ResultSink(writer, LetterTokenizer(), stats, written=feed.release)
+    engine = OneStepEngine(token_ids, failure)
+    try:
+        AnswerLoop(feed, engine, LetterTokenizer(), sink, stats, StopRequest()).run()
+        sink.flush()
+    finally:
+        feed.close()
+        sink.close()
+    (result,) = writer.results
+    assert (result.status, result.text, result.finish_reason) == ("ok", "", "stop")
+    assert len(engine.finished) == 1
 
 
 def test_a_writer_that_fails_ends_the_run_with_its_error() -> None:

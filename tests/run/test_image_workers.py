@@ -193,6 +193,14 @@ def test_no_more_images_are_under_way_than_slots(open_workers: Open) -> None:
     third.shutdown()
 
 
+def test_ready_workers_are_all_there(open_workers: Open) -> None:
+    workers = open_workers(num_workers=2)
+    workers.wait_ready()
+    assert len(worker_pids(os.getpid())) == 2
+    workers.close()
+    workers.wait_ready()  # nobody will come any more
+
+
 def test_closing_leaves_nothing_behind(open_workers: Open) -> None:
     def descriptors() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))

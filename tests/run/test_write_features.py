@@ -16,8 +16,11 @@ import pytest
 from command_line import environment
 from in_process import call
 
+from vlmbatch.answer import Answer, to_result
 from vlmbatch.features import TowerWriter
 from vlmbatch.models.llava import LlavaForConditionalGeneration
+from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.types import Result
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "samples/tiny-llava"
@@ -53,27 +56,36 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def test_answers_from_features_are_those_from_pixels(
+def test_tokens_from_features_are_those_from_pixels(
     samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from_pixels = answers(samples / "manifest.jsonl", tmp_path / "pixels.parquet")
     models: list[LlavaForConditionalGeneration] = []
+    tokens: list[dict[int, tuple[int, ...]]] = []
     original = LlavaForConditionalGeneration.__init__
 
     def noted(self: LlavaForConditionalGeneration, *arguments: Any) -> None:
         original(self, *arguments)
         models.append(self)
+        tokens.append({})
+
+    def noted_result(answer: Answer, tokenizer: Tokenizer) -> Result:
+        tokens[-1][answer.row.index] = answer.token_ids
+        return to_result(answer, tokenizer)
 
     monkeypatch.setattr(LlavaForConditionalGeneration, "__init__", noted)
+    monkeypatch.setattr("vlmbatch.sink.to_result", noted_result)
+    from_pixels = answers(samples / "manifest.jsonl", tmp_path / "pixels.parquet")
     from_features = answers(
         samples / "features/manifest.jsonl",
         tmp_path / "features.parquet",
         *("--image-input-type", "image_features", "--disable-image-processor"),
     )
     assert from_features == from_pixels
-    assert len(from_pixels) == NUM_ROWS
     assert {row["status"] for row in from_pixels} == {"ok"}
-    assert [model.vision_tower for model in models] == [None]
+    by_pixels, by_features = tokens
+    assert by_features == by_pixels
+    assert sorted(by_pixels) == list(range(NUM_ROWS)) and all(by_pixels.values())
+    assert [model.vision_tower is None for model in models] == [False, True]
 
 
 def test_the_manifest_is_the_same_but_for_the_images(samples: Path) -> None:

@@ -117,11 +117,13 @@ def test_a_stop_string_is_cut_off(client: openai.OpenAI, stream: bool) -> None:
 
 def test_a_seed_repeats_an_answer_and_none_does_not(client: openai.OpenAI) -> None:
     def ask(**fields: Any) -> str | None:
-        body = chat_body(temperature=2.0, max_tokens=40, extra_body={"ignore_eos": True}, **fields)
+        # Without an image the model is sure of nothing.
+        fields |= {"messages": [user_message("Hello")], "extra_body": {"ignore_eos": True}}
+        body = chat_body(temperature=2.0, max_tokens=40, **fields)
         return client.chat.completions.create(**body).choices[0].message.content
 
     assert ask(seed=5) == ask(seed=5)
-    assert len({ask() for _ in range(3)}) > 1
+    assert ask() != ask()
 
 
 def test_models(client: openai.OpenAI) -> None:

@@ -7,49 +7,164 @@ import os
 import shutil
 import signal
 import socket
+import subprocess
 import sys
+import threading
+import time
 import urllib.request
 from collections.abc import Callable
-from http.client import HTTPResponse
 from pathlib import Path
 
 import pytest
+from command_line import environment, installed_in
 from in_process import call
-from server_process import MODEL, ROOT, ServerProcess, chat_body, serving
+from server_process import MODEL, ROOT, chat_body, data_url
 
 from vlmbatch.models.chat import ChatTemplate
 
 SAMPLE_MODEL = ROOT / MODEL
+OPTIONS = ("-m", SAMPLE_MODEL, "--served-model-name", MODEL)
 LONG = chat_body(stream=True, ignore_eos=True, max_tokens=390)
 
+# The founding document's server and its client, as they stand there.
+FOUNDING_COMMAND = """
+    --model llava-hf/llava-1.5-7b-hf \\
+    --image-input-type pixel_values \\
+    --image-token-id 32000 \\
+    --image-input-shape 1,3,336,336 \\
+    --image-feature-size 576 \\
+    --chat-template template_llava.jinja
+"""
+FOUNDING_CLIENT = """
+from openai import OpenAI
+openai_api_key = "EMPTY"
+openai_api_base = "http://localhost:8000/v1"
+client = OpenAI(
+    api_key=openai_api_key,
+    base_url=openai_api_base,
+)
+chat_response = client.chat.completions.create(
+    model="llava-hf/llava-1.5-7b-hf",
+    messages=[{
+        "role": "user",
+        "content": [
+            {"type": "text", "text": "What's in this image?"},
+            {"type": "image_url", "image_url": {"url": image_url}},
+        ],
+    }],
+)
+print("Chat response:", chat_response)
+"""
 
-def begin_stream(server: ServerProcess) -> HTTPResponse:
-    """A stream whose first event has come."""
+
+def served(ask: Callable[[str], bytes], *options: object) -> tuple[int, bytes]:
+    """The exit status of a server in this process, and what ``ask`` got from it at its URL.
+
+    ``ask`` has to stop it.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    # A daemon: where the server fails to start, it asks in vain.
+    answer: list[bytes] = []
+    client = threading.Thread(
+        target=lambda: answer.append(ask(f"http://127.0.0.1:{port}")), daemon=True
+    )
+    client.start()
+    options = ("--port", port, "--image-workers", 0, *options)
+    status = call(["serve", *options])
+    client.join(30)
+    assert len(answer) == 1
+    return status, answer[0]
+
+
+def wait_until_listening(url: str) -> None:
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            urllib.request.urlopen(f"{url}/health", timeout=60).close()
+        except OSError:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        else:
+            return
+
+
+def stream_and_signal(url: str, *numbers: signal.Signals) -> bytes:
+    """The events of a stream; the signals are sent after its first one."""
     request = urllib.request.Request(
-        f"{server.url}/v1/chat/completions",
+        f"{url}/v1/chat/completions",
         json.dumps(LONG).encode(),
         {"Content-Type": "application/json"},
     )
-    response: HTTPResponse = urllib.request.urlopen(request, timeout=60)
-    assert response.readline().startswith(b"data: ")
-    return response
+    wait_until_listening(url)
+    with urllib.request.urlopen(request, timeout=60) as response:
+        assert response.readline().startswith(b"data: ")
+        for number in numbers:
+            os.kill(os.getpid(), number)
+        events: bytes = response.read()
+        return events
+
+
+def test_the_founding_example(capsys: pytest.CaptureFixture[str]) -> None:
+    config = json.loads((SAMPLE_MODEL / "config.json").read_text())
+    command, client = FOUNDING_COMMAND.replace("\\\n", ""), FOUNDING_CLIENT
+    for name, ours in (
+        ("llava-hf/llava-1.5-7b-hf", str(SAMPLE_MODEL)),
+        ("32000", str(config["image_token_index"])),
+        ("336,336", "80,80"),
+        ("576", "100"),
+        ("template_llava.jinja", str(ROOT / "configs/llava-1.5.jinja")),
+    ):
+        assert name in command
+        command, client = command.replace(name, ours), client.replace(name, ours)
+
+    def ask(url: str) -> bytes:
+        try:
+            wait_until_listening(url)
+            exec(client.replace("http://localhost:8000", url), {"image_url": data_url()})
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return b""
+
+    assert served(ask, *command.split())[0] == 0
+    assert capsys.readouterr().out.startswith("Chat response: ChatCompletion(id='chatcmpl-")
 
 
 def test_sigterm_lets_requests_finish() -> None:
-    with serving() as server, begin_stream(server) as response:
-        server.process.send_signal(signal.SIGTERM)
-        events = response.read().split(b"\n\n")
-        assert b'"finish_reason":"length"' in events[-3]
-        assert events[-2:] == [b"data: [DONE]", b""]
-        assert server.process.wait(30) == 0
+    status, events = served(lambda url: stream_and_signal(url, signal.SIGTERM), *OPTIONS)
+    *_, last, done, rest = events.split(b"\n\n")
+    assert b'"finish_reason":"length"' in last
+    assert (done, rest) == (b"data: [DONE]", b"")
+    assert status == 0
 
 
-def test_requests_beyond_the_grace_time_are_given_up() -> None:
-    with serving("--grace", "0") as server, begin_stream(server) as response:
-        server.process.send_signal(signal.SIGINT)
-        events = response.read().split(b"\n\n")
-        assert b'"engine_stopped"' in events[-3]
-        assert server.process.wait(30) == 128 + signal.SIGINT
+@pytest.mark.parametrize(
+    ("options", "numbers"),
+    [
+        (["--grace", 0], [signal.SIGINT]),
+        ([], [signal.SIGINT, signal.SIGTERM]),
+    ],
+)
+def test_requests_are_given_up_beyond_the_grace_time_and_on_a_second_signal(
+    options: list[object], numbers: list[signal.Signals]
+) -> None:
+    status, events = served(lambda url: stream_and_signal(url, *numbers), *OPTIONS, *options)
+    assert b'"engine_stopped"' in events.split(b"\n\n")[-3]
+    assert status in {128 + number for number in numbers}  # either may be delivered first
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_demo(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [ROOT / "samples/demo_serve.sh"],
+        env=environment(VLMBATCH=str(installed_in(tmp_path)), OMP_NUM_THREADS="1"),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout.splitlines()[-1])
+    assert answer["choices"][0]["message"]["content"] == "92"
 
 
 @pytest.fixture

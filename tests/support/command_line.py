@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,3 +19,11 @@ def environment(**variables: str) -> dict[str, str]:
     for name in ("FORCE_COLOR", "GITHUB_ACTIONS", "PY_COLORS", "COLUMNS", "NO_COLOR"):
         kept.pop(name, None)
     return {**kept, **variables}
+
+
+def installed_in(folder: Path) -> Path:
+    """``vlmbatch`` as an executable file in ``folder``, for scripts that call it."""
+    script = folder / "vlmbatch"
+    script.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m vlmbatch "$@"\n')
+    script.chmod(0o755)
+    return script

@@ -12,6 +12,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from types import ModuleType
 
 from vlmbatch.config import RunConfig
@@ -89,20 +90,24 @@ def show_config(config: RunConfig, stats: RunStats) -> None:
 
 
 def validate(
-    config: RunConfig, stats: RunStats, *, decode_images: bool = False
+    behaviour: str, config: RunConfig, stats: RunStats, *, decode_images: bool = False
 ) -> Iterator[tuple[Row, RowError | None]]:
     stats.rows_total = 3
     for index in range(3):
-        error = ERROR if index == 1 and BEHAVIOUR == "with_errors" else None
+        error = ERROR if index == 1 and behaviour == "with_errors" else None
         yield Row(index, f"row-{index}", index + 1, "m.jsonl"), error
 
 
-if __name__ == "__main__":
-    BEHAVIOUR = sys.argv.pop(1)
-    job: Callable[[RunConfig, RunStats], None] = globals()[BEHAVIOUR]
+def put_in_place(behaviour: str) -> None:
+    """Let this be the job of the commands, which import it when they need it."""
+    job: Callable[[RunConfig, RunStats], None] = globals()[behaviour]
     module = ModuleType("vlmbatch.run")
-    module.__dict__.update(run=job, validate=validate)
+    module.__dict__.update(run=job, validate=partial(validate, behaviour))
     sys.modules["vlmbatch.run"] = module
+
+
+if __name__ == "__main__":
+    put_in_place(sys.argv.pop(1))
 
     from vlmbatch.cli import main
 

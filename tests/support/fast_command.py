@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 from command_line import environment
@@ -29,6 +30,8 @@ class Command:
         self._files = files
         self._descriptor = os.pidfd_open(pid)
         self._status: int | None = None
+        self._taken = 0  # bytes of its log
+        self._told: dict[str, list[int]] = {}
 
     def send_signal(self, number: int) -> None:
         signal.pidfd_send_signal(self._descriptor, number)
@@ -81,14 +84,26 @@ class Command:
         return self.told("acknowledged")
 
     def has(self, event: str) -> bool:
-        return any(line.split()[:1] == [event] for line in self._events())
+        self._take_in()
+        return event in self._told
 
     def told(self, kind: str) -> list[int]:
-        lines = (line.split() for line in self._events())
-        return [int(number) for line in lines if line[:1] == [kind] for number in line[1:]]
+        self._take_in()
+        return list(self._told.get(kind, ()))
 
-    def _events(self) -> list[str]:
-        return self._read(".log").splitlines()
+    def _take_in(self) -> None:
+        """Read on in the log: those who wait for an event look a thousand times a second."""
+        path = self._files.with_suffix(".log")
+        if not path.exists():
+            return
+        with path.open("rb") as log:
+            log.seek(self._taken)
+            new = log.read()
+        new = new[: new.rfind(b"\n") + 1]  # without a line that is being written
+        self._taken += len(new)
+        for line in new.splitlines():
+            kind, *numbers = line.decode().split()
+            self._told.setdefault(kind, []).extend(map(int, numbers))
 
     def _read(self, suffix: str) -> str:
         path = self._files.with_suffix(suffix)
@@ -116,14 +131,19 @@ class FastCommands:
         self._process.communicate(timeout=_SECONDS)
 
     def start(
-        self, *arguments: object, folder: Path | None = None, crash_at: str = "", **around: Any
+        self,
+        *arguments: object,
+        folder: Path | None = None,
+        crash_at: str = "",
+        variables: Mapping[str, str] = MappingProxyType({}),
+        **around: Any,
     ) -> Command:
         """Start ``vlmbatch ARGUMENTS`` in ``folder``; ``around``: its ``Surroundings``."""
         files = self._folder / str(next(self._numbers))
         pid = self.ask(
             arguments=[str(argument) for argument in arguments],
             folder=str(folder or self._folder),
-            environment=environment(VLMBATCH_CRASH_AT=crash_at),
+            environment=environment(VLMBATCH_CRASH_AT=crash_at, **variables),
             surroundings=around,
             stdin=os.devnull,
             stdout=str(files.with_suffix(".stdout")),

@@ -19,11 +19,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 
+import fake_job
+import in_process  # noqa: F401 - the commands, once for all
 import pyarrow.parquet  # noqa: F401 - what a run imports, once for all
 from failing_files import FaultyFiles, UnsyncedFiles, WriteBehindFiles
 from fake_engine import FakeEngine
@@ -38,6 +41,8 @@ import vlmbatch.summary
 from vlmbatch import crash_points, log
 from vlmbatch.cli import main
 from vlmbatch.data import durable_file, journal_writer, work_folder, writer
+from vlmbatch.data.spill import Spill
+from vlmbatch.host_memory import HostMemory
 from vlmbatch.types import Result
 
 Tell = Callable[[str, list[int]], None]
@@ -56,6 +61,8 @@ class Surroundings:
     write_behind: bool = False  # what was not synced dies with the process
     fault: tuple[int, int | None, str | None] | None = None
     user: int | None = None
+    job: str | None = None  # of ``fake_job``, in place of the whole run
+    spilling: bool = False  # nearly all that waits does so on the disk
     mutation: str | None = None  # a mistake in the journal: "acknowledge first" or "no fsync"
 
 
@@ -121,6 +128,12 @@ def surround(around: Surroundings, tell: Tell) -> None:
     ToldJournal.tell = tell
     ToldJournal.mutation = around.mutation
     work_folder.JournalWriter = ToldJournal
+    if around.job is not None:
+        fake_job.put_in_place(around.job)
+    if around.spilling:
+        memory = replace(HostMemory.divide(None), rows=0, results=0)
+        vars(vlmbatch.run)["HostMemory"] = SimpleNamespace(divide=lambda total: memory)
+        vars(vlmbatch.run)["Spill"] = partial(Spill, loose=8, segment_bytes=2**14)
     if around.group_rows is not None:
         journal_writer._GROUP_ROWS = around.group_rows
     if around.row_group_rows is not None:

@@ -6,8 +6,14 @@ import logging
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+
+import typer.main
 
 from vlmbatch.cli import main
+
+# Typer makes the commands anew at every call, which takes it longer than many of the runs here.
+typer.main.get_command = cache(typer.main.get_command)
 
 
 @contextmanager

@@ -5,13 +5,18 @@ The Triton form may be at most twice as far from float32 as torch's form in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
 import torch
+from paged_batch import make_metadata, shuffled_tables
 from torch import Tensor
 from vlmbatch_kernels import activation, embedding, image_patches, layer_norm, rms_norm, rotary
+from vlmbatch_kernels.granules import copy_granules
+from vlmbatch_kernels.paged_attention import PageLayout, Scores, paged_attention
+from vlmbatch_kernels.paged_decode import paged_decode
 
 Make = Callable[[torch.Generator], tuple[Any, ...]]
 
@@ -67,6 +72,71 @@ def _embedding(tokens: int, hidden: int, vocab: int, num_features: int) -> Make:
     return make
 
 
+def _pool(
+    totals: list[int], kv_heads: int, size: int, layout: PageLayout, g: torch.Generator
+) -> tuple[Tensor, Tensor, list[list[int]]]:
+    """Keys and values in shuffled pages, and the block tables; NaN where no token is."""
+    tables, slots = shuffled_tables(totals, layout.page_size, layout.granule, g)
+    pool = torch.full((2, slots + layout.page_size, kv_heads, size), torch.nan)
+    for table, total in zip(tables, totals, strict=True):
+        token = torch.arange(total)
+        page = torch.tensor(table)[token // layout.page_size]
+        at = page * layout.granule + token % layout.page_size
+        pool[:, at] = torch.randn(2, total, kv_heads, size, generator=g)
+    return *pool, tables
+
+
+def _paged(
+    lengths: list[tuple[int, int]],
+    heads: int,
+    kv_heads: int,
+    size: int,
+    window: int = 0,
+    softcap: float = 0.0,
+    page_size: int = 256,
+) -> Make:
+    """Sequences with (queries, keys in all), over pages of ``page_size`` in granules of 16."""
+
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        layout = PageLayout(page_size, 16)
+        key_cache, value_cache, tables = _pool([n for _, n in lengths], kv_heads, size, layout, g)
+        step = make_metadata(lengths, tables, page_size, layout.granule)
+        query = torch.randn(sum(step.query_lens), heads, size, generator=g)
+        places = (step.block_table, step.cu_seqlens_q, step.seqlens_k, step.max_seqlen_q)
+        scores = Scores(size**-0.5 * 2, window, softcap)
+        return query, key_cache, value_cache, *places, layout, scores
+
+    return make
+
+
+def _decode(
+    totals: list[int],
+    heads: int,
+    kv_heads: int,
+    size: int,
+    window: int = 0,
+    softcap: float = 0.0,
+    page_size: int = 256,
+) -> Make:
+    make_paged = _paged([(1, n) for n in totals], heads, kv_heads, size, window, softcap, page_size)
+
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        query, keys, values, table, _, seqlens_k, _, layout, scores = make_paged(g)
+        return query, keys, values, table, seqlens_k, layout, scores
+
+    return make
+
+
+def _granules(planes: int, granules: int, size: int, count: int) -> Make:
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        source, target = torch.randperm(granules, generator=g)[: 2 * count].chunk(2)
+        return torch.randn(planes, granules, size, generator=g), source, target
+
+    return make
+
+
+TOTALS = [5, 16, 257, 1, 512, 33]
+
 # name: twin, inputs in float32, which of the inputs it writes to
 CASES: dict[str, tuple[Callable[..., Any], Make, tuple[int, ...]]] = {
     "rms_norm-113x203": (rms_norm.rms_norm, _norm(113, 203), ()),
@@ -93,6 +163,49 @@ CASES: dict[str, tuple[Callable[..., Any], Make, tuple[int, ...]]] = {
     "rotary-mqa-24": (rotary.rotary_and_cache, _rotary(7, 3, 1, 24, strided=True), (3, 4)),
     "embed-113x203": (embedding.embed_with_features, _embedding(113, 203, 57, 31), ()),
     "embed-9x5120": (embedding.embed_with_features, _embedding(9, 5120, 5, 3), ()),
+    "paged_attention-prefill": (
+        paged_attention,
+        _paged([(7, 7), (33, 33), (150, 150)], 2, 2, 64),
+        (),
+    ),
+    "paged_attention-chunks-gqa-24": (
+        paged_attention,
+        _paged([(5, 400), (16, 48), (3, 3), (2, 290)], 6, 2, 24),
+        (),
+    ),
+    "paged_attention-window": (
+        paged_attention,
+        _paged([(40, 300), (2, 31), (21, 21)], 4, 2, 32, window=37),
+        (),
+    ),
+    "paged_attention-window-1": (paged_attention, _paged([(19, 45)], 2, 1, 16, window=1), ()),
+    "paged_attention-softcap": (
+        paged_attention,
+        _paged([(20, 80), (70, 70)], 2, 1, 32, softcap=1.5),
+        (),
+    ),
+    "paged_attention-pages-of-16": (
+        paged_attention,
+        _paged([(20, 80), (3, 90)], 2, 2, 40, page_size=16),
+        (),
+    ),
+    "paged_decode-mha-64": (paged_decode, _decode(TOTALS, 2, 2, 64), ()),
+    "paged_decode-gqa-24": (paged_decode, _decode(TOTALS, 14, 2, 24), ()),
+    "paged_decode-mqa-128": (paged_decode, _decode([700, 90], 40, 1, 128), ()),
+    "paged_decode-window": (paged_decode, _decode(TOTALS, 4, 2, 32, window=37), ()),
+    "paged_decode-softcap": (paged_decode, _decode(TOTALS, 4, 2, 32, softcap=1.5), ()),
+    "paged_decode-pages-of-16": (
+        paged_decode,
+        _decode([600, 256, 257, 3], 4, 2, 32, page_size=16),
+        (),
+    ),
+    "paged_decode-window-pages-of-16": (
+        paged_decode,
+        _decode([600, 280, 257, 3], 4, 2, 32, window=90, page_size=16),
+        (),
+    ),
+    "copy_granules-3x50x203": (copy_granules, _granules(3, 50, 203, 17), (0,)),
+    "copy_granules-2x9x8192": (copy_granules, _granules(2, 9, 8192, 4), (0,)),
 }
 
 
@@ -112,7 +225,8 @@ def check(name: str, dtype: torch.dtype, device: str) -> None:
     plain = _run(twin, [_round(x, dtype) for x in inputs], written)
     on_device = [_place(_round(x, dtype), device) for x in inputs]
     before = [x.clone() if isinstance(x, Tensor) else x for x in on_device]
-    got = _run(triton_form(twin), on_device, written)
+    with _fresh_memory_is_nan():
+        got = _run(triton_form(twin), on_device, written)
     for want, theirs, ours in zip(exact, plain, got, strict=True):
         assert ours.dtype == dtype
         assert ours.shape == want.shape
@@ -155,7 +269,18 @@ def check_greedy_tokens(rows: int, vocab: int, dtype: torch.dtype, device: str) 
 
 def _run(function: Callable[..., Any], args: list[Any], written: tuple[int, ...]) -> list[Tensor]:
     out = function(*args)
-    return [*(out if isinstance(out, tuple) else (out,)), *(args[index] for index in written)]
+    returned = out if isinstance(out, tuple) else () if out is None else (out,)
+    return [*returned, *(args[index] for index in written)]
+
+
+@contextmanager
+def _fresh_memory_is_nan() -> Iterator[None]:
+    """What a kernel leaves out of its output shows, and is not by chance what was there."""
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def _round(x: object, *dtypes: torch.dtype) -> Any:

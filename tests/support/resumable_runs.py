@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 from fast_command import Command, FastCommands
+from PIL import Image
 
 WITH_ERRORS = 1  # the exit status of a run to the end, on these manifests
 
@@ -27,6 +28,23 @@ def write_manifest(path: Path, num_rows: int) -> Path:
             if index % 50 == 19:
                 row["max_tokens"] = 1 + index % 3
             file.write(json.dumps(row) + "\n")
+    return path
+
+
+def write_questions(path: Path, num_images: int, num_questions: int) -> Path:
+    """Every question of every image, question by question; some images are none."""
+    for number in range(num_images):
+        picture = path.with_name(f"{number}.png")
+        if number % 50 == 17:
+            picture.write_bytes(b"no picture")
+        else:
+            Image.new("RGB", (8, 8), (number % 256, number // 256, 0)).save(picture)
+    with path.open("w") as file:
+        for question in range(num_questions):
+            for number in range(num_images):
+                prompt = f"<image>What is {question} of {number}?"
+                row = {"id": f"row-{question}-{number}", "prompt": prompt, "image": f"{number}.png"}
+                file.write(json.dumps(row) + "\n")
     return path
 
 

@@ -16,14 +16,16 @@ from flash_attn import flash_attn_func, flash_attn_with_kvcache
 # The functions of the package itself allocate their output: one more copy in a mixed step.
 from flash_attn.flash_attn_interface import flash_attn_gpu
 from torch import Tensor
-from vlmbatch_kernels.rotary import rotary_and_cache
+from vlmbatch_kernels.dispatch import has_triton
+from vlmbatch_kernels.paged_attention import PageLayout
 
-from vlmbatch.attention.base import (
-    AttentionMetadata,
-    AttentionSpec,
-    LayerKVCache,
-    SampledQueries,
-)
+from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, LayerKVCache
+from vlmbatch.attention.paged import PagedBackend
+from vlmbatch.attention.triton_paged import decode
+
+# Programs of ``paged_decode`` that fill a GPU. Fewer leave some of it idle: flash-attn then divides
+# the keys of a sequence among several.
+_MIN_PROGRAMS = 1024
 
 
 class _ChunkPlan(NamedTuple):
@@ -34,8 +36,8 @@ class _ChunkPlan(NamedTuple):
     block_table: Tensor
 
 
-class FlashAttnBackend:
-    """Decodes with the split-KV kernel, prefills with the variable-length one.
+class FlashAttnBackend(PagedBackend):
+    """Prefills with flash-attn's variable-length kernel, decodes with its split-KV one or ours.
 
     The pool needs ``block_size`` tokens of slack behind the last one it hands out.
     """
@@ -44,35 +46,19 @@ class FlashAttnBackend:
     captures_decodes = True
     block_size = 256
     granule = 16
+    _layout = PageLayout(block_size, granule)
 
-    def paged(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cache: LayerKVCache,
-        metadata: AttentionMetadata,
-        spec: AttentionSpec,
-    ) -> Tensor:
-        cache.key.index_copy_(0, metadata.slot_mapping, key)
-        cache.value.index_copy_(0, metadata.slot_mapping, value)
-        return self._attend(query, cache, metadata, spec)
+    def __init__(self) -> None:
+        self._compiled: set[AttentionSpec] = set()
 
-    def paged_qkv(
-        self,
-        qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        cache: LayerKVCache,
-        metadata: AttentionMetadata,
-        spec: AttentionSpec,
-        sampled: SampledQueries | None = None,
-    ) -> Tensor:
-        slots = metadata.slot_mapping
-        query = rotary_and_cache(qkv, cos, sin, cache.key, cache.value, slots)
-        if sampled is not None:
-            query, metadata = query[sampled.tokens], sampled.metadata
-        return self._attend(query, cache, metadata, spec)
+    def try_out(self, device: str) -> None:
+        """Attend once, over next to nothing.
+
+        Raises:
+            RuntimeError: flash-attn does not support this GPU, or was built without kernels for it.
+        """
+        query, key, value = torch.zeros(3, 1, 8, 1, 64, dtype=torch.float16, device=device)
+        self.dense(query, key, value, AttentionSpec(1, 1, 64, scale=1.0))
 
     def dense(self, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
         out: Tensor = flash_attn_func(query, key, value, **_options(spec))
@@ -81,29 +67,34 @@ class FlashAttnBackend:
     def _attend(
         self, query: Tensor, cache: LayerKVCache, metadata: AttentionMetadata, spec: AttentionSpec
     ) -> Tensor:
-        pages = self._pages(cache.key), self._pages(cache.value)
         decodes = metadata.num_decodes
         if decodes == len(metadata.query_lens):
-            return self._attend_decodes(query, *pages, metadata, spec) if decodes else query
+            return self._attend_decodes(query, cache, metadata, spec)
         out = torch.empty_like(query)
         if decodes:
-            out[:decodes] = self._attend_decodes(query[:decodes], *pages, metadata, spec)
-        self._attend_chunks(query[decodes:], *pages, metadata, spec, out[decodes:])
+            out[:decodes] = self._attend_decodes(query[:decodes], cache, metadata, spec)
+        self._attend_chunks(query[decodes:], cache, metadata, spec, out[decodes:])
         return out
 
     def _attend_decodes(
         self,
         query: Tensor,
-        keys: Tensor,
-        values: Tensor,
+        cache: LayerKVCache,
         metadata: AttentionMetadata,
         spec: AttentionSpec,
     ) -> Tensor:
         decodes = metadata.num_decodes
+        if has_triton() and (
+            decodes * spec.num_kv_heads >= _MIN_PROGRAMS
+            # Compiled by its first step, whatever the size: no later one may then be a capture.
+            or spec not in self._compiled
+        ):
+            self._compiled.add(spec)
+            return decode(query, cache, metadata, spec, self._layout)
         out: Tensor = flash_attn_with_kvcache(
             query.unsqueeze(1),
-            keys,
-            values,
+            self._pages(cache.key),
+            self._pages(cache.value),
             cache_seqlens=metadata.seqlens_k[:decodes],
             block_table=metadata.block_table[:decodes],
             **_options(spec),
@@ -113,8 +104,7 @@ class FlashAttnBackend:
     def _attend_chunks(
         self,
         query: Tensor,
-        keys: Tensor,
-        values: Tensor,
+        cache: LayerKVCache,
         metadata: AttentionMetadata,
         spec: AttentionSpec,
         out: Tensor,
@@ -125,8 +115,8 @@ class FlashAttnBackend:
         window_left, window_right = _window(spec)
         flash_attn_gpu.varlen_fwd(
             query,
-            keys,
-            values,
+            self._pages(cache.key),
+            self._pages(cache.value),
             out,
             plan.cu_seqlens_q,
             plan.cu_seqlens_k,

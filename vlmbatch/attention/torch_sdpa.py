@@ -11,18 +11,13 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from vlmbatch_kernels.rotary import rotary_and_cache
 
-from vlmbatch.attention.base import (
-    AttentionMetadata,
-    AttentionSpec,
-    LayerKVCache,
-    SampledQueries,
-)
+from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, LayerKVCache
+from vlmbatch.attention.paged import PagedBackend
 from vlmbatch.attention.sdpa_plan import Block, plan_blocks
 
 
-class TorchSdpaBackend:
+class TorchSdpaBackend(PagedBackend):
     """Gathers pages, then runs torch's attention on them. See ``AttentionBackend``.
 
     The pool must hold finite numbers from the start (zeros will do): slots of a page that no
@@ -38,42 +33,9 @@ class TorchSdpaBackend:
         self.granule = granule
         self._buffers: dict[str, Tensor] = {}
 
-    def paged(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cache: LayerKVCache,
-        metadata: AttentionMetadata,
-        spec: AttentionSpec,
-    ) -> Tensor:
-        assert cache.key.dtype == key.dtype, f"cache of {cache.key.dtype}, keys of {key.dtype}"
-        cache.key.index_copy_(0, metadata.slot_mapping, key)
-        cache.value.index_copy_(0, metadata.slot_mapping, value)
-        return self._attend_paged(query, cache, metadata, spec)
-
-    def paged_qkv(
-        self,
-        qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
-        cache: LayerKVCache,
-        metadata: AttentionMetadata,
-        spec: AttentionSpec,
-        sampled: SampledQueries | None = None,
-    ) -> Tensor:
-        assert cache.key.dtype == qkv.dtype, f"cache of {cache.key.dtype}, heads of {qkv.dtype}"
-        slots = metadata.slot_mapping
-        query = rotary_and_cache(qkv, cos, sin, cache.key, cache.value, slots)
-        if sampled is not None:
-            query, metadata = query[sampled.tokens], sampled.metadata
-        return self._attend_paged(query, cache, metadata, spec)
-
-    def _attend_paged(
+    def _attend(
         self, query: Tensor, cache: LayerKVCache, metadata: AttentionMetadata, spec: AttentionSpec
     ) -> Tensor:
-        if not metadata.query_lens:
-            return query  # no token is sampled in this step
         blocks = metadata.plans.get(spec)
         if blocks is None:
             blocks = metadata.plans[spec] = plan_blocks(
@@ -85,28 +47,20 @@ class TorchSdpaBackend:
                 dtype=query.dtype,
             )
         if len(blocks) == 1 and isinstance(blocks[0].tokens, slice):
-            return self._attend(query, cache, blocks[0], spec)
+            return self._attend_block(query, cache, blocks[0], spec)
         out = torch.empty_like(query)
         for block in blocks:
             if isinstance(block.tokens, slice):
-                out[block.tokens] = self._attend(query[block.tokens], cache, block, spec)
+                out[block.tokens] = self._attend_block(query[block.tokens], cache, block, spec)
             else:
                 rows = query.index_select(0, block.tokens)
-                out.index_copy_(0, block.tokens, self._attend(rows, cache, block, spec))
+                out.index_copy_(0, block.tokens, self._attend_block(rows, cache, block, spec))
         return out
 
     def dense(self, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
-        assert spec.softcap is None and spec.sliding_window is None, spec
-        return F.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            key.transpose(1, 2),
-            value.transpose(1, 2),
-            is_causal=spec.causal,
-            scale=spec.scale,
-            enable_gqa=spec.num_heads != spec.num_kv_heads,
-        ).transpose(1, 2)
+        return dense_sdpa(query, key, value, spec)
 
-    def _attend(
+    def _attend_block(
         self, query: Tensor, cache: LayerKVCache, block: Block, spec: AttentionSpec
     ) -> Tensor:
         """Attend with the n * R queries of a block: (n * R, H, D) to the same."""
@@ -143,6 +97,19 @@ class TorchSdpaBackend:
                     size, dtype=like.dtype, device=like.device
                 )
         return buffer[:size].view(shape)
+
+
+def dense_sdpa(query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
+    """``AttentionBackend.dense`` with torch's attention."""
+    assert spec.softcap is None and spec.sliding_window is None, spec
+    return F.scaled_dot_product_attention(
+        query.transpose(1, 2),
+        key.transpose(1, 2),
+        value.transpose(1, 2),
+        is_causal=spec.causal,
+        scale=spec.scale,
+        enable_gqa=spec.num_heads != spec.num_kv_heads,
+    ).transpose(1, 2)
 
 
 def _attend_softcapped(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
@@ -12,8 +13,9 @@ from vlmbatch.bench.monitor import Monitor
 from vlmbatch.bench.workloads import Workload
 from vlmbatch.config import RunConfig
 from vlmbatch.engine.engine import Engine
+from vlmbatch.image_workers.pool import ImageWorkers
 from vlmbatch.inputs import open_inputs
-from vlmbatch.run import answer_manifest, open_output
+from vlmbatch.run import answer_manifest, open_output, start_images
 from vlmbatch.stats import RunStats
 from vlmbatch.stopping import StopRequest
 
@@ -53,11 +55,14 @@ def timed_run(
     inputs = open_inputs(config)
     stats = RunStats()
     stop = StopRequest(config.grace_s)
-    with Monitor(device) as monitor:
-        started = time.perf_counter()
-        with open_output(config, inputs, stats) as output:
-            answer_manifest(config, inputs, engine, output, stats, stop)
-        seconds = time.perf_counter() - started
+    with closing(start_images(config, inputs)) as images:
+        if isinstance(images, ImageWorkers):
+            images.wait_ready()  # as they are in a run, where the engine takes longer to load
+        with Monitor(device) as monitor:
+            started = time.perf_counter()
+            with open_output(config, inputs, stats) as output:
+                answer_manifest(config, inputs, engine, images, output, stats, stop)
+            seconds = time.perf_counter() - started
     answered = stats.rows_done - stats.num_errors
     prompt_tokens = workload.prompt_tokens(inputs.model.image_feature_size)
     assert pq.read_metadata(config.output).num_rows == stats.rows_done

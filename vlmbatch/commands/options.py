@@ -165,7 +165,7 @@ DTypeOption = Annotated[
 ]
 DeviceOption = Annotated[Device, _model("--device", metavar="NAME", help="auto, cuda or cpu.")]
 AttentionBackend = Annotated[
-    AttentionBackendName, _model(metavar="NAME", help="auto, flash-attn or torch.")
+    AttentionBackendName, _model(metavar="NAME", help="auto, flash-attn, triton or torch.")
 ]
 ImageInput = Annotated[
     ImageInputType,

@@ -28,6 +28,12 @@ def read_id(value: Any, index: int) -> str:
     )
 
 
+def unknown_id(index: int) -> str:
+    """What stands for the id of a row whose own cannot be read: its index would be the id of
+    another row wherever ids are numbers."""
+    return f"#{index}"
+
+
 class IdHashes:
     """The ids of a whole manifest in eight bytes each."""
 

@@ -131,9 +131,6 @@ class Manifest:
         seen: set[int] = set()  # eight-byte hashes: two different ids practically never share one
         for row in rows:
             error = row.error
-            if error is not None and error.code is ErrorCode.MANIFEST_LINE_INVALID:
-                yield row  # its id is not known
-                continue
             if reserved := next(filter(columns.is_reserved, row.extra), None):
                 if row.index == 0:
                     raise ManifestError(f"{row.file}:{row.line}: {reserved_message(reserved)}")
@@ -156,7 +153,7 @@ class Manifest:
                     return
                 row_id = record_id(values, id_column, index)
                 index += 1
-                if row_id is None or hash(row_id) not in repeated:
+                if hash(row_id) not in repeated:
                     continue
                 where = f"{file.name}:{line}"
                 if row_id in seen:

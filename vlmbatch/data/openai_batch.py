@@ -15,7 +15,7 @@ from typing import Any
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.data.columns import Columns, is_request
-from vlmbatch.data.ids import read_id
+from vlmbatch.data.ids import read_id, unknown_id
 from vlmbatch.data.jsonl import JsonlFile
 from vlmbatch.data.rows import derive_seed
 from vlmbatch.data.scan import ManifestFile
@@ -45,7 +45,10 @@ class BatchColumns(Columns):
 
     def image_of(self, values: Mapping[str, Any]) -> Any:
         """The first image's URL, as far as the request, not checked yet, is well-formed."""
-        for message in _list(_field(values.get("body"), "messages")):
+        body = values.get("body")
+        if urls := _list(_field(body, "images")):
+            return urls[0]
+        for message in _list(_field(body, "messages")):
             for part in _list(_field(message, "content")):
                 image = _field(part, "image_url")
                 if isinstance(url := _field(image, "url") or image, str):
@@ -71,10 +74,10 @@ class BatchRowBuilder:
     def build(self, index: int, file: str, line: int, values: dict[str, Any] | RowError) -> Row:
         """The row, with ``error`` set when there is no answering it."""
         if isinstance(values, RowError):
-            return Row(index, str(index), line, file, error=values)
+            return Row(index, unknown_id(index), line, file, error=values)
         inputs = self.columns.inputs
         extra = {name: value for name, value in values.items() if name not in inputs}
-        row_id = str(index)
+        row_id = unknown_id(index)
         try:
             row_id = read_id(values.get(self.columns.id), index)
             request = self._request(index, values)
@@ -83,16 +86,13 @@ class BatchRowBuilder:
         except RowError as error:
             return Row(index, row_id, line, file, extra=extra, error=error)
         self._note_model(request.model, file, line)
-        if isinstance(request, CompletionRequest):
-            return Row(
-                index, row_id, line, file, request.prompt, sampling=request.sampling, extra=extra
-            )
         return Row(
             index,
             row_id,
             line,
             file,
-            messages=request.messages,
+            prompt=request.prompt if isinstance(request, CompletionRequest) else None,
+            messages=request.messages if isinstance(request, ChatRequest) else None,
             images=request.images,
             sampling=request.sampling,
             extra=extra,
@@ -109,7 +109,7 @@ class BatchRowBuilder:
         if url == CHAT_URL:
             request = parse_chat_request(body, defaults, self._urls)
         elif url == COMPLETION_URL:
-            request = parse_completion_request(body, defaults)
+            request = parse_completion_request(body, defaults, self._urls)
         else:
             raise _invalid(f'"url" must be "{CHAT_URL}" or "{COMPLETION_URL}", got {url!r:.80}')
         if request.stream:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.data.columns import MESSAGES_COLUMN, Columns, is_request
-from vlmbatch.data.ids import read_id
+from vlmbatch.data.ids import read_id, unknown_id
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.types import ImageRef, Row
 
@@ -28,10 +28,10 @@ class RowBuilder:
     def build(self, index: int, file: str, line: int, values: dict[str, Any] | RowError) -> Row:
         """The row, with ``error`` set when its values (or the lack of any) rule out an answer."""
         if isinstance(values, RowError):
-            return Row(index, str(index), line, file, error=values)
+            return Row(index, unknown_id(index), line, file, error=values)
         inputs = self.columns.inputs
         extra = {name: value for name, value in values.items() if name not in inputs}
-        row_id = str(index)
+        row_id = unknown_id(index)
         try:
             row_id = read_id(values.get(self.columns.id), index)
             prompt, messages = self._prompt(values)

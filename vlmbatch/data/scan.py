@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from vlmbatch.data.columns import Columns
 from vlmbatch.data.extras import ExtraColumns
-from vlmbatch.data.ids import IdHashes, read_id
+from vlmbatch.data.ids import IdHashes, read_id, unknown_id
 from vlmbatch.data.image_uses import ImageUses
 from vlmbatch.errors import RowError
 
@@ -26,22 +26,20 @@ class Scan:
         self.num_rows = 0
 
     def add_row(self, values: dict[str, Any] | RowError) -> None:
-        """Count a row, its id unless it cannot be read, and its image."""
-        row_id = record_id(values, self.columns.id, self.num_rows)
-        if row_id is not None:
-            self.ids.add(row_id)
+        """Count a row, its id and its image."""
+        self.ids.add(record_id(values, self.columns.id, self.num_rows))
         self.images.add(None if isinstance(values, RowError) else self.columns.image_of(values))
         self.num_rows += 1
 
 
-def record_id(values: dict[str, Any] | RowError, id_column: str, index: int) -> str | None:
-    """The id that the row claims, or ``None`` when it has no legible one."""
+def record_id(values: dict[str, Any] | RowError, id_column: str, index: int) -> str:
+    """The id that the row will have in the output."""
     if isinstance(values, RowError):
-        return None
+        return unknown_id(index)
     try:
         return read_id(values.get(id_column), index)
     except RowError:
-        return None  # becomes an error row in the second pass
+        return unknown_id(index)  # becomes an error row in the second pass
 
 
 class ManifestFile(Protocol):

@@ -22,11 +22,19 @@ class DecodeGraphs:
     """Graphs by padded number of sequences, each captured when its size is met again."""
 
     def __init__(
-        self, max_num_seqs: int, max_blocks: int, spare_slot: int, device: torch.device
+        self,
+        max_num_seqs: int,
+        max_blocks: int,
+        spare_slot: int,
+        device: torch.device,
+        stream: torch.cuda.Stream | None = None,
     ) -> None:
-        """``max_blocks``: pages of the longest sequence. ``spare_slot``: where padding writes."""
+        """``max_blocks``: pages of the longest sequence. ``spare_slot``: where padding writes.
+
+        ``stream``: the one that all calls come on, where it is not the device's own. A graph keeps
+        the multiprocessors of the stream that it was captured on.
+        """
         size = padded_size(max_num_seqs)
-        self._max_num_seqs = max_num_seqs
         self._spare_slot = spare_slot
         self._token_ids = torch.zeros(size, dtype=torch.int64, device=device)
         self._positions = torch.zeros(size, dtype=torch.int64, device=device)
@@ -37,7 +45,8 @@ class DecodeGraphs:
         self._met: set[int] = set()
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._memory = torch.cuda.graph_pool_handle()
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # The device's own stream cannot be captured.
+        self._stream = stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def run(self, inputs: StepInputs, compute: Compute) -> Tensor:
         """Logits (T, V) of a decode step; valid until the next call.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from vlmbatch.engine.image_upload import ImageUpload
 from vlmbatch.types import FeatureImage, ImageInput, PixelImage
 
 
@@ -21,13 +21,15 @@ class EncoderCache:
         project: Callable[[Tensor], Tensor],
         max_images: int,
         batch_images: int,
+        device: torch.device,
     ) -> None:
         """``encode`` takes (N, H, W, 3) uint8 pixels, and ``project`` (N, tokens, C) output of the
-        vision tower, on the host to (N, tokens, hidden)."""
+        vision tower, on ``device`` to (N, tokens, hidden)."""
         self._encode = encode
         self._project = project
         self._max_images = max_images
         self._batch_images = batch_images
+        self._upload = ImageUpload(device)
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
         self.num_encoded = 0
 
@@ -65,11 +67,9 @@ class EncoderCache:
     def _compute(self, batch: Sequence[ImageInput]) -> Tensor:
         pixels = [image.pixels for image in batch if isinstance(image, PixelImage)]
         if pixels:
-            return self._encode(torch.from_numpy(np.stack(pixels)))
-        # Images of several dtypes are stacked in one that holds the values of all.
-        return self._project(
-            torch.stack([_tensor(image) for image in batch if isinstance(image, FeatureImage)])
-        )
+            return self._encode(self._upload.pixels(pixels))
+        features = [_tensor(image) for image in batch if isinstance(image, FeatureImage)]
+        return self._project(self._upload.features(features))
 
     def _fill_up(
         self, places: int, wanted: dict[bytes, ImageInput], upcoming: Iterable[ImageInput]

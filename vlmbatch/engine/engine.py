@@ -12,10 +12,12 @@ from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.config import EngineConfig
 from vlmbatch.engine.batch import StepInputs, build_step_inputs
 from vlmbatch.engine.block_pool import BlockPool
-from vlmbatch.engine.decode_graphs import DecodeGraphs
 from vlmbatch.engine.kv_cache import KVCache, pool_granules
-from vlmbatch.engine.model_runner import LaunchedStep, Model, ModelRunner
+from vlmbatch.engine.lanes import DEPTH, Lane, Lanes, make_lanes
+from vlmbatch.engine.limits import Limits
+from vlmbatch.engine.model_runner import Model, ModelRunner
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
+from vlmbatch.engine.overlap import OverlapPolicy
 from vlmbatch.engine.scheduler import ScheduledChunk, Scheduler
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.errors import ErrorCode, RowError
@@ -26,10 +28,11 @@ from vlmbatch.types import FinishReason, Request
 _STEP_FAILURES = (IndexError, RuntimeError)
 _MAX_FAILURES = 64  # sequences given up one after another: then it is not the sequences
 
-# Enough for matrix products to run at full rate, where more would only take memory.
-_MAX_NUM_SEQS = {"cpu": 128, "cuda": 256}
-_MAX_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
-_VISION_BATCH = 32  # images of one tower pass: enough to fill a device, small beside the weights
+# Tokens of a step of prompts beside decode steps: enough for matrix products to run at full rate,
+# while not many sequences hold blocks without decoding yet.
+_LANE_PREFILL = 4096
+
+Outputs = list[TokenOutput | SequenceFailure]
 
 logger = logging.getLogger(__name__)
 
@@ -49,50 +52,47 @@ class Engine:
         device: torch.device,
         dtype: torch.dtype,
         ahead: bool | None = None,
+        lanes: Lanes | None = None,
     ) -> None:
-        """``ahead``: prepare a step while the one before is computed; None: on a GPU."""
+        """``ahead``: prepare a step while the one before is computed; None: on a GPU.
+
+        ``lanes``: to run prefill beside decode in; None: as the device and ``config`` allow.
+        """
         text = model_config.text
-        self.max_model_len = config.max_model_len or text.max_position_embeddings
-        max_num_seqs = config.max_num_seqs or _MAX_NUM_SEQS[device.type]
-        granules = pool_granules(
-            config.kv_cache_tokens,
-            text,
-            self.max_model_len,
-            max_num_seqs,
-            backend.granule,
-            dtype,
-            device,
-        )
+        limits = Limits.resolve(config, text, device.type)
+        self.max_model_len = limits.max_model_len
+        granules = pool_granules(config.kv_cache_tokens, text, limits, backend.granule, dtype)
         self.kv_cache_tokens = granules * backend.granule
         kv_cache = KVCache(
             text, self.kv_cache_tokens, backend.granule, backend.block_size, dtype, device
         )
-        graphs = None
-        if device.type == "cuda" and backend.captures_decodes and config.cuda_graphs:
-            max_blocks = -(-self.max_model_len // backend.block_size)
-            graphs = DecodeGraphs(max_num_seqs, max_blocks, kv_cache.spare_slot, device)
         self._new_scheduler: Callable[[], Scheduler] = lambda: Scheduler(
             BlockPool(granules, backend.block_size // backend.granule),
             granule=backend.granule,
-            max_num_seqs=max_num_seqs,
-            max_batched_tokens=config.max_batched_tokens or _MAX_BATCHED_TOKENS[device.type],
+            max_num_seqs=limits.max_num_seqs,
+            max_batched_tokens=limits.max_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
         )
         self.scheduler = self._new_scheduler()
         self.runner = ModelRunner(
             model,
             kv_cache,
-            graphs,
             device,
-            max_cached_images=max_num_seqs,
-            vision_batch=_VISION_BATCH,
+            max_cached_images=limits.max_cached_images,
+            vision_batch=limits.vision_batch,
         )
         self.device = device
         self._ahead = device.type == "cuda" if ahead is None else ahead
-        self._under_way: LaunchedStep | None = None
+        self._main, self._lanes = make_lanes(
+            config, backend, device, limits.max_num_seqs, limits.max_model_len, kv_cache.spare_slot
+        )
+        self._lanes = lanes or self._lanes
+        self._overlap = OverlapPolicy(text, dtype.itemsize)
+        self._overlapping = False
         self._failures = 0  # sequences given up since a step went well
         self._eos_token_ids = frozenset(model_config.eos_token_ids)
         self._backend = backend
+        self._vision_batch = limits.vision_batch
 
     @property
     def num_unfinished(self) -> int:
@@ -128,27 +128,72 @@ class Engine:
         self.scheduler.add(sequence)
         return sequence
 
-    def step(self) -> list[TokenOutput | SequenceFailure]:
+    def step(self) -> Outputs:
         """Launch a step over all sequences that can take part; the tokens of the one before.
 
         On a GPU the host is one step ahead: what it hands out here is of the step launched by the
-        call before. When a step fails, it yields nothing, and its sequences are tried again in
+        call before. Where there is much to decode and much to prefill, both run side by side (see
+        ``Lanes``). When a step fails, it yields nothing, and its sequences are tried again in
         smaller steps; one that fails alone is given up.
         """
+        if self._lanes is None:
+            return self._step_alone()
+        drained: Outputs = []
+        overlapping = self._overlap.wants_overlap(self.scheduler, self._overlapping)
+        if overlapping != self._overlapping:
+            self._overlapping = overlapping
+            drained = self._drain()
+        return drained + (self._step_in_lanes(self._lanes) if overlapping else self._step_alone())
+
+    def _step_alone(self) -> Outputs:
         chunks = self.scheduler.schedule()
-        launched = None
-        if chunks:
-            try:
-                launched = self.runner.launch(self._inputs(chunks), self._under_way)
-            except torch.AcceleratorError:
-                raise
-            except _STEP_FAILURES as error:
-                return self._collect() + self._recover(chunks, error)
-        if not self._ahead:
-            self._under_way, launched = launched, None
-        outputs = self._collect()
-        self._under_way = launched
+        if chunks and (failure := self._launch(self._main, chunks)):
+            return self._recover(chunks, failure)
+        outputs: Outputs = []
+        while len(self._main.under_way) > (1 if self._ahead and chunks else 0):
+            outputs += self._collect(self._main)
         return outputs
+
+    def _step_in_lanes(self, lanes: Lanes) -> Outputs:
+        """Keep both lanes busy; the tokens of the oldest decode step, and of prompts now done."""
+        outputs: Outputs = []
+        chunks = self.scheduler.schedule_decodes(joining=lanes.prefill.sequences)
+        if chunks is None:  # somebody has to be preempted, with no other step under way
+            self._overlapping = False
+            return self._drain() + self._step_alone()
+        if chunks:
+            after = lanes.prefill if lanes.decode_waits else None
+            if failure := self._launch(lanes.decode, chunks, after):
+                return self._recover(chunks, failure)
+            lanes.decode_waits = False
+        decoding = bool(lanes.decode.under_way)
+        if len(lanes.prefill.under_way) < DEPTH and (
+            not decoding or self.scheduler.has_room(_LANE_PREFILL)
+        ):
+            prompts = self.scheduler.schedule_prefill(_LANE_PREFILL)
+            if prompts and (failure := self._launch(lanes.prefill, prompts, lanes.decode)):
+                return self._recover(prompts, failure)
+        oldest = lanes.decode if decoding else lanes.prefill
+        if len(oldest.under_way) == DEPTH or not chunks:
+            outputs += self._collect(oldest)
+        while lanes.prefill.under_way and lanes.prefill.under_way[0].done:
+            outputs += self._collect(lanes.prefill)
+        return outputs
+
+    def _launch(
+        self, lane: Lane, chunks: list[ScheduledChunk], after: Lane | None = None
+    ) -> Exception | None:
+        """Launch a step, behind all that ``after`` has launched; returns what it failed with."""
+        before = lane.under_way[-1] if lane.under_way else None
+        try:
+            with lane.current(after):
+                step = self.runner.launch(self._inputs(chunks), before, lane.graphs)
+        except torch.AcceleratorError:
+            raise
+        except _STEP_FAILURES as error:
+            return error
+        lane.under_way.append(step)
+        return None
 
     def _inputs(self, chunks: list[ScheduledChunk]) -> StepInputs:
         inputs = build_step_inputs(
@@ -156,39 +201,53 @@ class Engine:
         )
         inputs.upcoming_images = (
             image
-            for sequence in islice(self.scheduler.waiting, _VISION_BATCH)
+            for sequence in islice(self.scheduler.waiting, self._vision_batch)
             for image in sequence.request.images
         )
         return inputs
 
-    def _collect(self) -> list[TokenOutput | SequenceFailure]:
-        """The tokens of the step under way, once it is done."""
-        step, self._under_way = self._under_way, None
-        if step is None:
+    def _collect(self, lane: Lane) -> Outputs:
+        """The tokens of a lane's oldest step, once it is done."""
+        if not lane.under_way:
             return []
-        outputs: list[TokenOutput | SequenceFailure] = []
+        step = lane.under_way.popleft()
+        outputs: Outputs = []
         for sequence, token_id in zip(step.sequences, step.token_ids(), strict=True):
             if self.scheduler.update(sequence, token_id):
                 outputs.append(TokenOutput(sequence, token_id, sequence.finish_reason))
+                if sequence.finished:
+                    self._overlap.observe(sequence)
         self._failures = 0
         return outputs
 
-    def _recover(
-        self, chunks: list[ScheduledChunk], error: Exception
-    ) -> list[TokenOutput | SequenceFailure]:
+    def _drain(self) -> Outputs:
+        """The tokens of all steps under way."""
+        outputs: Outputs = []
+        for lane in self._all_lanes:
+            while lane.under_way:
+                outputs += self._collect(lane)
+        return outputs
+
+    @property
+    def _all_lanes(self) -> tuple[Lane, ...]:
+        lanes = self._lanes
+        return (self._main,) if lanes is None else (self._main, lanes.decode, lanes.prefill)
+
+    def _recover(self, chunks: list[ScheduledChunk], error: Exception) -> Outputs:
         """Set the failed step's sequences apart, or end the one that makes steps fail."""
         logger.debug("a step of %d sequences failed", len(chunks), exc_info=error)
+        outputs = self._drain()
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
         culprit = self.scheduler.abort_step(chunks)
         if culprit is None:
-            return []
+            return outputs
         self._failures += 1
         if self._failures == _MAX_FAILURES:
             raise error
         self.scheduler.finish(culprit, None)
         message = f"the engine failed on this row: {type(error).__name__}: {error}"
-        return [SequenceFailure(culprit, RowError(ErrorCode.ENGINE_ERROR, message))]
+        return [*outputs, SequenceFailure(culprit, RowError(ErrorCode.ENGINE_ERROR, message))]
 
     def drop_waiting(self) -> list[Sequence]:
         """Give up the sequences that no step has computed anything of yet."""
@@ -199,12 +258,17 @@ class Engine:
 
     def reset(self) -> None:
         """Give up every sequence and cached prefix: an interrupted step leaves them half done."""
+        for lane in self._all_lanes:
+            lane.under_way.clear()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # lanes know nothing of each other's last steps
         self.scheduler = self._new_scheduler()
-        self._under_way = None
 
     def finish(self, sequence: Sequence, reason: FinishReason | None) -> None:
         """End a sequence early, as on a stop string, or give it up (no reason).
 
         Its blocks are free for others at once.
         """
+        if self._lanes is not None and self._lanes.prefill.under_way:
+            self._lanes.decode_waits = True  # it may be among those whose prompts are computed
         self.scheduler.finish(sequence, reason)

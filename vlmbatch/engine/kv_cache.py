@@ -7,11 +7,11 @@ from torch import Tensor
 from vlmbatch_kernels.granules import copy_granules
 
 from vlmbatch.attention.base import LayerKVCache
+from vlmbatch.engine.limits import Limits
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import TextConfig
 
-_CPU_BYTES = 2**30
-_CUDA_SHARE = 0.85  # of the free memory; the rest is for activations
+_DEFAULT_BYTES = 2**30
 
 
 def kv_bytes_per_token(text: TextConfig, dtype: torch.dtype) -> int:
@@ -22,18 +22,16 @@ def kv_bytes_per_token(text: TextConfig, dtype: torch.dtype) -> int:
 def pool_granules(
     kv_cache_tokens: int | None,
     text: TextConfig,
-    max_model_len: int,
-    max_num_seqs: int,
+    limits: Limits,
     granule: int,
     dtype: torch.dtype,
-    device: torch.device,
 ) -> int:
-    """Granules of ``granule`` tokens that the pool holds: as many as are asked for, else as memory
-    allows and batches can use.
+    """Granules of ``granule`` tokens that the pool holds: as many as are asked for, else of a GiB.
+
+    Of itself it holds at least one sequence of full length, and no more than steps can use.
 
     Raises:
-        ConfigError: what is asked for is less than a granule, or memory does not allow one
-            sequence of the full context length.
+        ConfigError: what is asked for is less than a granule.
     """
     if kv_cache_tokens is not None:
         if kv_cache_tokens < granule:
@@ -41,19 +39,18 @@ def pool_granules(
                 f"--kv-cache-tokens must be at least {granule}, got {kv_cache_tokens}"
             )
         return kv_cache_tokens // granule
-    per_token = kv_bytes_per_token(text, dtype)
-    if device.type == "cuda":
-        allowed = int(torch.cuda.mem_get_info(device)[0] * _CUDA_SHARE) // per_token
-        if allowed < max_model_len:
-            raise ConfigError(
-                f"GPU memory left for the KV cache holds {allowed} tokens, fewer than the context "
-                f"length of {max_model_len}; lower it with --max-model-len"
-            )
-    else:
-        allowed = max(_CPU_BYTES // per_token, max_model_len)
-    # Every sequence has a last granule of its own.
-    longest = -(-max_model_len // granule)
-    return max(min(allowed // granule, max_num_seqs * longest), longest)
+    allowed = _DEFAULT_BYTES // kv_bytes_per_token(text, dtype) // granule
+    return max(min(allowed, useful_granules(limits, granule)), full_length(limits, granule))
+
+
+def full_length(limits: Limits, granule: int) -> int:
+    """Granules of the longest sequence."""
+    return -(-limits.max_model_len // granule)
+
+
+def useful_granules(limits: Limits, granule: int) -> int:
+    """Granules of as many of the longest sequences as a step takes, each with a last of its own."""
+    return limits.max_num_seqs * full_length(limits, granule)
 
 
 class KVCache:

@@ -19,10 +19,15 @@ from contextlib import contextmanager
 
 import torch
 
+from vlmbatch.attention.base import AttentionBackend
+from vlmbatch.config import EngineConfig
 from vlmbatch.engine.decode_graphs import DecodeGraphs
 from vlmbatch.engine.model_runner import LaunchedStep
 from vlmbatch.engine.sequence import Sequence
+from vlmbatch.engine.sm_partition import partition
 
+_DECODE_SHARE = 0.36  # of the multiprocessors: 48 of an H100's 132
+_MIN_SMS = 64  # of a device that is worth dividing
 DEPTH = 2  # steps of a lane under way: one that runs, one that begins when it ends
 
 
@@ -63,6 +68,29 @@ class Lanes:
         self.decode = decode
         self.decode_waits = False  # a sequence was given up while its prompt was being computed
 
-    @property
-    def under_way(self) -> bool:
-        return bool(self.prefill.under_way or self.decode.under_way)
+
+def make_lanes(
+    config: EngineConfig,
+    backend: AttentionBackend,
+    device: torch.device,
+    max_num_seqs: int,
+    max_model_len: int,
+    spare_slot: int,
+) -> tuple[Lane, Lanes | None]:
+    """The lane for steps of all kinds on the whole device, and two to share it where it can be."""
+    if device.type != "cuda" or not backend.captures_decodes or not config.cuda_graphs:
+        return Lane(), None
+    max_blocks = -(-max_model_len // backend.block_size)
+
+    def graphs(stream: torch.cuda.Stream | None) -> DecodeGraphs:
+        return DecodeGraphs(max_num_seqs, max_blocks, spare_slot, device, stream)
+
+    main = Lane(graphs=graphs(None))
+    num_sms = torch.cuda.get_device_properties(device).multi_processor_count
+    if not config.overlap_prefill or num_sms < _MIN_SMS:
+        return main, None
+    # Partitions come in eights.
+    split = partition(device, round(num_sms * _DECODE_SHARE / 8) * 8)
+    if split is None:
+        return main, None
+    return main, Lanes(Lane(split.large), Lane(split.small, graphs(split.small)))

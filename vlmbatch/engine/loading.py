@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 from vlmbatch.attention import make_backend
 from vlmbatch.config import Device, DType, EngineConfig
 from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.limits import Limits
+from vlmbatch.engine.memory import kv_tokens_beside
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.llava import LlavaVision
@@ -32,23 +35,38 @@ def build_engine(
     None where images come as features: the tower is then neither loaded nor allocated.
 
     Raises:
-        ConfigError: the device, data type or attention backend is not to be had here.
+        ConfigError: the device, data type or attention backend is not to be had here, or the
+            device's memory is too small.
         CheckpointError: the weights do not fit the configuration.
     """
     device = resolve_device(config.device)
     if device.type == "cpu" and config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
     dtype = resolve_dtype(config.dtype, model_config, device)
-    backend = make_backend(config.attention_backend, device.type)
+    backend = make_backend(config.attention_backend, device.type, dtype)
     make_model = random_model if config.random_weights else partial(load_model, folder)
-    model = make_model(
-        model_config,
-        image_scale=image_scale,
-        image_bias=image_bias,
-        device=device,
-        dtype=dtype,
-        backend=backend,
-    )
+    try:
+        model = make_model(
+            model_config,
+            image_scale=image_scale,
+            image_bias=image_bias,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+        )
+    except torch.OutOfMemoryError as error:
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
+        raise ConfigError(
+            f"the weights in {str(dtype).removeprefix('torch.')} do not fit into the memory of "
+            f"the GPU: {total:.1f} GiB, of which {free:.1f} GiB were left when it ran out"
+        ) from error
+    if device.type == "cuda" and config.kv_cache_tokens is None:
+        limits = Limits.resolve(config, model_config.text, device.type)
+        pixels = image_scale is not None
+        tokens = kv_tokens_beside(
+            model, model_config, limits, backend, device, dtype, pixels=pixels
+        )
+        config = replace(config, kv_cache_tokens=tokens)
     engine = Engine(model, model_config, config, backend, device, dtype)
     logger.debug(
         "engine on %s in %s: %s attention, a KV cache of %d tokens, context length %d",
@@ -73,7 +91,7 @@ def build_vision(
     if device.type == "cpu" and config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
     dtype = resolve_dtype(config.dtype, model_config, device)
-    backend = make_backend(config.attention_backend, device.type)
+    backend = make_backend(config.attention_backend, device.type, dtype)
     return load_vision(folder, model_config, image_scale, image_bias, device, dtype, backend)
 
 

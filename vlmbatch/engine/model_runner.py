@@ -74,6 +74,11 @@ class LaunchedStep:
             return cls(sequences, sampled, copied, event)
         return cls(sequences, sampled, sampled, None)
 
+    @property
+    def done(self) -> bool:
+        """Whether the device has computed it."""
+        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
+
     def token_ids(self) -> list[int]:
         """The sampled token of each sequence; waits for the device."""
         if self._event is not None:
@@ -89,38 +94,43 @@ class ModelRunner:
         self,
         model: Model,
         kv_cache: KVCache,
-        graphs: DecodeGraphs | None,
         device: torch.device,
         max_cached_images: int,
         vision_batch: int,
     ) -> None:
-        """``graphs``: of decode steps, where the device and the attention backend allow them."""
         self._model = model
         self._kv_cache = kv_cache
-        self._graphs = graphs
         self._device = device
         self.encoder_cache = EncoderCache(
-            self._encode, self._project, max_cached_images, vision_batch
+            model.encode_images, model.project_features, max_cached_images, vision_batch, device
         )
 
     @torch.inference_mode()
-    def launch(self, inputs: StepInputs, before: LaunchedStep | None) -> LaunchedStep:
-        """Start computing a step. ``before``: the step under way, which samples the tokens that
-        are still pending in ``inputs``."""
+    def launch(
+        self,
+        inputs: StepInputs,
+        before: LaunchedStep | None = None,
+        graphs: DecodeGraphs | None = None,
+    ) -> LaunchedStep:
+        """Start computing a step on the current stream.
+
+        ``before``: the step under way, which samples the tokens that are still pending in
+        ``inputs``. ``graphs``: of decode steps on this stream, if they are to be used.
+        """
         if inputs.copies is not None:
             self._kv_cache.copy(*inputs.copies)
         if before is not None and inputs.pending_tokens:
             self._take_pending(inputs, before)
-        logits = self._logits(inputs)
+        logits = self._logits(inputs, graphs)
         if not inputs.sampled:
-            return LaunchedStep.of([], torch.empty(0, dtype=torch.int64))
+            return LaunchedStep.of([], torch.empty(0, dtype=torch.int64, device=self._device))
         params = [sequence.request.sampling for sequence in inputs.sampled]
         return LaunchedStep.of(inputs.sampled, sample(logits, params, inputs.sample_positions))
 
-    def _logits(self, inputs: StepInputs) -> Tensor:
+    def _logits(self, inputs: StepInputs, graphs: DecodeGraphs | None) -> Tensor:
         """(n, V) of the queries behind which a token is sampled."""
-        if self._graphs is not None and inputs.is_decode:
-            return self._graphs.run(inputs, self._decode_logits)
+        if graphs is not None and inputs.is_decode:
+            return graphs.run(inputs, self._decode_logits)
         embeds = self._embed(inputs)
         return self._forward(embeds, inputs.positions, inputs.metadata)
 
@@ -140,12 +150,6 @@ class ModelRunner:
         rows = torch.tensor([row_of[sequence] for _, sequence in inputs.pending_tokens])
         tokens = before.sampled[rows.to(self._device, non_blocking=True)]
         inputs.input_ids[places.to(self._device, non_blocking=True)] = tokens
-
-    def _encode(self, pixels: Tensor) -> Tensor:
-        return self._model.encode_images(pixels.to(self._device, non_blocking=True))
-
-    def _project(self, features: Tensor) -> Tensor:
-        return self._model.project_features(features.to(self._device, non_blocking=True))
 
     def _embed(self, inputs: StepInputs) -> Tensor:
         if not inputs.image_rows:

@@ -86,6 +86,16 @@ class Scheduler:
         assert self.fits(sequence.max_len)
         self.waiting.append(sequence)
 
+    @property
+    def has_prefill(self) -> bool:
+        """Whether there are prompts to compute, admitted or not."""
+        return bool(self.waiting) or any(not sequence.is_decoding for sequence in self.running)
+
+    @property
+    def is_recovering(self) -> bool:
+        """Whether sequences of a step that failed are set apart."""
+        return bool(self._suspects)
+
     def schedule(self) -> list[ScheduledChunk]:
         """The next step's chunks. Empty when nothing can run until results come in."""
         if self._prefixes is not None:
@@ -108,9 +118,50 @@ class Scheduler:
             position += 1
         if not preempted:
             self._admit_waiting(chunks, budget)
-        if self._prefixes is not None:
-            self._prefixes.end_step()
         return chunks
+
+    def schedule_prefill(self, max_tokens: int) -> list[ScheduledChunk]:
+        """A step of prompts alone, to run beside decode steps; nothing is preempted for it."""
+        if self._prefixes is not None:
+            self._prefixes.begin_step()
+        chunks: list[ScheduledChunk] = []
+        budget = min(max_tokens, self.max_batched_tokens)
+        for sequence in self.running:
+            if budget and not sequence.is_decoding:
+                length = min(sequence.num_uncomputed_tokens, budget)
+                chunks.append(self._chunk(sequence, length))
+                budget -= length
+        self._admit_waiting(chunks, budget)
+        return chunks
+
+    def schedule_decodes(self, joining: set[Sequence]) -> list[ScheduledChunk] | None:
+        """A step of the sequences whose prompts are computed, but for those still ``joining``.
+
+        None when the pool is dry: somebody has to be preempted, which ``schedule`` does.
+        """
+        ready = [
+            sequence
+            for sequence in self.running
+            if sequence.is_decoding and sequence.num_uncomputed_tokens and sequence not in joining
+        ]
+        for sequence in ready:
+            if not self._grow(sequence, sequence.num_tokens):
+                return None
+        return [self._chunk(sequence, sequence.num_uncomputed_tokens) for sequence in ready]
+
+    def has_room(self, num_tokens: int) -> bool:
+        """Whether waiting sequences with so many tokens could be admitted, or all that wait."""
+        free = self.pool.num_available - len(self.running)
+        places = self.max_num_seqs - len(self.running)
+        for sequence in self.waiting:
+            free -= -(-sequence.max_len // self.granule)
+            places -= 1
+            if free < 0 or places < 0:
+                return False
+            num_tokens -= sequence.num_tokens
+            if num_tokens <= 0:
+                return True
+        return True
 
     def update(self, sequence: Sequence, token_id: int) -> bool:
         """Take in a sampled token; True if it belongs to the output. Frees what has finished."""
@@ -190,6 +241,8 @@ class Scheduler:
             length = min(sequence.num_uncomputed_tokens, budget)
             chunks.append(self._chunk(sequence, length, self._copy(sequence, prefix)))
             budget -= length
+        if self._prefixes is not None:
+            self._prefixes.end_step()
 
     def _chunk(
         self, sequence: Sequence, length: int, copy: GranuleCopy | None = None

@@ -7,6 +7,7 @@ import logging
 from typing import NamedTuple
 
 import torch
+from vlmbatch_kernels.stream_sms import limit_stream
 
 logger = logging.getLogger(__name__)
 
@@ -16,14 +17,13 @@ _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING
 
 
 class SMPartition(NamedTuple):
-    """``small`` runs on ``num_sms`` multiprocessors, ``large`` on all others.
+    """``small`` runs on some of the multiprocessors, ``large`` on all others.
 
     The contexts behind the streams live as long as the process.
     """
 
     small: torch.cuda.Stream
     large: torch.cuda.Stream
-    num_sms: int
 
 
 class _Resource(ctypes.Structure):
@@ -80,6 +80,8 @@ def _partition(driver: ctypes.CDLL, device: torch.device, num_sms: int) -> SMPar
         call("cuDevResourceGenerateDesc", ctypes.byref(description), ctypes.byref(resource), 1)
         call("cuGreenCtxCreate", ctypes.byref(context), description, ordinal, _DEFAULT_STREAM)
         call("cuGreenCtxStreamCreate", ctypes.byref(raw), context, _NON_BLOCKING, 0)
-        return torch.cuda.ExternalStream(raw.value, device)  # type: ignore[no-untyped-call]
+        made = torch.cuda.ExternalStream(raw.value, device)  # type: ignore[no-untyped-call]
+        limit_stream(made, resource.sm_count)
+        return made
 
-    return SMPartition(stream(small), stream(large), small.sm_count)
+    return SMPartition(stream(small), stream(large))

@@ -23,7 +23,7 @@ class ImageLoader(Protocol):
         ...
 
     def close(self) -> None:
-        """Give up what is under way: its futures raise CancelledError."""
+        """Give up what is under way: its futures raise CancelledError. May be called again."""
         ...
 
 

@@ -57,14 +57,17 @@ class ImageWorkers:
         self._timeout_s = timeout_s
         self._slots = slots
         self._max_losses = _MAX_LOSSES * num_workers
-        # The lock guards all that follows; its conditions: a place is free, an image waits.
+        # The lock guards all that follows; its conditions: a place is free, an image waits,
+        # a worker is ready.
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._work = threading.Condition(self._lock)
+        self._started = threading.Condition(self._lock)
         self._under_way: dict[ImageKey, _Job] = {}
         self._waiting: deque[_Job] = deque()
         self._recent = RecentImages(recent_bytes)
         self._processes: set[WorkerProcess] = set()
+        self._num_started = 0  # workers that were ever ready
         self._losses = 0  # since an image was last decoded
         self._end: BaseException | None = None  # why no more images are taken
         self._ended = threading.Event()
@@ -105,8 +108,18 @@ class ImageWorkers:
             with self._lock:
                 self._recent.discard(key)
 
+    def wait_ready(self) -> None:
+        """Wait until the workers are up, or none will be any more."""
+        with self._lock:
+            self._started.wait_for(
+                lambda: self._num_started >= len(self._threads) or self._end is not None
+            )
+
     def close(self) -> None:
-        """End threads and processes. Futures of images under way raise CancelledError."""
+        """End threads and processes. Futures of images under way raise CancelledError.
+
+        It may be called again.
+        """
         self._stop(CancelledError())
         for thread in self._threads:
             thread.join()
@@ -159,6 +172,9 @@ class ImageWorkers:
         except WorkerLostError:
             self._forget(worker)
             raise
+        with self._lock:
+            self._num_started += 1
+            self._started.notify_all()
         return worker
 
     def _forget(self, worker: WorkerProcess) -> None:
@@ -226,6 +242,7 @@ class ImageWorkers:
                 worker.kill()
             self._room.notify_all()
             self._work.notify_all()
+            self._started.notify_all()
         self._ended.set()
         for job in given_up:
             job.future.set_exception(reason)

@@ -16,6 +16,7 @@ from torch import nn
 from vlmbatch.errors import CheckpointError
 from vlmbatch.models.layers import DerivedBuffers, RMSNorm
 from vlmbatch.models.linear import ColumnLinear, RowLinear, WeightSlot
+from vlmbatch.models.pinned_loader import PinnedLoader
 
 _FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
 _MAX_PROBLEMS = 10
@@ -47,9 +48,10 @@ def load_weights(
         tensors = _check(model, shards)
         materialise(model, device, dtype)
         slots = dict(weight_slots(model))
+        load = PinnedLoader(device).load if device.type == "cuda" else WeightSlot.load
         with torch.inference_mode():
             for name, (shard, tensor_name) in tensors.items():
-                slots[name].load(shard.get_tensor(tensor_name))
+                load(slots[name], shard.get_tensor(tensor_name))  # mapped: it is read while copied
 
 
 def random_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
@@ -66,9 +68,11 @@ def random_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
 
 def materialise(model: nn.Module, device: torch.device, dtype: torch.dtype) -> None:
     """Give a model from the meta device its memory; parameters are left uninitialised."""
-    model.to(dtype=dtype).to_empty(device=device)
-    model.requires_grad_(False)
     for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            # to_empty would do, if it did not import half a second of symbolic algebra.
+            empty = torch.empty(parameter.shape, dtype=dtype, device=device)
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
         if isinstance(module, DerivedBuffers):
             module.fill_buffers(device, dtype)
 

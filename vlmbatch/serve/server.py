@@ -6,6 +6,7 @@ import asyncio
 import math
 import signal
 import socket
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
 
 _KEEP_ALIVE_S = 75  # beyond what clients keep idle connections for, so that they close them
+# The engine's thread gives up the interpreter with each operation, and those that read and prepare
+# requests would keep it for 5 ms.
+_SWITCH_INTERVAL_S = 0.001
 _LAST_WORDS_S = 2.0  # for responses that say that the grace time is over
 
 
@@ -50,6 +54,7 @@ def serve(config: ServeConfig) -> int:
         _ = inputs.processor.chat_template  # one that is missing or bad is an error now
         engine = load_engine(config.job, inputs)
         check_context(engine)
+        sys.setswitchinterval(_SWITCH_INTERVAL_S)
         return asyncio.run(_serve(config, inputs, engine, domains, listener))
 
 

@@ -1,0 +1,71 @@
+"""Which kernel the flash-attn backend decodes with. flash-attn itself is tested in tests/gpu."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from paged_batch import make_pool, make_step
+from torch import Tensor
+
+from vlmbatch.attention.base import AttentionSpec
+
+SPEC = AttentionSpec(4, 2, 8, 0.3)
+OTHER_SPEC = AttentionSpec(4, 2, 8, 0.3, sliding_window=19)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The decode kernels called, in order; both return zeros."""
+    called: list[str] = []
+
+    def split_kv(query: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        called.append("flash-attn")
+        return torch.zeros_like(query)
+
+    def decode(query: Tensor, *args: Any) -> Tensor:
+        called.append("ours")
+        return torch.zeros_like(query)
+
+    package = SimpleNamespace(flash_attn_func=None, flash_attn_with_kvcache=split_kv)
+    interface = SimpleNamespace(flash_attn_gpu=None)
+    name = "vlmbatch.attention.flash"
+    monkeypatch.setitem(sys.modules, "flash_attn", package)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", interface)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, name, ModuleType(name))  # puts back what was there, or nothing
+    del sys.modules[name]
+    module = import_module(name)
+    monkeypatch.setattr(module, "decode", decode)
+    monkeypatch.setattr(module, "has_triton", lambda: True)
+    return called
+
+
+def decode_steps(*steps: tuple[int, AttentionSpec]) -> None:
+    """Steps of so many sequences through one backend."""
+    backend = sys.modules["vlmbatch.attention.flash"].FlashAttnBackend()
+    for count, spec in steps:
+        step = make_step([(1, 5)] * count, spec, 256, 16, generator=torch.Generator())
+        step.pool = torch.cat([step.pool, torch.zeros(2, 256, 2, 8)], dim=1)
+        pool = make_pool(step, spec)
+        out = backend.paged(step.query, step.key, step.value, pool, step.metadata, spec)
+        assert out.shape == step.query.shape
+
+
+def test_ours_where_it_fills_the_gpu(calls: list[str]) -> None:
+    decode_steps((512, SPEC), (511, SPEC), (600, SPEC))
+    assert calls == ["ours", "flash-attn", "ours"]
+
+
+def test_ours_is_compiled_by_the_first_step_of_each_kind(calls: list[str]) -> None:
+    decode_steps((3, SPEC), (3, SPEC), (3, OTHER_SPEC), (4, SPEC), (4, OTHER_SPEC))
+    assert calls == ["ours", "flash-attn", "ours", "flash-attn", "flash-attn"]
+
+
+def test_flash_attn_without_triton(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["vlmbatch.attention.flash"], "has_triton", lambda: False)
+    decode_steps((3, SPEC), (600, SPEC))
+    assert calls == ["flash-attn", "flash-attn"]

@@ -1,0 +1,163 @@
+"""What the KV cache may take of a GPU, and the step that is measured to find out."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from fake_model import IMAGE_TOKENS, FakeBackend, FakeModel, fake_config
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vlmbatch.attention import make_backend
+from vlmbatch.attention.base import AttentionMetadata, LayerKVCache
+from vlmbatch.config import EngineConfig
+from vlmbatch.engine.kv_cache import kv_bytes_per_token
+from vlmbatch.engine.limits import Limits
+from vlmbatch.engine.memory import kv_tokens_beside, kv_tokens_within, run_largest_step
+from vlmbatch.errors import ConfigError
+from vlmbatch.models.config import TextConfig, load_model_config
+from vlmbatch.models.registry import random_model
+
+CPU = torch.device("cpu")
+SAMPLE = Path(__file__).parents[2] / "samples" / "tiny-llava"
+LLAVA_7B = TextConfig(
+    model_type="llama",
+    vocab_size=32_064,
+    hidden_size=4096,
+    intermediate_size=11_008,
+    num_layers=32,
+    num_heads=32,
+    num_kv_heads=32,
+    head_dim=128,
+    rms_norm_eps=1e-5,
+    max_position_embeddings=4096,
+    sliding_windows=(None,) * 32,
+)
+ON_CUDA = Limits.resolve(EngineConfig(), LLAVA_7B, "cuda")
+
+
+class WatchedModel(FakeModel):
+    """Notes how large the steps were that it was put to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens = self.sampled = self.image_tokens = 0
+        self.lengths: list[int] = []
+
+    def embed(
+        self,
+        input_ids: Tensor,
+        features: Tensor | None = None,
+        feature_rows: Tensor | None = None,
+    ) -> Tensor:
+        if feature_rows is not None:
+            self.image_tokens = int((feature_rows >= 0).sum())
+        return super().embed(input_ids, features, feature_rows)
+
+    def forward(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        kv_caches: list[LayerKVCache],
+        metadata: AttentionMetadata,
+    ) -> Tensor:
+        self.tokens, self.lengths = len(embeds), list(metadata.query_lens)
+        return super().forward(embeds, positions, kv_caches, metadata)
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        self.sampled = len(hidden)
+        return super().compute_logits(hidden)
+
+
+@given(
+    max_num_seqs=st.integers(1, 40),
+    max_batched_tokens=st.integers(1, 100),
+    max_model_len=st.integers(2, 50),
+    pixels=st.booleans(),
+)
+def test_the_step_measured_is_as_large_as_any(
+    max_num_seqs: int, max_batched_tokens: int, max_model_len: int, pixels: bool
+) -> None:
+    limits = Limits(max_num_seqs, max_batched_tokens, max_model_len, vision_batch=5)
+    model = WatchedModel()
+    run_largest_step(model, fake_config(), limits, FakeBackend(), CPU, torch.float64, pixels=pixels)
+    assert model.tokens == min(max_batched_tokens, max_num_seqs * max_model_len)
+    assert model.sampled == min(max_num_seqs, max_batched_tokens)
+    assert max(model.lengths) <= max_model_len
+    if max_model_len > IMAGE_TOKENS and max_batched_tokens > max_num_seqs + IMAGE_TOKENS:
+        assert model.num_encoded == 5
+        room = (max_batched_tokens - model.sampled) // IMAGE_TOKENS
+        assert model.image_tokens == IMAGE_TOKENS * min(max_num_seqs, room)
+
+
+def test_an_80_gb_gpu_holds_118_000_tokens_beside_llava_7b() -> None:
+    total, context, weights = int(79.1 * 2**30), 900_000_000, 14_130_000_000
+    images, largest_step, margin = 512 * 576 * 4096 * 2, 1_600_000_000, 3 * 2**29
+    left = total - context - weights - images - largest_step - margin
+    tokens = kv_tokens_within(left, LLAVA_7B, ON_CUDA, 16, torch.bfloat16)
+    assert tokens >= 118_000
+    assert tokens % 16 == 0
+    assert tokens * kv_bytes_per_token(LLAVA_7B, torch.bfloat16) <= left
+
+
+def test_no_more_is_taken_than_steps_can_use() -> None:
+    few = replace(ON_CUDA, max_num_seqs=3, max_model_len=100)
+    assert kv_tokens_within(2**40, LLAVA_7B, few, 16, torch.bfloat16) == 3 * 112
+
+
+@pytest.mark.parametrize("num_bytes", [-(2**30), 4095 * 2**19])
+def test_too_little_for_one_sequence_is_refused_with_both_numbers(num_bytes: int) -> None:
+    holds = max(0, num_bytes // 2**19)
+    message = f"holds {holds} tokens, fewer than the context length of 4096; .*--max-model-len"
+    with pytest.raises(ConfigError, match=message):
+        kv_tokens_within(num_bytes, LLAVA_7B, ON_CUDA, 16, torch.bfloat16)
+    assert kv_tokens_within(4096 * 2**19, LLAVA_7B, ON_CUDA, 16, torch.bfloat16) == 4096
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """What torch says of a GPU that is not there."""
+    state = {"free": 70 * 2**30, "before": 14 * 2**30, "peak": 16 * 2**30}
+    cuda = {
+        "empty_cache": lambda: None,
+        "reset_peak_memory_stats": lambda device: None,
+        "mem_get_info": lambda device: (state["free"], 80 * 2**30),
+        "memory_reserved": lambda device: state["before"],
+        "max_memory_reserved": lambda device: state["peak"],
+    }
+    for name, function in cuda.items():
+        monkeypatch.setattr(torch.cuda, name, function)
+    return state
+
+
+@pytest.mark.parametrize("pixels", [True, False])
+def test_what_the_step_takes_and_images_and_graphs_is_left_free(
+    gpu: dict[str, int], pixels: bool
+) -> None:
+    config = load_model_config(SAMPLE)
+    backend = make_backend("torch", "cpu")
+    scaling = ((1.0,) * 3, (0.0,) * 3) if pixels else (None, None)
+    model = random_model(config, *scaling, CPU, torch.float32, backend)
+    limits = Limits(10**6, 256, 512, vision_batch=2)
+    tokens = kv_tokens_beside(model, config, limits, backend, CPU, torch.float32, pixels=pixels)
+    images = limits.max_num_seqs * config.image_feature_size * config.text.hidden_size * 4
+    left = gpu["free"] - 2 * 2**30 - images - 3 * 2**29
+    assert tokens == left // kv_bytes_per_token(config.text, torch.float32) // 16 * 16
+
+
+def test_a_step_that_finds_no_room_is_refused_with_both_numbers(gpu: dict[str, int]) -> None:
+    class LargeModel(FakeModel):
+        def compute_logits(self, hidden: Tensor) -> Tensor:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gpu["free"] = 2**29
+    limits = Limits(4, 64, 32, vision_batch=2)
+    message = "0.5 GiB, too little for a step of 64 tokens; .*--max-batched-tokens"
+    with pytest.raises(ConfigError, match=message):
+        kv_tokens_beside(
+            LargeModel(), fake_config(), limits, FakeBackend(), CPU, torch.float64, pixels=True
+        )

@@ -1,0 +1,87 @@
+"""The sample model's engine over held-out rows, without the stages around it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from vlmbatch.config import EngineConfig, ManifestConfig, RunConfig, SamplingParams
+from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.outputs import SequenceFailure
+from vlmbatch.errors import RowError
+from vlmbatch.image_workers.loader import InProcessLoader
+from vlmbatch.prepare import prepare
+from vlmbatch.run import Inputs, load_engine, open_inputs
+from vlmbatch.types import Request
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "samples" / "tiny-llava"
+MAX_TOKENS = 48
+
+
+def make_rows(count: int, seed: int, folder: Path) -> Path:
+    """Write a manifest of questions about scenes from ``seed`` on; three to five an image."""
+    command = [sys.executable, str(ROOT / "samples" / "make_samples.py")]
+    options = ["--rows", str(count), "--seed", str(seed), "--out", str(folder)]
+    subprocess.run(command + options, check=True, capture_output=True)
+    return folder / "manifest.jsonl"
+
+
+def one_row_an_image(manifest: Path, count: int) -> Path:
+    """Write a manifest of the first row of each image beside ``manifest``."""
+    lines = manifest.read_text().splitlines()
+    first = {json.loads(line)["image"]: line for line in reversed(lines)}
+    assert len(first) >= count
+    path = manifest.with_name("distinct.jsonl")
+    path.write_text("\n".join(list(first.values())[:count]) + "\n")
+    return path
+
+
+@dataclass
+class SampleModel:
+    """The rows of a manifest, ready for the engine."""
+
+    config: RunConfig
+    inputs: Inputs
+    requests: list[Request]
+
+    @classmethod
+    def open(cls, manifest: Path) -> SampleModel:
+        config = RunConfig(
+            model=str(MODEL),
+            manifest=ManifestConfig(str(manifest)),
+            output="-",
+            sampling=SamplingParams(max_tokens=MAX_TOKENS),
+        )
+        inputs = open_inputs(config)
+        loader = InProcessLoader(config.image_limits, inputs.processor.image_processor)
+        requests = []
+        for row in inputs.manifest.rows():
+            prepared = prepare(row, inputs.processor, loader, known=lambda row: None)
+            assert prepared.request is not None, prepared.error
+            requests.append(prepared.request)
+        return cls(config, inputs, requests)
+
+    def endless_requests(self, count: int) -> list[Request]:
+        """The first of them, answered with 200 tokens each: prompt and answer take over 256."""
+        endless = SamplingParams(max_tokens=200, ignore_eos=True)
+        return [replace(request, sampling=endless) for request in self.requests[:count]]
+
+    def engine(self, settings: EngineConfig) -> Engine:
+        config = RunConfig(self.config.model, self.config.manifest, "-", engine=settings)
+        return load_engine(config, self.inputs)
+
+
+def answer(engine: Engine, requests: list[Request]) -> tuple[list[list[int]], dict[int, RowError]]:
+    """The tokens of every request, and the errors of those that were given up, by their place."""
+    sequences = [engine.add(request) for request in requests]
+    errors = {}
+    while engine.num_unfinished:
+        for output in engine.step():
+            if isinstance(output, SequenceFailure):
+                errors[sequences.index(output.sequence)] = output.error
+        engine.scheduler.check_integrity()
+    return [sequence.output_token_ids for sequence in sequences], errors

@@ -1,0 +1,81 @@
+"""Attention over the paged pool with our own Triton kernels, on CUDA without flash-attn.
+
+Pages and granules are as in ``flash``: full pages of 256 tokens, the last one as short as its
+tokens need.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from vlmbatch_kernels.paged_attention import PageLayout, Scores, paged_attention
+from vlmbatch_kernels.paged_decode import paged_decode
+
+from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, LayerKVCache
+from vlmbatch.attention.paged import PagedBackend
+from vlmbatch.attention.torch_sdpa import dense_sdpa
+
+
+class TritonBackend(PagedBackend):
+    """Decodes and prefills with a kernel each; attends without a cache as torch does.
+
+    The pool needs ``block_size`` tokens of slack behind the last one it hands out. Attention over
+    it must be causal.
+    """
+
+    name = "triton"
+    captures_decodes = True
+    block_size = 256
+    granule = 16
+    _layout = PageLayout(block_size, granule)
+
+    def dense(self, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
+        return dense_sdpa(query, key, value, spec)
+
+    def _attend(
+        self, query: Tensor, cache: LayerKVCache, metadata: AttentionMetadata, spec: AttentionSpec
+    ) -> Tensor:
+        decodes = metadata.num_decodes
+        if decodes == len(metadata.query_lens):
+            return decode(query, cache, metadata, spec, self._layout)
+        assert spec.causal, spec
+        out = paged_attention(
+            query,
+            cache.key,
+            cache.value,
+            metadata.block_table[decodes:],
+            metadata.cu_seqlens_q[decodes:],
+            metadata.seqlens_k[decodes:],
+            metadata.max_seqlen_q,
+            self._layout,
+            scores(spec),
+        )
+        if decodes:
+            out[:decodes] = decode(query[:decodes], cache, metadata, spec, self._layout)
+        return out
+
+
+def decode(
+    query: Tensor,
+    cache: LayerKVCache,
+    metadata: AttentionMetadata,
+    spec: AttentionSpec,
+    layout: PageLayout,
+) -> Tensor:
+    """Attend with the single queries of a step's first ``num_decodes`` sequences, B of them.
+
+    ``query``: (B, H, D). Returns (B, H, D).
+    """
+    decodes = metadata.num_decodes
+    return paged_decode(
+        query,
+        cache.key,
+        cache.value,
+        metadata.block_table[:decodes],
+        metadata.seqlens_k[:decodes],
+        layout,
+        scores(spec),
+    )
+
+
+def scores(spec: AttentionSpec) -> Scores:
+    return Scores(spec.scale, spec.sliding_window or 0, spec.softcap or 0.0)

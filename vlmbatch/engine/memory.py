@@ -1,0 +1,154 @@
+"""How much of a GPU's memory is left for the KV cache, measured on a step of the largest kind."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from vlmbatch.attention.base import AttentionBackend
+from vlmbatch.config import SamplingParams
+from vlmbatch.engine.batch import build_step_inputs
+from vlmbatch.engine.block_pool import Block
+from vlmbatch.engine.kv_cache import (
+    KVCache,
+    full_length,
+    kv_bytes_per_token,
+    useful_granules,
+)
+from vlmbatch.engine.limits import Limits
+from vlmbatch.engine.model_runner import Model, ModelRunner
+from vlmbatch.engine.scheduler import ScheduledChunk
+from vlmbatch.engine.sequence import Sequence
+from vlmbatch.errors import ConfigError
+from vlmbatch.models.config import ModelConfig, TextConfig
+from vlmbatch.types import FeatureImage, ImageInput, ImageSpan, PixelImage, Request
+
+# What no single step shows: CUDA graphs with the logits that each of them keeps, a decode step
+# beside the largest one, memory that is free in pieces too small.
+_MARGIN_BYTES = 3 * 2**29
+
+_SAMPLING = SamplingParams(temperature=1.0, top_k=50, top_p=0.9)  # takes more than greedy choice
+
+
+def kv_tokens_beside(
+    model: Model,
+    model_config: ModelConfig,
+    limits: Limits,
+    backend: AttentionBackend,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    pixels: bool,
+) -> int:
+    """Tokens of KV cache that the GPU ``device`` holds beside the weights and any step.
+
+    ``pixels``: images come as such, else as features.
+
+    Raises:
+        ConfigError: the largest step finds no room, or what it leaves is too little for one
+            sequence of full length.
+    """
+    torch.cuda.empty_cache()
+    free = torch.cuda.mem_get_info(device)[0]
+    reserved = torch.cuda.memory_reserved(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    try:
+        run_largest_step(model, model_config, limits, backend, device, dtype, pixels=pixels)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(
+            f"GPU memory left beside the weights is {free / 2**30:.1f} GiB, too little for a step "
+            f"of {limits.max_batched_tokens} tokens; lower it with --max-batched-tokens"
+        ) from error
+    # The two pages of cache that the step had count as well, and so do its images below.
+    step = torch.cuda.max_memory_reserved(device) - reserved
+    torch.cuda.empty_cache()
+    # Again: kernels that were loaded for the step stay.
+    free = torch.cuda.mem_get_info(device)[0]
+    images = limits.max_cached_images * _image_bytes(model_config, dtype)
+    left = free - step - images - _MARGIN_BYTES
+    return kv_tokens_within(left, model_config.text, limits, backend.granule, dtype)
+
+
+def kv_tokens_within(
+    num_bytes: int, text: TextConfig, limits: Limits, granule: int, dtype: torch.dtype
+) -> int:
+    """Tokens that ``num_bytes`` hold, whole granules of them and no more than steps can use.
+
+    Raises:
+        ConfigError: fewer than one sequence of full length takes.
+    """
+    allowed = max(0, num_bytes) // kv_bytes_per_token(text, dtype)
+    if allowed // granule < full_length(limits, granule):
+        raise ConfigError(
+            f"GPU memory left for the KV cache holds {allowed} tokens, fewer than the context "
+            f"length of {limits.max_model_len}; lower it with --max-model-len"
+        )
+    return min(allowed // granule, useful_granules(limits, granule)) * granule
+
+
+def run_largest_step(
+    model: Model,
+    model_config: ModelConfig,
+    limits: Limits,
+    backend: AttentionBackend,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    pixels: bool,
+) -> None:
+    """Run a step with as many tokens, sampled tokens and new images as any may have.
+
+    All its sequences write to the same page and read it: the step takes hardly any KV cache, and
+    what it computes means nothing. Afterwards the kernels of prefill are compiled and loaded.
+    """
+    page = backend.block_size
+    cache = KVCache(model_config.text, page, backend.granule, page, dtype, device)
+    runner = ModelRunner(model, cache, device, limits.max_cached_images, limits.vision_batch)
+    images = [_image(model_config, index, pixels) for index in range(limits.vision_batch)]
+    chunks = _largest_chunks(model_config, limits, images)
+    for chunk in chunks:
+        chunk.sequence.blocks = [Block(0, page // backend.granule)] * -(-chunk.length // page)
+    inputs = build_step_inputs(chunks, page, backend.granule, device)
+    inputs.upcoming_images = images
+    runner.launch(inputs).token_ids()
+
+
+def _largest_chunks(
+    model_config: ModelConfig, limits: Limits, images: list[ImageInput]
+) -> list[ScheduledChunk]:
+    """Whole prompts for all the tokens of a step: first ones with an image, then longer ones."""
+    feature_size = model_config.image_feature_size
+    left = limits.max_batched_tokens
+    lengths = [1] * min(limits.max_num_seqs, left)
+    left -= len(lengths)
+    for length in (feature_size + 1, limits.max_model_len):
+        for index, before in enumerate(lengths):
+            grown = min(max(before, min(length, limits.max_model_len)), before + left)
+            lengths[index] = grown
+            left -= grown - before
+    chunks = []
+    for index, length in enumerate(lengths):
+        with_image = length > feature_size
+        request = Request(
+            index,
+            [0] * length,
+            _SAMPLING,
+            (images[index % len(images)],) if with_image else (),
+            (ImageSpan(0, feature_size, 0),) if with_image else (),
+        )
+        sequence = Sequence(request, length + 1, frozenset())
+        chunks.append(ScheduledChunk(sequence, 0, length, samples=True))
+    return chunks
+
+
+def _image(model_config: ModelConfig, index: int, pixels: bool) -> ImageInput:
+    content_hash = index.to_bytes(16, "big")
+    if not pixels:
+        return FeatureImage(np.zeros(model_config.feature_shape, np.float32), content_hash)
+    _, channels, height, width = model_config.image_input_shape
+    return PixelImage(np.zeros((height, width, channels), np.uint8), content_hash)
+
+
+def _image_bytes(model_config: ModelConfig, dtype: torch.dtype) -> int:
+    """Of an image's embeddings, as the encoder cache keeps them."""
+    return model_config.image_feature_size * model_config.text.hidden_size * dtype.itemsize
