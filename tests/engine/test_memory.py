@@ -144,7 +144,7 @@ def test_what_the_step_takes_and_images_and_graphs_is_left_free(
     model = random_model(config, *scaling, CPU, torch.float32, backend)
     limits = Limits(10**6, 256, 512, vision_batch=2)
     tokens = kv_tokens_beside(model, config, limits, backend, CPU, torch.float32, pixels=pixels)
-    images = limits.max_num_seqs * config.image_feature_size * config.text.hidden_size * 4
+    images = limits.max_cached_images * config.image_feature_size * config.text.hidden_size * 4
     left = gpu["free"] - 2 * 2**30 - images - 3 * 2**29
     assert tokens == left // kv_bytes_per_token(config.text, torch.float32) // 16 * 16
 

@@ -105,7 +105,8 @@ def test_transformers_loads_the_tokenizer(folder: Path, tokenizer: Tokenizer) ->
 
 @given(st.text().filter(lambda text: "<" not in text))
 def test_any_text_survives_the_tokenizer(tokenizer: Tokenizer, text: str) -> None:
-    assert tokenizer.decode(tokenizer.encode(text).ids) == text
+    # Answers begin with a space, which decoding takes off.
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text.removeprefix(" ")
 
 
 def test_the_chat_template_gives_the_format_of_the_prompts(processor: Any) -> None:

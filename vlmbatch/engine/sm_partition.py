@@ -7,7 +7,6 @@ import logging
 from typing import NamedTuple
 
 import torch
-from vlmbatch_kernels.stream_sms import limit_stream
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +31,7 @@ class _Resource(ctypes.Structure):
     _fields_ = (
         ("type", ctypes.c_int),
         ("internal", ctypes.c_ubyte * 92),
-        ("sm_count", ctypes.c_uint),
-        ("rest", ctypes.c_ubyte * 412),
+        ("rest", ctypes.c_ubyte * 416),
     )
 
 
@@ -80,8 +78,6 @@ def _partition(driver: ctypes.CDLL, device: torch.device, num_sms: int) -> SMPar
         call("cuDevResourceGenerateDesc", ctypes.byref(description), ctypes.byref(resource), 1)
         call("cuGreenCtxCreate", ctypes.byref(context), description, ordinal, _DEFAULT_STREAM)
         call("cuGreenCtxStreamCreate", ctypes.byref(raw), context, _NON_BLOCKING, 0)
-        made = torch.cuda.ExternalStream(raw.value, device)  # type: ignore[no-untyped-call]
-        limit_stream(made, resource.sm_count)
-        return made
+        return torch.cuda.ExternalStream(raw.value, device)  # type: ignore[no-untyped-call]
 
     return SMPartition(stream(small), stream(large))
