@@ -362,3 +362,50 @@ def test_what_is_to_be_copied_is_not_overwritten_by_the_same_step() -> None:
     assert copied.copy is not None
     taken = [block for chunk in others for block in chunk.sequence.blocks]
     assert all(not block.start <= copied.copy.source < block.start + block.size for block in taken)
+
+
+def test_what_a_step_beside_others_copies_stays_until_it_has_run() -> None:
+    scheduler = Scheduler(BlockPool(8, granules_per_block=4), 2, 8, 64)
+    first = sequence([1] * 5, 1)
+    scheduler.add(first)
+    scheduler.schedule()
+    scheduler.finish(first, "stop")
+    scheduler.add(sequence([1] * 5, 1))
+    (chunk,) = scheduler.schedule_prefill(64)
+    assert chunk.copy is not None
+    assert chunk.copy.source in scheduler.pool.holds()
+    scheduler.check_integrity()
+    scheduler.end_prefill()
+    assert chunk.copy.source not in scheduler.pool.holds()
+    scheduler.check_integrity()
+
+
+def test_decode_steps_leave_sequences_alone_whose_prompts_are_under_way() -> None:
+    scheduler = make_scheduler(num_granules=16)
+    old, young = sequence([1] * 4, 9), sequence([2] * 4, 9)
+    scheduler.add(old)
+    scheduler.schedule()
+    scheduler.update(old, 1)
+    scheduler.add(young)
+    (chunk,) = scheduler.schedule_prefill(64)
+    assert chunk.sequence is young
+    chunks = scheduler.schedule_decodes(joining={young})
+    assert chunks is not None and [c.sequence for c in chunks] == [old]
+    scheduler.update(young, 1)
+    chunks = scheduler.schedule_decodes(joining=set())
+    assert chunks is not None and {c.sequence for c in chunks} == {old, young}
+
+
+def test_a_dry_pool_is_left_to_the_step_that_preempts() -> None:
+    scheduler = make_scheduler(num_granules=4, enable_prefix_caching=False)
+    sequences = [sequence([token] * 4, 9) for token in (1, 2)]
+    for each in sequences:
+        scheduler.add(each)
+    while len(scheduler.running) < 2 or scheduler.pool.num_available:
+        for chunk in scheduler.schedule():
+            scheduler.update(chunk.sequence, 1)
+    while (chunks := scheduler.schedule_decodes(set())) is not None:
+        for chunk in chunks:
+            scheduler.update(chunk.sequence, 1)
+    assert scheduler.running == sequences, "nobody is preempted"
+    assert all(not each.num_pending for each in sequences), "nobody goes on alone"

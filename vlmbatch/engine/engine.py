@@ -171,8 +171,12 @@ class Engine:
             not decoding or self.scheduler.has_room(_LANE_PREFILL)
         ):
             prompts = self.scheduler.schedule_prefill(_LANE_PREFILL)
-            if prompts and (failure := self._launch(lanes.prefill, prompts, lanes.decode)):
-                return self._recover(prompts, failure)
+            if not prompts:
+                self.scheduler.end_prefill()
+            elif failure := self._launch(lanes.prefill, prompts, lanes.decode):
+                outputs = self._recover(prompts, failure)
+                self.scheduler.end_prefill()
+                return outputs
         oldest = lanes.decode if decoding else lanes.prefill
         if len(oldest.under_way) == DEPTH or not chunks:
             outputs += self._collect(oldest)
@@ -217,6 +221,8 @@ class Engine:
                 outputs.append(TokenOutput(sequence, token_id, sequence.finish_reason))
                 if sequence.finished:
                     self._overlap.observe(sequence)
+        if self._lanes is not None and lane is self._lanes.prefill:
+            self.scheduler.end_prefill()
         self._failures = 0
         return outputs
 

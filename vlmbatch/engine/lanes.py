@@ -8,7 +8,7 @@ the rest.
 The lanes are ordered by these rules alone. A sequence goes over to decoding once the host has seen
 the end of the step that computed its prompt. A step that writes prompts begins after all decode
 steps launched before it: they may still write to blocks that were free when it was scheduled, or
-write what it reads.
+write what it reads. What it copies stays held until the host has seen its end.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 
 from vlmbatch.engine.block_pool import Block, BlockPool
@@ -38,6 +39,7 @@ class PrefixCache:
         self._granule = granule
         self._fresh: set[bytes] = set()  # content that the step being scheduled will write
         self._sources: list[Block] = []  # of its copies
+        self._copying: deque[list[Block]] = deque()  # of steps that run beside others, in order
 
     def find(self, sequence: Sequence) -> Prefix:
         """The longest beginning of the sequence that can be taken over."""
@@ -80,7 +82,20 @@ class PrefixCache:
         """What is registered so far is written before the step to be scheduled: it can copy it."""
         self._fresh.clear()
 
-    def end_step(self) -> None:
-        """Every sequence of the step has its blocks: none can overwrite what is to be copied."""
-        self._pool.free(self._sources)
-        self._sources.clear()
+    def end_step(self, beside_others: bool = False) -> None:
+        """Every sequence of the step has its blocks: none can overwrite what is to be copied.
+
+        Steps that run beside it could: then the sources are held until ``end_copies``.
+        """
+        self._copying.append(self._sources)
+        self._sources = []
+        if not beside_others:
+            self.end_copies()
+
+    def end_copies(self) -> None:
+        """The oldest step whose sources are held has run, or never will."""
+        self._pool.free(self._copying.popleft())
+
+    def held(self) -> list[Block]:
+        """Sources of copies that steps under way may still make."""
+        return [block for sources in self._copying for block in sources]

@@ -118,10 +118,15 @@ class Scheduler:
             position += 1
         if not preempted:
             self._admit_waiting(chunks, budget)
+        if self._prefixes is not None:
+            self._prefixes.end_step()
         return chunks
 
     def schedule_prefill(self, max_tokens: int) -> list[ScheduledChunk]:
-        """A step of prompts alone, to run beside decode steps; nothing is preempted for it."""
+        """A step of prompts alone, to run beside decode steps; nothing is preempted for it.
+
+        Whether or not it is empty, ``end_prefill`` must be called once it has run.
+        """
         if self._prefixes is not None:
             self._prefixes.begin_step()
         chunks: list[ScheduledChunk] = []
@@ -132,7 +137,14 @@ class Scheduler:
                 chunks.append(self._chunk(sequence, length))
                 budget -= length
         self._admit_waiting(chunks, budget)
+        if self._prefixes is not None:
+            self._prefixes.end_step(beside_others=True)
         return chunks
+
+    def end_prefill(self) -> None:
+        """The oldest step of prompts has run, or will not: what it copied may be overwritten."""
+        if self._prefixes is not None:
+            self._prefixes.end_copies()
 
     def schedule_decodes(self, joining: set[Sequence]) -> list[ScheduledChunk] | None:
         """A step of the sequences whose prompts are computed, but for those still ``joining``.
@@ -213,6 +225,8 @@ class Scheduler:
             for block in sequence.blocks:
                 holds[block.start] = holds.get(block.start, 0) + 1
                 assert block.ref_count >= holds[block.start]
+        for block in self._prefixes.held() if self._prefixes is not None else ():
+            holds[block.start] = holds.get(block.start, 0) + 1
         assert holds == self.pool.holds(), "blocks are held by no running sequence"
         assert all(not s.blocks for queue in (self.waiting, *self._suspects) for s in queue)
         assert len(self.running) <= self.max_num_seqs
@@ -241,8 +255,6 @@ class Scheduler:
             length = min(sequence.num_uncomputed_tokens, budget)
             chunks.append(self._chunk(sequence, length, self._copy(sequence, prefix)))
             budget -= length
-        if self._prefixes is not None:
-            self._prefixes.end_step()
 
     def _chunk(
         self, sequence: Sequence, length: int, copy: GranuleCopy | None = None
