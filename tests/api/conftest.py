@@ -15,7 +15,7 @@ def samples() -> Path:
     return SAMPLES
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: it has worker processes, which others count
 def shared_llm() -> Iterator[LLM]:
     with LLM(SAMPLES / "tiny-llava", max_num_seqs=8) as llm:
         yield llm
