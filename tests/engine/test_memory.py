@@ -10,6 +10,7 @@ import torch
 from fake_model import IMAGE_TOKENS, FakeBackend, FakeModel, fake_config
 from hypothesis import given
 from hypothesis import strategies as st
+from llava_7b import TEXT
 from torch import Tensor
 
 from vlmbatch.attention import make_backend
@@ -19,25 +20,12 @@ from vlmbatch.engine.kv_cache import kv_bytes_per_token
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside, kv_tokens_within, run_largest_step
 from vlmbatch.errors import ConfigError
-from vlmbatch.models.config import TextConfig, load_model_config
+from vlmbatch.models.config import load_model_config
 from vlmbatch.models.registry import random_model
 
 CPU = torch.device("cpu")
 SAMPLE = Path(__file__).parents[2] / "samples" / "tiny-llava"
-LLAVA_7B = TextConfig(
-    model_type="llama",
-    vocab_size=32_064,
-    hidden_size=4096,
-    intermediate_size=11_008,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=32,
-    head_dim=128,
-    rms_norm_eps=1e-5,
-    max_position_embeddings=4096,
-    sliding_windows=(None,) * 32,
-)
-ON_CUDA = Limits.resolve(EngineConfig(), LLAVA_7B, "cuda")
+ON_CUDA = Limits.resolve(EngineConfig(), TEXT, "cuda")
 
 
 class WatchedModel(FakeModel):
@@ -98,15 +86,15 @@ def test_an_80_gb_gpu_holds_118_000_tokens_beside_llava_7b() -> None:
     total, context, weights = int(79.1 * 2**30), 900_000_000, 14_130_000_000
     images, largest_step, margin = 512 * 576 * 4096 * 2, 1_600_000_000, 3 * 2**29
     left = total - context - weights - images - largest_step - margin
-    tokens = kv_tokens_within(left, LLAVA_7B, ON_CUDA, 16, torch.bfloat16)
+    tokens = kv_tokens_within(left, TEXT, ON_CUDA, 16, torch.bfloat16)
     assert tokens >= 118_000
     assert tokens % 16 == 0
-    assert tokens * kv_bytes_per_token(LLAVA_7B, torch.bfloat16) <= left
+    assert tokens * kv_bytes_per_token(TEXT, torch.bfloat16) <= left
 
 
 def test_no_more_is_taken_than_steps_can_use() -> None:
     few = replace(ON_CUDA, max_num_seqs=3, max_model_len=100)
-    assert kv_tokens_within(2**40, LLAVA_7B, few, 16, torch.bfloat16) == 3 * 112
+    assert kv_tokens_within(2**40, TEXT, few, 16, torch.bfloat16) == 3 * 112
 
 
 @pytest.mark.parametrize("num_bytes", [-(2**30), 4095 * 2**19])
@@ -114,8 +102,8 @@ def test_too_little_for_one_sequence_is_refused_with_both_numbers(num_bytes: int
     holds = max(0, num_bytes // 2**19)
     message = f"holds {holds} tokens, fewer than the context length of 4096; .*--max-model-len"
     with pytest.raises(ConfigError, match=message):
-        kv_tokens_within(num_bytes, LLAVA_7B, ON_CUDA, 16, torch.bfloat16)
-    assert kv_tokens_within(4096 * 2**19, LLAVA_7B, ON_CUDA, 16, torch.bfloat16) == 4096
+        kv_tokens_within(num_bytes, TEXT, ON_CUDA, 16, torch.bfloat16)
+    assert kv_tokens_within(4096 * 2**19, TEXT, ON_CUDA, 16, torch.bfloat16) == 4096
 
 
 @pytest.fixture

@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from llava_7b import TEXT
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.engine.block_pool import BlockPool
 from vlmbatch.engine.overlap import OverlapPolicy
 from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.engine.sequence import Sequence
-from vlmbatch.models.text_config import TextConfig
 from vlmbatch.types import Request
-
-LLAMA_7B = TextConfig(
-    model_type="llama",
-    vocab_size=32064,
-    hidden_size=4096,
-    intermediate_size=11008,
-    num_layers=32,
-    num_heads=32,
-    num_kv_heads=32,
-    head_dim=128,
-    rms_norm_eps=1e-5,
-    max_position_embeddings=4096,
-)
 
 
 def sequence(first: int, prompt: int, max_tokens: int) -> Sequence:
@@ -47,7 +34,7 @@ def scheduler_with(running: int, max_tokens: int, waiting: int = 100, same: bool
 
 @pytest.fixture
 def policy() -> OverlapPolicy:
-    return OverlapPolicy(LLAMA_7B, 2)
+    return OverlapPolicy(TEXT, 2)
 
 
 def test_long_answers_are_decoded_beside_prompts(policy: OverlapPolicy) -> None:

@@ -83,10 +83,10 @@ class Engine:
         )
         self.device = device
         self._ahead = device.type == "cuda" if ahead is None else ahead
-        self._main, self._lanes = make_lanes(
+        self._main, own_lanes = make_lanes(
             config, backend, device, limits.max_num_seqs, limits.max_model_len, kv_cache.spare_slot
         )
-        self._lanes = lanes or self._lanes
+        self._lanes = lanes or own_lanes
         self._overlap = OverlapPolicy(text, dtype.itemsize)
         self._overlapping = False
         self._failures = 0  # sequences given up since a step went well
@@ -196,7 +196,7 @@ class Engine:
             raise
         except _STEP_FAILURES as error:
             return error
-        lane.under_way.append(step)
+        lane.push(step, [chunk.sequence for chunk in chunks])
         return None
 
     def _inputs(self, chunks: list[ScheduledChunk]) -> StepInputs:
@@ -214,7 +214,7 @@ class Engine:
         """The tokens of a lane's oldest step, once it is done."""
         if not lane.under_way:
             return []
-        step = lane.under_way.popleft()
+        step = lane.pop()
         outputs: Outputs = []
         for sequence, token_id in zip(step.sequences, step.token_ids(), strict=True):
             if self.scheduler.update(sequence, token_id):
@@ -243,6 +243,7 @@ class Engine:
         """Set the failed step's sequences apart, or end the one that makes steps fail."""
         logger.debug("a step of %d sequences failed", len(chunks), exc_info=error)
         outputs = self._drain()
+        self._await_device()
         if isinstance(error, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
         culprit = self.scheduler.abort_step(chunks)
@@ -255,6 +256,11 @@ class Engine:
         message = f"the engine failed on this row: {type(error).__name__}: {error}"
         return [*outputs, SequenceFailure(culprit, RowError(ErrorCode.ENGINE_ERROR, message))]
 
+    def _await_device(self) -> None:
+        """Wait for what a step still writes that nobody collects: its blocks go to other lanes."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     def drop_waiting(self) -> list[Sequence]:
         """Give up the sequences that no step has computed anything of yet."""
         dropped = list(self.scheduler.waiting)
@@ -265,9 +271,8 @@ class Engine:
     def reset(self) -> None:
         """Give up every sequence and cached prefix: an interrupted step leaves them half done."""
         for lane in self._all_lanes:
-            lane.under_way.clear()
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)  # lanes know nothing of each other's last steps
+            lane.clear()
+        self._await_device()
         self.scheduler = self._new_scheduler()
 
     def finish(self, sequence: Sequence, reason: FinishReason | None) -> None:

@@ -40,6 +40,7 @@ class Lane:
         self.stream = stream
         self.graphs = graphs
         self.under_way: deque[LaunchedStep] = deque()
+        self._members: deque[list[Sequence]] = deque()  # of each step under way
         self._last: torch.cuda.Event | None = None
 
     @contextmanager
@@ -54,10 +55,25 @@ class Lane:
             yield
             self._last = self.stream.record_event()
 
+    def push(self, step: LaunchedStep, members: list[Sequence]) -> None:
+        """Add a step that has been launched, and the sequences that it computes tokens of."""
+        self.under_way.append(step)
+        self._members.append(members)
+
+    def pop(self) -> LaunchedStep:
+        """Take out the oldest step under way."""
+        self._members.popleft()
+        return self.under_way.popleft()
+
+    def clear(self) -> None:
+        """Forget the steps under way."""
+        self.under_way.clear()
+        self._members.clear()
+
     @property
     def sequences(self) -> set[Sequence]:
-        """Those of which a step under way samples a token."""
-        return {sequence for step in self.under_way for sequence in step.sequences}
+        """Those that steps under way compute tokens of, whether or not they sample one."""
+        return {sequence for members in self._members for sequence in members}
 
 
 class Lanes:
