@@ -25,7 +25,7 @@ from vlmbatch.types import ImageRef, Row
 KEY_BYTES = 16
 
 _PERSON = b"vlmbatch row 1"  # changed when the same row would get another key
-_BUFFER_BYTES = 2**12  # of 256 rows: they are read before they are answered, and outlive a kill
+_BUFFER_BYTES = KEY_BYTES  # none waits: a row's key outlives a kill before the row is answered
 _COPY_BYTES = 2**20
 _ROW = np.uint64(0xFFFFFFFF)
 _HEAD = ~_ROW
