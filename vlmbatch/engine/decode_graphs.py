@@ -7,6 +7,7 @@ padding write to a slot of the pool that nobody reads.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -18,8 +19,45 @@ from vlmbatch.engine.batch import StepInputs
 Compute = Callable[[Tensor, Tensor, AttentionMetadata], Tensor]
 
 
+# A capture takes the host as long as some steps take the device. Rows of padding cost less, so a
+# size that is seldom met makes do with a larger graph.
+_BORROWS = 4  # steps on a larger graph, before a coarse size gets its own
+_COARSE_STEPS = 16  # steps of a size on the graph of its coarse size, before it gets its own
+
+
+class GraphSizes:
+    """Decides which graph a step runs on. Sizes count sequences; no torch."""
+
+    def __init__(self) -> None:
+        self.captured: set[int] = set()
+        self._ran_plainly: set[int] = set()
+        self._met: Counter[int] = Counter()
+
+    def choose(self, num_seqs: int) -> int | None:
+        """The size of the graph for a step, to be captured if it is not; None: run it plainly.
+
+        A size runs plainly before it is captured: kernels are compiled and loaded then, which a
+        capture could not bear.
+        """
+        fine, coarse = padded_size(num_seqs), coarse_size(num_seqs)
+        if fine in self.captured:
+            return fine
+        self._met.update({fine, coarse})
+        size = fine if self._met[fine] > _COARSE_STEPS else coarse
+        if size in self.captured:
+            return size
+        larger = min((other for other in self.captured if other > size), default=None)
+        if larger is not None and self._met[size] <= _BORROWS:
+            return larger
+        if size not in self._ran_plainly:
+            self._ran_plainly.add(size)
+            return None
+        self.captured.add(size)
+        return size
+
+
 class DecodeGraphs:
-    """Graphs by padded number of sequences, each captured when its size is met again."""
+    """Graphs by number of sequences, each captured once its size has proved to be of use."""
 
     def __init__(
         self,
@@ -34,7 +72,7 @@ class DecodeGraphs:
         ``stream``: the one that all calls come on, where it is not the device's own. A graph keeps
         the multiprocessors of the stream that it was captured on.
         """
-        size = padded_size(max_num_seqs)
+        size = coarse_size(max_num_seqs)
         self._spare_slot = spare_slot
         self._token_ids = torch.zeros(size, dtype=torch.int64, device=device)
         self._positions = torch.zeros(size, dtype=torch.int64, device=device)
@@ -42,7 +80,7 @@ class DecodeGraphs:
         self._seqlens = torch.ones(size, dtype=torch.int32, device=device)
         self._tables = torch.zeros(size, max_blocks, dtype=torch.int32, device=device)
         self._offsets = torch.arange(size + 1, dtype=torch.int32, device=device)
-        self._met: set[int] = set()
+        self._sizes = GraphSizes()
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._memory = torch.cuda.graph_pool_handle()
         # The device's own stream cannot be captured.
@@ -52,13 +90,11 @@ class DecodeGraphs:
         """Logits (T, V) of a decode step; valid until the next call.
 
         ``compute`` takes token ids and positions, both (T,) int64, and the attention's metadata
-        to logits. A size that is met for the first time runs plainly: kernels are compiled and
-        loaded then, which a capture could not bear.
+        to logits.
         """
         num_seqs = len(inputs.input_ids)
-        size = padded_size(num_seqs)
-        if size not in self._met:
-            self._met.add(size)
+        size = self._sizes.choose(num_seqs)
+        if size is None:
             return compute(inputs.input_ids, inputs.positions, inputs.metadata)
         self._fill(inputs, num_seqs, size)
         if size not in self._graphs:
@@ -114,3 +150,10 @@ def padded_size(num_seqs: int) -> int:
         if num_seqs <= limit:
             return -(-num_seqs // step) * step
     return -(-num_seqs // 32) * 32
+
+
+def coarse_size(num_seqs: int) -> int:
+    """The next of few sizes: powers of 2, and three between two of them from 64 on."""
+    power = 1 << (num_seqs - 1).bit_length()
+    step = max(power // 8, 1) if power > 64 else power
+    return -(-num_seqs // step) * step
