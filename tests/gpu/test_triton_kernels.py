@@ -4,8 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import CASES, check, check_greedy_tokens, check_normalize_patches
+from kernel_cases import (
+    CASES,
+    check,
+    check_greedy_tokens,
+    check_normalize_patches,
+    check_silu_gated_linear,
+)
 from paged_batch import make_step, on_device
+from vlmbatch_kernels.activation import silu_and_mul
+from vlmbatch_kernels.gated_linear import silu_gated_linear
+from vlmbatch_kernels.linear import linear
 from vlmbatch_kernels.rotary import apply_rotary
 from vlmbatch_kernels.sampling import sample_tokens
 
@@ -25,6 +34,25 @@ def test_error_is_at_most_twice_torchs(name: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("patch_size", [3, 14, 16])
 def test_images(patch_size: int, dtype: torch.dtype) -> None:
     check_normalize_patches((2, 61, 336), patch_size, dtype, "cuda")
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
+    reason="its tiles need a Hopper GPU's shared memory",
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 64, 8), (113, 72, 200), (1537, 520, 1032), (4100, 256, 128)])
+def test_silu_gated_linear(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+    check_silu_gated_linear(shape, dtype, "cuda")
+
+
+@pytest.mark.parametrize("rows", [1535, 1536])
+def test_silu_gated_linear_is_the_same_fused_or_not(rows: int) -> None:
+    x = torch.randn(rows, 512, device="cuda", dtype=torch.bfloat16)
+    weight = torch.randn(2048, 512, device="cuda", dtype=torch.bfloat16)
+    plain = silu_and_mul(linear(x, weight))
+    got = silu_gated_linear(x, weight)
+    assert (got.float() - plain.float()).norm() <= 1e-3 * plain.float().norm()
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float32], ids=str)

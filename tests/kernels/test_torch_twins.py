@@ -9,6 +9,7 @@ from paged_batch import make_pool, make_step
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 from vlmbatch_kernels.activation import quick_gelu, silu_and_mul
 from vlmbatch_kernels.embedding import embed_with_features
+from vlmbatch_kernels.gated_linear import silu_gated_linear
 from vlmbatch_kernels.granules import copy_granules
 from vlmbatch_kernels.image_patches import normalize_patches, patch_row_size
 from vlmbatch_kernels.layer_norm import layer_norm_residual
@@ -71,6 +72,13 @@ def test_silu_and_mul() -> None:
     gate, up = x.double()[:, :19], x.double()[:, 19:]
     want = gate / (1 + torch.exp(-gate)) * up
     torch.testing.assert_close(silu_and_mul(x), want.float())
+
+
+def test_silu_gated_linear() -> None:
+    x, weight = torch.randn(9, 12, dtype=torch.float64), torch.randn(14, 12, dtype=torch.float64)
+    gate, up = x @ weight[:7].T, x @ weight[7:].T
+    got = silu_gated_linear(x.float(), weight.float())
+    torch.testing.assert_close(got, (gate * gate.sigmoid() * up).float())
 
 
 def test_quick_gelu() -> None:

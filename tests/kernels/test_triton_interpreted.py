@@ -14,7 +14,13 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from kernel_cases import CASES, check, check_greedy_tokens, check_normalize_patches
+from kernel_cases import (
+    CASES,
+    check,
+    check_greedy_tokens,
+    check_normalize_patches,
+    check_silu_gated_linear,
+)
 
 pytestmark = pytest.mark.skipif(
     find_spec("triton") is None, reason="needs triton (pip install triton, on Linux)"
@@ -43,3 +49,9 @@ def test_images(interpreter: ProcessPoolExecutor) -> None:
 
 def test_greedy_tokens(interpreter: ProcessPoolExecutor) -> None:
     interpreter.submit(check_greedy_tokens, 4, 4099, torch.float16, "cpu").result()
+
+
+@pytest.mark.parametrize("shape", [(37, 64, 48), (130, 72, 200), (1, 8, 8)])
+def test_silu_gated_linear(interpreter: ProcessPoolExecutor, shape: tuple[int, int, int]) -> None:
+    tiles = {"block": (64, 32, 32), "group": 2, "stages": 1, "num_warps": 4}
+    interpreter.submit(check_silu_gated_linear, shape, torch.float16, "cpu", **tiles).result()

@@ -252,6 +252,27 @@ def check_normalize_patches(
     assert (got - exact).norm() <= 2 * (plain - exact).norm()
 
 
+def check_silu_gated_linear(
+    shape: tuple[int, int, int],
+    dtype: torch.dtype,
+    device: str,
+    **tiles: Any,
+) -> None:
+    """The kernel itself, which its launcher may decide against. ``shape``: rows, depth, size."""
+    from vlmbatch_kernels.gated_linear import silu_gated_linear
+    from vlmbatch_kernels.gated_linear_triton import fused
+
+    rows, depth, size = shape
+    x, weight = torch.randn(rows, depth).to(dtype), torch.randn(2 * size, depth).to(dtype) / 8
+    exact = silu_gated_linear(x.float(), weight.float())
+    plain = silu_gated_linear(x, weight)
+    with _fresh_memory_is_nan():
+        got = fused(x.to(device), weight.to(device), **tiles).cpu()
+    assert got.dtype == dtype
+    assert got.shape == plain.shape
+    assert (got - exact).norm() <= 2 * (plain - exact).norm()
+
+
 def check_greedy_tokens(rows: int, vocab: int, dtype: torch.dtype, device: str) -> None:
     """Ties, rows of -inf, the ends of a row, and rows that stand apart."""
     from vlmbatch_kernels.sampling import greedy_tokens

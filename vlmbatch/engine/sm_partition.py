@@ -7,6 +7,7 @@ import logging
 from typing import NamedTuple
 
 import torch
+from vlmbatch_kernels.multiprocessors import bind
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +32,8 @@ class _Resource(ctypes.Structure):
     _fields_ = (
         ("type", ctypes.c_int),
         ("internal", ctypes.c_ubyte * 92),
-        ("rest", ctypes.c_ubyte * 416),
+        ("sm_count", ctypes.c_uint),
+        ("rest", ctypes.c_ubyte * 412),
     )
 
 
@@ -78,6 +80,8 @@ def _partition(driver: ctypes.CDLL, device: torch.device, num_sms: int) -> SMPar
         call("cuDevResourceGenerateDesc", ctypes.byref(description), ctypes.byref(resource), 1)
         call("cuGreenCtxCreate", ctypes.byref(context), description, ordinal, _DEFAULT_STREAM)
         call("cuGreenCtxStreamCreate", ctypes.byref(raw), context, _NON_BLOCKING, 0)
-        return torch.cuda.ExternalStream(raw.value, device)  # type: ignore[no-untyped-call]
+        made = torch.cuda.ExternalStream(raw.value, device)  # type: ignore[no-untyped-call]
+        bind(made, resource.sm_count)
+        return made
 
     return SMPartition(stream(small), stream(large))
