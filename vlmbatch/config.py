@@ -197,7 +197,7 @@ class RunConfig:
     max_error_rate: float | None = None  # the run stops itself above this share of failed rows
     image_workers: int | None = None  # processes that decode; 0: this one; None: one a spare core
     image_timeout_s: float = IMAGE_TIMEOUT_S  # for one image in a worker process
-    queue_rows: int = 256  # prepared rows that may wait for the engine
+    queue_rows: int = 128  # prepared rows that may wait for the engine
     host_memory: int | None = None  # bytes of what waits; None: what suits the machine
 
     def __post_init__(self) -> None:

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
 
 _IDLE_SECONDS = 0.5  # between looks at the sink and the stop request while no row is ready
+# What an idle engine waits for the next row, so that its first step is a full one: a small step
+# would keep the rows behind it waiting, and its launch competes with their preparation.
+_GATHER_SECONDS = 0.02
 
 
 class AnswerSink(Protocol):
@@ -84,9 +87,14 @@ class AnswerLoop:
         return True
 
     def _fill(self) -> None:
+        was_idle = self._engine.num_unfinished == 0
         while self._engine.wants_requests and not self._stop.check(self._stats):
-            idle = self._engine.num_unfinished == 0
-            prepared = self._feed.poll(timeout=_IDLE_SECONDS if idle else 0.0)
+            timeout = 0.0
+            if self._engine.num_unfinished == 0:
+                timeout = _IDLE_SECONDS
+            elif was_idle and not self._engine.fills_step:
+                timeout = _GATHER_SECONDS
+            prepared = self._feed.poll(timeout)
             if prepared is None:
                 return
             self._admit(prepared)

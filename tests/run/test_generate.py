@@ -207,6 +207,44 @@ def test_a_writer_that_fails_ends_the_run_with_its_error() -> None:
     assert threading.active_count() == before
 
 
+class PatientFeed:
+    """Gives its rows only to who is willing to wait for them, as if each took a moment."""
+
+    def __init__(self, rows: list[Prepared]) -> None:
+        self._rows = rows
+        self.num_begun = len(rows)
+
+    @property
+    def exhausted(self) -> bool:
+        return not self._rows
+
+    def poll(self, timeout: float) -> Prepared | None:
+        return self._rows.pop(0) if self._rows and timeout > 0 else None
+
+
+def test_an_idle_engine_waits_for_the_rows_of_a_full_step_and_a_busy_one_for_none() -> None:
+    engine = make_engine()
+    steps: list[int] = []
+    step = engine.step
+
+    def counted_step() -> list[TokenOutput | SequenceFailure]:
+        steps.append(engine.num_unfinished)
+        return step()
+
+    engine.step = counted_step  # type: ignore[method-assign]
+    rows = [row_of(i, [1] * 10, max_tokens=2, ignore_eos=True) for i in range(6)]
+    writer, stats = ListWriter(), RunStats()
+    sink = ResultSink(writer, LetterTokenizer(), stats, written=lambda: None)
+    try:
+        AnswerLoop(PatientFeed(rows), engine, LetterTokenizer(), sink, stats, StopRequest()).run()
+        sink.flush()
+    finally:
+        sink.close()
+    assert len(writer.results) == 6
+    assert steps[0] == 4, "32 tokens fill a step"
+    assert steps[1] == 4, "nothing is waited for while there is work"
+
+
 class SilentFeed:
     """Has a row to come, always, and never the row."""
 

@@ -48,6 +48,10 @@ class FakeEngine:
     def wants_requests(self) -> bool:
         return len(self._waiting) < self._max_num_seqs
 
+    @property
+    def fills_step(self) -> bool:
+        return bool(self._waiting)
+
     def add(self, request: Request) -> Sequence:
         max_len = len(request.token_ids) + request.sampling.max_tokens
         sequence = Sequence(request, max_len, frozenset({EOS}))

@@ -103,6 +103,12 @@ class Engine:
         """Whether another request could join the next steps instead of only queueing here."""
         return len(self.scheduler.waiting) < self.scheduler.max_num_seqs
 
+    @property
+    def fills_step(self) -> bool:
+        """Whether the requests that wait have as many tokens as a step computes."""
+        waiting = sum(sequence.num_uncomputed_tokens for sequence in self.scheduler.waiting)
+        return waiting >= self.scheduler.max_batched_tokens
+
     def add(self, request: Request) -> Sequence:
         """Queue a request; its tokens come out of later calls of ``step``.
 
