@@ -131,6 +131,7 @@ def requests(draw: st.DrawFn) -> list[Request]:
     st.integers(1, 24),  # tokens in a step
     st.booleans(),  # prefix cache
     st.integers(1, 3),  # steps under way at once
+    st.booleans(),  # longest first
 )
 def test_every_sequence_finishes_with_its_own_tokens(
     workload: list[Request],
@@ -141,13 +142,14 @@ def test_every_sequence_finishes_with_its_own_tokens(
     max_batched_tokens: int,
     caching: bool,
     depth: int,
+    longest_first: bool,
 ) -> None:
     sequences = [
         Sequence(r, len(r.token_ids) + r.sampling.max_tokens, frozenset([EOS])) for r in workload
     ]
     needed = max(-(-s.max_len // granule) for s in sequences)
     pool = BlockPool(data.draw(st.integers(needed, needed + 12)), per_block)
-    scheduler = Scheduler(pool, granule, max_num_seqs, max_batched_tokens, caching)
+    scheduler = Scheduler(pool, granule, max_num_seqs, max_batched_tokens, caching, longest_first)
     content = ContentPool(scheduler)
     to_add = deque(sequences)
     under_way: deque[tuple[list[ScheduledChunk], list[tuple[Sequence, int]]]] = deque()
@@ -254,6 +256,35 @@ def test_a_new_sequence_leaves_the_running_ones_room_to_grow() -> None:
         chunks = scheduler.schedule()
     assert [chunk.sequence for chunk in chunks] == [young]
     assert scheduler.num_preemptions == 0
+
+
+def test_long_answers_begin_first_and_equal_ones_in_order() -> None:
+    scheduler = make_scheduler(num_granules=64, max_num_seqs=2, longest_first=True)
+    short, long, other_short, longest, other_long = (
+        sequence([index] * 4, length) for index, length in enumerate((2, 5, 2, 9, 5))
+    )
+    for each in (short, long, other_short, longest, other_long):
+        scheduler.add(each)
+    order = []
+    while scheduler.num_unfinished:
+        chunks = scheduler.schedule()
+        order += [chunk.sequence for chunk in chunks if chunk.start == 0]
+        for chunk in chunks:
+            scheduler.update(chunk.sequence, 1)
+    assert order == [longest, long, other_long, short, other_short]
+
+
+def test_a_preempted_sequence_goes_on_before_longer_ones() -> None:
+    scheduler = make_scheduler(num_granules=5, enable_prefix_caching=False, longest_first=True)
+    old, young = sequence([1] * 8, 9), sequence([2] * 4, 8)
+    for each in (old, young):
+        scheduler.add(each)
+    while not scheduler.num_preemptions:
+        for chunk in scheduler.schedule():
+            scheduler.update(chunk.sequence, 1)
+    longer = sequence([3] * 4, 12)
+    scheduler.add(longer)
+    assert list(scheduler.waiting) == [young, longer]
 
 
 def test_the_last_admitted_is_preempted_and_computed_anew() -> None:

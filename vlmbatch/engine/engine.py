@@ -72,6 +72,7 @@ class Engine:
             max_num_seqs=limits.max_num_seqs,
             max_batched_tokens=limits.max_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
+            longest_first=config.longest_first,
         )
         self.scheduler = self._new_scheduler()
         self.runner = ModelRunner(
