@@ -66,8 +66,8 @@ def run(config: RunConfig, stats: RunStats) -> None:
             stats.rows_earlier = output.num_known
             stats.stage = "loading the model"
             with closing(start_images(config, inputs)) as images:
-                # Long answers that begin last would be computed alone at the end. Who feeds and reads
-                # a stream is owed their turn instead.
+                # Long answers that begin last would be computed alone at the end. In a stream
+                # somebody waits for every row.
                 settings = replace(config.engine, longest_first=not inputs.streaming)
                 engine = load_engine(replace(config, engine=settings), inputs)
                 answer_manifest(config, inputs, engine, images, output, stats, stop)

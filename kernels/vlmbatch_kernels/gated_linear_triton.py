@@ -1,16 +1,11 @@
 """``silu_gated_linear`` in Triton: a matrix product that multiplies gate and up before it writes.
 
-The products themselves are never written to memory. A program stays on its multiprocessor and
-computes one tile of the output after another: what the next one reads is on its way while the one
-before is being written. A tile of the output takes as many columns of the gate as of the up
-projection; both stand beside each other in one tile of the product.
+The products themselves are never written to memory. A tile of the output takes as many columns of
+the gate as of the up projection; both stand beside each other in one tile of the product.
 """
 
 from __future__ import annotations
 
-from functools import cache
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -19,23 +14,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from vlmbatch_kernels.activation import silu_and_mul
 from vlmbatch_kernels.linear import linear
 from vlmbatch_kernels.multiprocessors import multiprocessors
+from vlmbatch_kernels.persistent import ALIGNMENT, GROUP, MIN_ROWS, STAGES, is_hopper, place
 
-# With fewer rows, the library's product and an activation behind it are as fast.
-_MIN_ROWS = 1536
 _BLOCK_M, _BLOCK_N, _BLOCK_K = 128, 128, 64  # rows and columns of the output, depth of a load
-_GROUP = 16  # tiles below each other that run together: they share what is read of the weight
-_STAGES = 4  # loads in flight
-_HOPPER = (9, 0)  # tiles are sized for it
-_ALIGNMENT = 8  # numbers: rows begin at multiples of 16 bytes, as the copy engine asks
-
-
-@triton.jit
-def _place(tile: tl.tensor, num_m: tl.tensor, num_n: tl.tensor, GROUP: tl.constexpr):
-    """Row and column of a tile: ``GROUP`` rows are gone through before the next columns."""
-    per_group = GROUP * num_n
-    first = tile // per_group * GROUP
-    rows = tl.minimum(num_m - first, GROUP)
-    return first + tile % per_group % rows, tile % per_group // rows
 
 
 @triton.jit
@@ -58,14 +39,14 @@ def _silu_gated_linear(
     # A count of its own for what is written: the loop's runs ahead.
     written = tl.program_id(0) - num_programs
     for tile in tl.range(tl.program_id(0), num_m * num_n, num_programs, flatten=True):
-        m, n = _place(tile, num_m, num_n, GROUP)
+        m, n = place(tile, num_m, num_n, GROUP)
         products = tl.zeros((BLOCK_M, 2 * BLOCK_N), tl.float32)
         for k in range(num_k):
             left = x.load([m * BLOCK_M, k * BLOCK_K])
             right = weight.load([0, n * BLOCK_N, k * BLOCK_K]).reshape(2 * BLOCK_N, BLOCK_K)
             products = tl.dot(left, right.T, products)
         written += num_programs
-        m, n = _place(written, num_m, num_n, GROUP)
+        m, n = place(written, num_m, num_n, GROUP)
         pairs = products.reshape(BLOCK_M, 2, BLOCK_N).permute(0, 2, 1).to(out.dtype)
         gate, up = tl.split(pairs)
         wide = gate.to(tl.float32)
@@ -75,8 +56,8 @@ def _silu_gated_linear(
 
 def silu_gated_linear(x: Tensor, weight: Tensor) -> Tensor:
     sizes = x.shape[1], weight.shape[0] // 2
-    is_aligned = x.element_size() == 2 and not any(size % _ALIGNMENT for size in sizes)
-    if len(x) >= _MIN_ROWS and is_aligned and _is_hopper(x.device):
+    is_aligned = x.element_size() == 2 and not any(size % ALIGNMENT for size in sizes)
+    if len(x) >= MIN_ROWS and is_aligned and is_hopper(x.device):
         return fused(x, weight)
     return silu_and_mul(linear(x, weight))
 
@@ -85,8 +66,8 @@ def fused(
     x: Tensor,
     weight: Tensor,
     block: tuple[int, int, int] = (_BLOCK_M, _BLOCK_N, _BLOCK_K),
-    group: int = _GROUP,
-    stages: int = _STAGES,
+    group: int = GROUP,
+    stages: int = STAGES,
     num_warps: int = 8,
 ) -> Tensor:
     """The kernel itself, for any number of rows."""
@@ -114,8 +95,3 @@ def fused(
         num_stages=stages,
     )
     return out
-
-
-@cache
-def _is_hopper(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) == _HOPPER

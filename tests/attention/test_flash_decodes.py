@@ -12,7 +12,7 @@ import torch
 from paged_batch import make_pool, make_step
 from torch import Tensor
 
-from vlmbatch.attention.base import AttentionSpec
+from vlmbatch.attention.base import AttentionSpec, SharedPrefixes
 
 SPEC = AttentionSpec(4, 2, 8, 0.3)
 OTHER_SPEC = AttentionSpec(4, 2, 8, 0.3, sliding_window=19)
@@ -44,12 +44,13 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return called
 
 
-def decode_steps(*steps: tuple[int, AttentionSpec]) -> None:
+def decode_steps(*steps: tuple[int, AttentionSpec], shared: SharedPrefixes | None = None) -> None:
     """Steps of so many sequences through one backend."""
     backend = sys.modules["vlmbatch.attention.flash"].FlashAttnBackend()
     for count, spec in steps:
         step = make_step([(1, 5)] * count, spec, 256, 16, generator=torch.Generator())
         step.pool = torch.cat([step.pool, torch.zeros(2, 256, 2, 8)], dim=1)
+        step.metadata.shared = shared
         pool = make_pool(step, spec)
         out = backend.paged(step.query, step.key, step.value, pool, step.metadata, spec)
         assert out.shape == step.query.shape
@@ -63,6 +64,16 @@ def test_ours_where_it_fills_the_gpu(calls: list[str]) -> None:
 def test_ours_is_compiled_by_the_first_step_of_each_kind(calls: list[str]) -> None:
     decode_steps((3, SPEC), (3, SPEC), (3, OTHER_SPEC), (4, SPEC), (4, OTHER_SPEC))
     assert calls == ["ours", "flash-attn", "ours", "flash-attn", "flash-attn"]
+
+
+def test_ours_where_beginnings_are_shared(calls: list[str]) -> None:
+    """Which is another kernel: the plain one is still to be compiled. Windows leave none of it."""
+    shared = SharedPrefixes(torch.full((3,), 4), torch.tensor([[0, 3]]))
+    decode_steps((3, SPEC), (3, OTHER_SPEC), (3, OTHER_SPEC), shared=shared)
+    assert calls == ["ours", "ours", "flash-attn"]
+    calls.clear()
+    decode_steps((3, SPEC), (3, SPEC), shared=shared)
+    assert calls == ["ours", "ours"]
 
 
 def test_flash_attn_without_triton(calls: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,14 +45,11 @@ def test_only_sampled_queries_attend(sampling: list[int]) -> None:
     generator = torch.Generator().manual_seed(1)
     lengths = [(1, 90), (20, 20), (9, 260)]
     step = make_step(lengths, spec, backend.block_size, backend.granule, generator=generator)
-    qkv = torch.cat([step.query, step.key, step.value], dim=1)
-    cos, sin = torch.ones(len(qkv), 1, 8), torch.zeros(len(qkv), 1, 8)
-    whole, part = (make_pool(step, spec) for _ in range(2))
-    every = backend.paged_qkv(qkv, cos, sin, whole, step.metadata, spec)
+    pool = make_pool(step, spec)
+    every = backend.paged(step.query, step.key, step.value, pool, step.metadata, spec)
     sampled = _sampled(step.metadata, sampling)
-    got = backend.paged_qkv(qkv, cos, sin, part, step.metadata, spec, sampled)
+    got = backend.attend(step.query, pool, step.metadata, spec, sampled)
     torch.testing.assert_close(got, every[sampled.tokens])
-    assert torch.equal(part.key, whole.key)
 
 
 def _sampled(metadata: AttentionMetadata, sequences: list[int]) -> SampledQueries:

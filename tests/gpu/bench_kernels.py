@@ -6,7 +6,7 @@ Each figure is the median over replays of a CUDA graph that runs the kernel on f
 in turn: launches cost next to nothing, as in a captured decode step. The inputs of the small
 shapes stay in the L2 cache, as they do behind a real matrix product. GB/s: each input read once
 and each output written once, over Triton's time. Error: Triton's distance from float32 over
-torch's, in bf16.
+torch's, in bf16. Beside ``shared_decode`` stands no time of torch, but that of ``paged_decode``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ from vlmbatch_kernels import (
     rms_norm,
     rotary,
     sampling,
+    shared_decode,
 )
+from vlmbatch_kernels.paged_attention import PageLayout, Scores
 
 from vlmbatch.attention.base import AttentionMetadata, LayerKVCache
 from vlmbatch.models.config import TextConfig, VisionConfig
@@ -93,6 +95,38 @@ def decoder_cases(tokens: int) -> Iterator[Case]:
     )
 
 
+def shared_case(kv_heads: int) -> Case:
+    """512 rows of 600 tokens; eight each share 576, of which the last 64 are copies."""
+    rows, per_group, shared, own = 512, 8, 576, 24
+    groups, layout = rows // per_group, PageLayout(256, 16)
+
+    def make() -> tuple[Any, ...]:
+        pages = torch.arange(2 * groups, dtype=torch.int32, device="cuda").view(-1, 2) * 16
+        last = groups * 32 + torch.arange(rows, dtype=torch.int32, device="cuda") * 6
+        table = torch.cat([pages.repeat_interleave(per_group, 0), last[:, None]], 1)
+        pool = (int(last[-1]) * 16 + 512, kv_heads, HEAD_DIM)
+        seqlens, lens = (
+            torch.full((rows,), length, dtype=torch.int32, device="cuda")
+            for length in (shared + own, shared)
+        )
+        first = torch.arange(0, rows, per_group, dtype=torch.int32, device="cuda")
+        tiles = torch.stack([first, torch.full_like(first, per_group)], 1)
+        keys, values = randn(*pool), randn(*pool)
+        scores = Scores(HEAD_DIM**-0.5)
+        query = randn(rows, HEADS, HEAD_DIM)
+        return query, keys, values, table, seqlens, lens, tiles, layout, scores
+
+    def row_by_row(*args: Any) -> Tensor:
+        from vlmbatch_kernels.paged_decode_triton import paged_decode
+
+        return paged_decode(*args[:5], *args[7:])
+
+    tokens = groups * shared + rows * own
+    num_bytes = 4 * HEAD_DIM * (tokens * kv_heads + rows * HEADS)
+    shape = f"{rows} x {shared + own}, {kv_heads} heads"
+    return Case(shared_decode.shared_decode, shape, make, num_bytes, plain=row_by_row)
+
+
 def cases() -> Iterator[Case]:
     yield from decoder_cases(128)
     yield from decoder_cases(256)
@@ -139,6 +173,7 @@ def cases() -> Iterator[Case]:
             2 * rows * VOCAB,
             plain=lambda logits: logits.float().argmax(dim=-1),
         )
+    yield from map(shared_case, (32, 8))
 
 
 def time_us(call: Callable[..., Any], inputs: list[tuple[Any, ...]]) -> float:

@@ -6,12 +6,15 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from sample_model import MODEL, SampleModel, answer, make_rows, one_row_an_image
 
 from vlmbatch.config import EngineConfig
+from vlmbatch.engine import batch, shared_prefix
+from vlmbatch.engine.shared_prefix import PrefixTiles
 
 NUM_ROWS = 400
 SETTINGS = {
@@ -55,6 +58,25 @@ def test_in_float32_answers_are_the_cpus(
 ) -> None:
     engine = sample.engine(replace(EXACT, **settings))
     assert answer(engine, sample.requests) == (expected, {})
+
+
+@pytest.mark.parametrize("name", ["as it is", "no graphs", "one lane", "short steps"])
+def test_beginnings_read_once_for_several_rows_change_no_answer(
+    name: str, sample: SampleModel, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Questions about one image share its 100 tokens, fewer than would pay in earnest."""
+    steps: list[PrefixTiles | None] = []
+
+    def noted(*args: Any) -> PrefixTiles | None:
+        steps.append(shared_prefix.find_shared_prefixes(*args))
+        return steps[-1]
+
+    monkeypatch.setattr(shared_prefix, "_MIN_TOKENS", 32)
+    monkeypatch.setattr(shared_prefix, "_MIN_SAVED", 500)
+    monkeypatch.setattr(batch, "find_shared_prefixes", noted)
+    engine = sample.engine(replace(EXACT, **SETTINGS[name]))
+    assert answer(engine, sample.requests) == (expected, {})
+    assert sum(found is not None for found in steps) >= 10
 
 
 @pytest.mark.parametrize("settings", DRY_POOLS.values(), ids=DRY_POOLS)

@@ -9,13 +9,14 @@ from kernel_cases import (
     check,
     check_greedy_tokens,
     check_normalize_patches,
+    check_project_qkv,
     check_silu_gated_linear,
 )
 from paged_batch import make_step, on_device
 from vlmbatch_kernels.activation import silu_and_mul
 from vlmbatch_kernels.gated_linear import silu_gated_linear
 from vlmbatch_kernels.linear import linear
-from vlmbatch_kernels.rotary import apply_rotary
+from vlmbatch_kernels.rotary import apply_rotary, rotary_and_cache
 from vlmbatch_kernels.sampling import sample_tokens
 
 from vlmbatch.attention import make_backend
@@ -36,10 +37,21 @@ def test_images(patch_size: int, dtype: torch.dtype) -> None:
     check_normalize_patches((2, 61, 336), patch_size, dtype, "cuda")
 
 
-@pytest.mark.skipif(
+needs_hopper = pytest.mark.skipif(
     not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0),
     reason="its tiles need a Hopper GPU's shared memory",
 )
+
+
+@needs_hopper
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("sizes", [(1, 64, 2, 2), (113, 72, 28, 4), (1537, 520, 6, 2)])
+def test_project_qkv(sizes: tuple[int, int, int, int], dtype: torch.dtype, bias: bool) -> None:
+    check_project_qkv(sizes, 128, dtype, "cuda", bias)
+
+
+@needs_hopper
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 64, 8), (113, 72, 200), (1537, 520, 1032), (4100, 256, 128)])
 def test_silu_gated_linear(shape: tuple[int, int, int], dtype: torch.dtype) -> None:
@@ -86,7 +98,8 @@ def test_backends_write_and_attend_alike_from_a_fused_projection(backend_name: s
         spec,
     )
     qkv = torch.cat([query, key, value], 1)
-    got = backend.paged_qkv(qkv, cos, sin, LayerKVCache(*pools[1]), metadata, spec)
+    rotated = rotary_and_cache(qkv, cos, sin, *pools[1], metadata.slot_mapping)
+    got = backend.attend(rotated, LayerKVCache(*pools[1]), metadata, spec)
     for ours, theirs in ((got, want), (pools[1], pools[0])):
         assert (ours.float() - theirs.float()).norm() <= 1e-2 * theirs.float().norm()
     unwritten = torch.ones(pools[0].shape[1], dtype=torch.bool)

@@ -19,6 +19,7 @@ from kernel_cases import (
     check,
     check_greedy_tokens,
     check_normalize_patches,
+    check_project_qkv,
     check_silu_gated_linear,
 )
 
@@ -55,3 +56,12 @@ def test_greedy_tokens(interpreter: ProcessPoolExecutor) -> None:
 def test_silu_gated_linear(interpreter: ProcessPoolExecutor, shape: tuple[int, int, int]) -> None:
     tiles = {"block": (64, 32, 32), "group": 2, "stages": 1, "num_warps": 4}
     interpreter.submit(check_silu_gated_linear, shape, torch.float16, "cpu", **tiles).result()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("sizes", [(37, 64, 2, 2), (130, 72, 6, 2)])
+def test_project_qkv(
+    interpreter: ProcessPoolExecutor, sizes: tuple[int, int, int, int], bias: bool
+) -> None:
+    tiles = {"block": (64, 32), "group": 2, "stages": 1, "num_warps": 4}
+    interpreter.submit(check_project_qkv, sizes, 16, torch.float16, "cpu", bias, **tiles).result()

@@ -273,6 +273,40 @@ def check_silu_gated_linear(
     assert (got - exact).norm() <= 2 * (plain - exact).norm()
 
 
+def check_project_qkv(
+    sizes: tuple[int, int, int, int],
+    head_dim: int,
+    dtype: torch.dtype,
+    device: str,
+    bias: bool,
+    **tiles: Any,
+) -> None:
+    """The kernel itself. ``sizes``: rows, in_features, query heads, key-value heads."""
+    from vlmbatch_kernels.qkv_linear import project_qkv
+    from vlmbatch_kernels.qkv_linear_triton import fused
+
+    rows, depth, heads, kv_heads = sizes
+    generator = torch.Generator()
+    generator.seed()
+    _, *rest = _rotary(rows, heads, kv_heads, head_dim)(generator)
+    columns = (heads + 2 * kv_heads) * head_dim
+    projection = (
+        torch.randn(rows, depth, generator=generator),
+        torch.randn(columns, depth, generator=generator) / 8,
+        torch.randn(columns, generator=generator) if bias else None,
+    )
+    inputs = [*projection, *rest]
+    exact = _run(project_qkv, [_round(x, dtype, torch.float32) for x in inputs], (5, 6))
+    plain = _run(project_qkv, [_round(x, dtype) for x in inputs], (5, 6))
+    on_device = [_place(_round(x, dtype), device) for x in inputs]
+    with _fresh_memory_is_nan():
+        got = _run(lambda *args: fused(*args, **tiles), on_device, (5, 6))
+    for want, theirs, ours in zip(exact, plain, got, strict=True):
+        assert ours.dtype == dtype
+        assert ours.shape == want.shape
+        assert (ours.cpu().float() - want).norm() <= 2 * (theirs - want).norm()
+
+
 def check_greedy_tokens(rows: int, vocab: int, dtype: torch.dtype, device: str) -> None:
     """Ties, rows of -inf, the ends of a row, and rows that stand apart."""
     from vlmbatch_kernels.sampling import greedy_tokens

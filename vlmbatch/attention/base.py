@@ -49,6 +49,7 @@ class AttentionMetadata:
     ``query_lens`` and ``seqlens_k_host``: the same numbers on the host, for planning.
     ``sampled``: the queries behind which a token is sampled, where they are fewer than T. Nothing
     else of the last layer is needed.
+    ``shared``: beginnings that single queries have in common, where reading them once pays.
     ``plans``: what a backend derives from these once a step, keyed by layer specification.
     """
 
@@ -62,7 +63,20 @@ class AttentionMetadata:
     max_seqlen_q: int
     max_seqlen_k: int
     sampled: SampledQueries | None = None
+    shared: SharedPrefixes | None = None
     plans: dict[AttentionSpec, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPrefixes:
+    """Tiles of adjacent single queries, whose first keys can be read through the tile's first one.
+
+    ``lens``: (num_decodes,) int32, keys of each sequence that it shares with its whole tile; 0 for
+    none. ``tiles``: (n, 2) int32, first sequence and how many; 0 of them is padding.
+    """
+
+    lens: Tensor
+    tiles: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,20 +114,18 @@ class AttentionBackend(Protocol):
         """
         ...
 
-    def paged_qkv(
+    def attend(
         self,
-        qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        query: Tensor,
         cache: LayerKVCache,
         metadata: AttentionMetadata,
         spec: AttentionSpec,
         sampled: SampledQueries | None = None,
     ) -> Tensor:
-        """Do the same from a fused projection: rotate queries and keys, write, attend.
+        """Attend over the pool, where the keys and values of the step have been written.
 
-        ``qkv``: (T, H + 2K, D). ``cos`` and ``sin``: (T, 1, D), see ``apply_rotary``. Returns
-        (T, H, D), or (n, H, D) when only the queries of ``sampled`` are to attend.
+        ``query``: (T, H, D). Returns (T, H, D), or (n, H, D) when only the queries of ``sampled``
+        are to attend.
         """
         ...
 

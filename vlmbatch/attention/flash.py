@@ -21,7 +21,7 @@ from vlmbatch_kernels.paged_attention import PageLayout
 
 from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, LayerKVCache
 from vlmbatch.attention.paged import PagedBackend
-from vlmbatch.attention.triton_paged import decode
+from vlmbatch.attention.triton_paged import decode, shared_prefixes
 
 # Programs of ``paged_decode`` that fill a GPU. Fewer leave some of it idle: flash-attn then divides
 # the keys of a sequence among several.
@@ -84,6 +84,8 @@ class FlashAttnBackend(PagedBackend):
         spec: AttentionSpec,
     ) -> Tensor:
         decodes = metadata.num_decodes
+        if has_triton() and shared_prefixes(metadata, spec) is not None:
+            return decode(query, cache, metadata, spec, self._layout)
         if has_triton() and (
             decodes * spec.num_kv_heads >= _MIN_PROGRAMS
             # Compiled by its first step, whatever the size: no later one may then be a capture.

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 from torch import Tensor
-from vlmbatch_kernels.rotary import rotary_and_cache
 
 from vlmbatch.attention.base import (
     AttentionMetadata,
@@ -32,19 +31,15 @@ class PagedBackend(ABC):
         cache.value.index_copy_(0, metadata.slot_mapping, value)
         return self._attend(query, cache, metadata, spec)
 
-    def paged_qkv(
+    def attend(
         self,
-        qkv: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        query: Tensor,
         cache: LayerKVCache,
         metadata: AttentionMetadata,
         spec: AttentionSpec,
         sampled: SampledQueries | None = None,
     ) -> Tensor:
-        assert cache.key.dtype == qkv.dtype, f"cache of {cache.key.dtype}, heads of {qkv.dtype}"
-        slots = metadata.slot_mapping
-        query = rotary_and_cache(qkv, cos, sin, cache.key, cache.value, slots)
+        assert cache.key.dtype == query.dtype, f"cache of {cache.key.dtype}, {query.dtype} queries"
         if sampled is not None:
             query, metadata = query[sampled.tokens], sampled.metadata
         if not metadata.query_lens:

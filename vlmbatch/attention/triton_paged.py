@@ -9,8 +9,14 @@ from __future__ import annotations
 from torch import Tensor
 from vlmbatch_kernels.paged_attention import PageLayout, Scores, paged_attention
 from vlmbatch_kernels.paged_decode import paged_decode
+from vlmbatch_kernels.shared_decode import shared_decode
 
-from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, LayerKVCache
+from vlmbatch.attention.base import (
+    AttentionMetadata,
+    AttentionSpec,
+    LayerKVCache,
+    SharedPrefixes,
+)
 from vlmbatch.attention.paged import PagedBackend
 from vlmbatch.attention.torch_sdpa import dense_sdpa
 
@@ -66,15 +72,17 @@ def decode(
     ``query``: (B, H, D). Returns (B, H, D).
     """
     decodes = metadata.num_decodes
-    return paged_decode(
-        query,
-        cache.key,
-        cache.value,
-        metadata.block_table[:decodes],
-        metadata.seqlens_k[:decodes],
-        layout,
-        scores(spec),
-    )
+    tables = metadata.block_table[:decodes], metadata.seqlens_k[:decodes]
+    shared = shared_prefixes(metadata, spec)
+    if shared is None:
+        return paged_decode(query, cache.key, cache.value, *tables, layout, scores(spec))
+    tiles = shared.lens, shared.tiles
+    return shared_decode(query, cache.key, cache.value, *tables, *tiles, layout, scores(spec))
+
+
+def shared_prefixes(metadata: AttentionMetadata, spec: AttentionSpec) -> SharedPrefixes | None:
+    """What ``decode`` reads once for several sequences: windows leave little of it."""
+    return metadata.shared if spec.sliding_window is None else None
 
 
 def scores(spec: AttentionSpec) -> Scores:

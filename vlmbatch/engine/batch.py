@@ -1,6 +1,7 @@
 """One step's chunks as flat tensors: token ids, positions, where keys and values go.
 
-T: tokens of the step. B: sequences of the step. Sequences with a single token come first.
+T: tokens of the step. B: sequences of the step. Sequences with a single token come first, those
+that have a beginning in common beside each other.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlmbatch.attention.base import AttentionMetadata, SampledQueries
+from vlmbatch.attention.base import AttentionMetadata, SampledQueries, SharedPrefixes
 from vlmbatch.engine.scheduler import ScheduledChunk
 from vlmbatch.engine.sequence import Sequence
+from vlmbatch.engine.shared_prefix import find_shared_prefixes, sort_by_prefix
 from vlmbatch.types import ImageInput
 
 
@@ -64,7 +66,8 @@ def build_step_inputs(
     chunks: Seq[ScheduledChunk], block_size: int, granule: int, device: torch.device
 ) -> StepInputs:
     """Lay the chunks of a step out as tensors on ``device``."""
-    chunks = sorted(chunks, key=lambda chunk: chunk.length != 1)  # stable: single tokens first
+    singles = sort_by_prefix([chunk for chunk in chunks if chunk.length == 1], granule)
+    chunks = singles + [chunk for chunk in chunks if chunk.length != 1]
     lengths = [chunk.length for chunk in chunks]
     ends = [chunk.start + chunk.length for chunk in chunks]
     num_tokens = sum(lengths)
@@ -101,9 +104,10 @@ def build_step_inputs(
         slot_mapping=_to(slots, device),
         query_lens=lengths,
         seqlens_k_host=ends,
-        num_decodes=sum(length == 1 for length in lengths),
+        num_decodes=len(singles),
         max_seqlen_q=max(lengths),
         max_seqlen_k=max(ends),
+        shared=_shared_prefixes(singles, granule, device),
     )
     sampling = [i for i, chunk in enumerate(chunks) if chunk.samples]
     if len(sampling) < num_tokens:
@@ -118,6 +122,16 @@ def build_step_inputs(
         image_rows=image_rows,
         copies=_copies(chunks, device),
     )
+
+
+def _shared_prefixes(
+    singles: Seq[ScheduledChunk], granule: int, device: torch.device
+) -> SharedPrefixes | None:
+    found = find_shared_prefixes(singles, granule)
+    if found is None:
+        return None
+    lens, tiles = (np.array(numbers, np.int32) for numbers in (found.lens, found.tiles))
+    return SharedPrefixes(_to(lens, device), _to(tiles, device))
 
 
 def _sampled_queries(

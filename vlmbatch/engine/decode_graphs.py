@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from vlmbatch.attention.base import AttentionMetadata
+from vlmbatch.attention.base import AttentionMetadata, SharedPrefixes
 from vlmbatch.engine.batch import StepInputs
 
 Compute = Callable[[Tensor, Tensor, AttentionMetadata], Tensor]
@@ -57,7 +57,10 @@ class GraphSizes:
 
 
 class DecodeGraphs:
-    """Graphs by number of sequences, each captured once its size has proved to be of use."""
+    """Graphs by number of sequences, each captured once its size has proved to be of use.
+
+    Steps whose sequences share prefixes run other kernels: they have graphs of their own.
+    """
 
     def __init__(
         self,
@@ -80,8 +83,10 @@ class DecodeGraphs:
         self._seqlens = torch.ones(size, dtype=torch.int32, device=device)
         self._tables = torch.zeros(size, max_blocks, dtype=torch.int32, device=device)
         self._offsets = torch.arange(size + 1, dtype=torch.int32, device=device)
-        self._sizes = GraphSizes()
-        self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self._shared_lens = torch.zeros(size, dtype=torch.int32, device=device)
+        self._tiles = torch.zeros(size // 2, 2, dtype=torch.int32, device=device)
+        self._sizes = {shares: GraphSizes() for shares in (False, True)}
+        self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._memory = torch.cuda.graph_pool_handle()
         # The device's own stream cannot be captured.
         self._stream = stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -93,13 +98,14 @@ class DecodeGraphs:
         to logits.
         """
         num_seqs = len(inputs.input_ids)
-        size = self._sizes.choose(num_seqs)
+        shares = inputs.metadata.shared is not None
+        size = self._sizes[shares].choose(num_seqs)
         if size is None:
             return compute(inputs.input_ids, inputs.positions, inputs.metadata)
         self._fill(inputs, num_seqs, size)
-        if size not in self._graphs:
-            self._graphs[size] = self._capture(size, compute)
-        graph, logits = self._graphs[size]
+        if (size, shares) not in self._graphs:
+            self._graphs[size, shares] = self._capture(size, shares, compute)
+        graph, logits = self._graphs[size, shares]
         graph.replay()
         return logits[:num_seqs]
 
@@ -114,8 +120,18 @@ class DecodeGraphs:
             self._positions[num_seqs:size] = 0
             self._slots[num_seqs:size] = self._spare_slot
             self._seqlens[num_seqs:size] = 1
+        if metadata.shared is not None:
+            num_tiles = len(metadata.shared.tiles)
+            self._shared_lens[:num_seqs] = metadata.shared.lens
+            self._shared_lens[num_seqs:size] = 0
+            self._tiles[:num_tiles] = metadata.shared.tiles
+            self._tiles[num_tiles : size // 2] = 0
 
-    def _capture(self, size: int, compute: Compute) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+    def _capture(
+        self, size: int, shares: bool, compute: Compute
+    ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
+        # A tile has two rows or more.
+        shared = SharedPrefixes(self._shared_lens[:size], self._tiles[: size // 2])
         max_blocks = self._tables.shape[1]
         metadata = AttentionMetadata(
             cu_seqlens_q=self._offsets[: size + 1],
@@ -127,6 +143,7 @@ class DecodeGraphs:
             num_decodes=size,
             max_seqlen_q=1,
             max_seqlen_k=max_blocks,
+            shared=shared if shares else None,
         )
         graph = torch.cuda.CUDAGraph()
         current = torch.cuda.current_stream()

@@ -1,10 +1,11 @@
 """Decides what each step computes: continuous batching over the paged pool. No torch.
 
 Sequences run in the order they were admitted: as they came, or those with the longest answers to
-come first, so that none of these is left to run alone at the end. Each step gives every running sequence its next
-tokens, then admits waiting ones while tokens and blocks last; a prompt longer than what is left of
-the step's tokens goes on in the next (chunked prefill). When the pool runs dry, the sequence that
-was admitted last gives its blocks back and is computed anew later (preemption by recomputation).
+come first, so that none of these is left to run alone at the end. Each step gives every running
+sequence its next tokens, then admits waiting ones while tokens and blocks last; a prompt longer
+than what is left of the step's tokens goes on in the next (chunked prefill). When the pool runs
+dry, the sequence that was admitted last gives its blocks back and is computed anew later
+(preemption by recomputation).
 
 A sequence shares the full blocks of a prefix that others have computed. What it has in common with
 the beginning of a further block is copied into a block of its own, once the step that computes it

@@ -111,6 +111,13 @@ class Sequence:
             self._prefix_hashes.append(digest.digest())
         return self._prefix_hashes[index]
 
+    def registered_hashes(self, limit: int) -> list[bytes]:
+        """Those of its leading granules, ``limit`` at most, that the prefix cache was offered.
+
+        Each takes in all content before: where two sequences differ in one, so they do behind it.
+        """
+        return self._prefix_hashes[: min(limit, self.num_registered_granules)]
+
     def check_integrity(self, block_size: int, granule: int) -> None:
         """Assert that the blocks hold all computed tokens and that counters agree."""
         assert 0 <= self.num_computed_tokens <= self.num_tokens <= self.max_len

@@ -6,6 +6,7 @@ Letters in shapes: T tokens of a step, E hidden size.
 from __future__ import annotations
 
 from torch import Tensor, nn
+from vlmbatch_kernels.qkv_linear import project_qkv
 
 from vlmbatch.attention.base import (
     AttentionBackend,
@@ -55,8 +56,9 @@ class DecoderAttention(nn.Module):
         backend: AttentionBackend,
         sampled: SampledQueries | None,
     ) -> Tensor:
-        qkv = self.qkv_proj(x).view(x.shape[0], -1, self.spec.head_dim)
-        out = backend.paged_qkv(qkv, cos, sin, cache, metadata, self.spec, sampled)
+        places = (cache.key, cache.value, metadata.slot_mapping)
+        query = project_qkv(x, self.qkv_proj.weight, self.qkv_proj.bias, cos, sin, *places)
+        out = backend.attend(query, cache, metadata, self.spec, sampled)
         projected: Tensor = self.o_proj(out.flatten(1))
         return projected
 

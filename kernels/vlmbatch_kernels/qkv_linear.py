@@ -1,0 +1,34 @@
+"""From hidden states to rotated queries, and to keys and values in the paged pool.
+
+Letters in shapes: T tokens, H query heads, K key-value heads, D head size, S slots of the pool.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vlmbatch_kernels.dispatch import triton_on_gpu
+from vlmbatch_kernels.linear import linear
+from vlmbatch_kernels.rotary import rotary_and_cache
+
+
+@triton_on_gpu
+def project_qkv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+) -> Tensor:
+    """Project to heads, rotate, write keys and values to their slots, return the queries.
+
+    ``x``: (T, in_features). ``weight``: ((H + 2K) * D, in_features), the rows of the query heads
+    first, then those of keys and of values; ``bias``: ((H + 2K) * D,). ``cos`` and ``sin``:
+    (T, 1, D), see ``apply_rotary``. ``key_cache`` and ``value_cache``: (S, K, D), written in place.
+    ``slot_mapping``: (T,) int64. Returns (T, H, D).
+    """
+    qkv = linear(x, weight, bias).view(len(x), -1, key_cache.shape[2])
+    return rotary_and_cache(qkv, cos, sin, key_cache, value_cache, slot_mapping)

@@ -1,0 +1,180 @@
+"""``project_qkv`` in Triton: a matrix product that rotates its heads and puts them in their places.
+
+A tile of the product holds two heads: both halves of a head are in the same program, and each of
+the pairs that are turned together in the same thread.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from vlmbatch_kernels.linear import linear
+from vlmbatch_kernels.multiprocessors import multiprocessors
+from vlmbatch_kernels.persistent import ALIGNMENT, GROUP, MIN_ROWS, STAGES, is_hopper, place
+from vlmbatch_kernels.rotary import rotary_and_cache
+
+_HEAD_DIM = 128  # two heads are then as many columns as a multiprocessor multiplies at full rate
+_MAX_OFFSET = 2**31 - 1  # places are counted in 32 bits: more would not fit the registers
+_BLOCK_M, _BLOCK_K = 128, 64  # rows of a tile, depth of a load
+
+
+@triton.jit
+def _project_qkv(
+    x: tl.tensor_descriptor,
+    weight: tl.tensor_descriptor,
+    bias: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    query: tl.tensor,
+    key_cache: tl.tensor,
+    value_cache: tl.tensor,
+    slot_mapping: tl.tensor,
+    rows: tl.tensor,
+    depth: tl.tensor,
+    num_programs: tl.tensor,
+    NUM_HEADS: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    GROUP: tl.constexpr,
+):
+    HALF: tl.constexpr = HEAD_DIM // 2
+    num_m = tl.cdiv(rows, BLOCK_M)
+    num_n = (NUM_HEADS + 2 * NUM_KV_HEADS) // 2
+    num_k = tl.cdiv(depth, BLOCK_K)
+    # A count of its own for what is written: the loop's runs ahead.
+    written = tl.program_id(0) - num_programs
+    for tile in tl.range(tl.program_id(0), num_m * num_n, num_programs, flatten=True):
+        m, n = place(tile, num_m, num_n, GROUP)
+        heads = tl.zeros((BLOCK_M, 2 * HEAD_DIM), tl.float32)
+        for k in range(num_k):
+            left = x.load([m * BLOCK_M, k * BLOCK_K])
+            right = weight.load([n * 2 * HEAD_DIM, k * BLOCK_K])
+            heads = tl.dot(left, right.T, heads)
+
+        written += num_programs
+        m, n = place(written, num_m, num_n, GROUP)
+        if HAS_BIAS:
+            columns = n * 2 * HEAD_DIM + tl.arange(0, 2 * HEAD_DIM)
+            heads += tl.load(bias + columns).to(tl.float32)[None, :]
+        rounded = heads.to(query.dtype.element_ty).reshape(BLOCK_M, 2, HEAD_DIM)
+        first, second = tl.split(rounded.permute(0, 2, 1))
+
+        token = m * BLOCK_M + tl.arange(0, BLOCK_M)
+        is_token = token < rows
+        slot = tl.load(slot_mapping + token, mask=is_token, other=0).to(tl.int32)
+        head = n * 2
+        if head < NUM_HEADS:
+            target = query
+            row = token * NUM_HEADS
+        elif head < NUM_HEADS + NUM_KV_HEADS:
+            head -= NUM_HEADS
+            target = key_cache
+            row = slot * NUM_KV_HEADS
+        else:
+            head -= NUM_HEADS + NUM_KV_HEADS
+            target = value_cache
+            row = slot * NUM_KV_HEADS
+        # Values are turned by no angle: all tiles take the same way.
+        is_turned = token < tl.where(n * 2 < NUM_HEADS + NUM_KV_HEADS, rows, 0)
+        angle = token[:, None] * HEAD_DIM + tl.arange(0, HALF)[None, :]
+        # The other halves of the tables hold the same, but for the sign of the sines.
+        cosine = tl.load(cos + angle, mask=is_turned[:, None], other=1.0)
+        sine = tl.load(sin + angle + HALF, mask=is_turned[:, None], other=0.0)
+        at = (row + head)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
+        tl.store(target + at, _turn(first, cosine, sine), mask=is_token[:, None])
+        tl.store(target + at + HEAD_DIM, _turn(second, cosine, sine), mask=is_token[:, None])
+
+
+@triton.jit
+def _turn(head: tl.tensor, cosine: tl.tensor, sine: tl.tensor):
+    """A head (M, D) of every token by its angles (M, D / 2), in float32, rounded once."""
+    halves = head.to(tl.float32).reshape(head.shape[0], 2, head.shape[1] // 2)
+    low, high = tl.split(halves.permute(0, 2, 1))
+    cosine, sine = cosine.to(tl.float32), sine.to(tl.float32)
+    turned = tl.join(low * cosine - high * sine, high * cosine + low * sine)
+    return turned.to(head.dtype).permute(0, 2, 1).reshape(head.shape[0], head.shape[1])
+
+
+def project_qkv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+) -> Tensor:
+    num_kv_heads, size = key_cache.shape[1:]
+    num_heads = weight.shape[0] // size - 2 * num_kv_heads
+    fits = (
+        size == _HEAD_DIM
+        and num_heads % 2 == num_kv_heads % 2 == 0
+        and x.element_size() == 2
+        and x.shape[1] % ALIGNMENT == 0
+        and key_cache.numel() <= _MAX_OFFSET
+    )
+    if fits and len(x) >= MIN_ROWS and is_hopper(x.device):
+        return fused(x, weight, bias, cos, sin, key_cache, value_cache, slot_mapping)
+    qkv = linear(x, weight, bias).view(len(x), -1, size)
+    return rotary_and_cache(qkv, cos, sin, key_cache, value_cache, slot_mapping)
+
+
+def fused(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    key_cache: Tensor,
+    value_cache: Tensor,
+    slot_mapping: Tensor,
+    block: tuple[int, int] = (_BLOCK_M, _BLOCK_K),
+    group: int = GROUP,
+    stages: int = STAGES,
+    num_warps: int = 8,
+) -> Tensor:
+    """The kernel itself, for any number of rows and any head size that is a power of two."""
+    (rows, depth), (_, num_kv_heads, size) = x.shape, key_cache.shape
+    num_heads = weight.shape[0] // size - 2 * num_kv_heads
+    assert num_heads > 0 and num_heads % 2 == num_kv_heads % 2 == 0
+    assert weight.shape == ((num_heads + 2 * num_kv_heads) * size, depth)
+    assert cos.shape == sin.shape == (rows, 1, size) and slot_mapping.shape == (rows,)
+    assert key_cache.shape == value_cache.shape and key_cache.numel() <= _MAX_OFFSET
+    packed = (x, weight, cos, sin, key_cache, value_cache)
+    assert all(tensor.is_contiguous() for tensor in packed)
+    assert all(tensor.dtype == x.dtype for tensor in packed)
+    query = x.new_empty(rows, num_heads, size)
+    block_m, block_k = block
+    tiles = triton.cdiv(rows, block_m) * (num_heads + 2 * num_kv_heads) // 2
+    num_programs = min(multiprocessors(x.device), tiles)
+    _project_qkv[(num_programs,)](
+        TensorDescriptor.from_tensor(x, [block_m, block_k]),
+        TensorDescriptor.from_tensor(weight, [2 * size, block_k]),
+        x if bias is None else bias,
+        cos,
+        sin,
+        query,
+        key_cache,
+        value_cache,
+        slot_mapping,
+        rows,
+        depth,
+        num_programs,
+        NUM_HEADS=num_heads,
+        NUM_KV_HEADS=num_kv_heads,
+        HEAD_DIM=size,
+        HAS_BIAS=bias is not None,
+        BLOCK_M=block_m,
+        BLOCK_K=block_k,
+        GROUP=group,
+        num_warps=num_warps,
+        num_stages=stages,
+    )
+    return query

@@ -1,0 +1,50 @@
+"""Decoding over shared beginnings: the twin against plain decoding, Triton against the twin."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
+from multiprocessing import get_context
+
+import pytest
+import torch
+from shared_cases import MIXED, SEVENTEEN, SHARED_CASES, beginning, check_shared, make_shared
+from vlmbatch_kernels.paged_decode import paged_decode
+from vlmbatch_kernels.shared_decode import shared_decode
+
+
+@pytest.fixture(scope="module")
+def interpreter() -> Iterator[ProcessPoolExecutor]:
+    """A process of its own, for Triton reads its switch when it is imported."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        ProcessPoolExecutor(1, get_context("spawn")) as pool,
+    ):
+        patch.setenv("TRITON_INTERPRET", "1")
+        pool.submit(torch.set_num_threads, 1).result()
+        yield pool
+
+
+@pytest.mark.parametrize("page_size", [16, 256])
+@pytest.mark.parametrize(("totals", "tiles"), [MIXED, SEVENTEEN], ids=["mixed", "seventeen"])
+def test_rows_with_copies_of_a_beginning_attend_as_by_themselves(
+    totals: list[int], tiles: list[tuple[int, int, int]], page_size: int
+) -> None:
+    """Full pages, and partial ones, that hold the same as those of a tile's first row."""
+    make = make_shared(totals, tiles, (4, 2, 8), softcap=2.0, page_size=page_size)
+    query, *pool, table, seqlens_k, lens, rows, layout, scores = make(torch.Generator())
+    for first, count, shared in tiles:
+        source = beginning(table[first], shared, layout)
+        for row in range(first + 1, first + count):
+            for cache in pool:
+                cache[beginning(table[row], shared, layout)] = cache[source]
+    want = paged_decode(query, *pool, table, seqlens_k, layout, scores)
+    got = shared_decode(query, *pool, table, seqlens_k, lens, rows, layout, scores)
+    torch.testing.assert_close(got, want)
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton (pip install triton)")
+@pytest.mark.parametrize("name", SHARED_CASES)
+def test_error_is_at_most_twice_torchs(interpreter: ProcessPoolExecutor, name: str) -> None:
+    interpreter.submit(check_shared, name, torch.float16, "cpu").result()

@@ -1,0 +1,95 @@
+"""Which rows of a decode step read the same beginning, so that it is read once for them. No torch.
+
+What rows share is decided by content, not by blocks: a sequence may own a copy of its prefix's last
+page.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+
+from vlmbatch.engine.scheduler import ScheduledChunk
+
+MAX_ROWS = 16  # of a tile
+STEP = 32  # keys that the kernel reads at a time: a row's own part begins at a multiple
+_MIN_TOKENS = 128  # of a beginning
+_MIN_SAVED = 16384  # tokens: to read fewer again takes no longer than to share them
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixTiles:
+    """``lens``: tokens that each row shares with its tile; 0: it is in none.
+
+    ``tiles``: first row and number of rows of each tile, 2 to ``MAX_ROWS``.
+    """
+
+    lens: list[int]
+    tiles: list[tuple[int, int]]
+
+    @property
+    def num_saved(self) -> int:
+        """Tokens that are not read again."""
+        return sum(self.lens[first] * (num_rows - 1) for first, num_rows in self.tiles)
+
+
+def sort_by_prefix(rows: Iterable[ScheduledChunk], granule: int) -> list[ScheduledChunk]:
+    """Sequences with a beginning in common beside each other."""
+    every = max(_MIN_TOKENS // granule, 1)
+    return sorted(rows, key=lambda row: _hashes(row, granule)[every - 1 :: every])
+
+
+def find_shared_prefixes(rows: Seq[ScheduledChunk], granule: int) -> PrefixTiles | None:
+    """Tiles of adjacent rows, which compute a token each; None where sharing saves little.
+
+    A row joins the tile before it if that saves at least as much as the tile does without it, and
+    if the row has not far more in common with the one behind it.
+    """
+    # Each row's with the one behind it: a run of rows has the least of these in common.
+    common = [*_common_tokens([_hashes(row, granule) for row in rows], granule), 0]
+    lens = [0] * len(rows)
+    tiles = []
+    first = 0
+    while first < len(rows):
+        shared, end = common[first], first + 1
+        while end < min(len(rows), first + MAX_ROWS):
+            tokens = min(shared, common[end - 1])
+            num_rows = end - first
+            loses = tokens * num_rows < shared * (num_rows - 1)
+            if not tokens or loses or common[end] > 2 * common[end - 1]:
+                break
+            shared, end = tokens, end + 1
+        if end > first + 1:
+            lens[first:end] = [shared] * (end - first)
+            tiles.append((first, end - first))
+        first = end
+    found = PrefixTiles(lens, tiles)
+    return found if tiles and found.num_saved >= _MIN_SAVED else None
+
+
+def _hashes(row: ScheduledChunk, granule: int) -> list[bytes]:
+    """Of the granules that earlier steps computed, or copies and writes that precede all reads."""
+    return row.sequence.registered_hashes(row.start // granule)
+
+
+def _common_tokens(rows: list[list[bytes]], granule: int) -> Iterator[int]:
+    """Tokens that each row has in common with the one behind it, whole steps; 0: too few."""
+    shortest = -(-_MIN_TOKENS // granule)
+    same = 0
+    for a, b in pairwise(rows):
+        limit = min(len(a), len(b))
+        if limit < shortest or a[shortest - 1] != b[shortest - 1]:
+            yield 0
+            continue
+        # Mostly as many as the pair before: questions about one image.
+        if not (0 < same < limit and a[same - 1] == b[same - 1] and a[same] != b[same]):
+            same = bisect_left(range(limit), True, lo=shortest, key=partial(_differ, a, b))
+        yield same * granule // STEP * STEP
+
+
+def _differ(a: list[bytes], b: list[bytes], index: int) -> bool:
+    return a[index] != b[index]
