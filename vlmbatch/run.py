@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator
 from contextlib import closing
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
 # Beside a GPU, a thread that wants the interpreter lock gets it after so long from one that only
 # computes: the default of 5 ms is a whole decode step.
 _SWITCH_INTERVAL_S = 0.001
-_PREPARE_THREADS = 4  # they tokenize, and wait for room among the images under way
+# They tokenize, and wait for room among the images under way. More of them would mostly take the
+# interpreter lock from each other, and from who launches steps.
+_PREPARE_THREADS = 2
 _FETCH_THREADS = 32  # that may wait for images from the network besides
 
 
@@ -185,6 +188,10 @@ def load_engine(config: RunConfig, inputs: ModelInputs) -> Engine:
     engine = build_engine(inputs.folder, inputs.model, settings, scale, bias)
     if engine.device.type == "cuda":
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        # What is loaded stays. To look through all of it for garbage takes a quarter of a second,
+        # in which nothing is launched.
+        gc.collect()
+        gc.freeze()
     return engine
 
 

@@ -19,7 +19,8 @@ from vlmbatch_kernels.persistent import ALIGNMENT, GROUP, MIN_ROWS, STAGES, is_h
 _BLOCK_M, _BLOCK_N, _BLOCK_K = 128, 128, 64  # rows and columns of the output, depth of a load
 
 
-@triton.jit
+# Numbers of rows differ from step to step: none is to ask for another compilation.
+@triton.jit(do_not_specialize=["rows", "num_programs"])
 def _silu_gated_linear(
     x: tl.tensor_descriptor,
     weight: tl.tensor_descriptor,

@@ -21,7 +21,8 @@ _MAX_OFFSET = 2**31 - 1  # places are counted in 32 bits: more would not fit the
 _BLOCK_M, _BLOCK_K = 128, 64  # rows of a tile, depth of a load
 
 
-@triton.jit
+# Numbers of rows differ from step to step: none is to ask for another compilation.
+@triton.jit(do_not_specialize=["rows", "num_programs"])
 def _project_qkv(
     x: tl.tensor_descriptor,
     weight: tl.tensor_descriptor,

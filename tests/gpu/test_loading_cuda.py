@@ -55,6 +55,7 @@ def test_batches_sent_one_after_another_do_not_mix() -> None:
         assert largest.tolist() == [(value + n) % 256 for n in range(8)]
 
 
+@pytest.mark.whole_gpu
 @pytest.mark.parametrize("pixels", [True, False])
 def test_the_largest_step_fits_beside_the_kv_cache(pixels: bool) -> None:
     config = load_model_config(SAMPLE)

@@ -1,9 +1,9 @@
 """Prefill beside decode: two lanes of steps, each on multiprocessors of its own.
 
 Prefill is bound by arithmetic, decoding by reads of the KV pool. One after the other, each leaves
-idle what the other needs. A third of the multiprocessors is enough to read at the full rate of the
-memory (see the kernel ``paged_decode``), so decode steps run there while prompts are computed on
-the rest.
+idle what the other needs. A third of the multiprocessors is enough to read at nearly the full rate
+of the memory (see the kernel ``paged_decode``), so decode steps run there while prompts are
+computed on the rest.
 
 The lanes are ordered by these rules alone. A sequence goes over to decoding once the host has seen
 the end of the step that computed its prompt. A step that writes prompts begins after all decode
@@ -26,7 +26,7 @@ from vlmbatch.engine.model_runner import LaunchedStep
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.sm_partition import partition
 
-_DECODE_SHARE = 0.36  # of the multiprocessors: 48 of an H100's 132
+_DECODE_SHARE = 0.3  # of the multiprocessors: 40 of an H100's 132
 _MIN_SMS = 64  # of a device that is worth dividing
 DEPTH = 2  # steps of a lane under way: one that runs, one that begins when it ends
 

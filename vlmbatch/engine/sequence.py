@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import struct
 from array import array
 from itertools import pairwise
 
 from vlmbatch.engine.block_pool import Block
 from vlmbatch.types import FinishReason, Request
 
+_PLACE = struct.Struct("qq")
 PENDING = -1  # stands for a token that a step under way will sample
 
 
@@ -96,20 +98,24 @@ class Sequence:
         Image tokens all have the same id, so the digest takes in the content hash of each image
         that reaches into the granule, and where in it the granule lies.
         """
-        while len(self._prefix_hashes) <= index:
-            start = len(self._prefix_hashes) * granule
-            end = start + granule
-            assert end <= self.num_known_tokens
-            parent = self._prefix_hashes[-1] if self._prefix_hashes else b""
-            digest = hashlib.blake2b(parent, digest_size=16)
-            digest.update(array("q", self.token_ids[start:end]).tobytes())
-            for span in self.request.image_spans:
-                if span.start < end and start < span.start + span.length:
-                    image = self.request.images[span.image]
-                    digest.update(image.content_hash)
-                    digest.update(array("q", (span.start - start, span.offset)).tobytes())
-            self._prefix_hashes.append(digest.digest())
+        if index >= len(self._prefix_hashes):
+            self._hash_granules(len(self._prefix_hashes), index + 1, granule)
         return self._prefix_hashes[index]
+
+    def _hash_granules(self, first: int, end: int, granule: int) -> None:
+        assert end * granule <= self.num_known_tokens
+        tokens = array("q", self.token_ids[first * granule : end * granule])
+        content, size = tokens.tobytes(), granule * tokens.itemsize
+        parent = self._prefix_hashes[-1] if self._prefix_hashes else b""
+        for index in range(first, end):
+            parts = [parent, content[(index - first) * size : (index - first + 1) * size]]
+            start = index * granule
+            for span in self.request.image_spans:
+                if span.start < start + granule and start < span.start + span.length:
+                    parts.append(self.request.images[span.image].content_hash)
+                    parts.append(_PLACE.pack(span.start - start, span.offset))
+            parent = hashlib.blake2b(b"".join(parts), digest_size=16).digest()
+            self._prefix_hashes.append(parent)
 
     def registered_hashes(self, limit: int) -> list[bytes]:
         """Those of its leading granules, ``limit`` at most, that the prefix cache was offered.
