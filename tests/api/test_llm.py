@@ -208,12 +208,14 @@ def test_an_iterator_is_read_a_bounded_number_ahead(llm: LLM) -> None:
         for pulled in itertools.count(1):
             yield f"USER: Say {pulled}. ASSISTANT:"
 
-    outputs = llm.generate(endless(), SamplingParams(max_tokens=2))
+    # As they finish: in order, a row that is long in preparation would keep others waiting.
+    outputs = llm.stream(endless(), SamplingParams(max_tokens=2))
     taken = list(itertools.islice(outputs, 40))
-    assert [output.index for output in taken] == list(range(40))
+    assert len({output.index for output in taken}) == 40
     outputs.close()
-    # Those prepared, those in the engine and its queue, the one that waits for a place.
-    assert pulled <= 40 + answering._DEPTH + 3 * 8 + 1
+    # Those prepared, those in the engine and its queue, those that one step finished, and the one
+    # that waits for a place.
+    assert pulled <= 40 + answering._DEPTH + 4 * 8 + 1
 
 
 def test_answers_that_wait_for_a_slow_one_are_bounded(

@@ -21,7 +21,7 @@ from vlmbatch.types import Row
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
 
-_DEPTH = 256  # rows that are prepared ahead of the engine
+_DEPTH = 128  # rows that are prepared ahead of the engine
 _WINDOW = 4096  # rows that are read but not yet handed out: what may wait for a slow one
 
 

@@ -30,7 +30,7 @@ from vlmbatch.models.processor import LlavaProcessor
 
 GPU_MODEL = "llava-1.5-7b"
 SAMPLE_MODEL = Path(__file__).parents[2] / "samples/tiny-llava"
-_GPU_WARMUP_ROWS, _CPU_WARMUP_ROWS = 32, 8
+_GPU_WARMUP_ROWS, _CPU_WARMUP_ROWS = 64, 8
 
 
 @dataclass(frozen=True, slots=True)
