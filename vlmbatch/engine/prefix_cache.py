@@ -68,11 +68,13 @@ class PrefixCache:
         """Let others find the granules of the sequence that are full by now."""
         per_block = self._pool.granules_per_block
         full = min(sequence.num_computed_tokens, sequence.num_known_tokens) // self._granule
+        if full <= sequence.num_registered_granules:
+            return
         for index in range(sequence.num_registered_granules, full):
             content = sequence.prefix_hash(index, self._granule)
             if self._pool.register(sequence.blocks[index // per_block], content):
                 self._fresh.add(content)
-        sequence.num_registered_granules = max(full, sequence.num_registered_granules)
+        sequence.num_registered_granules = full
 
     def hold_until_copied(self, source: Block) -> None:
         """Take over the caller's hold on a block until the step that copies it is scheduled."""
