@@ -33,7 +33,7 @@ test: $(READY) ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 test-gpu: $(READY) ## Run the tests that need a GPU and flash-attn
-	$(BIN)/python -m pytest -q -n6 tests/gpu --require-gpu -m 'not whole_gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n6 tests/gpu --require-gpu -m 'not whole_gpu'
 	$(BIN)/python -m pytest -q -n0 tests/gpu --require-gpu -m whole_gpu
 
 soak: $(READY) ## Run 200,000 rows without a model: memory, journal, cost of a row

@@ -21,40 +21,46 @@ def run(sizes: GraphSizes, steps: Iterable[int]) -> tuple[int, int]:
     return plain, captures
 
 
-def test_a_size_runs_plainly_then_is_captured_then_repeated() -> None:
-    sizes = GraphSizes()
-    assert [sizes.choose(100) for _ in range(4)] == [None, 112, 112, 112]
+def test_a_size_runs_plainly_then_is_captured_with_room_to_grow_then_repeated() -> None:
+    sizes = GraphSizes(512)
+    assert [sizes.choose(60) for _ in range(4)] == [None, 96, 96, 96]
+    assert run(sizes, [64, 72, 88, 96]) == (0, 0)
+
+
+def test_no_graph_is_larger_than_the_largest_batch_needs() -> None:
+    sizes = GraphSizes(100)
+    assert [sizes.choose(90) for _ in range(2)] == [None, 112]
 
 
 def test_a_batch_that_shrinks_captures_nothing_on_its_way() -> None:
-    sizes = GraphSizes()
+    sizes = GraphSizes(512)
     run(sizes, [512] * 3)
     assert run(sizes, [444, 349, 261, 173, 85, 7]) == (0, 0)
     assert sizes.choose(7) == 512
 
 
 def test_the_smallest_graph_that_is_large_enough_is_borrowed() -> None:
-    sizes = GraphSizes()
-    run(sizes, [16] * 2 + [64] * 2 + [512] * 2)
+    sizes = GraphSizes(512)
+    run(sizes, [10] * 2 + [43] * 2 + [512] * 2)
     assert sizes.captured == {16, 64, 512}
     assert sizes.choose(17) == 64
 
 
-def test_a_size_that_goes_on_gets_a_graph_of_its_own() -> None:
-    sizes = GraphSizes()
+def test_a_size_that_goes_on_gets_a_graph_of_its_own_the_sooner_the_larger_the_other() -> None:
+    sizes = GraphSizes(512)
     run(sizes, [512] * 2)
-    assert [sizes.choose(130) for _ in range(7)] == [512] * 4 + [None, 160, 160]
-    run(sizes, [130] * 20)
-    assert sizes.choose(130) == padded_size(130) == 144
+    assert [sizes.choose(130) for _ in range(11)] == [512] * 8 + [None, 160, 160]
+    assert run(sizes, [130] * 50) == (0, 0)
+    assert [sizes.choose(130) for _ in range(10)][-1] == padded_size(130) == 144
 
 
 @given(steps=st.lists(st.integers(1, 600), max_size=200))
 def test_the_graph_holds_the_step_and_is_captured_once(steps: list[int]) -> None:
-    sizes = GraphSizes()
+    sizes = GraphSizes(600)
     for num_seqs in steps:
         before = set(sizes.captured)
         size = sizes.choose(num_seqs)
-        assert size is None or num_seqs <= size <= max(coarse_size(600), *sizes.captured)
+        assert size is None or num_seqs <= size <= coarse_size(600)
         assert sizes.captured - before <= {size}
         assert size is None or size in sizes.captured
 

@@ -19,17 +19,19 @@ from vlmbatch.engine.batch import StepInputs
 Compute = Callable[[Tensor, Tensor, AttentionMetadata], Tensor]
 
 
-# A capture takes the host as long as some steps take the device. Rows of padding cost less, so a
-# size that is seldom met makes do with a larger graph.
-_BORROWS = 4  # steps on a larger graph, before a coarse size gets its own
-_COARSE_STEPS = 16  # steps of a size on the graph of its coarse size, before it gets its own
+# To run plainly and to capture each take the host as long as some steps take the device. Rows of
+# padding cost little beside the weights, which every step reads: a size makes do with a larger
+# graph for so many steps before it gets its own.
+_STEPS_ON_NEXT = 64  # where the graph has at most twice the rows
+_STEPS_ON_ANY = 8
 
 
 class GraphSizes:
     """Decides which graph a step runs on. Sizes count sequences; no torch."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_num_seqs: int) -> None:
         self.captured: set[int] = set()
+        self._largest = coarse_size(max_num_seqs)
         self._ran_plainly: set[int] = set()
         self._met: Counter[int] = Counter()
 
@@ -43,11 +45,14 @@ class GraphSizes:
         if fine in self.captured:
             return fine
         self._met.update({fine, coarse})
-        size = fine if self._met[fine] > _COARSE_STEPS else coarse
+        size = fine if self._met[fine] > _STEPS_ON_NEXT else coarse
         if size in self.captured:
             return size
-        larger = min((other for other in self.captured if other > size), default=None)
-        if larger is not None and self._met[size] <= _BORROWS:
+        larger = min((other for other in self.captured if other >= num_seqs), default=None)
+        if larger is None:
+            # Batches grow until the pool is full: the next steps are to find room as well.
+            size = min(coarse_size(num_seqs * 3 // 2), self._largest)
+        elif self._met[size] <= (_STEPS_ON_NEXT if larger <= 2 * num_seqs else _STEPS_ON_ANY):
             return larger
         if size not in self._ran_plainly:
             self._ran_plainly.add(size)
@@ -85,7 +90,7 @@ class DecodeGraphs:
         self._offsets = torch.arange(size + 1, dtype=torch.int32, device=device)
         self._shared_lens = torch.zeros(size, dtype=torch.int32, device=device)
         self._tiles = torch.zeros(size // 2, 2, dtype=torch.int32, device=device)
-        self._sizes = {shares: GraphSizes() for shares in (False, True)}
+        self._sizes = {shares: GraphSizes(max_num_seqs) for shares in (False, True)}
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
         self._memory = torch.cuda.graph_pool_handle()
         # The device's own stream cannot be captured.

@@ -26,7 +26,7 @@ from vlmbatch.engine.model_runner import LaunchedStep
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.sm_partition import partition
 
-_DECODE_SHARE = 0.3  # of the multiprocessors: 40 of an H100's 132
+_DECODE_SHARE = 0.36  # of the multiprocessors: 48 of an H100's 132
 _MIN_SMS = 64  # of a device that is worth dividing
 DEPTH = 2  # steps of a lane under way: one that runs, one that begins when it ends
 
