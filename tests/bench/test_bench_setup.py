@@ -39,7 +39,7 @@ def test_a_built_in_config_has_no_weights() -> None:
 
 @pytest.mark.parametrize(
     ("device", "rows", "warmup", "timed"),
-    [("cuda", None, 32, 80), ("cpu", None, 8, 12), ("cpu", 4, 4, 4), ("cuda", 41, 32, 40)],
+    [("cuda", None, 64, 80), ("cpu", None, 8, 12), ("cpu", 4, 4, 4), ("cuda", 41, 40, 40)],
 )
 def test_rows_of_runs(
     device: str, rows: int | None, warmup: int, timed: int, tmp_path: Path
