@@ -75,7 +75,6 @@ class EngineConfig:
     max_model_len: int | None = None  # context length; None: the model's own
     enable_prefix_caching: bool = True
     cuda_graphs: bool = True  # decode steps on a GPU are captured and replayed
-    longest_first: bool = False  # of rows that wait, those with the largest max_tokens go first
     overlap_prefill: bool = True  # prefill beside decode where a GPU can be divided
     cpu_threads: int | None = None  # of an engine on the CPU; None: torch's own choice
     random_weights: bool = False  # to measure speed: no weights are read

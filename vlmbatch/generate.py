@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
 
 _IDLE_SECONDS = 0.5  # between looks at the sink and the stop request while no row is ready
-# What an idle engine waits for the next row, so that its first step is a full one: a small step
-# would keep the rows behind it waiting, and its launch competes with their preparation.
+# What an idle engine waits for rows beside the first, so that its first step is a full one: a small
+# step would keep the rows behind it waiting, and its launch competes with their preparation.
 _GATHER_SECONDS = 0.02
 
 
@@ -57,6 +57,7 @@ class AnswerLoop:
         self._stop = stop
         self._under_way: dict[Sequence, Row] = {}
         self._checkers: dict[Sequence, StopChecker] = {}
+        self._told_of_end = False  # the engine, of the end of the feed
 
     def run(self) -> None:
         """Answer all rows, or until the stop request ends it: rows are then left unanswered.
@@ -87,17 +88,20 @@ class AnswerLoop:
         return True
 
     def _fill(self) -> None:
-        was_idle = self._engine.num_unfinished == 0
+        timeout = 0.0 if self._engine.num_unfinished else _IDLE_SECONDS
+        gather_until = 0.0
         while self._engine.wants_requests and not self._stop.check(self._stats):
-            timeout = 0.0
-            if self._engine.num_unfinished == 0:
-                timeout = _IDLE_SECONDS
-            elif was_idle and not self._engine.fills_step:
-                timeout = _GATHER_SECONDS
             prepared = self._feed.poll(timeout)
             if prepared is None:
-                return
+                break
             self._admit(prepared)
+            if timeout and self._engine.num_unfinished:
+                gather_until = gather_until or time.monotonic() + _GATHER_SECONDS
+                is_full = self._engine.fills_step
+                timeout = 0.0 if is_full else max(0.0, gather_until - time.monotonic())
+        if self._feed.exhausted and not self._told_of_end:
+            self._told_of_end = True
+            self._engine.expect_no_more()
 
     def _admit(self, prepared: Prepared) -> None:
         row, request = prepared.row, prepared.request

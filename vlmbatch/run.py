@@ -69,10 +69,8 @@ def run(config: RunConfig, stats: RunStats) -> None:
             stats.rows_earlier = output.num_known
             stats.stage = "loading the model"
             with closing(start_images(config, inputs)) as images:
-                # Long answers that begin last would be computed alone at the end. In a stream
-                # somebody waits for every row.
-                settings = replace(config.engine, longest_first=not inputs.streaming)
-                engine = load_engine(replace(config, engine=settings), inputs)
+                engine = load_engine(config, inputs)
+                freeze_loaded(engine)
                 answer_manifest(config, inputs, engine, images, output, stats, stop)
     stats.finish()
 
@@ -188,11 +186,17 @@ def load_engine(config: RunConfig, inputs: ModelInputs) -> Engine:
     engine = build_engine(inputs.folder, inputs.model, settings, scale, bias)
     if engine.device.type == "cuda":
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
-        # What is loaded stays. To look through all of it for garbage takes a quarter of a second,
-        # in which nothing is launched.
+    return engine
+
+
+def freeze_loaded(engine: Engine) -> None:
+    """Leave what is loaded by now out of garbage collections, in a process that is ours alone.
+
+    To look through all of it takes a quarter of a second, in which nothing is launched.
+    """
+    if engine.device.type == "cuda":
         gc.collect()
         gc.freeze()
-    return engine
 
 
 def validate(

@@ -131,7 +131,7 @@ def requests(draw: st.DrawFn) -> list[Request]:
     st.integers(1, 24),  # tokens in a step
     st.booleans(),  # prefix cache
     st.integers(1, 3),  # steps under way at once
-    st.booleans(),  # longest first
+    st.booleans(),  # longest first, once all are there
 )
 def test_every_sequence_finishes_with_its_own_tokens(
     workload: list[Request],
@@ -149,7 +149,7 @@ def test_every_sequence_finishes_with_its_own_tokens(
     ]
     needed = max(-(-s.max_len // granule) for s in sequences)
     pool = BlockPool(data.draw(st.integers(needed, needed + 12)), per_block)
-    scheduler = Scheduler(pool, granule, max_num_seqs, max_batched_tokens, caching, longest_first)
+    scheduler = Scheduler(pool, granule, max_num_seqs, max_batched_tokens, caching)
     content = ContentPool(scheduler)
     to_add = deque(sequences)
     under_way: deque[tuple[list[ScheduledChunk], list[tuple[Sequence, int]]]] = deque()
@@ -161,6 +161,8 @@ def test_every_sequence_finishes_with_its_own_tokens(
         assert steps < 3000, "no progress"
         if to_add and (data.draw(st.booleans()) or not scheduler.num_unfinished):
             scheduler.add(to_add.popleft())
+            if longest_first and not to_add:
+                scheduler.sort_waiting()
         chunks = scheduler.schedule()
         scheduler.check_integrity()
         assert sum(chunk.length for chunk in chunks) <= max_batched_tokens
@@ -259,12 +261,13 @@ def test_a_new_sequence_leaves_the_running_ones_room_to_grow() -> None:
 
 
 def test_long_answers_begin_first_and_equal_ones_in_order() -> None:
-    scheduler = make_scheduler(num_granules=64, max_num_seqs=2, longest_first=True)
+    scheduler = make_scheduler(num_granules=64, max_num_seqs=2)
     short, long, other_short, longest, other_long = (
         sequence([index] * 4, length) for index, length in enumerate((2, 5, 2, 9, 5))
     )
     for each in (short, long, other_short, longest, other_long):
         scheduler.add(each)
+    scheduler.sort_waiting()
     order = []
     while scheduler.num_unfinished:
         chunks = scheduler.schedule()
@@ -275,7 +278,7 @@ def test_long_answers_begin_first_and_equal_ones_in_order() -> None:
 
 
 def test_a_preempted_sequence_goes_on_before_longer_ones() -> None:
-    scheduler = make_scheduler(num_granules=5, enable_prefix_caching=False, longest_first=True)
+    scheduler = make_scheduler(num_granules=5, enable_prefix_caching=False)
     old, young = sequence([1] * 8, 9), sequence([2] * 4, 8)
     for each in (old, young):
         scheduler.add(each)
@@ -283,7 +286,8 @@ def test_a_preempted_sequence_goes_on_before_longer_ones() -> None:
         for chunk in scheduler.schedule():
             scheduler.update(chunk.sequence, 1)
     longer = sequence([3] * 4, 12)
-    scheduler.add(longer)
+    scheduler.waiting.appendleft(longer)
+    scheduler.sort_waiting()
     assert list(scheduler.waiting) == [young, longer]
 
 

@@ -14,6 +14,7 @@ from vlmbatch.answer import Answer
 from vlmbatch.config import EngineConfig, SamplingParams
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
+from vlmbatch.engine.scheduler import ScheduledChunk
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.errors import ErrorCode, OutputError, RowError
 from vlmbatch.generate import AnswerLoop
@@ -153,6 +154,11 @@ class OneStepEngine:
     def wants_requests(self) -> bool:
         return self.sequence is None
 
+    fills_step = True
+
+    def expect_no_more(self) -> None:
+        pass
+
     def add(self, request: Request) -> Sequence:
         self.sequence = Sequence(request, 100, frozenset())
         return self.sequence
@@ -243,6 +249,60 @@ def test_an_idle_engine_waits_for_the_rows_of_a_full_step_and_a_busy_one_for_non
     assert len(writer.results) == 6
     assert steps[0] == 4, "32 tokens fill a step"
     assert steps[1] == 4, "nothing is waited for while there is work"
+
+
+class SlowFeed(PatientFeed):
+    """Has the next row just before the patience of who waits for it ends."""
+
+    def poll(self, timeout: float) -> Prepared | None:
+        time.sleep(min(timeout, 0.012))
+        return super().poll(timeout)
+
+
+def test_rows_that_come_one_by_one_do_not_keep_the_first_waiting() -> None:
+    engine = make_engine()
+    waited: list[int] = []
+    step = engine.step
+
+    def counted_step() -> list[TokenOutput | SequenceFailure]:
+        waited.append(len(engine.scheduler.waiting))
+        return step()
+
+    engine.step = counted_step  # type: ignore[method-assign]
+    rows = [row_of(i, [1], max_tokens=1) for i in range(30)]
+    sink = ResultSink(ListWriter(), LetterTokenizer(), RunStats(), written=lambda: None)
+    try:
+        loop = AnswerLoop(
+            SlowFeed(rows), engine, LetterTokenizer(), sink, RunStats(), StopRequest()
+        )
+        loop.run()
+        sink.flush()
+    finally:
+        sink.close()
+    assert max(waited) <= 4
+
+
+def test_long_answers_begin_first_once_all_rows_are_there() -> None:
+    engine = make_engine()
+    begun: list[int] = []
+    schedule = engine.scheduler.schedule
+
+    def watched_schedule() -> list[ScheduledChunk]:
+        chunks = schedule()
+        begun.extend(c.sequence.request.index for c in chunks if c.start == 0)
+        return chunks
+
+    engine.scheduler.schedule = watched_schedule  # type: ignore[method-assign]
+    lengths = [1, 9, 3, 9, 30, 2]
+    rows = [row_of(i, [1], max_tokens=n, ignore_eos=True) for i, n in enumerate(lengths)]
+    sink = ResultSink(ListWriter(), LetterTokenizer(), RunStats(), written=lambda: None)
+    try:
+        feed = PatientFeed(rows)
+        AnswerLoop(feed, engine, LetterTokenizer(), sink, RunStats(), StopRequest()).run()
+        sink.flush()
+    finally:
+        sink.close()
+    assert begun == [4, 1, 3, 2, 5, 0]
 
 
 class SilentFeed:

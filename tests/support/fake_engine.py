@@ -58,6 +58,9 @@ class FakeEngine:
         self._waiting.append(sequence)
         return sequence
 
+    def expect_no_more(self) -> None:
+        pass
+
     def step(self) -> list[TokenOutput | SequenceFailure]:
         started = time.thread_time()
         try:

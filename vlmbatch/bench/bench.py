@@ -27,7 +27,7 @@ from vlmbatch.engine.loading import resolve_device, resolve_dtype
 from vlmbatch.inputs import open_inputs
 from vlmbatch.log import logger
 from vlmbatch.models.config import load_model_config
-from vlmbatch.run import load_engine
+from vlmbatch.run import freeze_loaded, load_engine
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +96,7 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
     logger.info("loading %s", name)
     started = time.perf_counter()
     engine = load_engine(jobs[0].timed, open_inputs(jobs[0].timed))
+    freeze_loaded(engine)
     engine_start = time.perf_counter() - started
 
     def measure(job: Job) -> WorkloadResult:

@@ -7,7 +7,6 @@ padding write to a slot of the pool that nobody reads.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 
 import torch
@@ -15,50 +14,9 @@ from torch import Tensor
 
 from vlmbatch.attention.base import AttentionMetadata, SharedPrefixes
 from vlmbatch.engine.batch import StepInputs
+from vlmbatch.engine.graph_sizes import GraphSizes, coarse_size
 
 Compute = Callable[[Tensor, Tensor, AttentionMetadata], Tensor]
-
-
-# To run plainly and to capture each take the host as long as some steps take the device. Rows of
-# padding cost little beside the weights, which every step reads: a size makes do with a larger
-# graph for so many steps before it gets its own.
-_STEPS_ON_NEXT = 64  # where the graph has at most twice the rows
-_STEPS_ON_ANY = 8
-
-
-class GraphSizes:
-    """Decides which graph a step runs on. Sizes count sequences; no torch."""
-
-    def __init__(self, max_num_seqs: int) -> None:
-        self.captured: set[int] = set()
-        self._largest = coarse_size(max_num_seqs)
-        self._ran_plainly: set[int] = set()
-        self._met: Counter[int] = Counter()
-
-    def choose(self, num_seqs: int) -> int | None:
-        """The size of the graph for a step, to be captured if it is not; None: run it plainly.
-
-        A size runs plainly before it is captured: kernels are compiled and loaded then, which a
-        capture could not bear.
-        """
-        fine, coarse = padded_size(num_seqs), coarse_size(num_seqs)
-        if fine in self.captured:
-            return fine
-        self._met.update({fine, coarse})
-        size = fine if self._met[fine] > _STEPS_ON_NEXT else coarse
-        if size in self.captured:
-            return size
-        larger = min((other for other in self.captured if other >= num_seqs), default=None)
-        if larger is None:
-            # Batches grow until the pool is full: the next steps are to find room as well.
-            size = min(coarse_size(num_seqs * 3 // 2), self._largest)
-        elif self._met[size] <= (_STEPS_ON_NEXT if larger <= 2 * num_seqs else _STEPS_ON_ANY):
-            return larger
-        if size not in self._ran_plainly:
-            self._ran_plainly.add(size)
-            return None
-        self.captured.add(size)
-        return size
 
 
 class DecodeGraphs:
@@ -97,22 +55,28 @@ class DecodeGraphs:
         self._stream = stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def run(self, inputs: StepInputs, compute: Compute) -> Tensor:
-        """Logits (T, V) of a decode step; valid until the next call.
+        """Hidden states (T, E) of a decode step; valid until the next call.
 
         ``compute`` takes token ids and positions, both (T,) int64, and the attention's metadata
-        to logits.
+        to hidden states. Raises what it raises, also where it is captured.
         """
         num_seqs = len(inputs.input_ids)
         shares = inputs.metadata.shared is not None
-        size = self._sizes[shares].choose(num_seqs)
+        sizes = self._sizes[shares]
+        size = sizes.choose(num_seqs)
         if size is None:
             return compute(inputs.input_ids, inputs.positions, inputs.metadata)
         self._fill(inputs, num_seqs, size)
-        if (size, shares) not in self._graphs:
-            self._graphs[size, shares] = self._capture(size, shares, compute)
-        graph, logits = self._graphs[size, shares]
+        if size not in sizes.captured:
+            try:
+                self._graphs[size, shares] = self._capture(size, shares, compute)
+            except RuntimeError:
+                sizes.refuse(size)
+                raise
+            sizes.captured.add(size)
+        graph, hidden = self._graphs[size, shares]
         graph.replay()
-        return logits[:num_seqs]
+        return hidden[:num_seqs]
 
     def _fill(self, inputs: StepInputs, num_seqs: int, size: int) -> None:
         metadata = inputs.metadata
@@ -156,26 +120,8 @@ class DecodeGraphs:
         with torch.cuda.stream(self._stream):
             graph.capture_begin(self._memory, capture_error_mode="thread_local")
             try:
-                logits = compute(self._token_ids[:size], self._positions[:size], metadata)
+                hidden = compute(self._token_ids[:size], self._positions[:size], metadata)
             finally:
                 graph.capture_end()
         current.wait_stream(self._stream)
-        return graph, logits
-
-
-def padded_size(num_seqs: int) -> int:
-    """The number of sequences that a graph for ``num_seqs`` is captured with.
-
-    Steps grow with the size: small batches lose little in rows, large ones little in share.
-    """
-    for limit, step in ((8, 1), (64, 8), (256, 16)):
-        if num_seqs <= limit:
-            return -(-num_seqs // step) * step
-    return -(-num_seqs // 32) * 32
-
-
-def coarse_size(num_seqs: int) -> int:
-    """The next of few sizes: powers of 2, and three between two of them from 64 on."""
-    power = 1 << (num_seqs - 1).bit_length()
-    step = max(power // 8, 1) if power > 64 else power
-    return -(-num_seqs // step) * step
+        return graph, hidden

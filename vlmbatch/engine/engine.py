@@ -72,7 +72,6 @@ class Engine:
             max_num_seqs=limits.max_num_seqs,
             max_batched_tokens=limits.max_batched_tokens,
             enable_prefix_caching=config.enable_prefix_caching,
-            longest_first=config.longest_first,
         )
         self.scheduler = self._new_scheduler()
         self.runner = ModelRunner(
@@ -134,6 +133,13 @@ class Engine:
         sequence = Sequence(request, max_len, self._eos_token_ids)
         self.scheduler.add(sequence)
         return sequence
+
+    def expect_no_more(self) -> None:
+        """All requests are here: those with the longest answers to come go first from now on.
+
+        None of these is then left to run alone at the end.
+        """
+        self.scheduler.sort_waiting()
 
     def step(self) -> Outputs:
         """Launch a step over all sequences that can take part; the tokens of the one before.

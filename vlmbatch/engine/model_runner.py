@@ -130,18 +130,18 @@ class ModelRunner:
     def _logits(self, inputs: StepInputs, graphs: DecodeGraphs | None) -> Tensor:
         """(n, V) of the queries behind which a token is sampled."""
         if graphs is not None and inputs.is_decode:
-            return graphs.run(inputs, self._decode_logits)
-        embeds = self._embed(inputs)
-        return self._forward(embeds, inputs.positions, inputs.metadata)
+            # The logits are no part of a graph: each would keep its own, as wide as the vocabulary.
+            hidden = graphs.run(inputs, self._decode)
+        else:
+            hidden = self._forward(self._embed(inputs), inputs.positions, inputs.metadata)
+        return self._model.compute_logits(hidden)
 
-    def _decode_logits(
-        self, token_ids: Tensor, positions: Tensor, metadata: AttentionMetadata
-    ) -> Tensor:
+    def _decode(self, token_ids: Tensor, positions: Tensor, metadata: AttentionMetadata) -> Tensor:
         return self._forward(self._model.embed(token_ids), positions, metadata)
 
     def _forward(self, embeds: Tensor, positions: Tensor, metadata: AttentionMetadata) -> Tensor:
-        hidden = self._model.forward(embeds, positions, self._kv_cache.layers, metadata)
-        return self._model.compute_logits(hidden)
+        """Hidden states of the step's queries, or of those that are sampled."""
+        return self._model.forward(embeds, positions, self._kv_cache.layers, metadata)
 
     def _take_pending(self, inputs: StepInputs, before: LaunchedStep) -> None:
         """Put the tokens that ``before`` samples in their places, without waiting for them."""

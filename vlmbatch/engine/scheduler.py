@@ -1,11 +1,9 @@
 """Decides what each step computes: continuous batching over the paged pool. No torch.
 
-Sequences run in the order they were admitted: as they came, or those with the longest answers to
-come first, so that none of these is left to run alone at the end. Each step gives every running
-sequence its next tokens, then admits waiting ones while tokens and blocks last; a prompt longer
-than what is left of the step's tokens goes on in the next (chunked prefill). When the pool runs
-dry, the sequence that was admitted last gives its blocks back and is computed anew later
-(preemption by recomputation).
+Sequences run in the order they were admitted. Each step gives every running sequence its next
+tokens, then admits waiting ones while tokens and blocks last; a prompt longer than what is left of
+the step's tokens goes on in the next (chunked prefill). When the pool runs dry, the sequence that
+was admitted last gives its blocks back and is computed anew later (preemption by recomputation).
 
 A sequence shares the full blocks of a prefix that others have computed. What it has in common with
 the beginning of a further block is copied into a block of its own, once the step that computes it
@@ -17,10 +15,8 @@ that fails is halved again, until the sequence that makes steps fail stands alon
 
 from __future__ import annotations
 
-from bisect import insort
 from collections import deque
 from dataclasses import dataclass
-from itertools import takewhile
 
 from vlmbatch.engine.block_pool import BlockPool
 from vlmbatch.engine.prefix_cache import Prefix, PrefixCache
@@ -66,7 +62,6 @@ class Scheduler:
         max_num_seqs: int,
         max_batched_tokens: int,
         enable_prefix_caching: bool = True,
-        longest_first: bool = False,
     ) -> None:
         self.pool = pool
         self.granule = granule
@@ -74,7 +69,6 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_batched_tokens = max_batched_tokens
         self.waiting: deque[Sequence] = deque()
-        self._longest_first = longest_first
         self.running: list[Sequence] = []
         self._suspects: deque[deque[Sequence]] = deque()  # groups, the one being computed first
         self._prefixes = PrefixCache(pool, granule) if enable_prefix_caching else None
@@ -90,12 +84,14 @@ class Scheduler:
 
     def add(self, sequence: Sequence) -> None:
         assert self.fits(sequence.max_len)
-        if not self._longest_first:
-            self.waiting.append(sequence)
-            return
-        # Preempted sequences stay in front: what they were given so far is not to go to waste.
-        preempted = sum(1 for _ in takewhile(_was_admitted, self.waiting))
-        insort(self.waiting, sequence, lo=preempted, key=lambda other: -_max_new_tokens(other))
+        self.waiting.append(sequence)
+
+    def sort_waiting(self) -> None:
+        """Put those with the longest answers to come in front, equal ones as they stand.
+
+        Preempted sequences stay before all: what they were given so far is not to go to waste.
+        """
+        self.waiting = deque(sorted(self.waiting, key=_admission_order))
 
     @property
     def has_prefill(self) -> bool:
@@ -356,9 +352,6 @@ class Scheduler:
         sequence.blocks = []
 
 
-def _was_admitted(sequence: Sequence) -> bool:
-    return sequence.num_cached_tokens is not None
-
-
-def _max_new_tokens(sequence: Sequence) -> int:
-    return sequence.max_len - sequence.num_prompt_tokens
+def _admission_order(sequence: Sequence) -> tuple[bool, int]:
+    is_new = sequence.num_cached_tokens is None
+    return is_new, (sequence.num_prompt_tokens - sequence.max_len) * is_new

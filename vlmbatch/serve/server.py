@@ -21,7 +21,7 @@ from vlmbatch.inputs import ModelInputs, open_images, open_model
 from vlmbatch.log import logger
 from vlmbatch.openai.fetch import ImageFetcher
 from vlmbatch.openai.image_urls import AllowedDomains, ImageUrls
-from vlmbatch.run import load_engine
+from vlmbatch.run import freeze_loaded, load_engine
 from vlmbatch.serve.app import make_app
 from vlmbatch.serve.completions import RequestSlots, Service
 from vlmbatch.serve.config import ServeConfig
@@ -53,6 +53,7 @@ def serve(config: ServeConfig) -> int:
         inputs = open_model(config.job)
         _ = inputs.processor.chat_template  # one that is missing or bad is an error now
         engine = load_engine(config.job, inputs)
+        freeze_loaded(engine)
         check_context(engine)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
         return asyncio.run(_serve(config, inputs, engine, domains, listener))
