@@ -124,7 +124,7 @@ def _open_decoders(config: RunConfig, inputs: ModelInputs, num_workers: int) -> 
         return FeatureLoader(limits, inputs.model.feature_shape)
     if num_workers == 0:
         return InProcessLoader(limits, processor)
-    slots = 4 * num_workers  # twice the prepare threads: rows may have more images than one
+    slots = 4 * num_workers  # so that workers find another image at hand, also while threads wait
     recent_bytes = HostMemory.divide(config.host_memory).decoded
     return ImageWorkers(limits, processor, num_workers, config.image_timeout_s, slots, recent_bytes)
 

@@ -17,7 +17,8 @@ from vlmbatch_kernels.persistent import ALIGNMENT, GROUP, MIN_ROWS, STAGES, is_h
 from vlmbatch_kernels.rotary import rotary_and_cache
 
 _HEAD_DIM = 128  # two heads are then as many columns as a multiprocessor multiplies at full rate
-_MAX_OFFSET = 2**31 - 1  # places are counted in 32 bits: more would not fit the registers
+# Places are counted in 32 bits: more do not fit the registers. Larger pools take the other way.
+_MAX_OFFSET = 2**31 - 1
 _BLOCK_M, _BLOCK_K = 128, 64  # rows of a tile, depth of a load
 
 
@@ -119,7 +120,7 @@ def project_qkv(
         and num_heads % 2 == num_kv_heads % 2 == 0
         and x.element_size() == 2
         and x.shape[1] % ALIGNMENT == 0
-        and key_cache.numel() <= _MAX_OFFSET
+        and max(key_cache.numel(), len(x) * num_heads * size) <= _MAX_OFFSET
     )
     if fits and len(x) >= MIN_ROWS and is_hopper(x.device):
         return fused(x, weight, bias, cos, sin, key_cache, value_cache, slot_mapping)
@@ -147,9 +148,11 @@ def fused(
     assert num_heads > 0 and num_heads % 2 == num_kv_heads % 2 == 0
     assert weight.shape == ((num_heads + 2 * num_kv_heads) * size, depth)
     assert cos.shape == sin.shape == (rows, 1, size) and slot_mapping.shape == (rows,)
-    assert key_cache.shape == value_cache.shape and key_cache.numel() <= _MAX_OFFSET
+    assert key_cache.shape == value_cache.shape
+    assert max(key_cache.numel(), rows * num_heads * size) <= _MAX_OFFSET
+    assert bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous())
     packed = (x, weight, cos, sin, key_cache, value_cache)
-    assert all(tensor.is_contiguous() for tensor in packed)
+    assert all(tensor.is_contiguous() for tensor in (*packed, slot_mapping))
     assert all(tensor.dtype == x.dtype for tensor in packed)
     query = x.new_empty(rows, num_heads, size)
     block_m, block_k = block

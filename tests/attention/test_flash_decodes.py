@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from paged_batch import make_pool, make_step
+from paged_batch import make_pool, make_step, write_and_attend
 from torch import Tensor
 
 from vlmbatch.attention.base import AttentionSpec, SharedPrefixes
@@ -52,7 +52,7 @@ def decode_steps(*steps: tuple[int, AttentionSpec], shared: SharedPrefixes | Non
         step.pool = torch.cat([step.pool, torch.zeros(2, 256, 2, 8)], dim=1)
         step.metadata.shared = shared
         pool = make_pool(step, spec)
-        out = backend.paged(step.query, step.key, step.value, pool, step.metadata, spec)
+        out = write_and_attend(backend, step.query, step.key, step.value, pool, step.metadata, spec)
         assert out.shape == step.query.shape
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from paged_batch import make_pool, make_step
+from paged_batch import make_pool, make_step, write_and_attend
 
 from vlmbatch.attention.base import AttentionSpec
 from vlmbatch.attention.reference import reference_dense, reference_paged
@@ -68,7 +68,7 @@ def test_page_shared_within_a_step() -> None:
     expected, actual = (make_pool(step, spec) for _ in range(2))
     inputs = (step.query, step.key, step.value)
     want = reference_paged(*inputs, expected, step.metadata, spec, 16, 16)
-    got = TorchSdpaBackend().paged(*inputs, actual, step.metadata, spec)
+    got = write_and_attend(TorchSdpaBackend(), *inputs, actual, step.metadata, spec)
     torch.testing.assert_close(got, want)
 
 
@@ -77,13 +77,13 @@ def test_other_tokens_do_not_change_a_sequence() -> None:
     generator = torch.Generator().manual_seed(4)
     step = make_step([(1, 30), (1, 300), (12, 40)], spec, generator=generator)
     backend = TorchSdpaBackend()
-    before = backend.paged(
-        step.query, step.key, step.value, make_pool(step, spec), step.metadata, spec
+    before = write_and_attend(
+        backend, step.query, step.key, step.value, make_pool(step, spec), step.metadata, spec
     )
     for tensor in (step.query, step.key, step.value):
         tensor[1] = 50.0
-    after = backend.paged(
-        step.query, step.key, step.value, make_pool(step, spec), step.metadata, spec
+    after = write_and_attend(
+        backend, step.query, step.key, step.value, make_pool(step, spec), step.metadata, spec
     )
     assert not torch.equal(before[1], after[1])
     assert torch.equal(before[0], after[0])
@@ -97,10 +97,10 @@ def test_plan_is_made_once_a_step_and_spec() -> None:
     pool = make_pool(step, wide)
     backend = TorchSdpaBackend()
     for spec in (wide, narrow, wide):
-        backend.paged(step.query, step.key, step.value, pool, step.metadata, spec)
+        write_and_attend(backend, step.query, step.key, step.value, pool, step.metadata, spec)
     assert set(step.metadata.plans) == {wide, narrow}
     plan = step.metadata.plans[wide]
-    backend.paged(step.query, step.key, step.value, pool, step.metadata, wide)
+    write_and_attend(backend, step.query, step.key, step.value, pool, step.metadata, wide)
     assert step.metadata.plans[wide] is plan
 
 
@@ -125,7 +125,7 @@ def _check(
     inputs = (step.query, step.key, step.value)
     want = reference_paged(*inputs, expected, step.metadata, spec, block_size, granule)
     backend = TorchSdpaBackend(block_size, granule)
-    got = backend.paged(*inputs, actual, step.metadata, spec)
+    got = write_and_attend(backend, *inputs, actual, step.metadata, spec)
     torch.testing.assert_close(got, want)
     assert torch.equal(actual.key, expected.key)
     assert torch.equal(actual.value, expected.value)

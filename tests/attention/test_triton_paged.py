@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from paged_batch import make_pool, make_step
+from paged_batch import make_pool, make_step, write_and_attend
 
 from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, SampledQueries
 from vlmbatch.attention.reference import reference_paged
@@ -32,7 +32,7 @@ def test_matches_reference(lengths: list[tuple[int, int]], spec: AttentionSpec) 
     expected, actual = (make_pool(step, spec) for _ in range(2))
     inputs = (step.query, step.key, step.value)
     want = reference_paged(*inputs, expected, step.metadata, spec, *sizes)
-    got = backend.paged(*inputs, actual, step.metadata, spec)
+    got = write_and_attend(backend, *inputs, actual, step.metadata, spec)
     torch.testing.assert_close(got, want)
     assert torch.equal(actual.key, expected.key)
     assert torch.equal(actual.value, expected.value)
@@ -46,7 +46,7 @@ def test_only_sampled_queries_attend(sampling: list[int]) -> None:
     lengths = [(1, 90), (20, 20), (9, 260)]
     step = make_step(lengths, spec, backend.block_size, backend.granule, generator=generator)
     pool = make_pool(step, spec)
-    every = backend.paged(step.query, step.key, step.value, pool, step.metadata, spec)
+    every = write_and_attend(backend, step.query, step.key, step.value, pool, step.metadata, spec)
     sampled = _sampled(step.metadata, sampling)
     got = backend.attend(step.query, pool, step.metadata, spec, sampled)
     torch.testing.assert_close(got, every[sampled.tokens])

@@ -170,6 +170,14 @@ def test_little_is_not_shared() -> None:
     assert find_shared_prefixes([], GRANULE) is None
 
 
+def test_a_few_rows_with_a_very_long_beginning_are_left_to_who_divides_it() -> None:
+    document = [1] * 20_000
+    few = [row([*document, i]) for i in range(8)]
+    assert find_shared_prefixes(few, GRANULE) is None
+    many = [row([*document, i]) for i in range(16 * 20)]
+    assert find_shared_prefixes(many, GRANULE) is not None
+
+
 def test_what_the_prefix_cache_was_not_offered_is_not_shared() -> None:
     rows = [row([1] * 600, registered=0) for _ in range(60)]
     assert find_shared_prefixes(rows, GRANULE) is None
@@ -185,7 +193,9 @@ def test_what_a_step_samples_and_awaits_follows_its_rows() -> None:
             chunk.sequence.num_pending = 1
     prompt = ScheduledChunk(question("image 1", 9).sequence, 0, 600, samples=True)
     prompt.sequence.blocks = [Block(576, 64)]
-    inputs = build_step_inputs([*rows[:4], prompt, *rows[4:]], 1024, GRANULE, torch.device("cpu"))
+    inputs = build_step_inputs(
+        [*rows[:4], prompt, *rows[4:]], 1024, GRANULE, torch.device("cpu"), True
+    )
     shared = inputs.metadata.shared
     assert shared is not None
     assert shared.lens.tolist() == [576] * 9

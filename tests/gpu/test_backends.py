@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from paged_batch import Step, make_step, on_device
+from paged_batch import Step, make_step, on_device, write_and_attend
 
 from vlmbatch.attention import make_backend
 from vlmbatch.attention.base import AttentionSpec, LayerKVCache
@@ -59,7 +59,7 @@ def test_error_is_at_most_twice_that_of_rounding(
     exact = reference_paged(*(t.float() for t in tensors), exact_pool, metadata, spec, *sizes)
     rounding = (exact.to(torch.bfloat16).float() - exact).norm()
     for _ in range(2):  # the flash-attn backend decodes with our kernel first, then with its own
-        got = backend.paged(*tensors, _pool(step, torch.bfloat16), metadata, spec)
+        got = write_and_attend(backend, *tensors, _pool(step, torch.bfloat16), metadata, spec)
         # Probabilities are rounded before they meet the values: twice is what flash-attn allows.
         assert (got.float() - exact).norm() <= 2 * rounding
 
@@ -73,7 +73,7 @@ def test_triton_computes_in_float32(lengths: list[tuple[int, int]], spec: Attent
     tensors = [t.cuda() for t in (step.query, step.key, step.value)]
     sizes = (backend.block_size, backend.granule)
     exact = reference_paged(*tensors, _pool(step, torch.float32), metadata, spec, *sizes)
-    got = backend.paged(*tensors, _pool(step, torch.float32), metadata, spec)
+    got = write_and_attend(backend, *tensors, _pool(step, torch.float32), metadata, spec)
     assert (got - exact).norm() <= 1e-5 * exact.norm()
 
 
@@ -87,7 +87,7 @@ def test_triton_fits_every_head_size(size: int, dtype: torch.dtype) -> None:
     tensors = [t.to("cuda", dtype) for t in (step.query, step.key, step.value)]
     exact_pool = _pool(step, dtype, torch.float32)
     exact = reference_paged(*(t.float() for t in tensors), exact_pool, metadata, spec, 256, 16)
-    got = backend.paged(*tensors, _pool(step, dtype), metadata, spec)
+    got = write_and_attend(backend, *tensors, _pool(step, dtype), metadata, spec)
     assert (got.float() - exact).norm() <= 5e-3 * exact.norm()
 
 
@@ -101,7 +101,7 @@ def test_pages_are_shared_within_the_step_that_fills_them(backend_name: str) -> 
     tensors = [t.to("cuda", torch.bfloat16) for t in (step.query, step.key, step.value)]
     exact_pool = _pool(step, torch.bfloat16, torch.float32)
     exact = reference_paged(*(t.float() for t in tensors), exact_pool, metadata, spec, 256, 16)
-    got = backend.paged(*tensors, _pool(step, torch.bfloat16), metadata, spec)
+    got = write_and_attend(backend, *tensors, _pool(step, torch.bfloat16), metadata, spec)
     assert (got.float() - exact).norm() / exact.norm() < 5e-3
 
 
@@ -127,10 +127,10 @@ def test_a_large_step_is_captured_after_a_small_one() -> None:
         tensors = [t.to("cuda", torch.bfloat16) for t in (step.query, step.key, step.value)]
         pool = _pool(step, torch.bfloat16)
         if len(lengths) == 3:
-            backend.paged(*tensors, pool, metadata, spec)
+            write_and_attend(backend, *tensors, pool, metadata, spec)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        got = backend.paged(*tensors, pool, metadata, spec)
+        got = write_and_attend(backend, *tensors, pool, metadata, spec)
     graph.replay()
     exact_pool = _pool(step, torch.bfloat16, torch.float32)
     exact = reference_paged(*(t.float() for t in tensors), exact_pool, metadata, spec, 256, 16)

@@ -23,9 +23,10 @@ GRANULE = 4
 
 
 class FakeBackend:
-    """The two numbers that the engine asks of an attention backend."""
+    """What the engine asks of an attention backend."""
 
     name = "fake"
+    shares_prefixes = False
     granule = GRANULE
 
     def __init__(self, granules_per_block: int = 1) -> None:

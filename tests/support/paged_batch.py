@@ -7,7 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, LayerKVCache
+from vlmbatch.attention.base import (
+    AttentionBackend,
+    AttentionMetadata,
+    AttentionSpec,
+    LayerKVCache,
+)
 from vlmbatch.models.llava import LlavaForConditionalGeneration
 
 
@@ -20,6 +25,21 @@ class Step:
     key: Tensor
     value: Tensor
     pool: Tensor
+
+
+def write_and_attend(
+    backend: AttentionBackend,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cache: LayerKVCache,
+    metadata: AttentionMetadata,
+    spec: AttentionSpec,
+) -> Tensor:
+    """What a decoder layer does: keys and values (T, K, D) go to the pool, then queries attend."""
+    cache.key.index_copy_(0, metadata.slot_mapping, key)
+    cache.value.index_copy_(0, metadata.slot_mapping, value)
+    return backend.attend(query, cache, metadata, spec)
 
 
 def make_step(

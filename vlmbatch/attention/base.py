@@ -95,24 +95,9 @@ class AttentionBackend(Protocol):
 
     name: str
     captures_decodes: bool  # whether steps of single queries can be captured in a CUDA graph
+    shares_prefixes: bool  # whether it makes use of ``AttentionMetadata.shared``
     block_size: int  # tokens in a full page of a sequence's block table
     granule: int  # a page may be shorter than block_size in steps of this many tokens
-
-    def paged(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cache: LayerKVCache,
-        metadata: AttentionMetadata,
-        spec: AttentionSpec,
-    ) -> Tensor:
-        """Write ``key`` and ``value``, both (T, K, D), to the pool, then attend over it.
-
-        All writes of the step come before any read, so a sequence may read pages that another
-        sequence fills in the same step. ``query``: (T, H, D). Returns (T, H, D).
-        """
-        ...
 
     def attend(
         self,
@@ -122,10 +107,10 @@ class AttentionBackend(Protocol):
         spec: AttentionSpec,
         sampled: SampledQueries | None = None,
     ) -> Tensor:
-        """Attend over the pool, where the keys and values of the step have been written.
+        """Attend over the pool, where the keys and values of the whole step have been written.
 
-        ``query``: (T, H, D). Returns (T, H, D), or (n, H, D) when only the queries of ``sampled``
-        are to attend.
+        So a sequence may read pages that another fills in the same step. ``query``: (T, H, D).
+        Returns (T, H, D), or (n, H, D) when only the queries of ``sampled`` are to attend.
         """
         ...
 

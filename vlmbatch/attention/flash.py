@@ -44,6 +44,7 @@ class FlashAttnBackend(PagedBackend):
 
     name = "flash-attn"
     captures_decodes = True
+    shares_prefixes = has_triton()
     block_size = 256
     granule = 16
     _layout = PageLayout(block_size, granule)
@@ -84,7 +85,7 @@ class FlashAttnBackend(PagedBackend):
         spec: AttentionSpec,
     ) -> Tensor:
         decodes = metadata.num_decodes
-        if has_triton() and shared_prefixes(metadata, spec) is not None:
+        if shared_prefixes(metadata, spec) is not None:
             return decode(query, cache, metadata, spec, self._layout)
         if has_triton() and (
             decodes * spec.num_kv_heads >= _MIN_PROGRAMS

@@ -1,4 +1,4 @@
-"""What backends share: keys and values go to the pool, then the queries attend over it."""
+"""What backends share: which of a step's queries attend over the pool."""
 
 from __future__ import annotations
 
@@ -16,20 +16,6 @@ from vlmbatch.attention.base import (
 
 class PagedBackend(ABC):
     """``AttentionBackend`` but for the attention itself."""
-
-    def paged(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        cache: LayerKVCache,
-        metadata: AttentionMetadata,
-        spec: AttentionSpec,
-    ) -> Tensor:
-        assert cache.key.dtype == key.dtype, f"cache of {cache.key.dtype}, keys of {key.dtype}"
-        cache.key.index_copy_(0, metadata.slot_mapping, key)
-        cache.value.index_copy_(0, metadata.slot_mapping, value)
-        return self._attend(query, cache, metadata, spec)
 
     def attend(
         self,

@@ -20,7 +20,8 @@ def reference_paged(
 ) -> Tensor:
     """Write ``key`` and ``value`` to the pool, then attend over it in float32.
 
-    Shapes as in ``AttentionBackend.paged``. Returns (T, H, D) in the dtype of ``query``.
+    ``query``: (T, H, D). ``key`` and ``value``: (T, K, D). Returns (T, H, D) in the dtype of
+    ``query``.
     """
     cache.key[metadata.slot_mapping] = key
     cache.value[metadata.slot_mapping] = value

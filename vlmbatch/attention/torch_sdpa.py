@@ -26,6 +26,7 @@ class TorchSdpaBackend(PagedBackend):
 
     name = "torch"
     captures_decodes = False  # a step's plan comes from lengths on the host
+    shares_prefixes = False
 
     def __init__(self, block_size: int = 16, granule: int = 16) -> None:
         assert block_size % granule == 0, f"pages of {block_size} in steps of {granule}"

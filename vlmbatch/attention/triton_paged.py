@@ -30,6 +30,7 @@ class TritonBackend(PagedBackend):
 
     name = "triton"
     captures_decodes = True
+    shares_prefixes = True
     block_size = 256
     granule = 16
     _layout = PageLayout(block_size, granule)

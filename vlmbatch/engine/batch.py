@@ -1,7 +1,7 @@
 """One step's chunks as flat tensors: token ids, positions, where keys and values go.
 
-T: tokens of the step. B: sequences of the step. Sequences with a single token come first, those
-that have a beginning in common beside each other.
+T: tokens of the step. B: sequences of the step. Sequences with a single token come first,
+where it pays with those beside each other that have a beginning in common.
 """
 
 from __future__ import annotations
@@ -63,10 +63,19 @@ class StepInputs:
 
 
 def build_step_inputs(
-    chunks: Seq[ScheduledChunk], block_size: int, granule: int, device: torch.device
+    chunks: Seq[ScheduledChunk],
+    block_size: int,
+    granule: int,
+    device: torch.device,
+    share_prefixes: bool = False,
 ) -> StepInputs:
-    """Lay the chunks of a step out as tensors on ``device``."""
-    singles = sort_by_prefix([chunk for chunk in chunks if chunk.length == 1], granule)
+    """Lay the chunks of a step out as tensors on ``device``.
+
+    ``share_prefixes``: look for beginnings that single tokens have in common.
+    """
+    singles = [chunk for chunk in chunks if chunk.length == 1]
+    if share_prefixes:
+        singles = sort_by_prefix(singles, granule)
     chunks = singles + [chunk for chunk in chunks if chunk.length != 1]
     lengths = [chunk.length for chunk in chunks]
     ends = [chunk.start + chunk.length for chunk in chunks]
@@ -107,7 +116,7 @@ def build_step_inputs(
         num_decodes=len(singles),
         max_seqlen_q=max(lengths),
         max_seqlen_k=max(ends),
-        shared=_shared_prefixes(singles, granule, device),
+        shared=_shared_prefixes(singles, granule, device) if share_prefixes else None,
     )
     sampling = [i for i, chunk in enumerate(chunks) if chunk.samples]
     if len(sampling) < num_tokens:

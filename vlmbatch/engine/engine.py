@@ -92,6 +92,8 @@ class Engine:
         self._failures = 0  # sequences given up since a step went well
         self._eos_token_ids = frozenset(model_config.eos_token_ids)
         self._backend = backend
+        windows = text.sliding_windows or (None,)
+        self._share_prefixes = backend.shares_prefixes and None in windows
         self._vision_batch = limits.vision_batch
 
     @property
@@ -214,7 +216,11 @@ class Engine:
 
     def _inputs(self, chunks: list[ScheduledChunk]) -> StepInputs:
         inputs = build_step_inputs(
-            chunks, self._backend.block_size, self._backend.granule, self.device
+            chunks,
+            self._backend.block_size,
+            self._backend.granule,
+            self.device,
+            self._share_prefixes,
         )
         inputs.upcoming_images = (
             image

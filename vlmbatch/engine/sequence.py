@@ -118,9 +118,9 @@ class Sequence:
             self._prefix_hashes.append(parent)
 
     def registered_hashes(self, limit: int) -> list[bytes]:
-        """Those of its leading granules, ``limit`` at most, that the prefix cache was offered.
+        """Prefix hashes of the granules that the prefix cache was offered, at most ``limit``.
 
-        Each takes in all content before: where two sequences differ in one, so they do behind it.
+        Each covers all content before it: sequences that differ in one differ in all behind it.
         """
         return self._prefix_hashes[: min(limit, self.num_registered_granules)]
 

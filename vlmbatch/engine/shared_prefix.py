@@ -19,6 +19,9 @@ MAX_ROWS = 16  # of a tile
 STEP = 32  # keys that the kernel reads at a time: a row's own part begins at a multiple
 _MIN_TOKENS = 128  # of a beginning
 _MIN_SAVED = 16384  # tokens: to read fewer again takes no longer than to share them
+# One program of each head reads a beginning from end to end: a few long ones would leave most of a
+# GPU idle.
+_TOKENS_PER_TILE = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +71,12 @@ def find_shared_prefixes(rows: Seq[ScheduledChunk], granule: int) -> PrefixTiles
             tiles.append((first, end - first))
         first = end
     found = PrefixTiles(lens, tiles)
-    return found if tiles and found.num_saved >= _MIN_SAVED else None
+    is_spread = max(lens, default=0) <= _TOKENS_PER_TILE * len(tiles)
+    return found if tiles and is_spread and found.num_saved >= _MIN_SAVED else None
 
 
 def _hashes(row: ScheduledChunk, granule: int) -> list[bytes]:
-    """Of the granules that earlier steps computed, or copies and writes that precede all reads."""
+    """The content of a row's leading granules, as far as it is in the pool before any is read."""
     return row.sequence.registered_hashes(row.start // granule)
 
 

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vlmbatch_kernels.activation import quick_gelu
+from vlmbatch_kernels.activation import quick_gelu, silu_and_mul
 from vlmbatch_kernels.gated_linear import silu_gated_linear
 from vlmbatch_kernels.layer_norm import layer_norm_residual
 from vlmbatch_kernels.rms_norm import rms_norm, rms_norm_residual
@@ -84,18 +84,20 @@ class GatedMLP(nn.Module):
         self.gate_up_proj = GateUpLinear(hidden_size, intermediate_size, bias, parallel)
         share = parallel.share(intermediate_size)
         self.down_proj = RowLinear(share, hidden_size, bias, parallel)
-        self.act = ACTIVATIONS[act]
-        self.is_fused = act == "silu" and not bias
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.down_proj(self._gated(x))
         return out
 
     def _gated(self, x: Tensor) -> Tensor:
-        if self.is_fused:
+        if self.act == "silu" and self.gate_up_proj.bias is None:
             return silu_gated_linear(x, self.gate_up_proj.weight)
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
-        return self.act(gate).mul_(up)
+        projected = self.gate_up_proj(x)
+        if self.act == "silu":
+            return silu_and_mul(projected)
+        gate, up = projected.chunk(2, dim=-1)
+        return ACTIVATIONS[self.act](gate).mul_(up)
 
 
 class RotaryTable(DerivedBuffers):
