@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
-from multiprocessing import get_context
 
 import pytest
 import torch
 from shared_cases import MIXED, SEVENTEEN, SHARED_CASES, beginning, check_shared, make_shared
 from vlmbatch_kernels.paged_decode import paged_decode
 from vlmbatch_kernels.shared_decode import shared_decode
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[ProcessPoolExecutor]:
-    """A process of its own, for Triton reads its switch when it is imported."""
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        ProcessPoolExecutor(1, get_context("spawn")) as pool,
-    ):
-        patch.setenv("TRITON_INTERPRET", "1")
-        pool.submit(torch.set_num_threads, 1).result()
-        yield pool
 
 
 @pytest.mark.parametrize("page_size", [16, 256])

@@ -1,16 +1,12 @@
 """The Triton kernels on the CPU, in Triton's interpreter. On a GPU see tests/gpu.
 
-Triton reads its switch to the interpreter when it is imported, so the kernels run in a process of
-their own: in this one another test may have imported it. They run in float16, because the
-interpreter cuts bfloat16 off instead of rounding it.
+They run in float16, because the interpreter cuts bfloat16 off instead of rounding it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
-from multiprocessing import get_context
 
 import pytest
 import torch
@@ -26,17 +22,6 @@ from kernel_cases import (
 pytestmark = pytest.mark.skipif(
     find_spec("triton") is None, reason="needs triton (pip install triton, on Linux)"
 )
-
-
-@pytest.fixture(scope="module")
-def interpreter() -> Iterator[ProcessPoolExecutor]:
-    with (
-        pytest.MonkeyPatch.context() as patch,
-        ProcessPoolExecutor(1, get_context("spawn")) as pool,
-    ):
-        patch.setenv("TRITON_INTERPRET", "1")
-        pool.submit(torch.set_num_threads, 1).result()
-        yield pool
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -7,6 +7,7 @@ import time
 from array import array
 from collections import deque
 from collections.abc import Callable
+from types import SimpleNamespace
 
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
 from vlmbatch.engine.sequence import Sequence
@@ -39,6 +40,8 @@ class FakeEngine:
         self.seconds = 0.0  # of processor time in ``step``
         self._waiting: deque[Sequence] = deque()
         self._running: dict[Sequence, list[int]] = {}
+
+    device = SimpleNamespace(type="cpu")
 
     @property
     def num_unfinished(self) -> int:
