@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmbatch.engine.graph_sizes import GraphSizes, coarse_size, padded_size
@@ -76,6 +76,7 @@ def test_a_size_whose_capture_failed_keeps_no_smaller_one_from_its_own() -> None
     assert chosen(sizes, [15] * 2) == [64, 64]
 
 
+@settings(deadline=None)
 @given(steps=st.lists(st.tuples(st.integers(1, 600), st.booleans()), max_size=200))
 def test_the_graph_holds_the_step_and_is_captured_once(steps: list[tuple[int, bool]]) -> None:
     sizes = GraphSizes(600)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sample_model import SampleModel, answer, make_rows
 from torch import Tensor
@@ -117,6 +117,7 @@ def steps(draw: st.DrawFn) -> list[ScheduledChunk]:
     return rows
 
 
+@settings(deadline=None)
 @given(rows=steps(), share_anything=st.booleans(), in_order=st.booleans())
 def test_tiles_cover_what_their_rows_have_in_common(
     rows: list[ScheduledChunk], share_anything: bool, in_order: bool
