@@ -348,6 +348,20 @@ def test_cached_blocks_in_the_way_are_given_up() -> None:
     assert (chunk.start, chunk.length) == (0, 5)
 
 
+def test_a_sequence_alone_in_a_pool_in_pieces_begins_anew_in_the_same_step() -> None:
+    """What another left in the cache divides the free space; it is given up, and the place kept."""
+    scheduler = Scheduler(BlockPool(24, granules_per_block=3), 1, 1, 24)
+    for each in (sequence([0], 1), sequence([1] * 18, 6)):
+        scheduler.add(each)
+        while scheduler.num_unfinished:
+            chunks = scheduler.schedule()
+            assert chunks, "a step with nothing in it"
+            for chunk in chunks:
+                scheduler.update(chunk.sequence, 1)
+            scheduler.check_integrity()
+    assert scheduler.num_preemptions == 1
+
+
 def test_finishing_from_outside_frees_the_blocks() -> None:
     scheduler = make_scheduler()
     running, waiting = sequence([1] * 4, 9), sequence([2] * 4, 9)

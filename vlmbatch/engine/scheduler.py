@@ -123,7 +123,8 @@ class Scheduler:
                 chunks.append(self._chunk(sequence, length))
                 budget -= length
             position += 1
-        if not preempted:
+        # Who was preempted would take back what others need: unless there are none.
+        if not preempted or not self.running:
             self._admit_waiting(chunks, budget)
         if self._prefixes is not None:
             self._prefixes.end_step()
