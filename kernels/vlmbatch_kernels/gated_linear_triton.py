@@ -55,12 +55,12 @@ def _silu_gated_linear(
         out.store([m * BLOCK_M, n * BLOCK_N], gated.to(out.dtype))
 
 
-def silu_gated_linear(x: Tensor, weight: Tensor) -> Tensor:
+def silu_gated_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     sizes = x.shape[1], weight.shape[0] // 2
     is_aligned = x.element_size() == 2 and not any(size % ALIGNMENT for size in sizes)
-    if len(x) >= MIN_ROWS and is_aligned and is_hopper(x.device):
+    if bias is None and len(x) >= MIN_ROWS and is_aligned and is_hopper(x.device):
         return fused(x, weight)
-    return silu_and_mul(linear(x, weight))
+    return silu_and_mul(linear(x, weight, bias))
 
 
 def fused(

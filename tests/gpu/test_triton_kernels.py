@@ -60,13 +60,24 @@ def test_silu_gated_linear(shape: tuple[int, int, int], dtype: torch.dtype) -> N
     check_silu_gated_linear(shape, dtype, "cuda")
 
 
-@pytest.mark.parametrize("rows", [1535, 1536])
-def test_silu_gated_linear_is_the_same_fused_or_not(rows: int) -> None:
-    x = torch.randn(rows, 512, device="cuda", dtype=torch.bfloat16)
+@needs_hopper
+def test_silu_gated_linear_is_fused_for_many_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    from vlmbatch_kernels import gated_linear_triton
+
+    calls = []
+
+    def counted(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return fused(x, weight)
+
+    fused = gated_linear_triton.fused
+    monkeypatch.setattr(gated_linear_triton, "fused", counted)
+    x = torch.randn(1536, 512, device="cuda", dtype=torch.bfloat16)
     weight = torch.randn(2048, 512, device="cuda", dtype=torch.bfloat16)
     plain = silu_and_mul(linear(x, weight))
     got = silu_gated_linear(x, weight)
     assert (got.float() - plain.float()).norm() <= 1e-3 * plain.float().norm()
+    assert calls == [1536]
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float32], ids=str)

@@ -49,6 +49,14 @@ def test_silu_gated_linear(
         assert torch.equal(got, silu_gated_linear(x, weight))
 
 
+def test_a_bias_is_added_by_the_library(ran_fused: list[Any]) -> None:
+    x, weight, bias = (torch.randn(*shape).to(BF16) for shape in ((1536, 16), (48, 16), (48,)))
+    got = gated_linear_triton.silu_gated_linear(x, weight, bias)
+    assert torch.equal(got, silu_gated_linear(x, weight, bias))
+    assert not torch.equal(got, silu_gated_linear(x, weight))
+    assert not ran_fused
+
+
 @pytest.mark.parametrize(
     ("changes", "is_fused"),
     [

@@ -354,5 +354,6 @@ class Scheduler:
 
 
 def _admission_order(sequence: Sequence) -> tuple[bool, int]:
-    is_new = sequence.num_cached_tokens is None
-    return is_new, (sequence.num_prompt_tokens - sequence.max_len) * is_new
+    if sequence.num_cached_tokens is not None:  # it was admitted once
+        return False, 0
+    return True, sequence.num_prompt_tokens - sequence.max_len

@@ -9,7 +9,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vlmbatch_kernels.activation import quick_gelu, silu_and_mul
+from vlmbatch_kernels.activation import quick_gelu
 from vlmbatch_kernels.gated_linear import silu_gated_linear
 from vlmbatch_kernels.layer_norm import layer_norm_residual
 from vlmbatch_kernels.rms_norm import rms_norm, rms_norm_residual
@@ -91,12 +91,9 @@ class GatedMLP(nn.Module):
         return out
 
     def _gated(self, x: Tensor) -> Tensor:
-        if self.act == "silu" and self.gate_up_proj.bias is None:
-            return silu_gated_linear(x, self.gate_up_proj.weight)
-        projected = self.gate_up_proj(x)
         if self.act == "silu":
-            return silu_and_mul(projected)
-        gate, up = projected.chunk(2, dim=-1)
+            return silu_gated_linear(x, self.gate_up_proj.weight, self.gate_up_proj.bias)
+        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
         return ACTIVATIONS[self.act](gate).mul_(up)
 
 
