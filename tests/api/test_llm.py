@@ -113,6 +113,7 @@ def test_an_argument_that_contradicts_the_model(
         ({"max_num_seqs": 0}, ConfigError, "at least 1, got 0"),
         ({"disable_image_processor": True}, ConfigError, "image_features"),
         ({"chat_template": "missing.jinja"}, ConfigError, "missing.jinja"),
+        ({"chat_template": "llava"}, ConfigError, "one of the names llava-1.5"),
     ],
 )
 def test_refused_arguments(

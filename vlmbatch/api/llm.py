@@ -37,6 +37,7 @@ from vlmbatch.errors import UsageError
 from vlmbatch.host_memory import HostMemory
 from vlmbatch.inputs import open_images, open_model
 from vlmbatch.run import load_engine
+from vlmbatch.shipped import find_chat_template
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
@@ -62,11 +63,11 @@ class LLM:
 
     ``model``: a checkpoint's folder or a Hugging Face id, at ``revision``. ``tokenizer`` and
     ``image_processor`` are taken from it, or from a folder or id of their own; ``chat_template`` is
-    a Jinja file in place of the model's own. ``image_token_id``, ``image_input_shape``
-    ("1,3,336,336" or four numbers) and ``image_feature_size`` are the model's; where given, they
-    must agree with it. With ``image_input_type`` "image_features" images are ``ImageFeatureData``,
-    and the vision tower is not loaded. ``None`` and "auto" elsewhere stand for what suits model and
-    device.
+    a Jinja file, or the name of one of ours ("llava-1.5"), in place of the model's own.
+    ``image_token_id``, ``image_input_shape`` ("1,3,336,336" or four numbers) and
+    ``image_feature_size`` are the model's; where given, they must agree with it. With
+    ``image_input_type`` "image_features" images are ``ImageFeatureData``, and the vision tower is
+    not loaded. ``None`` and "auto" elsewhere stand for what suits model and device.
 
     Each call keeps the engine full: all its requests are batched, and images are decoded and
     prompts tokenized while the model works. One call at a time: not from several threads, and not
@@ -150,7 +151,7 @@ class LLM:
             image_timeout_s=image_timeout_s,
             host_memory=host_memory,
             prompt=PromptConfig(
-                chat_template=None if chat_template is None else Path(chat_template)
+                chat_template=None if chat_template is None else find_chat_template(chat_template)
             ),
         )
         inputs = open_model(config)
