@@ -36,7 +36,8 @@ class RowGroups:
         self._max_encoded_bytes = max_encoded_bytes
         self._encoded_bytes = 0
         self._num_read = 0
-        # Tickets by the last row with the group's image; these names as their first rows came.
+        # Spill tickets by group; a group's key is the index of its last row.
+        # ``_names``: the keys in order of arrival.
         self._groups: dict[int, list[Row | bytes | int]] = {}
         self._names: deque[int] = deque()
         self._leaving: list[Row | bytes | int] = []  # the group under way, its first row last
@@ -68,7 +69,7 @@ class RowGroups:
         self._num_rows += 1
 
     def pop(self) -> Row:
-        """The next row to work on. Its group goes on with the next ``pop``."""
+        """The next row to work on; the rest of its group comes with the next calls."""
         if not self._leaving:
             self._leaving = self._groups.pop(self._names.popleft())
             self._leaving.reverse()
@@ -81,11 +82,10 @@ class RowGroups:
 def in_groups(
     rows: Iterator[Row], groups: RowGroups, may_read: Callable[[bool], bool]
 ) -> Iterator[Row]:
-    """All ``rows`` in the order in which ``groups`` hands them out, read as far ahead as it takes
-    to find a row's whole group, or as may be.
+    """Yields ``rows`` group by group, read ahead until a row's group is whole or a limit is met.
 
-    ``may_read`` is asked before each row, and told whether to wait until it may be; False from a
-    call that was to wait ends it.
+    ``may_read(wait)`` is called before each read, and blocks if ``wait`` is true until there is
+    room. False after a blocking call ends the iteration.
     """
     allowed, more = _FIRST_ROWS, True
     while True:

@@ -99,7 +99,7 @@ def print_feature_summary(
     command: str,
     console: Console,
 ) -> None:
-    """How many images have features, which rows have none, and the ``command`` to go on with."""
+    """How many images have features, which rows have none, and the next ``command``."""
     figures = stats.summary()
     console.print(
         f"[bold]{figures['rows']:,} rows[/] in {_elapsed(figures['seconds'])}: "

@@ -1,4 +1,4 @@
-"""``vlmbatch run`` on batch files: as users type it, killed and gone on with."""
+"""``vlmbatch run`` on batch files: as users type it, killed and resumed."""
 
 from __future__ import annotations
 
