@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
+from documentation import ROOT, section
 
 from vlmbatch import __version__
 
-ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CI = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())
 FORMS = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
@@ -59,6 +59,15 @@ def test_the_version_has_its_notes() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text()
     released = re.findall(r"^## \[(.+?)\] - \d{4}-\d\d-\d\d$", changelog, re.MULTILINE)
     assert __version__ in released or ".dev" in __version__
+
+
+def test_the_layout_of_the_code_names_every_folder() -> None:
+    text = section("CONTRIBUTING.md", "How the code is laid out")
+    lines = re.findall(r"^    ( *)(\w+)/ ", text, re.MULTILINE)
+    top = {name for indent, name in lines if not indent}
+    within = {name for indent, name in lines if indent}
+    assert all((ROOT / name).is_dir() for name in top)
+    assert within == {path.parent.name for path in (ROOT / "vlmbatch").glob("*/__init__.py")}
 
 
 @pytest.mark.parametrize("path", FORMS, ids=lambda path: path.stem)
