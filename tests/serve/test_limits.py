@@ -89,6 +89,14 @@ async def test_strangers_are_refused(loaded: Loaded) -> None:
 
 
 @in_loop
+@pytest.mark.parametrize("key", ["secret\n", " secret\r\n", "\tse cret "])
+async def test_blanks_around_the_key_do_not_count(loaded: Loaded, key: str) -> None:
+    async with client_of(loaded, api_key=key) as (client, _):
+        client.headers["Authorization"] = f"Bearer {key.strip()}"
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+@in_loop
 async def test_a_body_that_is_too_large(loaded: Loaded) -> None:
     async def pieces() -> AsyncIterator[bytes]:
         for _ in range(3):
@@ -209,7 +217,14 @@ def test_a_kv_cache_smaller_than_the_context_is_refused(loaded: Loaded) -> None:
         check_context(engine)
 
 
-@pytest.mark.parametrize("fields", [{"port": 65536}, {"api_key": ""}, {"request_timeout_s": 0.0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"port": 65536},
+        {"request_timeout_s": 0.0},
+        *({"api_key": key} for key in ("", " \n", "cl\u00e9", "a\nb", "a\x7f")),
+    ],
+)
 def test_settings_out_of_range(loaded: Loaded, fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ServeConfig(job=loaded[0], **fields)
