@@ -174,7 +174,7 @@ async def served_answers(tokenizer: Tokenizer, case: StopCase) -> list[tuple[str
     )
     body = {"model": "m", "prompt": "x", "max_tokens": len(case.ids), "stop": list(case.stop)}
     asked_stream = {"stream": True, "stream_options": {"include_usage": True}}
-    transport = httpx.ASGITransport(make_app(service))
+    transport = httpx.ASGITransport(make_app(service, "127.0.0.1"))
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             stream = await client.post("/v1/completions", json=body | asked_stream)
