@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -94,6 +95,30 @@ async def test_blanks_around_the_key_do_not_count(loaded: Loaded, key: str) -> N
     async with client_of(loaded, api_key=key) as (client, _):
         client.headers["Authorization"] = f"Bearer {key.strip()}"
         assert (await client.get("/v1/models")).status_code == 200
+
+
+@in_loop
+async def test_every_response_has_an_id(loaded: Loaded) -> None:
+    stream = chat_body(stream=True)
+    async with client_of(loaded) as (client, _):
+        responses = [
+            await client.post(CHAT, json=chat_body()),
+            await client.post(CHAT, json=stream),
+            await client.post(CHAT, json={}),
+            await client.get("/nothing"),
+            await client.get("/health"),
+            await client.get("/v1/models", headers={"Host": "evil.example"}),
+        ]
+        assert [each.status_code for each in responses] == [200, 200, 400, 404, 200, 403]
+        ids = {each.headers["x-request-id"] for each in responses}
+        assert len(ids) == len(responses)
+        assert all(re.fullmatch("req_[0-9a-f]{32}", each) for each in ids)
+        for given in ("0b59-a7:1/x", "x" * 128):
+            response = await client.get("/health", headers={"X-Request-Id": given})
+            assert response.headers["x-request-id"] == given
+        for given in ("", "x" * 129, "two words", "<b>", "a\tb"):
+            response = await client.get("/health", headers={"X-Request-Id": given})
+            assert response.headers["x-request-id"].startswith("req_")
 
 
 def error_of(response: httpx.Response) -> str:
