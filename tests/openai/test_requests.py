@@ -270,12 +270,17 @@ def test_stream_options(options: dict[str, bool], usage: bool, continuous: bool)
 def test_every_row_error_has_an_answer(code: ErrorCode) -> None:
     error = api_error(code, "why")
     assert error.status == (500 if code is ErrorCode.ENGINE_ERROR else 400)
-    assert row_code(error.code or "") is code
-    assert error.to_row_error().code is code
+    assert row_code(error.code) == (code, None)
+    again = error.to_row_error()
+    assert api_error(again.code, again.message, again.param, again.api_code).code == error.code
 
 
 def test_an_error_of_a_request_is_one_of_a_row() -> None:
-    assert refusal(chat(n=2)).to_row_error().code is ErrorCode.REQUEST_INVALID
+    error = refusal(chat(n=2))
+    of_row = pickle.loads(pickle.dumps(error.to_row_error()))
+    assert of_row.code is ErrorCode.REQUEST_INVALID
+    again = api_error(of_row.code, of_row.message, of_row.param, of_row.api_code)
+    assert again.to_json() == error.to_json()
 
 
 json_values = st.recursive(
