@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 
 class ErrorCode(StrEnum):
@@ -99,5 +100,23 @@ class RowError(VlmbatchError):
         self.code = code
         self.message = message
 
-    def __reduce__(self) -> tuple[type[RowError], tuple[ErrorCode, str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.code, self.message)
+
+
+class RequestError(RowError):
+    """One request of a batch cannot be answered as it asks.
+
+    ``param`` and ``api_code`` are what OpenAI's clients are told beside the message: the field, and
+    OpenAI's code where ``code`` does not tell it.
+    """
+
+    def __init__(
+        self, code: ErrorCode, message: str, param: str | None, api_code: str | None
+    ) -> None:
+        super().__init__(code, message)
+        self.param = param
+        self.api_code = api_code
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RequestError, (self.code, self.message, self.param, self.api_code)

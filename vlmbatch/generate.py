@@ -129,18 +129,22 @@ class AnswerLoop:
             if isinstance(output, SequenceFailure):
                 row = self._forget(output.sequence)
                 self._sink.put(Answer(row, error=output.error))
-            elif reason := self._finish_reason(output):
-                self._sink.put(self._answer(output.sequence, reason))
+            else:
+                self._take(output)
 
-    def _finish_reason(self, output: TokenOutput) -> FinishReason | None:
-        """Why the sequence ends with this token. A stop string beats the length limit."""
-        checker = self._checkers.get(output.sequence)
-        if checker is not None and checker.push(output.token_id):
-            self._engine.finish(output.sequence, "stop")
-            return "stop"
-        return output.finish_reason
+    def _take(self, output: TokenOutput) -> None:
+        sequence = output.sequence
+        checker = self._checkers.get(sequence)
+        # A stop string beats the length limit.
+        if checker is not None and (text_end := checker.push(output.token_id)) is not None:
+            self._engine.finish(sequence, "stop")
+            self._sink.put(self._answer(sequence, "stop", text_end))
+        elif output.finish_reason is not None:
+            self._sink.put(self._answer(sequence, output.finish_reason))
 
-    def _answer(self, sequence: Sequence, reason: FinishReason) -> Answer:
+    def _answer(
+        self, sequence: Sequence, reason: FinishReason, text_end: int | None = None
+    ) -> Answer:
         self._stats.cached_tokens += sequence.num_cached_tokens or 0
         request = sequence.request
         return Answer(
@@ -150,7 +154,7 @@ class AnswerLoop:
             prompt_token_ids=request.token_ids,
             cached_tokens=sequence.num_cached_tokens or 0,
             image_tokens=request.num_image_tokens,
-            stop=request.sampling.stop,
+            text_end=text_end,
         )
 
     def _forget(self, sequence: Sequence) -> Row:

@@ -30,10 +30,14 @@ class EngineStoppedError(VlmbatchError):
 
 @dataclass(frozen=True, slots=True)
 class TokenChunk:
-    """Tokens that have come since the chunk before; ``finish_reason`` is set on the last chunk."""
+    """Tokens that have come since the chunk before; ``finish_reason`` is set on the last chunk.
+
+    ``text_end``: of the last chunk, when a stop string ended the answer: the characters before it.
+    """
 
     token_ids: list[int]
     finish_reason: FinishReason | None
+    text_end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class Generation:
         self.num_tokens = 0
         self._tokens: list[int] = []
         self._finish_reason: FinishReason | None = None
+        self._text_end: int | None = None
         self._error: VlmbatchError | None = None
         self._news = asyncio.Event()
 
@@ -87,13 +92,16 @@ class Generation:
         if self._error is not None:
             raise self._error
         tokens, self._tokens = self._tokens, []
-        return TokenChunk(tokens, self._finish_reason)
+        return TokenChunk(tokens, self._finish_reason, self._text_end)
 
-    def take(self, token_ids: list[int], finish_reason: FinishReason | None) -> None:
-        """Add tokens, for the reader to find."""
+    def take(
+        self, token_ids: list[int], finish_reason: FinishReason | None, text_end: int | None
+    ) -> None:
+        """Add tokens, for the reader to find; the rest as in ``TokenChunk``."""
         self.num_tokens += len(token_ids)
         self._tokens += token_ids
         self._finish_reason = finish_reason
+        self._text_end = text_end
         self._news.set()
 
     def fail(self, error: VlmbatchError) -> None:
@@ -256,14 +264,14 @@ class EngineThread:
             self._cached_tokens += generation.num_cached_tokens
         self._generation_tokens += 1
         state.unsent.append(token_id)
-        # A stop string beats the length limit.
-        if state.checker is not None and state.checker.push(token_id):
+        text_end = None if state.checker is None else state.checker.push(token_id)
+        if text_end is not None:  # a stop string beats the length limit
             self._engine.finish(sequence, "stop")
             reason = "stop"
         if reason is not None:
             self._forget(sequence)
         if reason is not None or generation.every_token:
-            self._outbox.append(partial(generation.take, state.unsent, reason))
+            self._outbox.append(partial(generation.take, state.unsent, reason, text_end))
             state.unsent = []
 
     def _forget(self, sequence: Sequence) -> None:

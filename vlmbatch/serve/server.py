@@ -26,6 +26,7 @@ from vlmbatch.serve.app import make_app
 from vlmbatch.serve.completions import RequestSlots, Service
 from vlmbatch.serve.config import ServeConfig
 from vlmbatch.serve.engine_thread import EngineThread
+from vlmbatch.serve.hosts import is_loopback
 from vlmbatch.serve.metrics import ServerMetrics
 from vlmbatch.serve.preparation import Preparation
 
@@ -110,7 +111,8 @@ async def _serve(
 ) -> int:
     service = make_service(config, inputs, engine, domains)
     try:
-        server = _Server(make_app(service), config.grace_s, lambda: _announce(config, listener))
+        app = make_app(service, listener.getsockname()[0])
+        server = _Server(app, config.grace_s, lambda: _announce(config, listener))
         stop = GracefulStop(server, service, config.grace_s)
         with stop.on_signals():
             await server.serve(sockets=[listener])
@@ -225,5 +227,5 @@ def _announce(config: ServeConfig, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     logger.info("serving %s on http://%s:%d", config.model_name, shown, port)
-    if config.api_key is None and config.host not in ("127.0.0.1", "::1", "localhost"):
+    if config.api_key is None and not is_loopback(host):
         logger.warning("anybody who can reach %s may use the server: see --api-key", config.host)
