@@ -43,6 +43,8 @@ TORCH_FREE = (
     "vlmbatch.data",
     "vlmbatch.engine.scheduler",
     "vlmbatch.engine.block_pool",
+    "vlmbatch.engine.step",
+    "vlmbatch.engine.quarantine",
     "vlmbatch.image_workers",
     "vlmbatch.openai",
 )

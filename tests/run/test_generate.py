@@ -14,8 +14,8 @@ from vlmbatch.answer import Answer
 from vlmbatch.config import EngineConfig, SamplingParams
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
-from vlmbatch.engine.scheduler import ScheduledChunk
 from vlmbatch.engine.sequence import Sequence
+from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.errors import ErrorCode, OutputError, RowError
 from vlmbatch.generate import AnswerLoop
 from vlmbatch.prepare import Prepared, RowFeed

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlmbatch.attention.base import AttentionMetadata, SampledQueries, SharedPrefixes
-from vlmbatch.engine.scheduler import ScheduledChunk
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.shared_prefix import find_shared_prefixes, sort_by_prefix
+from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.types import ImageInput
 
 
@@ -118,7 +118,7 @@ def build_step_inputs(
         max_seqlen_k=max(ends),
         shared=_shared_prefixes(singles, granule, device) if share_prefixes else None,
     )
-    sampling = [i for i, chunk in enumerate(chunks) if chunk.samples]
+    sampling = [i for i, chunk in enumerate(chunks) if chunk.needs_sampling]
     if len(sampling) < num_tokens:
         metadata.sampled = _sampled_queries(metadata, tables, offsets, sampling, device)
     return StepInputs(

@@ -18,8 +18,9 @@ from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.model_runner import Model, ModelRunner
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
 from vlmbatch.engine.overlap import OverlapPolicy
-from vlmbatch.engine.scheduler import ScheduledChunk, Scheduler
+from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.engine.sequence import Sequence
+from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.types import FinishReason, Request
