@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from vlmbatch.attention import triton_paged
 from vlmbatch.attention.triton_paged import TritonBackend
 from vlmbatch.config import EngineConfig, SamplingParams
 from vlmbatch.engine import loading, shared_prefix
+from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.batch import build_step_inputs
 from vlmbatch.engine.block_pool import Block
 from vlmbatch.engine.sequence import PENDING, Sequence
@@ -227,7 +229,7 @@ def test_answers_are_those_of_rows_by_themselves(
 
     monkeypatch.setattr(triton_paged, "shared_decode", counted)
     monkeypatch.setattr(loading, "make_backend", lambda *args: TritonBackend())
+    monkeypatch.setattr(loading, "make_engine", partial(make_engine, ahead=ahead))
     engine = sample.engine(EngineConfig(device="cpu"))
-    engine._ahead = ahead
     assert answer(engine, requests) == expected
     assert len(calls) >= 4 * 8, "steps of four layers"

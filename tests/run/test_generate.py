@@ -12,6 +12,7 @@ from fake_model import FakeBackend, FakeModel, fake_config, reference
 
 from vlmbatch.answer import Answer
 from vlmbatch.config import EngineConfig, SamplingParams
+from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
 from vlmbatch.engine.sequence import Sequence
@@ -61,8 +62,8 @@ class ListWriter:
         raise AssertionError("the caller aborts, not the sink")
 
 
-def make_engine() -> Engine:
-    return Engine(
+def fake_engine() -> Engine:
+    return make_engine(
         FakeModel(),
         fake_config(),
         EngineConfig(kv_cache_tokens=400, max_num_seqs=8, max_batched_tokens=32),
@@ -89,7 +90,7 @@ def run_rows(
     )
     sink = ResultSink(writer, LetterTokenizer(), stats, written=feed.release)
     try:
-        engine = make_engine()
+        engine = fake_engine()
         AnswerLoop(feed, engine, LetterTokenizer(), sink, stats, stop or StopRequest()).run()
         sink.flush()
         engine.scheduler.check_integrity()
@@ -229,7 +230,7 @@ class PatientFeed:
 
 
 def test_an_idle_engine_waits_for_the_rows_of_a_full_step_and_a_busy_one_for_none() -> None:
-    engine = make_engine()
+    engine = fake_engine()
     steps: list[int] = []
     step = engine.step
 
@@ -260,7 +261,7 @@ class SlowFeed(PatientFeed):
 
 
 def test_rows_that_come_one_by_one_do_not_keep_the_first_waiting() -> None:
-    engine = make_engine()
+    engine = fake_engine()
     waited: list[int] = []
     step = engine.step
 
@@ -283,7 +284,7 @@ def test_rows_that_come_one_by_one_do_not_keep_the_first_waiting() -> None:
 
 
 def test_long_answers_begin_first_once_all_rows_are_there() -> None:
-    engine = make_engine()
+    engine = fake_engine()
     begun: list[int] = []
     schedule = engine.scheduler.schedule
 
@@ -325,7 +326,7 @@ def test_a_writer_that_fails_while_no_row_comes_ends_the_run() -> None:
     try:
         sink.put(Answer(row_of(0, [1]).row, error=RowError(ErrorCode.IMAGE_MISSING, "no file")))
         loop = AnswerLoop(
-            SilentFeed(), make_engine(), LetterTokenizer(), sink, stats, StopRequest()
+            SilentFeed(), fake_engine(), LetterTokenizer(), sink, stats, StopRequest()
         )
         with pytest.raises(OutputError, match="disk full"):
             loop.run()
