@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from fake_model import FakeBackend, FakeModel, fake_config, reference
+from fake_model import FakeModel, reference, small_engine
 
-from vlmbatch.config import EngineConfig, SamplingParams
-from vlmbatch.engine.assembly import make_engine
+from vlmbatch.config import SamplingParams
 from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.serve.engine_thread import EngineStoppedError, EngineThread, Generation, TokenChunk
 from vlmbatch.types import Request
 
@@ -44,17 +44,10 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
     return run
 
 
-def fake_engine(model: FakeModel | None = None, **options: Any) -> Engine:
-    config = EngineConfig(**{"kv_cache_tokens": 400, **options})
-    device = torch.device("cpu")
-    return make_engine(
-        model or FakeModel(), fake_config(), config, FakeBackend(), device, torch.float64
-    )
-
-
 @asynccontextmanager
 async def engine_thread(engine: Engine | None = None) -> AsyncIterator[EngineThread]:
-    thread = EngineThread(engine or fake_engine(), LetterTokenizer())  # type: ignore[arg-type]
+    replica = LocalReplica(engine or small_engine(), LetterTokenizer())  # type: ignore[arg-type]
+    thread = EngineThread(replica)
     try:
         yield thread
     finally:
@@ -90,7 +83,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @in_loop
 async def test_requests_in_company_get_the_tokens_that_they_get_alone() -> None:
     rows = [request(i, [i % 5, 2, i % 3], max_tokens=i % 9 + 1) for i in range(40)]
-    async with engine_thread(fake_engine(max_num_seqs=8)) as thread:
+    async with engine_thread(small_engine(max_num_seqs=8)) as thread:
         answers = await asyncio.gather(*(answer(thread, row, row.index % 2 == 0) for row in rows))
         await until(lambda: thread.status.kv_used_tokens == 0)
         status = thread.status
@@ -140,7 +133,7 @@ async def test_leaving_a_generation_frees_its_blocks() -> None:
 
 @in_loop
 async def test_a_waiting_request_can_be_given_up() -> None:
-    async with engine_thread(fake_engine(max_num_seqs=1)) as thread:
+    async with engine_thread(small_engine(max_num_seqs=1)) as thread:
         first = request(0, [1, 2], max_tokens=200)
         with thread.generate(first, every_token=True) as running:
             await running.next_chunk()
@@ -159,7 +152,7 @@ async def test_a_request_that_breaks_steps_fails_alone() -> None:
         POISON not in [*row.token_ids, *tokens[:-1]]
         for row, tokens in zip(rows, expected, strict=True)
     )
-    async with engine_thread(fake_engine(FakeModel(fail_on=POISON))) as thread:
+    async with engine_thread(small_engine(FakeModel(fail_on=POISON))) as thread:
         tasks = [asyncio.create_task(answer(thread, row)) for row in rows]
         with pytest.raises(RowError, match="the engine failed on this row") as caught:
             await answer(thread, request(9, [1, POISON]))
@@ -170,7 +163,7 @@ async def test_a_request_that_breaks_steps_fails_alone() -> None:
 
 @in_loop
 async def test_a_request_that_the_engine_cannot_take_fails_alone() -> None:
-    async with engine_thread(fake_engine(kv_cache_tokens=40)) as thread:
+    async with engine_thread(small_engine(kv_cache_tokens=40)) as thread:
         with pytest.raises(RowError, match=r"50 tokens.*holds 40"):
             await answer(thread, request(0, [1] * 30, max_tokens=20))
         assert len(await answer(thread, request(1, [1] * 3, max_tokens=20))) == 20
@@ -185,7 +178,7 @@ class BrokenModel(FakeModel):
 async def test_a_dead_engine_fails_what_is_under_way_and_what_comes(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async with engine_thread(fake_engine(BrokenModel())) as thread:
+    async with engine_thread(small_engine(BrokenModel())) as thread:
         answers = [answer(thread, request(index, [1, 2])) for index in range(3)]
         for error in await asyncio.gather(*answers, return_exceptions=True):
             assert isinstance(error, EngineStoppedError)
@@ -207,7 +200,7 @@ async def test_closing_fails_what_is_under_way() -> None:
 
 @in_loop
 async def test_an_idle_thread_runs_no_steps() -> None:
-    engine = fake_engine()
+    engine = small_engine()
     async with engine_thread(engine) as thread:
         await answer(thread, request(0, [1, 2], max_tokens=3))
         steps = 0
