@@ -12,6 +12,7 @@ from fake_engine import EOS, FakeEngine
 from fake_model import FakeModel, reference, small_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from letter_tokenizer import LetterTokenizer
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
@@ -23,19 +24,6 @@ from vlmbatch.types import FinishReason, Request
 
 BROKEN = RowError(ErrorCode.ENGINE_ERROR, "the engine fails on this row")
 REFUSED = RowError(ErrorCode.PROMPT_TOO_LONG, "too long")
-
-
-class LetterTokenizer:
-    """Token n is the letter of that number."""
-
-    def has_text(self, token_id: int) -> bool:
-        return True
-
-    def is_byte(self, token_id: int) -> bool:
-        return False
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(chr(0x100 + token_id) for token_id in ids)
 
 
 def text_of(*token_ids: int) -> str:

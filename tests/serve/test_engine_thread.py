@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from fake_model import FakeModel, reference, small_engine
+from letter_tokenizer import LetterTokenizer
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.engine.engine import Engine
@@ -21,19 +22,6 @@ from vlmbatch.serve.engine_thread import EngineStoppedError, EngineThread, Gener
 from vlmbatch.types import Request
 
 POISON = 77
-
-
-class LetterTokenizer:
-    """Token n is the letter of that number."""
-
-    def has_text(self, token_id: int) -> bool:
-        return True
-
-    def is_byte(self, token_id: int) -> bool:
-        return False
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(chr(0x100 + token_id) for token_id in ids)
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:

@@ -87,7 +87,9 @@ class Replica(Protocol):
         ...
 
     @property
-    def status(self) -> ReplicaStatus: ...
+    def status(self) -> ReplicaStatus:
+        """How much there is to do, and what has been done. Not during ``poll``."""
+        ...
 
     def submit(self, request: Request, *, stream: bool = False) -> None:
         """Queue a request; one that cannot be answered fails in a later ``poll``.
