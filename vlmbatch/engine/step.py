@@ -16,7 +16,7 @@ class GranuleCopy:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every token, in a third of the time
 class ScheduledChunk:
     """Tokens ``start`` to ``start + length`` of a sequence, computed in one step.
 
