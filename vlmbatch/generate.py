@@ -124,5 +124,5 @@ class AnswerLoop:
             prompt_token_ids=request.token_ids,
             cached_tokens=completion.cached_tokens,
             image_tokens=request.num_image_tokens,
-            stop=request.sampling.stop,
+            text_end=completion.text_end,
         )

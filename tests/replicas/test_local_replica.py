@@ -30,6 +30,9 @@ def text_of(*token_ids: int) -> str:
     return LetterTokenizer().decode(list(token_ids))
 
 
+End = tuple[tuple[int, ...], FinishReason, int | None]  # tokens, reason, where the text is cut
+
+
 @dataclass(frozen=True)
 class Plan:
     """What the engine makes of a request: these tokens, then a failure if they do not end it."""
@@ -43,12 +46,10 @@ class Told:
     """All that a replica has told of one request."""
 
     tokens: list[int] = field(default_factory=list)
-    end: tuple[tuple[int, ...], FinishReason] | RowError | None = None
+    end: End | RowError | None = None
 
 
-def fold(
-    plan: Plan, sampling: SamplingParams, eos: int = EOS
-) -> tuple[tuple[int, ...], FinishReason] | RowError:
+def fold(plan: Plan, sampling: SamplingParams, eos: int = EOS) -> End | RowError:
     """How the request must end."""
     if plan.refused:
         return REFUSED
@@ -56,12 +57,12 @@ def fold(
     for count, token_id in enumerate(plan.token_ids, start=1):
         answer = tuple(plan.token_ids[:count])
         text += text_of(token_id)
-        if any(stop in text for stop in sampling.stop):
-            return answer, "stop"
+        if cuts := [text.index(stop) for stop in sampling.stop if stop in text]:
+            return answer, "stop", min(cuts)
         if token_id == eos and not sampling.ignore_eos:
-            return answer, "stop"
+            return answer, "stop", None
         if count == sampling.max_tokens:
-            return answer, "length"
+            return answer, "length", None
     return BROKEN
 
 
@@ -151,7 +152,7 @@ class Driver:
             if event.index in self.streams:
                 assert count == len(event.token_ids) - 1, "all but the last have come before"
             assert event.first_token_at > 0
-            told.end = event.token_ids, event.finish_reason
+            told.end = event.token_ids, event.finish_reason, event.text_end
         else:
             assert isinstance(event, RowFailure)
             told.end = event.error
@@ -167,7 +168,7 @@ samplings = st.builds(
     max_tokens=st.integers(1, 8),
     ignore_eos=st.booleans(),
     stop=st.lists(
-        st.lists(st.integers(0, 3), min_size=1, max_size=3).map(lambda ids: text_of(*ids)),
+        st.lists(st.integers(0, 3), min_size=1, max_size=6).map(lambda ids: text_of(*ids)),
         max_size=2,
     ).map(tuple),
 )
@@ -310,13 +311,13 @@ def real_rows(draw: st.DrawFn) -> list[Request]:
         if draw(st.booleans()):
             token_ids = reference(row, sampling.max_tokens)
             first = draw(st.integers(0, len(token_ids) - 1))
-            stop = text_of(*token_ids[first : first + draw(st.integers(1, 3))])
+            stop = text_of(*token_ids[first : first + draw(st.integers(1, 6))])
             row = replace(row, sampling=replace(sampling, stop=("###", stop)))
         rows.append(row)
     return rows
 
 
-def expected_end(row: Request) -> tuple[tuple[int, ...], FinishReason] | RowError:
+def expected_end(row: Request) -> End | RowError:
     """``fold`` of the reference's tokens, where a step fails that reads the poison."""
     if POISON in row.token_ids:
         return BROKEN

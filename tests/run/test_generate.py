@@ -21,7 +21,6 @@ from vlmbatch.prepare import Prepared, RowFeed
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.sink import ResultSink
 from vlmbatch.stats import RunStats
-from vlmbatch.stop_strings import cut_at_stop
 from vlmbatch.stopping import RunStoppedError, StopRequest
 from vlmbatch.types import Request, Result, Row
 
@@ -411,17 +410,3 @@ def test_a_deadline_stops_the_run_as_sigterm_does() -> None:
     stop = StopRequest(deadline_s=0.0)
     assert run_rows(rows, ListWriter(), stop=stop).rows_done == 0
     assert stop.reason is not None and stop.reason.exit_status == 143
-
-
-@pytest.mark.parametrize(
-    ("text", "stop", "expected"),
-    [
-        ("one two three", ("two",), "one "),
-        ("one two three", ("three", "two"), "one "),
-        ("one two", ("four",), "one two"),
-        ("one two", (), "one two"),
-        ("two", ("two",), ""),
-    ],
-)
-def test_cut_at_the_earliest_stop_string(text: str, stop: tuple[str, ...], expected: str) -> None:
-    assert cut_at_stop(text, stop) == expected

@@ -95,11 +95,13 @@ class LocalReplica:
             else:
                 if state.first_token_at is None:
                     self._begin(state)
-                reason = output.finish_reason
-                if state.checker is not None and self._is_stopped(state, output.token_id):
-                    reason = "stop"  # also where it is the last token by its length
+                reason, text_end = output.finish_reason, None
+                if state.checker is not None:
+                    text_end = self._check(state, state.checker, output.token_id)
+                    if text_end is not None:
+                        reason = "stop"  # also where it is the last token by its length
                 if reason is not None:
-                    events.append(self._complete(state, reason))
+                    events.append(self._complete(state, reason, text_end))
                 elif state.stream:
                     events.append(NewTokens(state.sequence.request.index, (output.token_id,)))
         return events
@@ -130,16 +132,15 @@ class LocalReplica:
         self._prompt_tokens += state.sequence.num_prompt_tokens
         self._cached_tokens += state.sequence.num_cached_tokens or 0
 
-    def _is_stopped(self, state: _UnderWay, token_id: int) -> bool:
-        """Whether a stop string ends the sequence with this token; it is then finished."""
-        assert state.checker is not None
+    def _check(self, state: _UnderWay, checker: StopChecker, token_id: int) -> int | None:
+        """Where the text ends if a stop string ends the sequence, which is then finished."""
         state.num_checked += 1
-        if not state.checker.push(token_id):
-            return False
-        self._engine.finish(state.sequence, "stop")
-        return True
+        text_end = checker.push(token_id)
+        if text_end is not None:
+            self._engine.finish(state.sequence, "stop")
+        return text_end
 
-    def _complete(self, state: _UnderWay, reason: FinishReason) -> Completion:
+    def _complete(self, state: _UnderWay, reason: FinishReason, text_end: int | None) -> Completion:
         sequence = state.sequence
         token_ids = sequence.output_token_ids
         if state.checker is not None:
@@ -151,6 +152,7 @@ class LocalReplica:
             reason,
             sequence.num_cached_tokens or 0,
             state.first_token_at,
+            text_end,
         )
 
     def _forget(self, state: _UnderWay) -> int:

@@ -27,6 +27,7 @@ class Completion:
 
     ``token_ids`` holds what came as ``NewTokens`` too. ``cached_tokens``: of the prompt, found in
     the prefix cache. ``first_token_at``: ``time.monotonic()`` when the first token was known.
+    ``text_end``: characters of its text before the stop string that ended it, if one did.
     """
 
     index: int
@@ -34,6 +35,7 @@ class Completion:
     finish_reason: FinishReason
     cached_tokens: int
     first_token_at: float
+    text_end: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

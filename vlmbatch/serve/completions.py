@@ -168,7 +168,7 @@ class CompletionEndpoint:
             while reason is None:
                 chunk = await generation.next_chunk()
                 reason = chunk.finish_reason
-                text = text_stream.push(chunk.token_ids, last=reason is not None)
+                text = text_stream.push(chunk)
                 if asked.stream:
                     await self._put(stream, head, text, reason)
                 else:

@@ -23,10 +23,14 @@ class EngineStoppedError(VlmbatchError):
 
 @dataclass(frozen=True, slots=True)
 class TokenChunk:
-    """Tokens that have come since the chunk before; ``finish_reason`` is set on the last chunk."""
+    """Tokens that have come since the chunk before; ``finish_reason`` is set on the last chunk.
+
+    ``text_end``: of the last chunk, when a stop string ended the answer: the characters before it.
+    """
 
     token_ids: list[int]
     finish_reason: FinishReason | None
+    text_end: int | None = None
 
 
 class Generation:
@@ -44,6 +48,7 @@ class Generation:
         self.num_tokens = 0
         self._tokens: list[int] = []
         self._finish_reason: FinishReason | None = None
+        self._text_end: int | None = None
         self._error: VlmbatchError | None = None
         self._news = asyncio.Event()
 
@@ -66,7 +71,7 @@ class Generation:
         if self._error is not None:
             raise self._error
         tokens, self._tokens = self._tokens, []
-        return TokenChunk(tokens, self._finish_reason)
+        return TokenChunk(tokens, self._finish_reason, self._text_end)
 
     def take(self, token_ids: Sequence[int]) -> None:
         """Add tokens, for the reader to find."""
@@ -79,6 +84,7 @@ class Generation:
         self.first_token_at = completion.first_token_at
         self.num_cached_tokens = completion.cached_tokens
         self._finish_reason = completion.finish_reason
+        self._text_end = completion.text_end
         self.take(completion.token_ids[self.num_tokens :])
 
     def fail(self, error: VlmbatchError) -> None:
