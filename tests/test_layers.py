@@ -1,4 +1,4 @@
-"""Imports go one way only: cli -> run -> {data, engine} -> models -> attention -> kernels.
+"""Imports go one way only: cli -> run -> replicas -> {data, engine} -> models -> ... -> kernels.
 
 Read from the syntax tree, so that imports inside functions count. Annotations need no import at
 run time: what stands under ``if TYPE_CHECKING`` counts for the direction of layers too, and only
@@ -28,6 +28,7 @@ LAYERS: list[set[str]] = [
         "vlmbatch.summary",
     },
     {"vlmbatch"},  # run and its parts: whatever stands in the package itself and in no other layer
+    {"vlmbatch.replicas", "vlmbatch.stop_strings"},
     {"vlmbatch.data", "vlmbatch.engine"},
     {"vlmbatch.openai"},
     {"vlmbatch.models"},
@@ -43,8 +44,11 @@ TORCH_FREE = (
     "vlmbatch.data",
     "vlmbatch.engine.scheduler",
     "vlmbatch.engine.block_pool",
+    "vlmbatch.engine.step",
+    "vlmbatch.engine.quarantine",
     "vlmbatch.image_workers",
     "vlmbatch.openai",
+    "vlmbatch.replicas",
 )
 
 

@@ -37,6 +37,7 @@ from vlmbatch.types import Result, Row
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
     from vlmbatch.image_workers.loader import ImageLoader
+    from vlmbatch.replicas.replica import Replica
 
 # Beside a GPU, a thread that wants the interpreter lock gets it after so long from one that only
 # computes: the default of 5 ms is a whole decode step.
@@ -56,6 +57,8 @@ def run(config: RunConfig, stats: RunStats) -> None:
         OutputError: the output cannot be written.
         RunStoppedError: a signal, the deadline or the error budget ended the run early.
     """
+    from vlmbatch.replicas.local import LocalReplica
+
     stop = StopRequest(config.grace_s, config.deadline_s, config.max_error_rate)
     if config.output != "-":
         check_unlocked(Path(config.output))  # before a large manifest is read
@@ -71,20 +74,21 @@ def run(config: RunConfig, stats: RunStats) -> None:
             with closing(start_images(config, inputs)) as images:
                 engine = load_engine(config, inputs)
                 freeze_loaded(engine)
-                answer_manifest(config, inputs, engine, images, output, stats, stop)
+                replica = LocalReplica(engine, inputs.processor.tokenizer)
+                answer_manifest(config, inputs, replica, images, output, stats, stop)
     stats.finish()
 
 
 def answer_manifest(
     config: RunConfig,
     inputs: Inputs,
-    engine: Engine,
+    replica: Replica,
     images: ImageLoader,
     output: Output,
     stats: RunStats,
     stop: StopRequest,
 ) -> None:
-    """Stream the manifest's rows through the engine into ``output``, and commit it.
+    """Stream the manifest's rows through ``replica`` into ``output``, and commit it.
 
     ``images`` is closed at the end.
 
@@ -117,7 +121,7 @@ def answer_manifest(
         spill: Spill[Result] = Spill(memory.results, output.folder)
         sink = ResultSink(output.writer, tokenizer, stats, feed.release, output.journal, spill)
         try:
-            AnswerLoop(feed, engine, tokenizer, sink, stats, stop).run()
+            AnswerLoop(feed, replica, sink, stats, stop).run()
             sink.flush()
             stopped = stop.reason  # a signal that comes later finds nothing left to stop
             if stopped is None:

@@ -10,8 +10,10 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from sample_model import MODEL, SampleModel, answer, make_rows, one_row_an_image
 
+from vlmbatch.attention import make_backend
 from vlmbatch.config import EngineConfig
 from vlmbatch.engine import batch, shared_prefix
 from vlmbatch.engine.shared_prefix import PrefixTiles
@@ -99,7 +101,7 @@ def test_a_pool_that_runs_dry_changes_no_answer(
 
 def test_auto_in_float32_is_triton(sample: SampleModel, expected: list[list[int]]) -> None:
     engine = sample.engine(EngineConfig(device="cuda", dtype="float32"))
-    assert engine._backend.name == "triton"
+    assert make_backend("auto", "cuda", torch.float32).name == "triton"
     assert answer(engine, sample.requests) == (expected, {})
 
 

@@ -25,6 +25,7 @@ from vlmbatch.generate import AnswerLoop
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.openai.requests import parse_completion_request
 from vlmbatch.prepare import Prepared
+from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.serve.app import make_app
 from vlmbatch.serve.completions import RequestSlots, Service
 from vlmbatch.serve.config import ServeConfig
@@ -144,7 +145,7 @@ def run_answer(tokenizer: Tokenizer, case: StopCase) -> tuple[str | None, str | 
     feed, sink = OneRow(Prepared(Row(0, "a", 1, "m.jsonl"), request)), ListSink()
     engine: Any = ScriptedEngine(case.ids)
     stop = StopRequest()
-    AnswerLoop(feed, engine, tokenizer, sink, RunStats(), stop).run()  # type: ignore[arg-type]
+    AnswerLoop(feed, LocalReplica(engine, tokenizer), sink, RunStats(), stop).run()  # type: ignore[arg-type]
     (answer,) = sink.answers
     result = to_result(answer, tokenizer)
     return result.text, result.finish_reason, result.completion_tokens
@@ -162,7 +163,7 @@ async def served_answers(tokenizer: Tokenizer, case: StopCase) -> list[tuple[str
     """The same of a server, streamed and whole."""
     job = RunConfig(str(MODEL), ManifestConfig("-"), "-")
     engine: Any = ScriptedEngine(case.ids)
-    thread = EngineThread(engine, tokenizer)
+    thread = EngineThread(LocalReplica(engine, tokenizer))
     service = Service(
         config=ServeConfig(job=job, served_model_name="m"),
         tokenizer=tokenizer,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
-from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
+from vlmbatch.engine.outputs import EngineStatus, SequenceFailure, TokenOutput
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.types import FinishReason, Request
 
@@ -13,14 +11,7 @@ class ScriptedEngine:
     """One request at a time, one token a step; the request's ``max_tokens`` ends the answer."""
 
     fills_step = True
-    # What a server shows of an engine.
-    scheduler = SimpleNamespace(
-        pool=SimpleNamespace(num_granules=1, num_available=1),
-        waiting=(),
-        num_unfinished=0,
-        granule=16,
-        num_preemptions=0,
-    )
+    status = EngineStatus(0, 0, 0, 0, 0)
 
     def __init__(self, token_ids: list[int]) -> None:
         self._token_ids = token_ids

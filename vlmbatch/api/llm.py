@@ -36,6 +36,7 @@ from vlmbatch.cores import default_image_workers
 from vlmbatch.errors import UsageError
 from vlmbatch.host_memory import HostMemory
 from vlmbatch.inputs import open_images, open_model
+from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.run import load_engine
 from vlmbatch.shipped import find_chat_template
 
@@ -352,7 +353,7 @@ class LLM:
         with self._sole_use() as engine:
             yield from answer_rows(
                 source.rows(),
-                engine,
+                LocalReplica(engine, self._processor.tokenizer),
                 self._processor,
                 self._images,
                 self._prepare_threads,

@@ -17,8 +17,8 @@ from vlmbatch.engine.kv_cache import (
 )
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.model_runner import Model, ModelRunner
-from vlmbatch.engine.scheduler import ScheduledChunk
 from vlmbatch.engine.sequence import Sequence
+from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import ModelConfig, TextConfig
 from vlmbatch.types import FeatureImage, ImageInput, ImageSpan, PixelImage, Request
@@ -137,7 +137,7 @@ def _largest_chunks(
             (ImageSpan(0, feature_size, 0),) if with_image else (),
         )
         sequence = Sequence(request, length + 1, frozenset())
-        chunks.append(ScheduledChunk(sequence, 0, length, samples=True))
+        chunks.append(ScheduledChunk(sequence, 0, length, needs_sampling=True))
     return chunks
 
 

@@ -21,6 +21,7 @@ from vlmbatch.inputs import ModelInputs, open_images, open_model
 from vlmbatch.log import logger
 from vlmbatch.openai.fetch import ImageFetcher
 from vlmbatch.openai.image_urls import AllowedDomains, ImageUrls
+from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.run import freeze_loaded, load_engine
 from vlmbatch.serve.app import make_app
 from vlmbatch.serve.completions import RequestSlots, Service
@@ -83,7 +84,7 @@ def make_service(
         num_workers = default_image_workers(engine_on_cpu=engine.device.type == "cpu")
     loader = UrlLoader(open_images(job, inputs, num_workers), ImageFetcher(domains))
     tokenizer = inputs.processor.tokenizer
-    engine_thread = EngineThread(engine, tokenizer)
+    engine_thread = EngineThread(LocalReplica(engine, tokenizer))
     return Service(
         config=config,
         tokenizer=tokenizer,
