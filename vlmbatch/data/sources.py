@@ -52,6 +52,11 @@ def find_files(source: Path, max_line_bytes: int) -> Sequence[ManifestFile]:
     ]
 
 
+def is_part_of_folder(path: Path, folder: Path) -> bool:
+    """Whether a file of that path, which need not exist, is one that ``folder`` is read from."""
+    return path.parent == folder and _is_manifest(path) and path.name[0] not in "._"
+
+
 def stdin_file(stdin: BinaryIO, max_line_bytes: int, *, spool: bool) -> ManifestFile:
     """JSONL on standard input; copied to a temporary file first when it is read more than once.
 
