@@ -13,11 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from vlmbatch.data.parquet_file import LocalParquetFile
 from vlmbatch.data.schema import RESULT_SCHEMA
 from vlmbatch.data.shards import finished_shards
 from vlmbatch.errors import OutputError, UsageError
-
-_READ_BYTES = 2**20
 
 
 class OutputReader:
@@ -83,8 +82,7 @@ class OutputReader:
         if path != self._path or self._file is None:
             self.close()
             try:
-                # Without these pyarrow would hold all of a row group's bytes at once.
-                self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES)
+                self._file = LocalParquetFile(path)
             except (pa.ArrowException, OSError) as error:
                 raise unreadable_output(path, error) from error
             self._path = path
