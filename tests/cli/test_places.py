@@ -231,12 +231,16 @@ def test_devices_replace_nothing(tmp_path: Path, reached: list[str]) -> None:
     assert reached == ["validate"]
 
 
-@pytest.mark.parametrize("written", ["answers.parquet", "answers.jsonl", "x.jsonl/", ".", "deep/"])
+@pytest.mark.parametrize(
+    "written",
+    ["answers.parquet", "answers.jsonl", "x.jsonl/", ".", "deep/", "k=v/", "k=v/answers.parquet"],
+)
 def test_an_output_may_not_become_part_of_the_manifest(
     tmp_path: Path, reached: list[str], capsys: pytest.CaptureFixture[str], written: str
 ) -> None:
     folder = tmp_path / "rows"
     (folder / "deep").mkdir(parents=True)
+    (folder / "k=v").mkdir()
     (folder / "m.jsonl").write_text("{}\n")
     call(["run", "rows", "-m", "x", "-o", f"rows/{written}"])
     message = capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -23,6 +24,7 @@ class ExtraColumns:
     """
 
     def __init__(self, columns: Columns) -> None:
+        self.partition: Mapping[str, str | None] = {}  # columns of rows and files without them
         self._columns = columns
         self._inferred: dict[str, InferredColumn] = {}
         self._declared: dict[str, tuple[pa.DataType, str]] = {}
@@ -35,6 +37,8 @@ class ExtraColumns:
         Raises:
             ManifestError: a reserved name, or too many columns.
         """
+        if self.partition:
+            values = {**self.partition, **values}
         inputs = self._columns.inputs
         inferred = self._inferred
         for name, value in values.items():
@@ -56,7 +60,8 @@ class ExtraColumns:
         Raises:
             ManifestError: a reserved name, or a type that contradicts another file's.
         """
-        for field in schema:
+        lacking = [name for name in self.partition if name not in schema.names]
+        for field in (*schema, *(pa.field(name, pa.string()) for name in lacking)):
             if field.name in self._columns.inputs:
                 continue
             data_type = stored_type(field.type)

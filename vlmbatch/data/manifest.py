@@ -17,6 +17,7 @@ from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.data.columns import Columns, reserved_message
 from vlmbatch.data.jsonl import JsonlFile
 from vlmbatch.data.openai_batch import BatchRowBuilder, holds_requests
+from vlmbatch.data.partitions import without_partitions
 from vlmbatch.data.rows import RowBuilder
 from vlmbatch.data.scan import ManifestFile, Scan, record_id
 from vlmbatch.data.sources import find_files, stdin_file
@@ -209,7 +210,8 @@ def open_manifest(
         folder = source if source.is_dir() else source.parent
     folder = image_base or folder
     builder: RowBuilder | BatchRowBuilder
-    if _is_batch(config, files, streaming=streaming):
+    if _is_batch(config, bare := without_partitions(files), streaming=streaming):
+        files = bare  # a request has no columns
         builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model)
     else:
         builder = RowBuilder(columns, defaults, folder)
