@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +42,16 @@ class Columns:
     def from_config(cls, config: ManifestConfig) -> Columns:
         return cls(config.prompt_column, config.image_column, config.id_column)
 
+    @property
+    def renamed(self) -> dict[str, str]:
+        """The input columns that have another name than by default: option to name."""
+        given = {
+            "--prompt-column": self.prompt,
+            "--image-column": self.image,
+            "--id-column": self.id,
+        }
+        return {option: name for option, name in given.items() if name != option[2:-7]}
+
     def image_of(self, values: Mapping[str, Any]) -> Any:
         """What tells a row's first image from others: a path, bytes, or a list or dict of them."""
         return values.get(self.image)
@@ -53,6 +64,16 @@ class Columns:
 def is_request(values: Mapping[str, object]) -> bool:
     """Whether a line looks like a request of an OpenAI batch file."""
     return "custom_id" in values and "body" in values
+
+
+def missing_message(option: str, name: str, present: Sequence[str]) -> str:
+    """What to do about an input column that was named and is nowhere."""
+    message = f'{option} {name}: no row has a column "{name}" (present: {", ".join(present):.200})'
+    if name.rpartition(".")[0] in present:
+        return f"{message}; a field of a column cannot be named: make it a column of its own"
+    if close := difflib.get_close_matches(name, present, n=1):
+        return f'{message}; did you mean "{close[0]}"?'
+    return message
 
 
 def reserved_message(name: str) -> str:

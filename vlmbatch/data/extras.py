@@ -25,6 +25,7 @@ class ExtraColumns:
 
     def __init__(self, columns: Columns) -> None:
         self.partition: Mapping[str, str | None] = {}  # columns of rows and files without them
+        self.inputs: set[str] = set()  # names of input columns that were met
         self._columns = columns
         self._inferred: dict[str, InferredColumn] = {}
         self._declared: dict[str, tuple[pa.DataType, str]] = {}
@@ -43,6 +44,7 @@ class ExtraColumns:
         inferred = self._inferred
         for name, value in values.items():
             if name in inputs:
+                self.inputs.add(name)
                 continue
             column = inferred.get(name)
             if column is None:
@@ -63,6 +65,7 @@ class ExtraColumns:
         lacking = [name for name in self.partition if name not in schema.names]
         for field in (*schema, *(pa.field(name, pa.string()) for name in lacking)):
             if field.name in self._columns.inputs:
+                self.inputs.add(field.name)
                 continue
             data_type = stored_type(field.type)
             known = self._declared.get(field.name)
@@ -77,6 +80,11 @@ class ExtraColumns:
                     f'column "{field.name}" is {known[0]} in {known[1]} but {data_type} in '
                     f"{where}: the files of a folder must agree on their columns' types"
                 ) from error
+
+    @property
+    def names(self) -> list[str]:
+        """All columns that were met."""
+        return [*self._declared, *self._inferred, *sorted(self.inputs)]
 
     def schema(self) -> pa.Schema:
         """The pass-through part of the output's schema."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vlmbatch.config import ManifestConfig, SamplingParams
-from vlmbatch.data.columns import Columns, reserved_message
+from vlmbatch.data.columns import Columns, missing_message, reserved_message
 from vlmbatch.data.jsonl import JsonlFile
 from vlmbatch.data.openai_batch import BatchRowBuilder, holds_requests
 from vlmbatch.data.partitions import without_partitions
@@ -68,7 +68,8 @@ class Manifest:
         return "openai" if isinstance(self._builder, BatchRowBuilder) else "manifest"
 
     def scan(self) -> ManifestInfo:
-        """Count the rows, hash the content, type the pass-through columns, compare the ids.
+        """Count the rows, hash the content, type the pass-through columns, compare the ids, see
+        that columns that were given a name are there.
 
         Raises:
             ManifestError: nothing may run on this manifest; the message names file and line.
@@ -79,6 +80,10 @@ class Manifest:
         for file in self._files:
             left = None if self._limit is None else self._limit - scan.num_rows
             digests.append(file.scan(scan, left))
+        names = scan.extras.names
+        for option, name in self._builder.columns.renamed.items():
+            if names and name not in names:
+                raise ManifestError(missing_message(option, name, names))
         if repeated := scan.ids.repeated():
             self._refuse_duplicates(repeated, scan.num_rows)
         self.last_image_uses = scan.images.last_uses()

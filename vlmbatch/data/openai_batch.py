@@ -43,6 +43,10 @@ class BatchColumns(Columns):
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", frozenset({"custom_id", "method", "body"}))
 
+    @property
+    def renamed(self) -> dict[str, str]:
+        return {}
+
     def image_of(self, values: Mapping[str, Any]) -> Any:
         """The first image's URL, as far as the request, not checked yet, is well-formed."""
         body = values.get("body")
