@@ -26,7 +26,11 @@ def run_settings(
     manifest_format: str = "manifest",
 ) -> dict[str, Any]:
     """Everything that decides the answers, by name, so that a difference can be named."""
+    manifest = config.manifest
+    # Absent where nobody asks for it, as in runs of versions that had no such options.
+    shape = {"column_prefix": manifest.column_prefix} if manifest.column_prefix else {}
     return {
+        **shape,
         "schema": SCHEMA_VERSION,
         "manifest": manifest_sha256,
         "format": manifest_format,

@@ -135,13 +135,14 @@ def open_output(config: RunConfig, inputs: Inputs, stats: RunStats) -> Output:
     """The output as the manifest's columns and the run's settings shape it."""
     is_batch = inputs.manifest.format == "openai"
     lines = BatchLines.new(config.model) if is_batch else None
+    prefix = config.manifest.column_prefix or ""
     if inputs.streaming:
-        return StreamOutput(lines)
+        return StreamOutput(lines, prefix)
     stats.stage = "reading the manifest"
     info = inputs.manifest.scan()
     stats.rows_total = info.num_rows
     if config.output == "-":
-        return StreamOutput(lines)
+        return StreamOutput(lines, prefix)
     wants_batch = config.shard_rows is None and is_batch_output(Path(config.output))
     if wants_batch and info.num_rows and not is_batch:
         raise UsageError(

@@ -34,6 +34,7 @@ KEYS: dict[str, str | tuple[str, ...]] = {
     "prompt_column": STRING,
     "image_column": STRING,
     "id_column": STRING,
+    "column_prefix": STRING,
     "host": STRING,
     "port": INTEGER,
     "api_key": STRING,

@@ -88,7 +88,9 @@ def features(
     run_config = RunConfig(
         model=checked_model(model),
         revision=revision,
-        manifest=ManifestConfig(manifest, prompt_column, image_column, id_column, limit),
+        manifest=ManifestConfig(
+            manifest, prompt_column, image_column, id_column, limit, column_prefix=None
+        ),
         output=output,
         engine=EngineConfig(dtype=dtype, device=device, attention_backend=attention_backend),
         image_arguments=image_arguments(

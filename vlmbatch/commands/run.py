@@ -54,6 +54,7 @@ def run(
     prompt_column: options.PromptColumn = "prompt",
     image_column: options.ImageColumn = "image",
     id_column: options.IdColumn = "id",
+    column_prefix: options.ColumnPrefix = "",
     config: options.ConfigFile = None,
     model: options.Model = None,
     revision: options.Revision = None,
@@ -137,7 +138,13 @@ def run(
         revision=revision,
         tokenizer=tokenizer,
         manifest=ManifestConfig(
-            manifest, prompt_column, image_column, id_column, limit, format=format
+            manifest,
+            prompt_column,
+            image_column,
+            id_column,
+            limit,
+            format=format,
+            column_prefix=column_prefix,
         ),
         output=output,
         shard_rows=shard_rows,

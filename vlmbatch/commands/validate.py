@@ -42,6 +42,7 @@ def validate(
     prompt_column: options.PromptColumn = "prompt",
     image_column: options.ImageColumn = "image",
     id_column: options.IdColumn = "id",
+    column_prefix: options.ColumnPrefix = "",
     config: options.ConfigFile = None,
     model: options.Model = None,
     revision: options.Revision = None,
@@ -104,7 +105,13 @@ def validate(
         revision=revision,
         tokenizer=tokenizer,
         manifest=ManifestConfig(
-            manifest, prompt_column, image_column, id_column, limit, format=format
+            manifest,
+            prompt_column,
+            image_column,
+            id_column,
+            limit,
+            format=format,
+            column_prefix=column_prefix,
         ),
         output="-",
         engine=EngineConfig(max_model_len=max_model_len),

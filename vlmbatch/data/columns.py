@@ -19,6 +19,8 @@ SAMPLING_COLUMNS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop
 class Columns:
     """The input columns' names. All others pass through to the output.
 
+    ``prefix``: of the output's own columns; None where there is no such output.
+
     Raises:
         ConfigError: one name given to two columns.
     """
@@ -26,6 +28,7 @@ class Columns:
     prompt: str = "prompt"
     image: str = "image"
     id: str = "id"
+    prefix: str | None = ""
     inputs: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -40,7 +43,9 @@ class Columns:
 
     @classmethod
     def from_config(cls, config: ManifestConfig) -> Columns:
-        return cls(config.prompt_column, config.image_column, config.id_column)
+        return cls(
+            config.prompt_column, config.image_column, config.id_column, config.column_prefix
+        )
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -58,7 +63,9 @@ class Columns:
 
     def is_reserved(self, name: str) -> bool:
         """Whether a pass-through column of this name would collide with one of the output."""
-        return name in RESERVED_COLUMNS and name not in self.inputs
+        if self.prefix is None or name in self.inputs:
+            return False
+        return name.startswith(self.prefix) and name.removeprefix(self.prefix) in RESERVED_COLUMNS
 
 
 def is_request(values: Mapping[str, object]) -> bool:
@@ -79,6 +86,7 @@ def missing_message(option: str, name: str, present: Sequence[str]) -> str:
 def reserved_message(name: str) -> str:
     """What to do about a pass-through column whose name the output needs."""
     return (
-        f'column "{name}" has a name that the output reserves: rename it, or, if it is an input, '
-        "name it with --prompt-column, --image-column or --id-column"
+        f'column "{name}" has a name that the output reserves: give the output\'s own columns '
+        "others with --column-prefix, such as --column-prefix vlmbatch_, or rename it, or, if it "
+        "is an input, name it with --prompt-column, --image-column or --id-column"
     )

@@ -217,7 +217,7 @@ def open_manifest(
     builder: RowBuilder | BatchRowBuilder
     if _is_batch(config, bare := without_partitions(files), streaming=streaming):
         files = bare  # a request has no columns
-        builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model)
+        builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model, config.column_prefix)
     else:
         builder = RowBuilder(columns, defaults, folder)
     return Manifest(files, builder, config.limit, streaming=streaming)

@@ -67,8 +67,14 @@ class BatchRowBuilder:
     one that answers: that is told once.
     """
 
-    def __init__(self, defaults: SamplingParams, urls: ImageUrls, model: str) -> None:
-        self.columns: Columns = BatchColumns()
+    def __init__(
+        self,
+        defaults: SamplingParams,
+        urls: ImageUrls,
+        model: str,
+        column_prefix: str | None = "",
+    ) -> None:
+        self.columns: Columns = BatchColumns(prefix=column_prefix)
         self._defaults = defaults
         self._urls = urls
         self._model = model

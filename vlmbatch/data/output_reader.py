@@ -14,13 +14,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlmbatch.data.parquet_file import LocalParquetFile
-from vlmbatch.data.schema import RESULT_SCHEMA
+from vlmbatch.data.schema import RESULT_SCHEMA, column_prefix
 from vlmbatch.data.shards import finished_shards
 from vlmbatch.errors import OutputError, UsageError
 
 
 class OutputReader:
-    """The result columns of ``output``, in manifest order. Holds one file open. Not thread-safe.
+    """The result columns of ``output``, in manifest order, by their names without a prefix.
+
+    Holds one file open. Not thread-safe.
 
     Raises:
         UsageError: a shard is missing, or something else has changed the columns.
@@ -61,11 +63,14 @@ class OutputReader:
         return int(np.searchsorted(self.starts, row_index, side="right")) - 1
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
-        """Some columns of a row group."""
+        """Some columns of a row group, in the order of the schema."""
         path, number = self._groups[group]
         file = self._open(path)
+        prefix = column_prefix(file.metadata.metadata)
+        names = [f"{prefix}{name}" for name in columns]
         try:
-            return file.read_row_group(number, columns=list(columns), use_threads=False)
+            table = file.read_row_group(number, columns=names, use_threads=False)
+            return table.rename_columns([name.removeprefix(prefix) for name in table.column_names])
         except (pa.ArrowException, OSError) as error:
             raise unreadable_output(path, error) from error
 
@@ -89,8 +94,9 @@ class OutputReader:
         return self._file
 
     def _check_columns(self, path: Path, schema: pa.Schema) -> None:
+        prefix = column_prefix(schema.metadata)
         if len(schema) < len(RESULT_SCHEMA) or any(
-            not schema.field(position).equals(expected)
+            not schema.field(position).equals(expected.with_name(f"{prefix}{expected.name}"))
             for position, expected in enumerate(RESULT_SCHEMA)
         ):
             self.close()

@@ -62,9 +62,8 @@ class ParquetResultWriter:
         files: FileSystem = FILES,
     ) -> None:
         self._path = path
-        self._schema = schema.with_metadata(
-            {name: value.encode("utf-8", "backslashreplace") for name, value in metadata.items()}
-        )
+        own = {name: value.encode("utf-8", "backslashreplace") for name, value in metadata.items()}
+        self._schema = schema.with_metadata({**(schema.metadata or {}), **own})
         self._temporary = temporary or path.with_name(f".vlmbatch-{secrets.token_hex(6)}.tmp")
         self._files = files
         self._results: list[Result] = []
@@ -133,7 +132,7 @@ def results_table(results: list[Result], schema: pa.Schema) -> pa.Table:
     columns = []
     for position, field in enumerate(schema):
         if position < len(RESULT_SCHEMA):
-            values = [row[field.name] for row in rows]
+            values = [row[RESULT_SCHEMA.names[position]] for row in rows]
         else:
             values = [result.extra.get(field.name) for result in results]
             if is_json_text(field):
