@@ -162,6 +162,7 @@ class ManifestConfig:
     max_line_bytes: int = 16 * 2**20
     format: ManifestFormat = "auto"  # openai: requests as in OpenAI's Batch API; auto: as it looks
     column_prefix: str | None = ""  # of the output's own columns; None: the output has none
+    keep_inputs: bool = False  # prompts and images are written beside the answers
 
     def __post_init__(self) -> None:
         try:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from vlmbatch.config import RunConfig
 from vlmbatch.cores import default_cpu_threads, default_image_workers
 from vlmbatch.data.finished import finished_counts
+from vlmbatch.data.kept_inputs import InputsWriter
 from vlmbatch.data.openai_lines import BatchLines, is_batch_output
 from vlmbatch.data.spill import Spill
 from vlmbatch.data.validate import validate_rows
@@ -115,7 +116,10 @@ def answer_manifest(
             groups=groups,
         )
         spill: Spill[Result] = Spill(memory.results, output.folder)
-        sink = ResultSink(output.writer, tokenizer, stats, feed.release, output.journal, spill)
+        writer = output.writer
+        if config.manifest.keep_inputs and not inputs.streaming:
+            writer = InputsWriter(writer, inputs.manifest.kept_inputs())
+        sink = ResultSink(writer, tokenizer, stats, feed.release, output.journal, spill)
         try:
             AnswerLoop(feed, engine, tokenizer, sink, stats, stop).run()
             sink.flush()

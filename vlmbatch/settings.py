@@ -35,6 +35,7 @@ KEYS: dict[str, str | tuple[str, ...]] = {
     "image_column": STRING,
     "id_column": STRING,
     "column_prefix": STRING,
+    "keep_inputs": BOOLEAN,
     "host": STRING,
     "port": INTEGER,
     "api_key": STRING,

@@ -257,6 +257,15 @@ class TestChanged:
 class TestStandardInput:
     CONTENT = b'{"prompt": "a", "image": "i.png", "x": 1}\n{"prompt": "b"}\n'
 
+    def test_two_passes_beside_each_other(self):
+        prompts = [f"{number} " * 1000 for number in range(500)]  # more than a buffer
+        content = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts).encode()
+        config = ManifestConfig("-", keep_inputs=True)
+        found = open_manifest(config, SamplingParams(), stdin=io.BytesIO(content))
+        found.scan()
+        pairs = zip(found.rows(), found.kept_inputs(), strict=True)
+        assert [(row.prompt, kept["prompt"]) for row, kept in pairs] == [(p, p) for p in prompts]
+
     def test_spooled_is_read_twice(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         stdin = io.BytesIO(self.CONTENT)

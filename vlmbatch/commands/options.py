@@ -150,6 +150,14 @@ ColumnPrefix = Annotated[
         "of the same name.",
     ),
 ]
+KeepInputs = Annotated[
+    bool,
+    _input(
+        "--keep-inputs",
+        metavar="",
+        help="Write prompts and images beside the answers, as the manifest has them.",
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     _input(

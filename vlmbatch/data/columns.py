@@ -19,7 +19,8 @@ SAMPLING_COLUMNS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop
 class Columns:
     """The input columns' names. All others pass through to the output.
 
-    ``prefix``: of the output's own columns; None where there is no such output.
+    ``prefix``: of the output's own columns; None where there is no such output. ``kept``: inputs
+    that are written beside the answers; ``dropped``: those that are not.
 
     Raises:
         ConfigError: one name given to two columns.
@@ -29,7 +30,9 @@ class Columns:
     image: str = "image"
     id: str = "id"
     prefix: str | None = ""
+    keep_inputs: bool = False
     inputs: frozenset[str] = field(init=False)
+    kept: frozenset[str] = field(init=False, default=frozenset())
 
     def __post_init__(self) -> None:
         names = [self.prompt, self.image, self.id, MESSAGES_COLUMN, *SAMPLING_COLUMNS]
@@ -40,12 +43,23 @@ class Columns:
                     f'"{self.prompt}", image from "{self.image}", id from "{self.id}"'
                 )
         object.__setattr__(self, "inputs", frozenset(names))
+        if self.keep_inputs:
+            kept = frozenset({self.prompt, self.image, MESSAGES_COLUMN})
+            object.__setattr__(self, "kept", kept)
 
     @classmethod
     def from_config(cls, config: ManifestConfig) -> Columns:
         return cls(
-            config.prompt_column, config.image_column, config.id_column, config.column_prefix
+            config.prompt_column,
+            config.image_column,
+            config.id_column,
+            config.column_prefix,
+            config.keep_inputs,
         )
+
+    @property
+    def dropped(self) -> frozenset[str]:
+        return self.inputs - self.kept
 
     @property
     def renamed(self) -> dict[str, str]:
@@ -62,8 +76,8 @@ class Columns:
         return values.get(self.image)
 
     def is_reserved(self, name: str) -> bool:
-        """Whether a pass-through column of this name would collide with one of the output."""
-        if self.prefix is None or name in self.inputs:
+        """Whether a column of this name in the output would collide with one of its own."""
+        if self.prefix is None or name in self.dropped:
             return False
         return name.startswith(self.prefix) and name.removeprefix(self.prefix) in RESERVED_COLUMNS
 

@@ -8,6 +8,12 @@ from typing import Any
 import pyarrow as pa
 
 from vlmbatch.data.columns import Columns, reserved_message
+from vlmbatch.data.huggingface import (
+    features_metadata,
+    image_feature,
+    image_type,
+    read_features,
+)
 from vlmbatch.data.inference import InferredColumn, common_type
 from vlmbatch.errors import ManifestError
 
@@ -17,10 +23,11 @@ MAX_COLUMNS = 1000
 
 
 class ExtraColumns:
-    """The union of the pass-through columns of all rows, in order of first appearance.
+    """The union of the columns of all rows that the output has too, in order of first appearance.
 
     Columns of JSONL rows are typed from their values, by batch; a column without a common type is
-    written as JSON text (see ``JSON_TEXT``). Columns of Parquet files keep their types.
+    written as JSON text (see ``JSON_TEXT``). Columns of Parquet files keep their types, and what
+    Hugging Face's datasets says of them.
     """
 
     def __init__(self, columns: Columns) -> None:
@@ -28,6 +35,7 @@ class ExtraColumns:
         self.inputs: set[str] = set()  # names of input columns that were met
         self._columns = columns
         self._inferred: dict[str, InferredColumn] = {}
+        self._features: dict[str, Any] = {}
         self._declared: dict[str, tuple[pa.DataType, str]] = {}
         self._rows = 0
         self._bytes = 0
@@ -40,12 +48,13 @@ class ExtraColumns:
         """
         if self.partition:
             values = {**self.partition, **values}
-        inputs = self._columns.inputs
+        inputs, kept = self._columns.inputs, self._columns.kept
         inferred = self._inferred
         for name, value in values.items():
             if name in inputs:
                 self.inputs.add(name)
-                continue
+                if name not in kept:
+                    continue
             column = inferred.get(name)
             if column is None:
                 self._check_name(name, len(inferred), where)
@@ -62,12 +71,16 @@ class ExtraColumns:
         Raises:
             ManifestError: a reserved name, or a type that contradicts another file's.
         """
+        features = read_features(schema)
         lacking = [name for name in self.partition if name not in schema.names]
         for field in (*schema, *(pa.field(name, pa.string()) for name in lacking)):
             if field.name in self._columns.inputs:
                 self.inputs.add(field.name)
-                continue
-            data_type = stored_type(field.type)
+                if field.name not in self._columns.kept:
+                    continue
+            is_image = field.name == self._columns.image
+            data_type = (image_type if is_image else stored_type)(field.type)
+            self._add_feature(field.name, features.get(field.name), data_type, is_image)
             known = self._declared.get(field.name)
             if known is None:
                 self._check_name(field.name, len(self._declared), where)
@@ -90,7 +103,16 @@ class ExtraColumns:
         """The pass-through part of the output's schema."""
         self._flush()
         declared = [pa.field(name, known[0]) for name, known in self._declared.items()]
-        return pa.schema([*declared, *(column.field() for column in self._inferred.values())])
+        inferred = [column.field() for column in self._inferred.values()]
+        features = {name: one for name, one in self._features.items() if one is not None}
+        return pa.schema([*declared, *inferred], features_metadata(features) or None)
+
+    def _add_feature(self, name: str, feature: Any, data_type: pa.DataType, is_image: bool) -> None:
+        """Take in the feature of a column in one file; files that disagree leave it without one."""
+        if is_image:  # what is kept is an image whatever the manifest calls it
+            feature = image_feature(data_type)
+        if self._features.setdefault(name, feature) != feature:
+            self._features[name] = None
 
     def _check_name(self, name: str, num_columns: int, where: str) -> None:
         if self._columns.is_reserved(name):

@@ -26,10 +26,21 @@ _MASK = 2**64 - 1
 
 
 class RowBuilder:
-    """Reads rows by the names of ``columns``; relative image paths start from ``image_base``."""
+    """Reads rows by the names of ``columns``; relative image paths start from ``image_base``.
 
-    def __init__(self, columns: Columns, defaults: SamplingParams, image_base: Path) -> None:
+    ``with_kept``: inputs that are kept are among the values that pass through.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        defaults: SamplingParams,
+        image_base: Path,
+        *,
+        with_kept: bool = False,
+    ) -> None:
         self.columns = columns
+        self._left_out = columns.dropped if with_kept else columns.inputs
         self._defaults = defaults
         self._image_base = image_base
 
@@ -37,8 +48,8 @@ class RowBuilder:
         """The row, with ``error`` set when its values (or the lack of any) rule out an answer."""
         if isinstance(values, RowError):
             return Row(index, unknown_id(index), line, file, error=values)
-        inputs = self.columns.inputs
-        extra = {name: value for name, value in values.items() if name not in inputs}
+        left_out = self._left_out
+        extra = {name: value for name, value in values.items() if name not in left_out}
         row_id = unknown_id(index)
         try:
             row_id = read_id(values.get(self.columns.id), index)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, TYPE_CHECKING, BinaryIO, cast
 
 from vlmbatch.data.compressed import BUFFER_BYTES, open_stream
 from vlmbatch.data.jsonl import JsonlFile
@@ -16,6 +17,9 @@ from vlmbatch.data.parquet import ParquetFile
 from vlmbatch.data.partitions import PartitionedFile, is_partition, partition_of
 from vlmbatch.data.scan import ManifestFile
 from vlmbatch.errors import ManifestError, OutputError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 _PARQUET_SUFFIX = ".parquet"
 _JSONL_SUFFIXES = tuple(
@@ -125,9 +129,20 @@ def _spooled(source: BinaryIO) -> Callable[[], BinaryIO]:
             "free some space there, or set TMPDIR to a folder on another disk"
         ) from error
 
-    def reopen() -> BinaryIO:
-        stream = os.fdopen(os.dup(spool.fileno()), "rb", buffering=BUFFER_BYTES)
-        stream.seek(0)
-        return stream
+    return lambda: cast(BinaryIO, io.BufferedReader(_SpoolReader(spool), BUFFER_BYTES))
 
-    return reopen
+
+class _SpoolReader(io.RawIOBase):
+    """Reads a file from its start; others may read it meanwhile."""
+
+    def __init__(self, spool: IO[bytes]) -> None:
+        self._spool = spool
+        self._offset = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        count = os.preadv(self._spool.fileno(), [buffer], self._offset)
+        self._offset += count
+        return count
