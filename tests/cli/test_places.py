@@ -13,6 +13,9 @@ from typing import Any
 import pytest
 from in_process import call
 
+from vlmbatch.commands.places import WORK_SUFFIX
+from vlmbatch.data.work_folder import work_folder_path
+
 READ = (
     "--config",
     "--chat-template",
@@ -273,6 +276,19 @@ def test_an_output_is_no_stream(
             assert "use -o - for JSONL on standard output" in capsys.readouterr().err
     assert not reached
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.jsonl", "pipe.parquet"]
+
+
+def test_what_is_no_path(
+    tmp_path: Path, reached: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "c.toml").write_text('summary_json = "a\\u0000b"\n')
+    assert call(["run", "m.jsonl", "-m", "x", "-o", "a.parquet", "--config", "c.toml"]) == 2
+    assert "is no path" in capsys.readouterr().err
+    assert not reached
+
+
+def test_the_work_folder_is_where_a_run_has_it() -> None:
+    assert work_folder_path(Path("a.parquet")).name == f"a.parquet{WORK_SUFFIX}"
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", "/"])

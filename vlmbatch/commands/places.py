@@ -141,8 +141,11 @@ class _Resolved:
         if isinstance(place.path, int) or (status is not None and not kept):
             return cls(place, frozenset(), file)  # what is written to a device replaces nothing
         given = Path(os.path.abspath(place.path))  # noqa: PTH100 - resolves no links
-        parent = Path(os.path.realpath(Path(place.path).parent))
-        paths = {Path(os.path.realpath(place.path)), parent / given.name}
+        try:
+            parent = Path(os.path.realpath(Path(place.path).parent))
+            paths = {Path(os.path.realpath(place.path)), parent / given.name}
+        except ValueError as error:  # a NUL character, in a configuration file
+            raise UsageError(f"{place.name!r} is no path: {error}") from error
         return cls(place, frozenset(paths), file)
 
     def is_same(self, other: _Resolved) -> bool:

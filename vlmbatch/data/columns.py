@@ -33,6 +33,7 @@ class Columns:
     keep_inputs: bool = False
     inputs: frozenset[str] = field(init=False)
     kept: frozenset[str] = field(init=False, default=frozenset())
+    dropped: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         names = [self.prompt, self.image, self.id, MESSAGES_COLUMN, *SAMPLING_COLUMNS]
@@ -46,6 +47,7 @@ class Columns:
         if self.keep_inputs:
             kept = frozenset({self.prompt, self.image, MESSAGES_COLUMN})
             object.__setattr__(self, "kept", kept)
+        object.__setattr__(self, "dropped", self.inputs - self.kept)
 
     @classmethod
     def from_config(cls, config: ManifestConfig) -> Columns:
@@ -56,10 +58,6 @@ class Columns:
             config.column_prefix,
             config.keep_inputs,
         )
-
-    @property
-    def dropped(self) -> frozenset[str]:
-        return self.inputs - self.kept
 
     @property
     def renamed(self) -> dict[str, str]:

@@ -42,6 +42,7 @@ class BatchColumns(Columns):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", frozenset({"custom_id", "method", "body"}))
+        object.__setattr__(self, "dropped", self.inputs)
 
     @property
     def renamed(self) -> dict[str, str]:
