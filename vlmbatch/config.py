@@ -148,7 +148,11 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class ManifestConfig:
-    """Where the rows come from and what their columns are called."""
+    """Where the rows come from and what their columns are called.
+
+    Raises:
+        ConfigError: a prefix that is no text.
+    """
 
     source: str  # a path, a folder, or "-" for JSONL on standard input
     prompt_column: str = "prompt"
@@ -157,6 +161,14 @@ class ManifestConfig:
     limit: int | None = None
     max_line_bytes: int = 16 * 2**20
     format: ManifestFormat = "auto"  # openai: requests as in OpenAI's Batch API; auto: as it looks
+    column_prefix: str | None = ""  # of the output's own columns; None: the output has none
+    keep_inputs: bool = False  # prompts and images are written beside the answers
+
+    def __post_init__(self) -> None:
+        try:
+            (self.column_prefix or "").encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"column_prefix {self.column_prefix!r} is not UTF-8") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,7 +185,7 @@ class TowerWriter:
         tower = self._tower = self._tower or self._load()
         pixels = torch.from_numpy(np.stack([image.pixels for image in self._batch.values()]))
         features = tower.extract_features(pixels.to(next(tower.parameters()).device)).cpu()
-        metadata = {"model": self._config.model}
+        metadata = {"model": _as_utf8(self._config.model)}
         for name, tensor in zip(self._batch, features, strict=True):
             data = save({TENSOR_NAME: tensor.contiguous()}, metadata)
             self._unwritten[name] = self._writers.submit(self._folder.write, name, data)
@@ -243,4 +243,9 @@ def _original(ref: ImageRef) -> str | dict[str, str | None]:
     """An image that has no features, still an error wherever the new manifest lies."""
     if ref.data is not None:
         return {"bytes": None, "path": ref.path}
-    return os.path.abspath(ref.path or "")  # noqa: PTH100 - resolves no links
+    return _as_utf8(os.path.abspath(ref.path or ""))  # noqa: PTH100 - resolves no links
+
+
+def _as_utf8(path: str) -> str:
+    """A path for where text must be UTF-8, which the names of files need not be."""
+    return path.encode("utf-8", "backslashreplace").decode()

@@ -26,7 +26,15 @@ def run_settings(
     manifest_format: str = "manifest",
 ) -> dict[str, Any]:
     """Everything that decides the answers, by name, so that a difference can be named."""
+    manifest = config.manifest
+    # Absent where nobody asks for it, as in runs of versions that had no such options.
+    shape: dict[str, Any] = {}
+    if manifest.column_prefix:
+        shape["column_prefix"] = manifest.column_prefix
+    if manifest.keep_inputs:
+        shape["keep_inputs"] = True
     return {
+        **shape,
         "schema": SCHEMA_VERSION,
         "manifest": manifest_sha256,
         "format": manifest_format,

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -90,15 +91,17 @@ class Output(Protocol):
 class StreamOutput:
     """JSONL on standard output: nothing to resume, each line stands as soon as it is written.
 
-    ``lines``: those of OpenAI's batch output in place of our own.
+    ``lines``: those of OpenAI's batch output in place of our own, whose keys have
+    ``column_prefix``.
     """
 
     folder = None
     journal = None
     num_known = 0
 
-    def __init__(self, lines: BatchLines | None = None) -> None:
-        values = result_line if lines is None else lines.line
+    def __init__(self, lines: BatchLines | None = None, column_prefix: str = "") -> None:
+        own = partial(result_line, prefix=column_prefix)
+        values = own if lines is None else lines.line
         self.writer: ResultWriter = JsonlResultWriter(sys.stdout.buffer, values)
 
     def __enter__(self) -> Self:
@@ -144,7 +147,9 @@ class DurableOutput:
             self._record = self._begin(info, rows, settings)
             self.complete = self._record.state == "complete"
             if not self.complete:
-                self._open(resources, output_schema(info.extra_schema))
+                self._open(
+                    resources, output_schema(info.extra_schema, config.manifest.column_prefix or "")
+                )
             self._resources = resources.pop_all()
 
     def __enter__(self) -> Self:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from vlmbatch.config import RunConfig
 from vlmbatch.cores import default_cpu_threads, default_image_workers
 from vlmbatch.data.finished import finished_counts
+from vlmbatch.data.kept_inputs import InputsWriter
 from vlmbatch.data.openai_lines import BatchLines, is_batch_output
 from vlmbatch.data.spill import Spill
 from vlmbatch.data.validate import validate_rows
@@ -119,7 +120,10 @@ def answer_manifest(
             groups=groups,
         )
         spill: Spill[Result] = Spill(memory.results, output.folder)
-        sink = ResultSink(output.writer, tokenizer, stats, feed.release, output.journal, spill)
+        writer = output.writer
+        if config.manifest.keep_inputs and not inputs.streaming:
+            writer = InputsWriter(writer, inputs.manifest.kept_inputs())
+        sink = ResultSink(writer, tokenizer, stats, feed.release, output.journal, spill)
         try:
             AnswerLoop(feed, replica, sink, stats, stop).run()
             sink.flush()
@@ -139,13 +143,14 @@ def open_output(config: RunConfig, inputs: Inputs, stats: RunStats) -> Output:
     """The output as the manifest's columns and the run's settings shape it."""
     is_batch = inputs.manifest.format == "openai"
     lines = BatchLines.new(config.model) if is_batch else None
+    prefix = config.manifest.column_prefix or ""
     if inputs.streaming:
-        return StreamOutput(lines)
+        return StreamOutput(lines, prefix)
     stats.stage = "reading the manifest"
     info = inputs.manifest.scan()
     stats.rows_total = info.num_rows
     if config.output == "-":
-        return StreamOutput(lines)
+        return StreamOutput(lines, prefix)
     wants_batch = config.shard_rows is None and is_batch_output(Path(config.output))
     if wants_batch and info.num_rows and not is_batch:
         raise UsageError(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vlmbatch.data.finished import finished_counts
 from vlmbatch.data.journal_counts import read_journal_counts
@@ -20,6 +19,7 @@ from vlmbatch.data.journal_writer import list_segments
 from vlmbatch.data.lock import LockHolder, lock_holder
 from vlmbatch.data.openai_lines import is_batch_output
 from vlmbatch.data.output_reader import OutputCounts
+from vlmbatch.data.parquet_file import read_footer
 from vlmbatch.data.run_record import RunRecord, read_record
 from vlmbatch.data.shards import list_shards
 from vlmbatch.data.work_folder import (
@@ -196,7 +196,7 @@ def _with_counts(status: RunStatus, counts: OutputCounts) -> RunStatus:
 
 def _metadata(path: Path) -> Mapping[str, str]:
     try:
-        metadata = pq.read_metadata(path).metadata or {}
+        metadata = read_footer(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise OutputError(f"{path} cannot be read: {error.strerror}") from error

@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vlmbatch.config import ManifestConfig, SamplingParams
@@ -174,6 +176,45 @@ class TestReservedNames:
             manifest([{}], prompt_column="image")
 
 
+class TestNamedColumns:
+    """Columns that a user has named are looked for before any row is answered."""
+
+    @pytest.mark.parametrize("option", ["prompt_column", "image_column", "id_column"])
+    @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+    def test_in_no_row(self, tmp_path, option, kind):
+        path = tmp_path / f"m.{kind}"
+        rows = [{"prompt": "a", "meta": {"key": "x"}}, {"prompt": "b", "meta": None}]
+        if kind == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        flag = f"--{option.replace('_', '-')}"
+        with pytest.raises(ManifestError, match=rf"{flag} promt: no row .*did you mean .prompt"):
+            opened(path, **{option: "promt"}).scan()
+        with pytest.raises(ManifestError, match=rf"{flag} meta.key: .*a field of a column cannot"):
+            opened(path, **{option: "meta.key"}).scan()
+
+    def test_in_a_later_row_or_null(self, manifest):
+        found = manifest([{"prompt": "a"}, {"prompt": "b", "key": None}], id_column="key")
+        assert found.scan().num_rows == 2
+
+    def test_in_another_file_of_the_folder(self, tmp_path):
+        (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n')
+        (tmp_path / "b.jsonl").write_text('{"prompt": "b", "key": "x"}\n')
+        assert opened(tmp_path, id_column="key").scan().num_rows == 2
+
+    def test_not_within_the_limit(self, manifest):
+        rows = [{"prompt": "a"}, {"prompt": "b", "key": "x"}]
+        with pytest.raises(ManifestError, match="--id-column key"):
+            manifest(rows, id_column="key", limit=1).scan()
+
+    def test_no_rows_at_all(self, manifest):
+        assert manifest(b"", id_column="key").scan().num_rows == 0
+
+    def test_defaults_need_not_be_there(self, manifest):
+        assert manifest([{"messages": []}]).scan().num_rows == 1
+
+
 class TestLimit:
     ROWS = tuple({"prompt": str(n), "x": n} for n in range(5))
 
@@ -215,6 +256,15 @@ class TestChanged:
 
 class TestStandardInput:
     CONTENT = b'{"prompt": "a", "image": "i.png", "x": 1}\n{"prompt": "b"}\n'
+
+    def test_two_passes_beside_each_other(self):
+        prompts = [f"{number} " * 1000 for number in range(500)]  # more than a buffer
+        content = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts).encode()
+        config = ManifestConfig("-", keep_inputs=True)
+        found = open_manifest(config, SamplingParams(), stdin=io.BytesIO(content))
+        found.scan()
+        pairs = zip(found.rows(), found.kept_inputs(), strict=True)
+        assert [(row.prompt, kept["prompt"]) for row, kept in pairs] == [(p, p) for p in prompts]
 
     def test_spooled_is_read_twice(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

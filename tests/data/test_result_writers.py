@@ -168,7 +168,7 @@ class TestCommit:
         other = tmp_path / "other.parquet"
         write(other, [])
         empty = pq.read_metadata(other)
-        monkeypatch.setattr(pq, "read_metadata", lambda where: empty)
+        monkeypatch.setattr("vlmbatch.data.writer.read_footer", lambda where: empty)
         writer = ParquetResultWriter(path, PLAIN, {})
         writer.write(ANSWER)
         with pytest.raises(OutputError, match="1 rows were written but 0 read back"):

@@ -48,7 +48,7 @@ CHANGES = {  # what changes, and what the message has of it
     "limit": (["--limit", 250], "limit: "),
     "dtype": (["--dtype", "float16"], "dtype: "),
     "template": (["--prompt-template", "Q: {prompt}"], "prompts"),
-    "column": (["--image-column", "picture"], "columns: "),
+    "column": (["--image-column", "n"], "columns: "),
     "model": ("model/config.json", "model: "),
     "tokenizer": ("model/tokenizer_config.json", "model: "),
     "manifest": ("manifest.jsonl", "manifest: "),

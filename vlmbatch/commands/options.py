@@ -141,6 +141,23 @@ Limit = Annotated[
 PromptColumn = Annotated[str, _input(metavar="NAME", help="Column of the prompts.")]
 ImageColumn = Annotated[str, _input(metavar="NAME", help="Column of the images.")]
 IdColumn = Annotated[str, _input(metavar="NAME", help="Column of the row ids.")]
+ColumnPrefix = Annotated[
+    str,
+    _input(
+        metavar="TEXT",
+        show_default=False,
+        help="Put this before the names of the output's own columns, where the manifest has some "
+        "of the same name.",
+    ),
+]
+KeepInputs = Annotated[
+    bool,
+    _input(
+        "--keep-inputs",
+        metavar="",
+        help="Write prompts and images beside the answers, as the manifest has them.",
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     _input(

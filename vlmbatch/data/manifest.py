@@ -14,9 +14,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vlmbatch.config import ManifestConfig, SamplingParams
-from vlmbatch.data.columns import Columns, reserved_message
+from vlmbatch.data.columns import Columns, missing_message, reserved_message
+from vlmbatch.data.huggingface import image_value
 from vlmbatch.data.jsonl import JsonlFile
 from vlmbatch.data.openai_batch import BatchRowBuilder, holds_requests
+from vlmbatch.data.partitions import without_partitions
 from vlmbatch.data.rows import RowBuilder
 from vlmbatch.data.scan import ManifestFile, Scan, record_id
 from vlmbatch.data.sources import find_files, stdin_file
@@ -41,7 +43,7 @@ class ManifestInfo:
 class Manifest:
     """Rows in order, from one or more files, in bounded memory.
 
-    ``scan`` is the first pass, ``rows`` the second; passes must not overlap. ``last_image_uses`` is
+    ``scan`` is the first pass, ``rows`` the second, which must not overlap. ``last_image_uses`` is
     what ``ImageUses`` says after ``scan``.
     """
 
@@ -67,7 +69,8 @@ class Manifest:
         return "openai" if isinstance(self._builder, BatchRowBuilder) else "manifest"
 
     def scan(self) -> ManifestInfo:
-        """Count the rows, hash the content, type the pass-through columns, compare the ids.
+        """Count the rows, hash the content, type the pass-through columns, compare the ids, see
+        that columns that were given a name are there.
 
         Raises:
             ManifestError: nothing may run on this manifest; the message names file and line.
@@ -78,6 +81,10 @@ class Manifest:
         for file in self._files:
             left = None if self._limit is None else self._limit - scan.num_rows
             digests.append(file.scan(scan, left))
+        names = scan.extras.names
+        for option, name in self._builder.columns.renamed.items():
+            if names and name not in names:
+                raise ManifestError(missing_message(option, name, names))
         if repeated := scan.ids.repeated():
             self._refuse_duplicates(repeated, scan.num_rows)
         self.last_image_uses = scan.images.last_uses()
@@ -106,10 +113,7 @@ class Manifest:
             yield row
             index += 1
         if self._info is not None and index < self._info.num_rows:
-            raise ManifestError(
-                f"{self._files[-1].name}: changed while it was being read: it had "
-                f"{self._info.num_rows} rows, now it has {index}"
-            )
+            raise self._changed(index)
 
     def rows_with_values(self) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield every row with the values it was built from, none where its line has none."""
@@ -121,6 +125,27 @@ class Manifest:
                 row = self._builder.build(index, file.name, line, values)
                 yield row, {} if isinstance(values, RowError) else values
                 index += 1
+
+    def kept_inputs(self) -> Iterator[dict[str, Any]]:
+        """The input columns of every row that the output keeps, as it keeps them; none of a line
+        that has none. May be read beside ``rows``.
+
+        Raises:
+            ManifestError: the manifest cannot be read, or has fewer rows than ``scan`` found.
+        """
+        assert self._info is not None, "what a stream keeps is in its rows"
+        columns = self._builder.columns
+        index = 0
+        for file in self._files:
+            for _, values in file.records(columns.kept):
+                kept = {} if isinstance(values, RowError) else dict(values)
+                kept = {name: value for name, value in kept.items() if name in columns.kept}
+                if columns.image in kept:
+                    kept[columns.image] = image_value(kept[columns.image])
+                yield kept
+                index += 1
+        if index < self._info.num_rows:
+            raise self._changed(index)
 
     def _all_rows(self) -> Iterator[Row]:
         return (row for row, _ in self.rows_with_values())
@@ -141,6 +166,13 @@ class Manifest:
                 )
             seen.add(hash(row.id))
             yield row if error is row.error else replace(row, error=error)
+
+    def _changed(self, num_rows: int) -> ManifestError:
+        assert self._info is not None
+        return ManifestError(
+            f"{self._files[-1].name}: changed while it was being read: it had "
+            f"{self._info.num_rows} rows, now it has {num_rows}"
+        )
 
     def _refuse_duplicates(self, repeated: frozenset[int], num_rows: int) -> None:
         """Look again at the ids whose hashes collide; only equal ids are an error."""
@@ -209,10 +241,16 @@ def open_manifest(
         folder = source if source.is_dir() else source.parent
     folder = image_base or folder
     builder: RowBuilder | BatchRowBuilder
-    if _is_batch(config, files, streaming=streaming):
-        builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model)
+    if _is_batch(config, bare := without_partitions(files), streaming=streaming):
+        if config.keep_inputs:
+            raise ManifestError(
+                f"{config.source}: --keep-inputs is for manifests of columns; prompts and images "
+                "of OpenAI's batch requests are in their bodies"
+            )
+        files = bare  # a request has no columns
+        builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model, config.column_prefix)
     else:
-        builder = RowBuilder(columns, defaults, folder)
+        builder = RowBuilder(columns, defaults, folder, with_kept=streaming)
     return Manifest(files, builder, config.limit, streaming=streaming)
 
 

@@ -43,6 +43,11 @@ class BatchColumns(Columns):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", frozenset({"custom_id", "method", "body"}))
+        object.__setattr__(self, "dropped", self.inputs)
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        return {}
 
     def image_of(self, values: Mapping[str, Any]) -> Any:
         """The first image's URL, as far as the request, not checked yet, is well-formed."""
@@ -64,8 +69,14 @@ class BatchRowBuilder:
     one that answers: that is told once.
     """
 
-    def __init__(self, defaults: SamplingParams, urls: ImageUrls, model: str) -> None:
-        self.columns: Columns = BatchColumns()
+    def __init__(
+        self,
+        defaults: SamplingParams,
+        urls: ImageUrls,
+        model: str,
+        column_prefix: str | None = "",
+    ) -> None:
+        self.columns: Columns = BatchColumns(prefix=column_prefix)
         self._defaults = defaults
         self._urls = urls
         self._model = model

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlmbatch.data.parquet_file import LocalParquetFile
 from vlmbatch.data.scan import Record, Scan
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
 
@@ -111,8 +112,7 @@ class ParquetFile:
 
     def _open(self) -> pq.ParquetFile:
         try:
-            # By default pyarrow would hold whole column chunks of a row group, not pages.
-            file = pq.ParquetFile(self._path, pre_buffer=False, buffer_size=_READ_BYTES)
+            file = LocalParquetFile(self._path)
             num_bytes = self._path.stat().st_size
         except (pa.ArrowException, OSError) as error:
             raise ManifestError(f"{self.name}: {self._why_unreadable(error)}") from error

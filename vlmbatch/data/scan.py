@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from vlmbatch.data.columns import Columns
@@ -24,9 +25,21 @@ class Scan:
         self.ids = IdHashes()
         self.images = ImageUses()
         self.num_rows = 0
+        self._partition: Mapping[str, str | None] = {}
+
+    @contextmanager
+    def in_partition(self, values: Mapping[str, str | None]) -> Iterator[None]:
+        """Give rows and files that come meanwhile these columns, where they have none."""
+        self._partition = self.extras.partition = values
+        try:
+            yield
+        finally:
+            self._partition = self.extras.partition = {}
 
     def add_row(self, values: dict[str, Any] | RowError) -> None:
         """Count a row, its id and its image."""
+        if self._partition and isinstance(values, dict):
+            values = {**self._partition, **values}
         self.ids.add(record_id(values, self.columns.id, self.num_rows))
         self.images.add(None if isinstance(values, RowError) else self.columns.image_of(values))
         self.num_rows += 1

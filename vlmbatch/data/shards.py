@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vlmbatch.data.durable_file import FILES, FileSystem, reported
+from vlmbatch.data.parquet_file import read_footer
 from vlmbatch.data.work_folder import FINGERPRINT_KEY, RUN_ID_KEY
 from vlmbatch.data.writer import ParquetResultWriter
 from vlmbatch.errors import OutputError, UsageError
@@ -59,7 +59,7 @@ def read_shard(path: Path) -> Shard | None:
         OutputError: the file cannot be read.
     """
     try:
-        footer = pq.read_metadata(path)
+        footer = read_footer(path)
     except pa.ArrowInvalid:
         return None
     except OSError as error:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vlmbatch.crash_points import crash_point
 from vlmbatch.data.durable_file import FILES, FileSystem, reported
@@ -26,6 +25,7 @@ from vlmbatch.data.journal_frames import HEADER_BYTES, segment_header
 from vlmbatch.data.journal_writer import JournalWriter, list_segments
 from vlmbatch.data.lock import OutputLock, lock_holder, locked_error
 from vlmbatch.data.openai_lines import HEAD_BYTES, is_batch_output, line_head
+from vlmbatch.data.parquet_file import read_footer
 from vlmbatch.data.run_record import RunRecord, read_record, write_record
 from vlmbatch.errors import OutputError
 
@@ -177,7 +177,7 @@ def read_commit(output: Path) -> OutputCommit | None:
     if is_batch_output(output):
         return _batch_commit(output)
     try:
-        metadata = pq.read_metadata(output).metadata or {}
+        metadata = read_footer(output).metadata or {}
     except pa.ArrowInvalid:
         return None
     except OSError as error:

@@ -14,6 +14,7 @@ import pyarrow.parquet as pq
 
 from vlmbatch.data.durable_file import FILES, DurableFile, FileSystem, output_error, publish
 from vlmbatch.data.json_text import dump_json
+from vlmbatch.data.parquet_file import read_footer
 from vlmbatch.data.schema import RESULT_SCHEMA, is_json_text, result_values
 from vlmbatch.errors import OutputError
 from vlmbatch.types import Result
@@ -61,7 +62,8 @@ class ParquetResultWriter:
         files: FileSystem = FILES,
     ) -> None:
         self._path = path
-        self._schema = schema.with_metadata(dict(metadata))
+        own = {name: value.encode("utf-8", "backslashreplace") for name, value in metadata.items()}
+        self._schema = schema.with_metadata({**(schema.metadata or {}), **own})
         self._temporary = temporary or path.with_name(f".vlmbatch-{secrets.token_hex(6)}.tmp")
         self._files = files
         self._results: list[Result] = []
@@ -90,7 +92,7 @@ class ParquetResultWriter:
             self._writer.close()
             self._file.sync()
             self._file.close()
-            written = pq.read_metadata(self._temporary).num_rows
+            written = read_footer(self._temporary).num_rows
             if written != self._num_rows:
                 raise OutputError(
                     f"{self._path}: {self._num_rows} rows were written but {written} read back: "
@@ -130,7 +132,7 @@ def results_table(results: list[Result], schema: pa.Schema) -> pa.Table:
     columns = []
     for position, field in enumerate(schema):
         if position < len(RESULT_SCHEMA):
-            values = [row[field.name] for row in rows]
+            values = [row[RESULT_SCHEMA.names[position]] for row in rows]
         else:
             values = [result.extra.get(field.name) for result in results]
             if is_json_text(field):

@@ -151,7 +151,7 @@ def _read_backend(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        return Backend.from_file(str(path))
+        return Backend.from_buffer(path.read_bytes())  # which, unlike from_file, takes any name
     except Exception as error:  # tokenizers raises nothing narrower
         raise CheckpointError(f"{path}: not a usable tokenizer: {error}") from error
 
