@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -40,15 +41,19 @@ from vlmbatch.types import Result, Row
 Rows = Callable[[], Iterator[Row]]  # one pass over the manifest
 
 # What --incremental allows to change.
-_MANIFEST_SETTINGS = ("manifest", "limit")
+_MANIFEST_SETTINGS = ("manifest", "limit", "images_from")
 
-# Settings that are digests: what has changed where they have.
-_DIGESTS = {
+# What has changed where a setting's name does not say it. Some values are digests of content.
+_EXPLANATIONS = {
     "manifest": "manifest: its rows are others, or in another order",
+    "images_from": "manifest: relative image paths start from another folder",
     "model": "model: the files of the checkpoint are others",
-    "processor": "prompts or images are prepared in another way: --chat and the like, or the "
-    "checkpoint's tokenizer or image processor",
+    "processor.tokenizer": "tokenizer: it is another, or has other special tokens",
+    "processor.image_processor": "image processor: it is another, or has other parameters",
+    "processor.chat_template": "chat_template: its content is another",
 }
+_DIGEST = re.compile(r"[0-9a-f]{32,}")
+_DIGITS = 12  # of a digest, in messages
 
 
 class Output(Protocol):
@@ -219,7 +224,7 @@ class DurableOutput:
 
     def _check_changes(self, current: RunRecord, settings: dict[str, Any]) -> None:
         changes = current.changes(settings)
-        others = [c for c in changes if not c.partition(":")[0].startswith(_MANIFEST_SETTINGS)]
+        others = [c for c in changes if c.partition(":")[0] not in _MANIFEST_SETTINGS]
         if self._config.incremental and not others:
             return
         hint = "" if others else "--incremental to keep the answers of unchanged rows, or "
@@ -271,7 +276,12 @@ class DurableOutput:
 
 
 def _explained(change: str) -> str:
-    return _DIGESTS.get(change.partition(":")[0], change)
+    """A change, ``name: old -> new``, for people."""
+    name, _, values = change.partition(": ")
+    values = _DIGEST.sub(lambda found: found[0][:_DIGITS], values)
+    if name in _EXPLANATIONS:
+        return f"{_EXPLANATIONS[name]} ({values})"
+    return f"{name.removeprefix('processor.')}: {values}"
 
 
 def _about(config: RunConfig) -> dict[str, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 
 import pytest
 from model_folder import make_model_folder
-from resumable_runs import WITH_ERRORS, digests, read_rows, write_manifest
+from resumable_runs import WITH_ERRORS, digests, read_rows, write_manifest, write_questions
 
 NUM_ROWS = 300
 
@@ -47,7 +48,7 @@ CHANGES = {  # what changes, and what the message has of it
     "seed": (["--seed", 5], "seed: 0 -> 5"),
     "limit": (["--limit", 250], "limit: "),
     "dtype": (["--dtype", "float16"], "dtype: "),
-    "template": (["--prompt-template", "Q: {prompt}"], "prompts"),
+    "template": (["--prompt-template", "Q: {prompt}"], 'prompt_template: none -> "Q: {prompt}"'),
     "column": (["--image-column", "picture"], "columns: "),
     "model": ("model/config.json", "model: "),
     "tokenizer": ("model/tokenizer_config.json", "model: "),
@@ -69,6 +70,40 @@ def test_refused_by_name_and_nothing_touched(begun, tmp_path, change):
     assert message in command.stderr and "--overwrite" in command.stderr
     assert ("--incremental" in command.stderr) == (change in ("manifest", "limit"))
     assert not command.has("loading") and digests(begun.folder) == before
+
+
+def test_chat_beside_a_template_is_another_run(begun, tmp_path):
+    template = tmp_path / "own.jinja"
+    template.write_text("{% for message in messages %}Q: {{ message.content }}{% endfor %}")
+    given = ["--chat-template", template]
+    begun.acknowledged.clear()
+    assert begun.start("--overwrite", *given, crash_at="journal.acknowledged:2").wait() == -9
+    command = begun.start(*given, "--chat")
+    assert command.wait() == 2 and "\n  chat: false -> true\n" in command.stderr
+    template.write_text(template.read_text() + " ")
+    command = begun.start(*given)
+    assert command.wait() == 2
+    digest = "[0-9a-f]{12}"
+    changed = f'chat_template: its content is another \\("{digest}" -> "{digest}"\\)\n'
+    assert re.search(changed, command.stderr), command.stderr
+
+
+def test_a_manifest_in_another_folder_names_other_images(new_run, tmp_path):
+    """Its content is the same, and so are the paths in it."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_questions(tmp_path / name / "m.jsonl", 3, 2)
+    run = new_run(tmp_path / "a/m.jsonl")
+    assert run.attempt() == 0
+    before = digests(run.folder)
+    run.arguments[1] = tmp_path / "b/m.jsonl"
+    command = run.start()
+    assert command.wait() == 2 and digests(run.folder) == before
+    assert f'another folder ("{tmp_path}/a" -> "{tmp_path}/b")' in command.stderr
+    assert "--incremental to keep" in command.stderr
+    command = run.start("--incremental")
+    assert command.wait() == 0 and sorted(command.computed) == [*range(6)]
+    assert run.start().wait() == 0
 
 
 def test_overwrite_starts_anew(begun, expected):

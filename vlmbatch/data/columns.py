@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,9 +41,10 @@ class Columns:
     def from_config(cls, config: ManifestConfig) -> Columns:
         return cls(config.prompt_column, config.image_column, config.id_column)
 
-    def image_of(self, values: Mapping[str, Any]) -> Any:
-        """What tells a row's first image from others: a path, bytes, or a list or dict of them."""
-        return values.get(self.image)
+    def images_of(self, values: Mapping[str, Any]) -> Sequence[Any]:
+        """A row's images, not checked yet: each a path, bytes, or a dict of both."""
+        images = values.get(self.image)
+        return images if isinstance(images, list) else (images,)
 
     def is_reserved(self, name: str) -> bool:
         """Whether a pass-through column of this name would collide with one of the output."""

@@ -30,12 +30,14 @@ _NO_DOMAINS = AllowedDomains()
 @dataclass(frozen=True, slots=True)
 class ManifestInfo:
     """What the first pass found. ``sha256`` is the digest of the decompressed content; for a
-    folder, of its files' names and digests."""
+    folder, of its files' names and digests. ``image_base``: where relative image paths start; None
+    where no row has one."""
 
     num_rows: int
     sha256: str
     extra_schema: pa.Schema
     files: tuple[str, ...]
+    image_base: Path | None
 
 
 class Manifest:
@@ -52,11 +54,13 @@ class Manifest:
         files: Sequence[ManifestFile],
         builder: RowBuilder | BatchRowBuilder,
         limit: int | None,
+        image_base: Path,
         *,
         streaming: bool,
     ) -> None:
         self._files = files
         self._builder = builder
+        self._image_base = image_base
         self._limit = limit
         self._streaming = streaming
         self._info: ManifestInfo | None = None
@@ -86,6 +90,7 @@ class Manifest:
             self._combined(digests),
             scan.extras.schema(),
             tuple(file.name for file in self._files),
+            self._image_base if scan.has_relative_images else None,
         )
         return self._info
 
@@ -213,7 +218,7 @@ def open_manifest(
         builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model)
     else:
         builder = RowBuilder(columns, defaults, folder)
-    return Manifest(files, builder, config.limit, streaming=streaming)
+    return Manifest(files, builder, config.limit, folder, streaming=streaming)
 
 
 def _is_batch(config: ManifestConfig, files: Sequence[ManifestFile], *, streaming: bool) -> bool:
