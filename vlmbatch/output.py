@@ -28,7 +28,7 @@ from vlmbatch.data.previous import (
     seed_unchanged,
     seed_without_errors,
 )
-from vlmbatch.data.row_keys import RowKeyWriter, copy_row_keys
+from vlmbatch.data.row_keys import RowKeyWriter, copy_row_keys, rows_match
 from vlmbatch.data.run_record import RunRecord
 from vlmbatch.data.schema import output_schema
 from vlmbatch.data.shards import ShardedParquetWriter
@@ -196,6 +196,9 @@ class DurableOutput:
         unchanged = current.fingerprint == new.fingerprint
         if not unchanged:
             self._check_changes(current, settings)
+        elif config.incremental:  # images are known by the rows' keys alone
+            answered = current.num_rows if current.state == "complete" else 0
+            unchanged = rows_match(work.keys_path(current), rows(), least=answered)
         if unchanged and not (config.retry_failed and self._has_errors(current)):
             return current
         self._keep_answers(current, new, None if unchanged else rows())
@@ -209,7 +212,7 @@ class DurableOutput:
     def _keep_answers(
         self, earlier: RunRecord, new: RunRecord, changed: Iterator[Row] | None
     ) -> None:
-        """Journal what ``new`` keeps of an earlier run; ``changed``: rows of another manifest."""
+        """Journal what ``new`` keeps of an earlier run; ``changed``: its rows, where others."""
         work = self._work
         old_keys, new_keys = work.keys_path(earlier), work.keys_path(new)
         with ExitStack() as resources:

@@ -9,6 +9,7 @@ import signal
 
 import pytest
 from model_folder import make_model_folder
+from PIL import Image
 from resumable_runs import WITH_ERRORS, digests, read_rows, write_manifest, write_questions
 
 NUM_ROWS = 300
@@ -203,6 +204,39 @@ def test_an_extended_manifest_again_and_again(new_run, tmp_path):
     undisturbed = new_run(manifest)
     assert undisturbed.attempt() == WITH_ERRORS
     run.check_finished(read_rows(undisturbed.output))
+
+
+@pytest.mark.parametrize("crash_at", ["", "journal.acknowledged:2"])
+def test_images_changed_behind_an_unchanged_manifest(new_run, tmp_path, crash_at):
+    """The rows that show them are answered again, and no others."""
+    manifest = write_questions(tmp_path / "m.jsonl", 20, 2)
+    run = new_run(manifest, group_rows=12)
+    assert run.attempt(crash_at=crash_at) == (-9 if crash_at else WITH_ERRORS)
+    first = set(run.acknowledged)
+    assert 1 in first and len(first) >= 12
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "1.png")
+    command = run.start("--incremental")
+    assert command.wait() == WITH_ERRORS
+    rows = read_rows(run.output)
+    unanswered = {row["row_index"] for row in rows if row["status"] == "error"}
+    computed = set(command.computed)
+    assert {1, 21} <= computed and not computed & (first - {1, 21} - unanswered)
+    before = digests(run.folder)
+    command = run.start("--incremental")
+    assert command.wait() == WITH_ERRORS
+    assert not command.has("loading") and digests(run.folder) == before
+    undisturbed = new_run(manifest)
+    assert undisturbed.attempt() == WITH_ERRORS
+    run.check_finished(read_rows(undisturbed.output))
+
+
+def test_without_keys_nothing_is_taken_for_unchanged(new_run, tmp_path):
+    run = new_run(write_questions(tmp_path / "m.jsonl", 4, 1))
+    assert run.attempt() == 0
+    (keys,) = (run.folder / "out.parquet.vlmbatch").glob("keys-*")
+    keys.unlink()
+    command = run.start("--incremental")
+    assert command.wait() == 0 and sorted(command.computed) == [0, 1, 2, 3]
 
 
 def test_another_number_of_rows_a_shard_is_refused(new_run, expected):
