@@ -230,6 +230,39 @@ def test_images_changed_behind_an_unchanged_manifest(new_run, tmp_path, crash_at
     run.check_finished(read_rows(undisturbed.output))
 
 
+@pytest.mark.parametrize("how", ["replaced", "edited in place"])
+def test_a_manifest_that_changes_while_the_model_loads(new_run, own_manifest, how):
+    """No row of the new one is answered under the old one's name."""
+    run = new_run(own_manifest)
+    command = run.start(load_seconds=0.5)
+    command.wait_until(lambda: command.has("loading"))
+    content = own_manifest.read_text().replace("What is", "Who was")
+    if how == "replaced":
+        other = own_manifest.with_name("other.jsonl")
+        other.write_text(content)
+        other.replace(own_manifest)
+    else:
+        own_manifest.write_text(content)
+    assert command.wait() == 2 and not command.computed
+    assert "changed while it was being read" in command.stderr
+    assert "--incremental" in command.stderr and not run.output.exists()
+    assert run.start().wait() == 2
+    assert run.attempt("--incremental") == WITH_ERRORS
+    undisturbed = new_run(own_manifest)
+    assert undisturbed.attempt() == WITH_ERRORS
+    run.check_finished(read_rows(undisturbed.output))
+
+
+def test_a_manifest_that_grows_while_the_model_loads(new_run, own_manifest, expected):
+    run = new_run(own_manifest)
+    command = run.start(load_seconds=0.5)
+    command.wait_until(lambda: command.has("loading"))
+    with own_manifest.open("a") as file:
+        file.write('{"id": "row-0", "prompt": "the next run refuses it"}\n')
+    assert command.wait() == WITH_ERRORS
+    run.check_finished(expected)
+
+
 def test_without_keys_nothing_is_taken_for_unchanged(new_run, tmp_path):
     run = new_run(write_questions(tmp_path / "m.jsonl", 4, 1))
     assert run.attempt() == 0
