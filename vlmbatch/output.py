@@ -29,6 +29,7 @@ from vlmbatch.data.previous import (
     seed_without_errors,
 )
 from vlmbatch.data.row_keys import RowKeyWriter, copy_row_keys, rows_match
+from vlmbatch.data.run_paths import holds_something
 from vlmbatch.data.run_record import RunRecord
 from vlmbatch.data.schema import output_schema
 from vlmbatch.data.shards import ShardedParquetWriter
@@ -143,9 +144,9 @@ class DurableOutput:
         self, config: RunConfig, info: ManifestInfo, rows: Rows, settings: dict[str, Any]
     ) -> None:
         self._config = config
-        self.path = Path(config.output)
         with ExitStack() as resources:
-            self._work = resources.enter_context(WorkFolder(self.path))
+            self._work = resources.enter_context(WorkFolder(Path(config.output)))
+            self.path = self._work.output
             self._record = self._begin(info, rows, settings)
             self.complete = self._record.state == "complete"
             if not self.complete:
@@ -186,7 +187,7 @@ class DurableOutput:
             if is_batch_output(self.path):
                 paths.append(errors_path(self.path))
             for path in paths:
-                if not config.overwrite and _holds_something(path):
+                if not config.overwrite and holds_something(path):
                     raise UsageError(
                         f"output {path} exists, and no run on it is known: add --overwrite to "
                         "replace it, or choose another name"
@@ -295,7 +296,3 @@ def _about(config: RunConfig) -> dict[str, Any]:
         "shard_rows": config.shard_rows,
         "command": LockHolder.this_process().command,
     }
-
-
-def _holds_something(path: Path) -> bool:
-    return any(path.iterdir()) if path.is_dir() else path.exists()

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlmbatch.config import FEATURE_MANIFEST, ImageArguments, ImageInputType, parse_image_shape
+from vlmbatch.data.run_paths import real_output, work_folder_path
 from vlmbatch.errors import ConfigError, UsageError
 
 
@@ -75,8 +76,14 @@ def _check_place(output: str, manifest: str, *, overwrite: bool, sharded: bool) 
             f"output {output} is of no kind that can be written: choose a name that ends in "
             ".parquet, a folder, or - for JSONL on standard output"
         )
-    if not path.parent.is_dir():
-        raise UsageError(f"output {output}: there is no folder {path.parent}; create it first")
+    target = real_output(path)
+    if not target.parent.is_dir():
+        raise UsageError(f"output {output}: there is no folder {target.parent}; create it first")
+    if not folder and target.suffix != path.suffix:
+        raise UsageError(
+            f"output {output} is a symbolic link to {target}, whose name does not end in "
+            f"{path.suffix}: name the file itself, or another"
+        )
     if _is_same_file(output, manifest):
         raise UsageError(f"output {output} is the manifest itself: choose another name")
     if path.suffix == ".jsonl" and not folder:
@@ -87,7 +94,7 @@ def _check_place(output: str, manifest: str, *, overwrite: bool, sharded: bool) 
                 f"output {output} has its errors in {errors_path(path)}, which is the manifest "
                 "itself: choose another name"
             )
-    has_run = path.with_name(f"{path.name}.vlmbatch").is_dir()
+    has_run = work_folder_path(path).is_dir()
     if path.is_file() and not overwrite and not has_run:
         raise UsageError(
             f"output {output} exists, and no run on it is known: add --overwrite to replace it, or "
