@@ -13,6 +13,8 @@ rename of one file. What other runs left is no part of it, and goes at the next 
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -69,6 +71,8 @@ class WorkFolder:
         self.path = work_folder_path(output)
         self._files = files
         with reported(self.path):
+            if self.path.is_symlink():  # what is in the folder is written and removed by name
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(self.path))
             files.make_folder(self.path)
             files.fsync_folder(self.path.parent)
         self._lock = OutputLock(self.path / LOCK_FILE, output)
