@@ -158,13 +158,7 @@ def open_output(config: RunConfig, inputs: Inputs, stats: RunStats) -> Output:
             "requests, and JSONL files are written for these alone: choose a name that ends in "
             ".parquet, a folder, or - for JSONL on standard output"
         )
-    settings = run_settings(
-        config,
-        inputs.folder,
-        info.sha256,
-        inputs.processor.fingerprint,
-        manifest_format=inputs.manifest.format,
-    )
+    settings = run_settings(config, inputs, info)
     return DurableOutput(config, info, inputs.manifest.rows, settings)
 
 

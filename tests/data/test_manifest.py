@@ -236,24 +236,6 @@ class TestLimit:
         assert [Path(row.file).name for row in manifest.rows()] == ["a.jsonl", "a.jsonl", "b.jsonl"]
 
 
-class TestChanged:
-    def test_rows_gone_since_the_scan(self, manifest, tmp_path):
-        opened = manifest([{"prompt": "a"}] * 3)
-        opened.scan()
-        (tmp_path / "m.jsonl").write_text('{"prompt": "a"}\n')
-        rows = opened.rows()
-        next(rows)
-        with pytest.raises(ManifestError, match="had 3 rows, now it has 1"):
-            next(rows)
-
-    def test_rows_added_since_the_scan_are_not_part_of_the_run(self, manifest, tmp_path):
-        opened = manifest([{"prompt": "a"}] * 2)
-        opened.scan()
-        with (tmp_path / "m.jsonl").open("a") as file:
-            file.write('{"prompt": "b"}\n')
-        assert [row.prompt for row in opened.rows()] == ["a", "a"]
-
-
 class TestStandardInput:
     CONTENT = b'{"prompt": "a", "image": "i.png", "x": 1}\n{"prompt": "b"}\n'
 

@@ -176,8 +176,10 @@ def test_fingerprint(tmp_path: Path) -> None:
     save(tmp_path / "a", byte_level(SPECIAL), NAMED)
     save(tmp_path / "b", byte_level(SPECIAL), NAMED)
     save(tmp_path / "c", byte_level(SPECIAL), NAMED | {"mask_token": "<mask>"})
-    a, b, c = (Tokenizer.load(tmp_path / name).fingerprint for name in "abc")
-    assert a == b != c
+    swapped = {"bos_token": NAMED["eos_token"], "eos_token": NAMED["bos_token"]}
+    save(tmp_path / "d", byte_level(SPECIAL), NAMED | swapped)
+    a, b, c, d = (Tokenizer.load(tmp_path / name).fingerprint for name in "abcd")
+    assert a == b and len({a, c, d}) == 3
 
 
 @pytest.fixture(scope="module", params=list(BACKENDS))

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlmbatch.commands.places import WORK_SUFFIX, is_stream
+from vlmbatch.commands.places import is_stream
 from vlmbatch.config import ImageArguments, ImageInputType, parse_image_shape
+from vlmbatch.data.run_paths import WORK_SUFFIX, real_output, work_folder_path
 from vlmbatch.errors import ConfigError, UsageError
 
 
@@ -83,15 +84,21 @@ def _check_place(output: str, *, overwrite: bool, sharded: bool) -> None:
             f"output {output} is of no kind that can be written: choose a name that ends in "
             ".parquet, a folder, or - for JSONL on standard output"
         )
-    if not path.parent.is_dir():
-        raise UsageError(f"output {output}: there is no folder {path.parent}; create it first")
-    if path.suffix == WORK_SUFFIX:
+    target = real_output(path)
+    if not target.parent.is_dir():
+        raise UsageError(f"output {output}: there is no folder {target.parent}; create it first")
+    if not folder and target.suffix != path.suffix:
+        raise UsageError(
+            f"output {output} is a symbolic link to {target}, whose name does not end in "
+            f"{path.suffix}: name the file itself, or another"
+        )
+    if WORK_SUFFIX in (path.suffix, target.suffix):
         raise UsageError(
             f"output {output}: names that end in {WORK_SUFFIX} are those of work folders: choose "
             "another name"
         )
-    _check_length(path, is_file=not folder)
-    has_run = path.with_name(f"{path.name}.vlmbatch").is_dir()
+    _check_length(target, is_file=not folder)
+    has_run = work_folder_path(path).is_dir()
     if path.is_file() and not overwrite and not has_run:
         raise UsageError(
             f"output {output} exists, and no run on it is known: add --overwrite to replace it, or "

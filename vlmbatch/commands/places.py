@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from vlmbatch.data.run_paths import WORK_SUFFIX
 from vlmbatch.errors import UsageError
-
-WORK_SUFFIX = ".vlmbatch"
 
 
 @dataclass(frozen=True, slots=True)

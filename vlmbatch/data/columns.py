@@ -69,9 +69,10 @@ class Columns:
         }
         return {option: name for option, name in given.items() if name != option[2:-7]}
 
-    def image_of(self, values: Mapping[str, Any]) -> Any:
-        """What tells a row's first image from others: a path, bytes, or a list or dict of them."""
-        return values.get(self.image)
+    def images_of(self, values: Mapping[str, Any]) -> Sequence[Any]:
+        """A row's images, not checked yet: each a path, bytes, or a dict of both."""
+        images = values.get(self.image)
+        return images if isinstance(images, list) else (images,)
 
     def is_reserved(self, name: str) -> bool:
         """Whether a column of this name in the output would collide with one of its own."""

@@ -25,7 +25,8 @@ class FileSystem:
     """
 
     def open(self, path: Path, flags: int) -> int:
-        return os.open(path, flags | os.O_CLOEXEC, 0o666)
+        """Symbolic links are not followed: our names can be foreseen by whoever shares a folder."""
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
 
     def write(self, descriptor: int, data: ReadableBuffer) -> int:
         """Write from the start of ``data``; returns how many bytes were taken."""
@@ -144,6 +145,12 @@ def output_error(path: Path, error: Exception) -> OutputError:
     """What the user reads when ``path`` cannot be written: the cause and what to do."""
     reason = getattr(error, "strerror", None) or str(error)
     number: Any = getattr(error, "errno", None)
+    if number == errno.ELOOP:
+        link = getattr(error, "filename", None) or path
+        return OutputError(
+            f"{link} is a symbolic link in the place of a file of our own, and is not followed: "
+            "remove it, then run again"
+        )
     return OutputError(f"{path} cannot be written: {reason}. {_advice(number)}, then run again")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Collection, Generator, Iterator
 from typing import Any, BinaryIO, NoReturn
 
 from vlmbatch.data.lines import Hasher, Line, read_lines
 from vlmbatch.data.scan import Record, Scan
+from vlmbatch.data.second_pass import StreamDigest, same_stream
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
 
 MAX_NESTING = 64
@@ -24,13 +24,14 @@ class NotAnObjectError(RowError):
 class JsonlFile:
     """One JSONL file, read from its start by each pass.
 
-    ``open_stream`` returns the decompressed bytes.
+    ``open_stream`` returns the decompressed bytes. After ``scan`` all passes end where it did.
     """
 
     def __init__(self, name: str, open_stream: Callable[[], BinaryIO], max_line_bytes: int) -> None:
         self.name = name
         self._open_stream = open_stream
         self._max_line_bytes = max_line_bytes
+        self._seen: StreamDigest | None = None  # by scan
 
     def scan(self, scan: Scan, limit: int | None) -> str:
         """Gather ids and columns of at most ``limit`` rows; the digest of the bytes they take.
@@ -39,19 +40,23 @@ class JsonlFile:
             ManifestError: the file cannot be read, its first line is not a JSON object, or a
                 column's name is reserved.
         """
-        hasher = hashlib.sha256()
-        if limit == 0:
-            return hasher.hexdigest()
-        for count, (line, values) in enumerate(self._parsed(hasher), 1):
+        seen = StreamDigest()
+        rows = self._parsed(seen) if limit != 0 else ()
+        for count, (line, values) in enumerate(rows, 1):
             scan.add_row(values)
             if isinstance(values, dict):
                 scan.extras.add_values(values, len(line.raw), f"{self.name}:{line.number}")
             if count == limit:
                 break
-        return hasher.hexdigest()
+        self._seen = seen
+        return seen.hexdigest()
 
     def records(self, columns: Collection[str] | None = None) -> Generator[Record, None, None]:
-        """Yield (line number, object or what is wrong with the line); all columns always."""
+        """Yield (line number, object or what is wrong with the line); all columns always.
+
+        Raises:
+            ManifestError: as ``scan``, or the file is no longer what it has seen.
+        """
         for line, values in self._parsed(None):
             yield line.number, values
 
@@ -60,6 +65,8 @@ class JsonlFile:
             stream = self._open_stream()
         except OSError as error:
             raise ManifestError(f"{self.name}: cannot be read: {error.strerror}") from error
+        if self._seen is not None:
+            stream = same_stream(stream, self._seen, self.name)
         first = True
         with stream:
             for line in read_lines(stream, self.name, self._max_line_bytes, hasher):

@@ -32,12 +32,14 @@ _NO_DOMAINS = AllowedDomains()
 @dataclass(frozen=True, slots=True)
 class ManifestInfo:
     """What the first pass found. ``sha256`` is the digest of the decompressed content; for a
-    folder, of its files' names and digests."""
+    folder, of its files' names and digests. ``image_base``: where relative image paths start; None
+    where no row has one."""
 
     num_rows: int
     sha256: str
     extra_schema: pa.Schema
     files: tuple[str, ...]
+    image_base: Path | None
 
 
 class Manifest:
@@ -54,11 +56,13 @@ class Manifest:
         files: Sequence[ManifestFile],
         builder: RowBuilder | BatchRowBuilder,
         limit: int | None,
+        image_base: Path,
         *,
         streaming: bool,
     ) -> None:
         self._files = files
         self._builder = builder
+        self._image_base = image_base
         self._limit = limit
         self._streaming = streaming
         self._info: ManifestInfo | None = None
@@ -93,6 +97,7 @@ class Manifest:
             self._combined(digests),
             scan.extras.schema(),
             tuple(file.name for file in self._files),
+            self._image_base if scan.has_relative_images else None,
         )
         return self._info
 
@@ -101,7 +106,7 @@ class Manifest:
 
         Raises:
             ManifestError: the first line of a file is not a JSON object, or the manifest changed
-                after ``scan``.
+                after ``scan``: before a row that it has not seen is given out.
         """
         limit = self._limit if self._info is None else self._info.num_rows
         index = 0
@@ -112,8 +117,7 @@ class Manifest:
                 break
             yield row
             index += 1
-        if self._info is not None and index < self._info.num_rows:
-            raise self._changed(index)
+        assert self._info is None or index == self._info.num_rows, "a file was not compared"
 
     def rows_with_values(self) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield every row with the values it was built from, none where its line has none."""
@@ -251,7 +255,7 @@ def open_manifest(
         builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model, config.column_prefix)
     else:
         builder = RowBuilder(columns, defaults, folder, with_kept=streaming)
-    return Manifest(files, builder, config.limit, streaming=streaming)
+    return Manifest(files, builder, config.limit, folder, streaming=streaming)
 
 
 def _is_batch(config: ManifestConfig, files: Sequence[ManifestFile], *, streaming: bool) -> bool:

@@ -7,7 +7,7 @@ The format is that of OpenAI's Batch API, and of ``vllm run-batch``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -49,17 +49,16 @@ class BatchColumns(Columns):
     def renamed(self) -> dict[str, str]:
         return {}
 
-    def image_of(self, values: Mapping[str, Any]) -> Any:
-        """The first image's URL, as far as the request, not checked yet, is well-formed."""
+    def images_of(self, values: Mapping[str, Any]) -> Sequence[Any]:
+        """The images' URLs, as far as the request, not checked yet, is well-formed."""
         body = values.get("body")
-        if urls := _list(_field(body, "images")):
-            return urls[0]
+        urls = [*_list(_field(body, "images"))]
         for message in _list(_field(body, "messages")):
             for part in _list(_field(message, "content")):
                 image = _field(part, "image_url")
                 if isinstance(url := _field(image, "url") or image, str):
-                    return url
-        return None
+                    urls.append(url)
+        return urls
 
 
 class BatchRowBuilder:

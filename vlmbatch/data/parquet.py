@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 
 from vlmbatch.data.parquet_file import LocalParquetFile
 from vlmbatch.data.scan import Record, Scan
+from vlmbatch.data.second_pass import changed_while_read
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
 
 _BATCH_BYTES = 8 * 2**20
@@ -23,12 +25,22 @@ _ENCRYPTED_MAGIC = b"PARE"
 _MAX_ROWS_PER_BYTE = 10_000
 
 
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The file as a scan has found it; ``digest`` is of the bytes up to ``end``."""
+
+    state: tuple[int, ...]
+    end: int | None
+    digest: str
+
+
 class ParquetFile:
     """One Parquet file. Embedded images are held a few megabytes at a time."""
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._path = path
+        self._seen: _Seen | None = None  # by scan
 
     def scan(self, scan: Scan, limit: int | None) -> str:
         """Gather ids and columns of at most ``limit`` rows, and the digest of the file's bytes.
@@ -38,6 +50,7 @@ class ParquetFile:
         Raises:
             ManifestError: the file cannot be read, or a column's name is reserved or used twice.
         """
+        state = self._state()
         with self._open() as file:
             names = file.schema_arrow.names
             for name in names:
@@ -53,7 +66,9 @@ class ParquetFile:
         records = self.records([scan.columns.id, image_column])
         for _, (_, values) in zip(range(num_rows), records, strict=False):
             scan.add_row(values)
-        return self._digest(end)
+        self._seen = _Seen(state, end, self._digest(end))
+        self._check_unchanged()
+        return self._seen.digest
 
     def records(self, columns: Collection[str] | None = None) -> Iterator[Record]:
         """Yield (row number from 1, values). A row group that cannot be read yields errors.
@@ -84,6 +99,7 @@ class ParquetFile:
         cause: Exception | str = "it ends there"
         try:
             for batch in batches:
+                self._check_unchanged()
                 columns = [_column_values(column) for column in batch.columns]
                 for values in zip(*columns, strict=True):
                     record = dict(zip(batch.schema.names, values, strict=True))
@@ -91,6 +107,7 @@ class ParquetFile:
                     line += 1
         except (pa.ArrowException, OSError) as error:
             cause = error
+        self._check_unchanged()
         for number in range(line, end):
             yield (
                 number,
@@ -132,6 +149,27 @@ class ParquetFile:
         if magic == _ENCRYPTED_MAGIC:
             return "is encrypted: decrypt it first"
         return f"is not a complete Parquet file (no valid footer): {error}"
+
+    def _check_unchanged(self) -> None:
+        """After a scan: that the file is what it has seen, also where it was replaced meanwhile.
+
+        Raises:
+            ManifestError: it is not.
+        """
+        if self._seen is None or (state := self._state()) == self._seen.state:
+            return
+        if self._digest(self._seen.end) != self._seen.digest:
+            raise changed_while_read(self.name)
+        self._seen = replace(self._seen, state=state)
+
+    def _state(self) -> tuple[int, ...]:
+        """Another one after any change of the file."""
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            raise ManifestError(f"{self.name}: cannot be read: {error.strerror}") from error
+        times = status.st_mtime_ns, status.st_ctime_ns
+        return status.st_dev, status.st_ino, status.st_size, *times
 
     def _digest(self, end: int | None) -> str:
         hasher = hashlib.sha256()

@@ -24,6 +24,7 @@ class Scan:
         self.extras = ExtraColumns(columns)
         self.ids = IdHashes()
         self.images = ImageUses()
+        self.has_relative_images = False
         self.num_rows = 0
         self._partition: Mapping[str, str | None] = {}
 
@@ -41,7 +42,9 @@ class Scan:
         if self._partition and isinstance(values, dict):
             values = {**self._partition, **values}
         self.ids.add(record_id(values, self.columns.id, self.num_rows))
-        self.images.add(None if isinstance(values, RowError) else self.columns.image_of(values))
+        images = () if isinstance(values, RowError) else self.columns.images_of(values)
+        self.images.add(images[0] if images else None)
+        self.has_relative_images = self.has_relative_images or any(map(_is_relative, images))
         self.num_rows += 1
 
 
@@ -53,6 +56,13 @@ def record_id(values: dict[str, Any] | RowError, id_column: str, index: int) -> 
         return read_id(values.get(id_column), index)
     except RowError:
         return unknown_id(index)  # becomes an error row in the second pass
+
+
+def _is_relative(image: Any) -> bool:
+    """Whether an image is looked for by a path that starts from the manifest's folder."""
+    if isinstance(image, dict) and image.get("bytes") is None:
+        image = image.get("path")
+    return isinstance(image, str) and not image.startswith(("/", "data:")) and "://" not in image
 
 
 class ManifestFile(Protocol):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +36,8 @@ class EncodedPrompt:
 class LlavaProcessor:
     """Prompts and images of a LLaVA model, equal to transformers' processor. Thread-safe.
 
-    ``fingerprint`` changes with anything that changes the token ids or the pixels of a row.
+    ``settings``: all that decides the token ids and the pixels of a row, by name; where that is the
+    content of files, its digest.
     ``image_processor`` is None where images come as features.
     """
 
@@ -138,18 +140,20 @@ class LlavaProcessor:
         return 4 * math.prod(self.config.feature_shape)
 
     @cached_property
-    def fingerprint(self) -> str:
-        parts = (
-            self.tokenizer.fingerprint,
-            None if self.image_processor is None else self.image_processor.fingerprint,
-            self.config.image_token_id,
-            self.config.image_feature_size,
-            self._strict,
-            self._prompt.prompt_template,
-            self._prompt.system_prompt,
-            self.chat_template.source if self._names_template else None,
-        )
-        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+    def settings(self) -> dict[str, Any]:
+        images = self.image_processor
+        template = self.chat_template.source if self._names_template else None
+        return {
+            "tokenizer": self.tokenizer.fingerprint,
+            "image_processor": None if images is None else images.fingerprint,
+            "image_token_id": self.config.image_token_id,
+            "image_feature_size": self.config.image_feature_size,
+            "strict_image_tokens": self._strict,
+            "prompt_template": self._prompt.prompt_template,
+            "system_prompt": self._prompt.system_prompt,
+            "chat": self._prompt.chat,
+            "chat_template": None if template is None else _digest(template),
+        }
 
     def encode(self, row: Row) -> EncodedPrompt:
         """Token ids of a row's prompt or messages, with room for its images' features.
@@ -229,6 +233,10 @@ class LlavaProcessor:
         # A template that writes the first token itself must not get it twice.
         bos_token = self.tokenizer.bos_token
         return rendered, bos_token is None or not rendered.startswith(bos_token)
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _is_system(message: Message) -> bool:

@@ -71,8 +71,10 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with anything that changes token ids."""
-        return hashlib.blake2b(self._backend.to_str().encode(), digest_size=16).hexdigest()
+        """Changes with anything that changes token ids, or what a chat template is told."""
+        digest = hashlib.blake2b(self._backend.to_str().encode(), digest_size=16)
+        digest.update(repr(sorted(self.special_tokens.items())).encode())
+        return digest.hexdigest()
 
     @property
     def bos_token(self) -> str | None:
