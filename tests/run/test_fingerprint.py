@@ -40,7 +40,9 @@ def job(tmp_path: Path) -> RunConfig:
         path.write_text(json.dumps(values))
     (tmp_path / "images").mkdir()
     (tmp_path / "own.jinja").write_text(f"{TEMPLATE} ")
-    (tmp_path / "m.jsonl").write_text('{"prompt": "<image>x", "image": "a.png"}\n' * 3)
+    row = {"prompt": "<image>x", "image": "a.png", "question": "y", "picture": "b.png"}
+    lines = [json.dumps({**row, "key": number}) for number in range(3)]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
     (tmp_path / "other.jsonl").write_text('{"prompt": "<image>y", "image": "a.png"}\n' * 3)
     return RunConfig(
         str(tmp_path / "model"), ManifestConfig(str(tmp_path / "m.jsonl")), "o.parquet"
@@ -88,6 +90,8 @@ DECIDES = {
     "manifest.prompt_column": Change("question"),
     "manifest.image_column": Change("picture"),
     "manifest.id_column": Change("key"),
+    "manifest.column_prefix": Change("answer_"),
+    "manifest.keep_inputs": Change(True),
     "manifest.limit": Change(2),
     "manifest.format": Change("openai"),
     "sampling.max_tokens": Change(9),
