@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Any
 
 
 class ErrorCode(StrEnum):
@@ -54,9 +55,13 @@ _MEANINGS = {
 
 
 class VlmbatchError(Exception):
-    """Base of every error that a user can meet."""
+    """Base of every error that a user can meet. Any of them can be pickled."""
 
     exit_status = 70
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # BaseException's would call the class with ``args``, which its __init__ may not take.
+        return _unpickled, (type(self), self.args, self.__dict__)
 
 
 class UsageError(VlmbatchError):
@@ -99,5 +104,10 @@ class RowError(VlmbatchError):
         self.code = code
         self.message = message
 
-    def __reduce__(self) -> tuple[type[RowError], tuple[ErrorCode, str]]:
-        return type(self), (self.code, self.message)
+
+def _unpickled(
+    kind: type[VlmbatchError], arguments: tuple[Any, ...], attributes: dict[str, Any]
+) -> VlmbatchError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(attributes)
+    return error
