@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlmbatch.config import ManifestConfig, SamplingParams
-from vlmbatch.data import parquet
+from vlmbatch.data import parquet_batches
 from vlmbatch.data.manifest import Manifest, open_manifest
 from vlmbatch.data.schema import output_schema
 from vlmbatch.data.writer import ParquetResultWriter
@@ -126,7 +126,7 @@ def test_dictionary_becomes_its_values(tmp_path):
 
 
 def test_many_row_groups_and_small_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "_BATCH_BYTES", 100)
+    monkeypatch.setattr(parquet_batches, "_BATCH_BYTES", 100)
     columns = {"prompt": [str(n) for n in range(100)], "id": [f"r{n}" for n in range(100)]}
     manifest = opened(written(tmp_path / "m.parquet", columns, row_group_size=7))
     assert manifest.scan().num_rows == 100
@@ -216,6 +216,25 @@ def test_text_that_is_not_utf8_is_an_error_row(tmp_path):
     rows = list(opened(written(tmp_path / "m.parquet", {"prompt": text})).rows())
     assert rows[0].prompt == "a"
     assert rows[1].error is not None and "not UTF-8" in rows[1].error.message
+
+
+def test_inputs_of_types_that_python_lacks_are_error_rows(tmp_path):
+    far = pa.array([2**62], pa.timestamp("us"))
+    struct = pa.StructArray.from_arrays([far], ["t"])
+    for name, column in {"prompt": far, "image": struct, "seed": far, "messages": struct}.items():
+        columns = {"prompt": ["p"], name: column} if name != "messages" else {name: column}
+        (row,) = opened(written(tmp_path / "m.parquet", columns)).rows()
+        assert row.error is not None and "got " in row.error.message, name
+        assert str(2**62) in row.error.message
+
+
+def test_messages_may_hold_times(tmp_path):
+    time = pa.array([1], pa.timestamp("ns"))
+    message = pa.StructArray.from_arrays([pa.array(["user"]), time], ["role", "sent"])
+    columns = {"messages": pa.ListArray.from_arrays([0, 1], message)}
+    (row,) = opened(written(tmp_path / "m.parquet", columns)).rows()
+    assert row.error is None
+    assert row.messages == [{"role": "user", "sent": "1970-01-01 00:00:00.000000001"}]
 
 
 def test_folder_whose_files_differ_a_little(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmbatch.config import SamplingParams
+from vlmbatch.data.arrow_values import shown_with_type, times_as_text
 from vlmbatch.data.columns import MESSAGES_COLUMN, Columns, is_request
 from vlmbatch.data.ids import read_id, unknown_id
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
@@ -59,7 +60,7 @@ class RowBuilder:
             elif prompt is None:
                 message = f'column "{column}" is null'
             else:
-                message = f'column "{column}" must be a string, got {_shown(prompt)}'
+                message = f'column "{column}" must be a string, got {shown_with_type(prompt)}'
             raise RowError(ErrorCode.PROMPT_INVALID, message)
         if prompt is not None:
             raise RowError(
@@ -70,11 +71,11 @@ class RowBuilder:
             raise RowError(
                 ErrorCode.PROMPT_INVALID,
                 f'column "{MESSAGES_COLUMN}" must be a list of objects with "role" and "content", '
-                f"got {_shown(messages)}",
+                f"got {shown_with_type(messages)}",
             )
         if not messages:
             raise RowError(ErrorCode.PROMPT_INVALID, f'column "{MESSAGES_COLUMN}" is empty')
-        return None, messages
+        return None, times_as_text(messages)
 
     def _images(self, value: Any) -> tuple[ImageRef, ...]:
         if value is None:
@@ -97,7 +98,7 @@ class RowBuilder:
         raise RowError(
             ErrorCode.IMAGE_INVALID,
             f'column "{self.columns.image}" must hold a path, or {{"bytes", "path"}} with binary '
-            f"bytes or a path, or a list of these; got {_shown(value)}",
+            f"bytes or a path, or a list of these; got {shown_with_type(value)}",
         )
 
     def _path(self, path: str) -> str:
@@ -180,8 +181,6 @@ def _strings(values: dict[str, Any], name: str) -> tuple[str, ...] | None:
 
 
 def _sampling_error(name: str, expected: str, value: Any) -> RowError:
-    return RowError(ErrorCode.SAMPLING_INVALID, f"{name} must be {expected}, got {_shown(value)}")
-
-
-def _shown(value: Any) -> str:
-    return f"{value!r:.80} ({type(value).__name__})"
+    return RowError(
+        ErrorCode.SAMPLING_INVALID, f"{name} must be {expected}, got {shown_with_type(value)}"
+    )
