@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from vlmbatch.data.columns import Columns, reserved_message
 from vlmbatch.data.inference import InferredColumn, common_type
+from vlmbatch.data.stored_types import stored_type
 from vlmbatch.errors import ManifestError
 
 _BATCH_ROWS = 4096
@@ -54,12 +55,19 @@ class ExtraColumns:
         """Take in the columns of one Parquet file.
 
         Raises:
-            ManifestError: a reserved name, or a type that contradicts another file's.
+            ManifestError: a reserved name, or a type that cannot be written or contradicts
+                another file's.
         """
         for field in schema:
             if field.name in self._columns.inputs:
                 continue
-            data_type = stored_type(field.type)
+            try:
+                data_type = stored_type(field.type)
+            except pa.ArrowException as error:
+                raise ManifestError(
+                    f'{where}: column "{field.name}" has the type {field.type}, which cannot be '
+                    f"written to the output: leave it out, or cast it to another ({error})"
+                ) from error
             known = self._declared.get(field.name)
             if known is None:
                 self._check_name(field.name, len(self._declared), where)
@@ -93,8 +101,3 @@ class ExtraColumns:
         for column in self._inferred.values():
             column.flush()
         self._rows = self._bytes = 0
-
-
-def stored_type(data_type: pa.DataType) -> pa.DataType:
-    """The type in the output: a dictionary is an encoding, which Parquet applies by itself."""
-    return data_type.value_type if pa.types.is_dictionary(data_type) else data_type
