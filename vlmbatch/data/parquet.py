@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlmbatch.data.arrow_values import ValueReader
+from vlmbatch.data.ids import may_hold_ids
 from vlmbatch.data.parquet_batches import BatchReader
 from vlmbatch.data.scan import Record, Scan
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
@@ -35,13 +36,26 @@ class ParquetFile:
         With a limit, the digest is of the bytes up to the last row group that it reaches.
 
         Raises:
-            ManifestError: the file cannot be read, or a column's name is reserved or used twice.
+            ManifestError: the file cannot be read, a column's or a field's name is reserved or
+                used twice, or the ids are of a type that can be none.
         """
         with self._open() as file:
             names = file.schema_arrow.names
             for name in names:
                 if names.count(name) > 1:
                     raise ManifestError(f'{self.name}: two columns are called "{name}"')
+            for field in file.schema_arrow:
+                if repeated := _repeated_name(field.type):
+                    raise ManifestError(
+                        f'{self.name}: column "{field.name}": two fields of a struct are called '
+                        f'"{repeated}": rename one of them'
+                    )
+                if field.name == scan.columns.id and not may_hold_ids(field.type):
+                    raise ManifestError(
+                        f'{self.name}: column "{field.name}" has the type {field.type}, which has '
+                        "no text to be an id: cast it to a string, or name another column with "
+                        "--id-column"
+                    )
             scan.extras.add_schema(file.schema_arrow, self.name)
             num_rows = file.metadata.num_rows
             end = None
@@ -166,6 +180,17 @@ def _image_name(file: pq.ParquetFile, column: str) -> str:
             if statistics is None or statistics.null_count != found.num_rows:
                 return labels
     return column
+
+
+def _repeated_name(data_type: pa.DataType) -> str | None:
+    """A name that two fields of a struct have, anywhere in the type."""
+    if isinstance(data_type, pa.BaseExtensionType):
+        data_type = data_type.storage_type
+    fields = [data_type.field(place) for place in range(data_type.num_fields)]
+    names: list[str] = [field.name for field in fields]
+    if pa.types.is_struct(data_type) and len({*names}) < len(names):
+        return next(name for name in names if names.count(name) > 1)
+    return next(filter(None, (_repeated_name(field.type) for field in fields)), None)
 
 
 def _implausible(metadata: pq.FileMetaData, num_bytes: int) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +151,8 @@ def derive_seed(run_seed: int, index: int) -> int:
 
 
 def _integer(values: dict[str, Any], name: str) -> int | None:
-    value = values.get(name)
-    if isinstance(value, float) and value.is_integer():
+    value = _present(values, name)
+    if isinstance(value, float | Decimal) and value % 1 == 0:
         return int(value)  # a column of integers with nulls is often stored as floats
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
@@ -158,15 +160,21 @@ def _integer(values: dict[str, Any], name: str) -> int | None:
 
 
 def _number(values: dict[str, Any], name: str) -> float | None:
-    value = values.get(name)
+    value = _present(values, name)
     if value is None:
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError as error:
             raise _sampling_error(name, "a number", value) from error
     raise _sampling_error(name, "a number", value)
+
+
+def _present(values: dict[str, Any], name: str) -> Any:
+    """The value; None for NaN, by which some libraries mean that there is none."""
+    value = values.get(name)
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _strings(values: dict[str, Any], name: str) -> tuple[str, ...] | None:
