@@ -10,10 +10,12 @@ from uuid import UUID
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from vlmbatch.data.arrow_values import shown_with_type, time_text
 from vlmbatch.errors import ErrorCode, RowError
 
+_MAX_LATEST = 2**14
 _MAX_EXACT = 2**53  # the largest integer up to which float64 holds them all
 
 
@@ -87,3 +89,38 @@ class IdHashes:
         """Hashes that occur more than once: of a duplicate id or, very rarely, of two ids."""
         hashes = np.sort(np.frombuffer(self._hashes, dtype=np.int64))
         return frozenset(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+
+
+class SeenIds:
+    """The ids of a stream so far: about ten bytes an id, for moments up to twice as many.
+
+    Of each a hash of eight bytes is kept: two different ids practically never share one. The latest
+    are in a set, all others in sorted arrays, each at least twice as long as the next.
+    """
+
+    def __init__(self) -> None:
+        self._latest: set[int] = set()
+        self._sorted: list[NDArray[np.int64]] = []
+
+    def add(self, row_id: str) -> bool:
+        """Take an id in; whether it was there already."""
+        key = hash(row_id)
+        if key in self._latest or any(_holds(hashes, key) for hashes in self._sorted):
+            return True
+        self._latest.add(key)
+        if len(self._latest) == _MAX_LATEST:
+            self._settle()
+        return False
+
+    def _settle(self) -> None:
+        hashes = np.fromiter(self._latest, np.int64, len(self._latest))
+        self._latest.clear()
+        while self._sorted and len(self._sorted[-1]) < 2 * len(hashes):
+            hashes = np.concatenate((self._sorted.pop(), hashes))
+        hashes.sort()
+        self._sorted.append(hashes)
+
+
+def _holds(hashes: NDArray[np.int64], key: int) -> bool:
+    place = int(hashes.searchsorted(key))
+    return place < len(hashes) and int(hashes[place]) == key
