@@ -9,8 +9,8 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmbatch.data.held_images import HeldImages
 from vlmbatch.data.spill import Spill
-from vlmbatch.held_images import HeldImages
 from vlmbatch.types import ImageRef, Row
 
 # Rows that may be read before the first is handed out: less than a second. After that, so many for

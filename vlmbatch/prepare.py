@@ -9,9 +9,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
+from vlmbatch.data.held_images import HeldImages
 from vlmbatch.errors import RowError
 from vlmbatch.grouping import RowGroups, in_groups
-from vlmbatch.held_images import HeldImages
 from vlmbatch.image_workers.loader import ImageLoader
 from vlmbatch.models.processor import LlavaProcessor
 from vlmbatch.types import ImageRef, Request, Result, Row

@@ -89,6 +89,25 @@ def test_a_long_value_among_many_short_ones(spread: str, tmp_path: Path) -> None
     assert max(sizes) == 7
 
 
+@pytest.mark.parametrize("encoding", ["fixed", "DELTA_BYTE_ARRAY"])
+def test_other_encodings_that_keep_equal_values_once(encoding: str, tmp_path: Path) -> None:
+    path, image = tmp_path / "m.parquet", bytes(MEBIBYTE)
+    kind = pa.binary(MEBIBYTE) if encoding == "fixed" else pa.binary()
+    how = {} if encoding == "fixed" else {"column_encoding": {"image": encoding}}
+    pq.write_table(
+        pa.table({"image": pa.array([image] * 200, kind)}),
+        path,
+        use_dictionary=encoding == "fixed",
+        write_batch_size=10,
+        compression="zstd",
+        **how,
+    )
+    assert path.stat().st_size < 100_000
+    with BatchReader(lambda paths: pq.ParquetFile(path)) as reader:
+        sizes = [batch.num_rows for batch in reader.batches(0, ["image"])]
+    assert sum(sizes) == 200 and max(sizes) <= 8
+
+
 def test_batches_begin_small_and_grow_with_what_rows_take(tmp_path: Path) -> None:
     path = tmp_path / "m.parquet"
     long = [list(range(10_000))] * 500
