@@ -55,9 +55,13 @@ _MEANINGS = {
 
 
 class VlmbatchError(Exception):
-    """Base of every error that a user can meet."""
+    """Base of every error that a user can meet. Any of them can be pickled."""
 
     exit_status = 70
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # BaseException's would call the class with ``args``, which its __init__ may not take.
+        return _unpickled, (type(self), self.args, self.__dict__)
 
 
 class UsageError(VlmbatchError):
@@ -100,9 +104,6 @@ class RowError(VlmbatchError):
         self.code = code
         self.message = message
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return type(self), (self.code, self.message)
-
 
 class RequestError(RowError):
     """One request of a batch cannot be answered as it asks.
@@ -118,5 +119,10 @@ class RequestError(RowError):
         self.param = param
         self.api_code = api_code
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RequestError, (self.code, self.message, self.param, self.api_code)
+
+def _unpickled(
+    kind: type[VlmbatchError], arguments: tuple[Any, ...], attributes: dict[str, Any]
+) -> VlmbatchError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(attributes)
+    return error

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
+from vlmbatch.data.held_images import HeldImages
 from vlmbatch.errors import RowError
 from vlmbatch.grouping import RowGroups, in_groups
 from vlmbatch.image_workers.loader import ImageLoader
@@ -114,7 +115,7 @@ class RowFeed:
         self._ready: queue.SimpleQueue[Future[Prepared] | None] = queue.SimpleQueue()
         self._places = threading.Semaphore(depth)
         self._window = threading.Semaphore(window)
-        self._bytes = ByteBudget(max_bytes)
+        self._encoded = EncodedBudget(max_bytes)
         self._image_bytes = image_bytes
         self._pixel_bytes = ByteBudget(max_pixel_bytes)
         self._closed = threading.Event()
@@ -169,7 +170,7 @@ class RowFeed:
         self._closed.set()
         self._window.release()
         self._places.release()
-        self._bytes.close()
+        self._encoded.close()
         self._pixel_bytes.close()
         self._reader.join(_CLOSE_SECONDS)
         self._workers.shutdown(cancel_futures=True)
@@ -177,14 +178,13 @@ class RowFeed:
     def _read(self) -> None:
         try:
             for row in self._in_order():
-                size = sum(image.num_bytes for image in row.images)
                 self._places.acquire()
-                self._bytes.acquire(size)
+                self._encoded.acquire(row.images)
                 self._pixel_bytes.acquire(len(row.images) * self._image_bytes)
                 if self._closed.is_set():
                     return
                 self._num_read += 1
-                self._workers.submit(self._start, row, size)
+                self._workers.submit(self._start, row)
         except Exception as error:  # noqa: BLE001  raised again by poll, on the main thread
             self._failure = error
         finally:
@@ -202,7 +202,7 @@ class RowFeed:
     def _may_read(self, wait: bool) -> bool:
         return self._window.acquire(blocking=wait) and not self._closed.is_set()
 
-    def _start(self, row: Row, size: int) -> None:
+    def _start(self, row: Row) -> None:
         outcome: Future[Prepared] = Future()
         try:
             prepared = self._prepare(row)
@@ -212,10 +212,10 @@ class RowFeed:
                 outcome.set_result(prepared)
         except Exception as error:  # noqa: BLE001  raised again by poll, on the main thread
             outcome.set_exception(error)
-        outcome.add_done_callback(partial(self._end, size))
+        outcome.add_done_callback(partial(self._end, row.images))
 
-    def _end(self, size: int, outcome: Future[Prepared]) -> None:
-        self._bytes.release(size)
+    def _end(self, images: tuple[ImageRef, ...], outcome: Future[Prepared]) -> None:
+        self._encoded.release(images)
         self._ready.put(outcome)
 
 
@@ -242,6 +242,38 @@ class ByteBudget:
             with self._changed:
                 self._used -= size
                 self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+class EncodedBudget:
+    """Lets rows' embedded images in up to a limit of bytes; a row with more than the limit alone.
+
+    Bytes that rows share count once: they are freed with the last of them.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = HeldImages()
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def acquire(self, images: tuple[ImageRef, ...]) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._has_room(images))
+            self._held.add(images)
+
+    def _has_room(self, images: tuple[ImageRef, ...]) -> bool:
+        held, new = self._held.num_bytes, self._held.new_bytes(images)
+        return held == 0 or new == 0 or held + new <= self._limit
+
+    def release(self, images: tuple[ImageRef, ...]) -> None:
+        with self._changed:
+            self._held.remove(images)
+            self._changed.notify_all()
 
     def close(self) -> None:
         with self._changed:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pyarrow as pa
@@ -300,6 +301,24 @@ class TestStandardInput:
             ErrorCode.ID_DUPLICATE,
             ErrorCode.ID_DUPLICATE,
         ]
+
+    def test_streamed_duplicates_are_found_however_far_apart(self, monkeypatch):
+        monkeypatch.setattr(ids, "_MAX_LATEST", 8)
+        names = [f"r{number * number % 1000}" for number in range(1000)]
+        content = b"".join(b'{"id": "%b", "prompt": "p"}\n' % name.encode() for name in names)
+        found = [row.error is not None for row in stream(content).rows()]
+        assert found == [name in names[:index] for index, name in enumerate(names)]
+
+    def test_streamed_ids_take_little_memory(self):
+        seen, count = ids.SeenIds(), 2**17 + 5000
+        tracemalloc.start()
+        try:
+            for number in range(count):
+                seen.add(f"row-{number}")
+            held, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held < 13 * count and peak < 30 * count
 
     def test_streamed_reserved_name(self):
         content = b'{"prompt": "a"}\n{"prompt": "a", "text": 1}\n{"prompt": "b"}\n'

@@ -15,6 +15,7 @@ from vlmbatch.data.huggingface import (
     read_features,
 )
 from vlmbatch.data.inference import InferredColumn, common_type
+from vlmbatch.data.stored_types import stored_type
 from vlmbatch.errors import ManifestError
 
 _BATCH_ROWS = 4096
@@ -69,7 +70,8 @@ class ExtraColumns:
         """Take in the columns of one Parquet file.
 
         Raises:
-            ManifestError: a reserved name, or a type that contradicts another file's.
+            ManifestError: a reserved name, or a type that cannot be written or contradicts
+                another file's.
         """
         features = read_features(schema)
         lacking = [name for name in self.partition if name not in schema.names]
@@ -79,7 +81,13 @@ class ExtraColumns:
                 if field.name not in self._columns.kept:
                     continue
             is_image = field.name == self._columns.image
-            data_type = (image_type if is_image else stored_type)(field.type)
+            try:
+                data_type = (image_type if is_image else stored_type)(field.type)
+            except pa.ArrowException as error:
+                raise ManifestError(
+                    f'{where}: column "{field.name}" has the type {field.type}, which cannot be '
+                    f"written to the output: leave it out, or cast it to another ({error})"
+                ) from error
             self._add_feature(field.name, features.get(field.name), data_type, is_image)
             known = self._declared.get(field.name)
             if known is None:
@@ -128,8 +136,3 @@ class ExtraColumns:
         for column in self._inferred.values():
             column.flush()
         self._rows = self._bytes = 0
-
-
-def stored_type(data_type: pa.DataType) -> pa.DataType:
-    """The type in the output: a dictionary is an encoding, which Parquet applies by itself."""
-    return data_type.value_type if pa.types.is_dictionary(data_type) else data_type

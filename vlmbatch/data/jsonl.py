@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Collection, Generator, Iterator
 from typing import Any, BinaryIO, NoReturn
 
@@ -98,7 +99,8 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
 
     Raises:
         NotAnObjectError: not JSON, or another value than an object.
-        RowError: an object, but with invalid UTF-8, lone surrogates, or nested too deeply.
+        RowError: an object, but with invalid UTF-8, lone surrogates, a key twice, a number that
+            float64 does not hold, or nested too deeply.
     """
     raw = raw.rstrip(b"\r\n")  # or an error at the end would count as column 1 of a next line
     try:
@@ -114,7 +116,7 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
         if not raw.lstrip().startswith(b"{"):
             raise NotAnObjectError(f"{where}: not a JSON object but nested arrays") from error
         raise _too_deep(where) from error
-    except ValueError as error:  # NaN, or an integer of thousands of digits
+    except ValueError as error:  # NaN, 1e400, a key twice, an integer of thousands of digits
         raise RowError(ErrorCode.MANIFEST_LINE_INVALID, f"{where}: {error}") from error
     if not isinstance(values, dict):
         raise NotAnObjectError(f"{where}: not a JSON object but {_kind(values)}")
@@ -135,7 +137,27 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON: write null")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(
+            f"the number {digits:.40} is beyond a float64's range: write it as a string"
+        )
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'the key "{twice:.80}" is twice in one object: which value counts?')
+    return values
+
+
+_DECODER = json.JSONDecoder(
+    parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique
+)
 
 
 def _too_deep(where: str) -> RowError:

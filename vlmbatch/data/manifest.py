@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.data.columns import Columns, missing_message, reserved_message
 from vlmbatch.data.huggingface import image_value
+from vlmbatch.data.ids import SeenIds
 from vlmbatch.data.jsonl import JsonlFile
 from vlmbatch.data.openai_batch import BatchRowBuilder, holds_requests
 from vlmbatch.data.partitions import without_partitions
@@ -157,18 +158,18 @@ class Manifest:
     def _checked_stream(self, rows: Iterator[Row]) -> Iterator[Row]:
         """What ``scan`` refuses the whole manifest for is an error of the row in a stream."""
         columns = self._builder.columns
-        seen: set[int] = set()  # eight-byte hashes: two different ids practically never share one
+        seen = SeenIds()
         for row in rows:
             error = row.error
+            is_known = seen.add(row.id)
             if reserved := next(filter(columns.is_reserved, row.extra), None):
                 if row.index == 0:
                     raise ManifestError(f"{row.file}:{row.line}: {reserved_message(reserved)}")
                 error = RowError(ErrorCode.MANIFEST_LINE_INVALID, reserved_message(reserved))
-            elif hash(row.id) in seen:
+            elif is_known:
                 error = RowError(
                     ErrorCode.ID_DUPLICATE, f'an earlier row has the id "{row.id}" too'
                 )
-            seen.add(hash(row.id))
             yield row if error is row.error else replace(row, error=error)
 
     def _changed(self, num_rows: int) -> ManifestError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
@@ -14,17 +15,24 @@ _READ_BYTES = 2**20
 class LocalParquetFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
     """The file at ``path``, read through a small buffer; pages of it are held, not column chunks.
 
+    Columns of the paths ``dictionaries`` are read as dictionary arrays.
+
     Raises:
         ArrowException: it is no Parquet file.
         OSError: it cannot be opened; without ``errno``, it is no Parquet file.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, dictionaries: Collection[str] = ()) -> None:
         # pyarrow takes a path in text for UTF-8, and one with a colon for a URI.
         source = pa.OSFile(os.fsencode(path))
         try:
             # By default pyarrow would hold whole column chunks of a row group.
-            super().__init__(source, pre_buffer=False, buffer_size=_READ_BYTES)
+            super().__init__(
+                source,
+                pre_buffer=False,
+                buffer_size=_READ_BYTES,
+                read_dictionary=list(dictionaries),
+            )
         except BaseException:
             source.close()
             raise

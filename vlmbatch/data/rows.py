@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from vlmbatch.config import SamplingParams
+from vlmbatch.data.arrow_values import shown_with_type, times_as_text
 from vlmbatch.data.columns import MESSAGES_COLUMN, Columns, is_request
 from vlmbatch.data.ids import read_id, unknown_id
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
@@ -78,7 +81,7 @@ class RowBuilder:
             elif prompt is None:
                 message = f'column "{column}" is null'
             else:
-                message = f'column "{column}" must be a string, got {_shown(prompt)}'
+                message = f'column "{column}" must be a string, got {shown_with_type(prompt)}'
             raise RowError(ErrorCode.PROMPT_INVALID, message)
         if prompt is not None:
             raise RowError(
@@ -89,11 +92,11 @@ class RowBuilder:
             raise RowError(
                 ErrorCode.PROMPT_INVALID,
                 f'column "{MESSAGES_COLUMN}" must be a list of objects with "role" and "content", '
-                f"got {_shown(messages)}",
+                f"got {shown_with_type(messages)}",
             )
         if not messages:
             raise RowError(ErrorCode.PROMPT_INVALID, f'column "{MESSAGES_COLUMN}" is empty')
-        return None, messages
+        return None, times_as_text(messages)
 
     def _images(self, value: Any) -> tuple[ImageRef, ...]:
         if value is None:
@@ -116,7 +119,7 @@ class RowBuilder:
         raise RowError(
             ErrorCode.IMAGE_INVALID,
             f'column "{self.columns.image}" must hold a path or data: URL, or {{"bytes", "path"}} '
-            f"with binary bytes or a path, or a list of these; got {_shown(value)}",
+            f"with binary bytes or a path, or a list of these; got {shown_with_type(value)}",
         )
 
     def _named(self, text: str) -> ImageRef:
@@ -183,8 +186,8 @@ def derive_seed(run_seed: int, index: int) -> int:
 
 
 def _integer(values: dict[str, Any], name: str) -> int | None:
-    value = values.get(name)
-    if isinstance(value, float) and value.is_integer():
+    value = _present(values, name)
+    if isinstance(value, float | Decimal) and value % 1 == 0:
         return int(value)  # a column of integers with nulls is often stored as floats
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
@@ -192,15 +195,21 @@ def _integer(values: dict[str, Any], name: str) -> int | None:
 
 
 def _number(values: dict[str, Any], name: str) -> float | None:
-    value = values.get(name)
+    value = _present(values, name)
     if value is None:
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError as error:
             raise _sampling_error(name, "a number", value) from error
     raise _sampling_error(name, "a number", value)
+
+
+def _present(values: dict[str, Any], name: str) -> Any:
+    """The value; None for NaN, by which some libraries mean that there is none."""
+    value = values.get(name)
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _strings(values: dict[str, Any], name: str) -> tuple[str, ...] | None:
@@ -215,8 +224,6 @@ def _strings(values: dict[str, Any], name: str) -> tuple[str, ...] | None:
 
 
 def _sampling_error(name: str, expected: str, value: Any) -> RowError:
-    return RowError(ErrorCode.SAMPLING_INVALID, f"{name} must be {expected}, got {_shown(value)}")
-
-
-def _shown(value: Any) -> str:
-    return f"{value!r:.80} ({type(value).__name__})"
+    return RowError(
+        ErrorCode.SAMPLING_INVALID, f"{name} must be {expected}, got {shown_with_type(value)}"
+    )

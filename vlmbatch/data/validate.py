@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from vlmbatch.data.held_images import HeldImages
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.types import ImageRef, Row
 
 _WINDOW = 64
+_WINDOW_BYTES = 2**27  # of embedded images, and one row more
 
 
 class PromptEncoder(Protocol):
@@ -71,17 +73,20 @@ def validate_rows(
 ) -> Iterator[tuple[Row, RowError | None]]:
     """Yield every row, in order, with the first thing that is wrong with it.
 
-    ``check_image`` raises RowError; it runs on ``threads`` threads, ``_WINDOW`` rows ahead at most.
-    Tokenizers stay on the caller's thread.
+    ``check_image`` raises RowError; it runs on ``threads`` threads, at most ``_WINDOW`` rows or
+    ``_WINDOW_BYTES`` of images ahead. Tokenizers stay on the caller's thread.
     """
     check = partial(_image_error, check_image=check_image)
     window: deque[tuple[Row, Future[RowError | None] | RowError | None]] = deque()
+    held = HeldImages()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="validate")
     try:
         for row in rows:
             error = _prompt_error(row, encoder)
             window.append((row, pool.submit(check, row) if error is None and row.images else error))
-            if len(window) == _WINDOW:
+            held.add(row.images)
+            while len(window) == _WINDOW or held.num_bytes > _WINDOW_BYTES:
+                held.remove(window[0][0].images)
                 yield _settled(*window.popleft())
         while window:
             yield _settled(*window.popleft())

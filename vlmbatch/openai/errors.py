@@ -36,9 +36,6 @@ class ApiError(VlmbatchError):
         self.param = param
         self.code = code
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ApiError, (self.status, self.message, self.type, self.param, self.code)
-
     def to_json(self) -> dict[str, Any]:
         """The response's body."""
         return {
