@@ -16,7 +16,12 @@ import typer
 from vlmbatch import __version__, log
 from vlmbatch.commands.bench import bench
 from vlmbatch.commands.doctor import doctor
-from vlmbatch.commands.exits import INTERRUPTED, install_signal_handlers, stdout_failures
+from vlmbatch.commands.exits import (
+    Terminated,
+    install_signal_handlers,
+    status_of,
+    stdout_failures,
+)
 from vlmbatch.commands.features import features
 from vlmbatch.commands.run import run
 from vlmbatch.commands.serve import serve
@@ -24,7 +29,6 @@ from vlmbatch.commands.status import status
 from vlmbatch.commands.validate import validate
 from vlmbatch.errors import OutputError, VlmbatchError
 
-INTERNAL_ERROR = 70
 EPILOG = (
     "An option may also be set by a variable of the environment (VLMBATCH_MAX_TOKENS for "
     "--max-tokens), or in a --config file (max_tokens = 64). Flags win over variables, and "
@@ -83,8 +87,8 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         with stdout_failures():
             exit_status = app(args, prog_name="vlmbatch", standalone_mode=False)
-    except KeyboardInterrupt:  # before or after the command's own work
-        return INTERRUPTED
+    except (KeyboardInterrupt, Terminated) as error:  # before or after the command's own work
+        return status_of(error)
     except typer.Exit as end:
         return end.exit_code
     except typer.TyperException as error:
@@ -92,7 +96,7 @@ def main(args: Sequence[str] | None = None) -> int:
     except VlmbatchError as error:
         log.logger.error("%s", error, exc_info=logging.root.isEnabledFor(logging.DEBUG))
         return error.exit_status
-    except Exception as error:  # noqa: BLE001 - the last line of defence: reported, never passed on
+    except BaseException as error:  # noqa: BLE001 - reported, never passed on: SystemExit as well
         verbose = log.logger.isEnabledFor(logging.DEBUG)
         log.logger.error(
             "internal error: %s: %s\nThis is a bug in vlmbatch. Please report it with the output "
@@ -102,7 +106,7 @@ def main(args: Sequence[str] | None = None) -> int:
             "" if verbose else " that -v prints",
             exc_info=verbose,
         )
-        return INTERNAL_ERROR
+        return status_of(error)
     return exit_status if isinstance(exit_status, int) else 0
 
 

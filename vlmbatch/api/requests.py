@@ -117,7 +117,7 @@ class RowSource:
         self._requests = requests
         self._sampling = sampling
         self._read = read
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
 
     def rows(self) -> Iterator[Row]:
         try:
@@ -125,7 +125,7 @@ class RowSource:
                 with_sampling(self._requests, self._sampling)
             ):
                 yield self._read(index, request, sampling)
-        except Exception as error:  # noqa: BLE001  the caller's own, raised again after the rows
+        except BaseException as error:  # noqa: BLE001  the caller's own, raised again after the rows
             self.failure = error
 
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import typer
 
-from vlmbatch.errors import OutputError
+from vlmbatch.errors import OutputError, VlmbatchError
 from vlmbatch.log import logger
 
 INTERRUPTED = 128 + signal.SIGINT
@@ -25,9 +25,24 @@ _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EBA
 class Terminated(SystemExit):
     """SIGTERM arrived; unwinds the stack so that temporary files are removed."""
 
+    def __init__(self, number: int) -> None:
+        self.status = 128 + number
+        super().__init__(self.status)
+
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated(128 + signum)
+    raise Terminated(signum)
+
+
+def status_of(error: BaseException) -> int:
+    """The exit status of a command that ``error`` has ended; 70 where it is a bug of ours."""
+    if isinstance(error, VlmbatchError):
+        return error.exit_status
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    return error.status if isinstance(error, Terminated) else VlmbatchError.exit_status
 
 
 def install_signal_handlers() -> None:

@@ -141,7 +141,7 @@ class ImageWorkers:
         """The life of one worker's thread. If it cannot go on, nobody shall wait for it."""
         try:
             self._serve()
-        except Exception as error:
+        except BaseException as error:
             self._stop(error)
             raise
 
