@@ -58,7 +58,11 @@ def test_json_log(job: Run) -> None:
 
 @pytest.mark.parametrize(
     ("sent", "status", "word"),
-    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")],
+    [
+        (signal.SIGINT, 130, "interrupted"),
+        (signal.SIGTERM, 143, "terminated"),
+        (signal.SIGHUP, 129, "terminated"),
+    ],
 )
 def test_signals(tmp_path: Path, sent: signal.Signals, status: int, word: str) -> None:
     process = subprocess.Popen(

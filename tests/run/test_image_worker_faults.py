@@ -113,6 +113,7 @@ def test_workers_leave_signals_to_their_parent() -> None:
         (pid,) = worker_pids(os.getpid())
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGHUP)
         workers.submit(GOOD[0]).result()
         assert worker_pids(os.getpid()) == {pid}
     finally:

@@ -15,15 +15,17 @@ import typer
 
 from vlmbatch.errors import OutputError, VlmbatchError
 from vlmbatch.log import logger
+from vlmbatch.signals import ending_signals
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
+HUNG_UP = 128 + signal.SIGHUP
 CLOSED_PIPE = 128 + signal.SIGPIPE
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EBADF)
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived; unwinds the stack so that temporary files are removed."""
+    """SIGTERM or SIGHUP arrived; unwinds the stack so that temporary files are removed."""
 
     def __init__(self, number: int) -> None:
         self.status = 128 + number
@@ -46,15 +48,17 @@ def status_of(error: BaseException) -> int:
 
 
 def install_signal_handlers() -> None:
-    """Make SIGTERM unwind the main thread as Ctrl-C does. Call it from the main thread."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Make SIGTERM and SIGHUP unwind the main thread as Ctrl-C does. Call it from that thread."""
+    for number in ending_signals():
+        if number != signal.SIGINT:
+            signal.signal(number, _terminate)
 
 
 @contextmanager
 def early_exits(describe: Callable[[], str]) -> Iterator[None]:
-    """End the command with 130, 143 or 141 on SIGINT, SIGTERM or a closed standard output.
+    """End the command with 130, 143, 129 or 141 on SIGINT, SIGTERM, SIGHUP or a closed output.
 
-    ``describe`` says what became of the work, for the first two; a closed pipe ends quietly, as
+    ``describe`` says what became of the work, for the signals; a closed pipe ends quietly, as
     ``vlmbatch ... | head`` should.
     """
     try:
@@ -64,7 +68,7 @@ def early_exits(describe: Callable[[], str]) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from error
     except Terminated as error:
         logger.error("terminated: %s", describe())
-        raise typer.Exit(TERMINATED) from error
+        raise typer.Exit(error.status) from error
     except BrokenPipeError as error:
         _leave_closed_stdout()
         raise typer.Exit(CLOSED_PIPE) from error
