@@ -18,7 +18,9 @@ from vlmbatch.commands.bench import bench
 from vlmbatch.commands.doctor import doctor
 from vlmbatch.commands.exits import (
     Terminated,
+    fill_closed_descriptors,
     install_signal_handlers,
+    leave_failed_stderr,
     status_of,
     stdout_failures,
 )
@@ -79,8 +81,16 @@ def vlmbatch(
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: the README lists what each means."""
+    fill_closed_descriptors()
     log.configure()
     install_signal_handlers()
+    try:
+        return _main(args)
+    finally:
+        leave_failed_stderr()
+
+
+def _main(args: Sequence[str] | None) -> int:
     if sys.stdout is None:  # the next file opened would take its place as descriptor 1
         log.logger.error("standard output is closed: redirect it to a file or to /dev/null")
         return OutputError.exit_status

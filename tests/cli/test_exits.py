@@ -220,17 +220,3 @@ def test_standard_output_on_a_full_disk(
     assert re.fullmatch(
         r"error: cannot write (standard output|-): No space left on device\n", done.stderr
     )
-
-
-def test_without_a_standard_output(tmp_path: Path) -> None:
-    done = subprocess.run(
-        ["sh", "-c", '"$@" >&-', "sh", sys.executable, str(FAKE_JOB), "answered", *RUN],
-        cwd=tmp_path,
-        env=environment(),
-        stderr=subprocess.PIPE,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 74
-    assert done.stderr.startswith("error: standard output is closed: redirect it")
-    assert done.stderr.count("\n") == 1

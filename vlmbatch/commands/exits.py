@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import typer
 
@@ -47,6 +47,20 @@ def status_of(error: BaseException) -> int:
     return error.status if isinstance(error, Terminated) else VlmbatchError.exit_status
 
 
+def fill_closed_descriptors() -> None:
+    """Open /dev/null where standard input, output or error is closed.
+
+    The next file would take its number: a journal that reads as standard input, or log lines in it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number is free
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  lives as long as the process
+
+
 def install_signal_handlers() -> None:
     """Make SIGTERM and SIGHUP unwind the main thread as Ctrl-C does. Call it from that thread."""
     for number in ending_signals():
@@ -70,12 +84,12 @@ def early_exits(describe: Callable[[], str]) -> Iterator[None]:
         logger.error("terminated: %s", describe())
         raise typer.Exit(error.status) from error
     except BrokenPipeError as error:
-        _leave_closed_stdout()
+        _leave(sys.stdout)
         raise typer.Exit(CLOSED_PIPE) from error
     except OutputError as error:
         if not isinstance(error.__cause__, BrokenPipeError):
             raise
-        _leave_closed_stdout()
+        _leave(sys.stdout)
         raise typer.Exit(CLOSED_PIPE) from error
 
 
@@ -94,7 +108,7 @@ def stdout_failures() -> Iterator[None]:
         failure = _stdout_failure(error)
         if failure is None:  # it is another file that failed
             raise
-        _leave_closed_stdout()
+        _leave(sys.stdout)
         if isinstance(failure, BrokenPipeError):
             raise typer.Exit(CLOSED_PIPE) from error
         if isinstance(error, OutputError):
@@ -114,6 +128,14 @@ def _stdout_failure(error: Exception) -> OSError | None:
     return None
 
 
-def _leave_closed_stdout() -> None:
-    """Point standard output elsewhere, so that the interpreter's last flush meets no pipe."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def leave_failed_stderr() -> None:
+    """Drop what standard error does not take: the interpreter would change the exit status."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _leave(sys.stderr)
+
+
+def _leave(stream: TextIO) -> None:
+    """Point a stream elsewhere, so that the interpreter's last flush meets no failure."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
