@@ -29,7 +29,7 @@ from vlmbatch.commands.run import run
 from vlmbatch.commands.serve import serve
 from vlmbatch.commands.status import status
 from vlmbatch.commands.validate import validate
-from vlmbatch.errors import OutputError, VlmbatchError
+from vlmbatch.errors import OutputError, VlmbatchError, is_shortage
 
 EPILOG = (
     "An option may also be set by a variable of the environment (VLMBATCH_MAX_TOKENS for "
@@ -107,6 +107,9 @@ def _main(args: Sequence[str] | None) -> int:
         log.logger.error("%s", error, exc_info=logging.root.isEnabledFor(logging.DEBUG))
         return error.exit_status
     except BaseException as error:  # noqa: BLE001 - reported, never passed on: SystemExit as well
+        if is_shortage(error):
+            log.logger.error("%s: free some of it or raise the limit, then run again", error)
+            return status_of(error)
         verbose = log.logger.isEnabledFor(logging.DEBUG)
         log.logger.error(
             "internal error: %s: %s\nThis is a bug in vlmbatch. Please report it with the output "

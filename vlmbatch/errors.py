@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from enum import StrEnum
+
+_SHORTAGES = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+    | {errno.EAGAIN, errno.EIO}
+)
 
 
 class ErrorCode(StrEnum):
@@ -101,3 +107,11 @@ class RowError(VlmbatchError):
 
     def __reduce__(self) -> tuple[type[RowError], tuple[ErrorCode, str]]:
         return type(self), (self.code, self.message)
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether the system lacks something that it may have later: no fault of ours or the user's.
+
+    Space, memory, open files or processes, or the limits that were set on them.
+    """
+    return isinstance(error, OSError) and error.errno in _SHORTAGES

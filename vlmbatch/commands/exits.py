@@ -13,7 +13,7 @@ from typing import NoReturn, TextIO
 
 import typer
 
-from vlmbatch.errors import OutputError, VlmbatchError
+from vlmbatch.errors import OutputError, VlmbatchError, is_shortage
 from vlmbatch.log import logger
 from vlmbatch.signals import ending_signals
 
@@ -44,6 +44,8 @@ def status_of(error: BaseException) -> int:
         return INTERRUPTED
     if isinstance(error, typer.Exit):
         return error.exit_code
+    if is_shortage(error):
+        return OutputError.exit_status
     return error.status if isinstance(error, Terminated) else VlmbatchError.exit_status
 
 
