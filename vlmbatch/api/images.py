@@ -16,6 +16,7 @@ from vlmbatch.config import ImageInputType, ImageLimits
 from vlmbatch.data.features import feature_image
 from vlmbatch.data.images import copy_image
 from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.typed import shown
 from vlmbatch.types import FeatureImage, ImageRef
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class ImageReader:
             return self._pixels(given.image)
         raise RowError(
             ErrorCode.IMAGE_INVALID,
-            f"an image is an ImagePixelData or an ImageFeatureData, got {_shown(given)}",
+            f"an image is an ImagePixelData or an ImageFeatureData, got {shown(given)}",
         )
 
     def _pixels(self, source: object) -> ImageRef:
@@ -114,7 +115,7 @@ class ImageReader:
         raise RowError(
             ErrorCode.IMAGE_INVALID,
             "an image is a PIL image, a path, bytes, or an array or tensor of uint8, "
-            f"got {_shown(source)}",
+            f"got {shown(source)}",
         )
 
     def _features(self, source: object) -> ImageRef:
@@ -129,7 +130,7 @@ class ImageReader:
             raise RowError(
                 ErrorCode.FEATURES_INVALID,
                 "features are an array or tensor of float16, bfloat16, float32 or float64, or a "
-                f"path, got {kind or _shown(source)}",
+                f"path, got {kind or shown(source)}",
             )
         return HeldFeatures(features=feature_image(values.copy(), self.feature_shape, "features"))
 
@@ -197,7 +198,3 @@ def _array_image(values: NDArray[Any]) -> Image.Image:
             f"an array of shape {values.shape}, expected (height, width, 3) or (3, height, width)",
         )
     return Image.fromarray(np.ascontiguousarray(pixels))
-
-
-def _shown(value: object) -> str:
-    return f"{value!r:.80} ({type(value).__name__})"
