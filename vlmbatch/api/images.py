@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,27 @@ class ImageReader:
             ErrorCode.IMAGE_INVALID,
             f"an image is an ImagePixelData or an ImageFeatureData, got {shown(given)}",
         )
+
+    def read_plain(self, given: Any) -> Iterator[ImageRef]:
+        """The images of ``{"image": given}``: one or several, without the class around them.
+
+        An array or tensor with one axis more than an image has holds several, as in vLLM.
+
+        Raises:
+            RowError: as ``read`` does.
+        """
+        kind = ImagePixelData if self.input_type == "pixel_values" else ImageFeatureData
+        num_axes = 4 if self.input_type == "pixel_values" else 3
+        is_array = isinstance(given, np.ndarray) or _is_tensor(given)
+        if given is None:
+            return
+        if isinstance(given, list | tuple) or (is_array and given.ndim == num_axes):
+            several: Iterable[Any] = given
+        else:
+            several = (given,)
+        for each in several:
+            is_wrapped = isinstance(each, ImagePixelData | ImageFeatureData)
+            yield self.read(each if is_wrapped else kind(each))
 
     def _pixels(self, source: object) -> ImageRef:
         if isinstance(source, str | os.PathLike):

@@ -216,9 +216,11 @@ class LLM:
         92
         image_missing
 
-        ``prompts``: text, or a dict of ``prompt`` and ``multi_modal_data`` (one image or a list),
-        or of ``messages`` as for ``chat``. A prompt has as many ``<image>`` tokens as its images
-        have features, or one for each image.
+        ``prompts``: text, or a dict of ``prompt`` and ``multi_modal_data``, or of ``messages`` as
+        for ``chat``. ``multi_modal_data`` is one image or a list, or, as in vLLM,
+        ``{"image": ...}`` with one or several of what ``ImagePixelData`` (``ImageFeatureData``)
+        takes. A prompt has as many ``<image>`` tokens as its images have features, or one for each
+        image.
 
         ``sampling_params``: one for all, whose seed each request varies by its position, as
         ``vlmbatch run`` does; or one for each, taken as it is. Greedy with at most 256 tokens where

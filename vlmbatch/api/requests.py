@@ -17,7 +17,8 @@ from vlmbatch.typed import shown
 from vlmbatch.types import ImageRef, Row
 
 Message = Mapping[str, Any]
-# Text; or a dict of prompt and multi_modal_data (one image or a list), or of messages alone.
+# Text; or a dict of prompt and multi_modal_data (an image, a list, or {"image": ...} with either),
+# or of messages alone.
 PromptInput = str | Mapping[str, Any]
 _DATA_URLS = ImageUrls()
 _KEYS = ("prompt", "multi_modal_data", "messages")
@@ -62,6 +63,12 @@ class RequestReader:
     def _data(self, given: object) -> tuple[ImageRef, ...]:
         if given is None:
             return ()
+        if isinstance(given, Mapping):
+            if unknown := [key for key in given if key != "image"]:
+                raise _invalid(
+                    f"multi_modal_data has the key 'image' alone, got {unknown[0]!r:.80}"
+                )
+            return tuple(self.images.read_plain(given.get("image")))
         several = given if isinstance(given, list | tuple) else (given,)
         return tuple(self.images.read(each) for each in several)
 
