@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from enum import StrEnum
 from typing import Any
+
+_SHORTAGES = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+    | {errno.EAGAIN, errno.EIO}
+)
 
 
 class ErrorCode(StrEnum):
@@ -36,7 +42,7 @@ class ErrorCode(StrEnum):
 _MEANINGS = {
     ErrorCode.MANIFEST_LINE_INVALID: "the manifest line is not a JSON object in UTF-8, or too long",
     ErrorCode.ID_DUPLICATE: "an earlier row of the stream has the same id",
-    ErrorCode.REQUEST_INVALID: "a request of a batch file that cannot be answered as it asks",
+    ErrorCode.REQUEST_INVALID: "a request, of a batch file or in Python, that cannot be answered",
     ErrorCode.PROMPT_INVALID: "the prompt (or messages) is missing, null or of the wrong type",
     ErrorCode.SAMPLING_INVALID: "a per-row sampling value is of the wrong type or out of range",
     ErrorCode.IMAGE_TOKEN_MISMATCH: "the number of <image> tokens does not fit the row's images",
@@ -118,6 +124,14 @@ class RequestError(RowError):
         super().__init__(code, message)
         self.param = param
         self.api_code = api_code
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether the system lacks something that it may have later: no fault of ours or the user's.
+
+    Space, memory, open files or processes, or the limits that were set on them.
+    """
+    return isinstance(error, OSError) and error.errno in _SHORTAGES
 
 
 def _unpickled(

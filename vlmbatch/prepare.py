@@ -71,7 +71,7 @@ def start_preparing(
             outcome.set_result(Prepared(light, request=request))
         except RowError as error:
             outcome.set_result(Prepared(light, error=error))
-        except Exception as error:  # noqa: BLE001  raised again to whoever takes the outcome
+        except BaseException as error:  # noqa: BLE001  raised again to whoever takes the outcome
             outcome.set_exception(error)
 
     go_on()
@@ -122,7 +122,7 @@ class RowFeed:
         self._num_read = 0
         self._num_given = 0
         self._all_read = False
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
         # A daemon: it may be waiting for a line on standard input that never comes.
         self._reader = threading.Thread(target=self._read, name="reader", daemon=True)
@@ -185,7 +185,7 @@ class RowFeed:
                     return
                 self._num_read += 1
                 self._workers.submit(self._start, row)
-        except Exception as error:  # noqa: BLE001  raised again by poll, on the main thread
+        except BaseException as error:  # noqa: BLE001  raised again by poll, on the main thread
             self._failure = error
         finally:
             self._ready.put(None)
@@ -210,7 +210,7 @@ class RowFeed:
                 outcome = prepared
             else:
                 outcome.set_result(prepared)
-        except Exception as error:  # noqa: BLE001  raised again by poll, on the main thread
+        except BaseException as error:  # noqa: BLE001  raised again by poll, on the main thread
             outcome.set_exception(error)
         outcome.add_done_callback(partial(self._end, row.images))
 

@@ -15,7 +15,7 @@ from documentation import ALL, PAGES, README, ROOT, anchors, links, section
 from in_process import call
 
 from vlmbatch import errors
-from vlmbatch.commands.exits import CLOSED_PIPE, INTERRUPTED, TERMINATED
+from vlmbatch.commands.exits import CLOSED_PIPE, HUNG_UP, INTERRUPTED, TERMINATED
 from vlmbatch.data.schema import RESULT_SCHEMA
 from vlmbatch.errors import ErrorCode
 
@@ -47,7 +47,7 @@ def test_exit_statuses() -> None:
         for kind in vars(errors).values()
         if isinstance(kind, type) and issubclass(kind, errors.VlmbatchError)
     }
-    assert documented == ours | {0, 1, INTERRUPTED, TERMINATED, CLOSED_PIPE}
+    assert documented == ours | {0, 1, HUNG_UP, INTERRUPTED, TERMINATED, CLOSED_PIPE}
 
 
 def test_output_columns() -> None:

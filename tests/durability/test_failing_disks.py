@@ -15,6 +15,7 @@ from resumable_runs import WITH_ERRORS, digests
 ADVICE = {
     errno.ENOSPC: "Free space",
     errno.EDQUOT: "Free space",
+    errno.EFBIG: "ulimit -f",
     errno.EIO: "Check the disk",
     errno.EROFS: "Make its folder writable",
     errno.EACCES: "Make its folder writable",
@@ -57,7 +58,7 @@ def test_at_calls_of_every_kind(new_run, expected, shard_rows):
         assert failures or kind == "unlink"
 
 
-@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EROFS, errno.ESTALE])
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ESTALE])
 def test_advice(new_run, expected, number):
     run = new_run()
     for at in (0, 2, 20):

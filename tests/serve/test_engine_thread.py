@@ -158,22 +158,34 @@ async def test_a_request_that_the_engine_cannot_take_fails_alone() -> None:
 
 
 class BrokenModel(FakeModel):
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self._error = error
+
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        raise ZeroDivisionError("broken")
+        raise self._error
 
 
-@in_loop
-async def test_a_dead_engine_fails_what_is_under_way_and_what_comes(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize(
+    "cause",
+    [ZeroDivisionError("broken"), BaseException("broken"), SystemExit("broken")],
+    ids=lambda cause: type(cause).__name__,
+)
+def test_a_dead_engine_fails_what_is_under_way_and_what_comes(
+    cause: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with engine_thread(small_engine(BrokenModel())) as thread:
-        answers = [answer(thread, request(index, [1, 2])) for index in range(3)]
-        for error in await asyncio.gather(*answers, return_exceptions=True):
-            assert isinstance(error, EngineStoppedError)
-            assert "ZeroDivisionError: broken" in str(error)
-        assert not thread.healthy
-        with pytest.raises(EngineStoppedError):
-            await answer(thread, request(9, [1, 2]))
+    @in_loop
+    async def ask() -> None:
+        async with engine_thread(small_engine(BrokenModel(cause))) as thread:
+            answers = [answer(thread, request(index, [1, 2])) for index in range(3)]
+            for error in await asyncio.gather(*answers, return_exceptions=True):
+                assert isinstance(error, EngineStoppedError)
+                assert f"{type(cause).__name__}: broken" in str(error)
+            assert not thread.healthy
+            with pytest.raises(EngineStoppedError):
+                await answer(thread, request(9, [1, 2]))
+
+    ask()
     assert "the engine has failed" in caplog.text
 
 

@@ -233,19 +233,29 @@ async def test_a_dead_engine(loaded: Loaded) -> None:
         assert refusal(await client.get("/health")) == (503, "engine_stopped")
 
 
-@in_loop
-async def test_a_bug_is_a_500_that_tells_nothing(
-    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "bug",
+    [KeyError("a secret"), BaseException("a secret"), SystemExit("a secret"), StopIteration()],
+    ids=lambda bug: type(bug).__name__,
+)
+def test_a_bug_is_a_500_that_tells_nothing(
+    bug: BaseException, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: object) -> None:
-        raise KeyError("a secret")
+        raise bug
 
-    monkeypatch.setattr("vlmbatch.serve.preparation.prepare", broken)
-    async with client_of(loaded) as (client, service):
-        response = await client.post(CHAT, json=chat_body())
-        assert refusal(response) == (500, "internal_error")
-        assert "secret" not in response.text
-        assert service.slots.in_use == 0
+    @in_loop
+    async def ask() -> None:
+        async with client_of(loaded) as (client, service):
+            with monkeypatch.context() as patch:
+                patch.setattr("vlmbatch.serve.preparation.prepare", broken)
+                response = await client.post(CHAT, json=chat_body())
+            assert refusal(response) == (500, "internal_error")
+            assert "secret" not in response.text
+            assert service.slots.in_use == 0
+            assert (await client.post(CHAT, json=chat_body())).status_code == 200
+
+    ask()
 
 
 @in_loop

@@ -213,7 +213,7 @@ def _run(config: RunConfig, report: Reporting) -> None:
     stats = RunStats()
     details = {"model": config.model, "output": config.output}
     stopped = None
-    if config.manifest.source == "-" and sys.stdin.isatty():
+    if config.manifest.source == "-" and sys.stdin is not None and sys.stdin.isatty():
         log.logger.info("reading rows from the terminal: end them with Ctrl-D")
     with (
         report.failures_summarised(stats, details),

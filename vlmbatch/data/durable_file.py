@@ -155,8 +155,10 @@ def output_error(path: Path, error: Exception) -> OutputError:
 
 
 def _advice(number: int | None) -> str:
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if number in (errno.ENOSPC, errno.EDQUOT):
         return "Free space on its disk (or raise the quota)"
+    if number == errno.EFBIG:
+        return "Raise the limit on the size of files (ulimit -f)"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return "Make its folder writable"
     if number in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -277,6 +278,8 @@ def _stdin() -> BinaryIO:
     Raises:
         ManifestError: standard input is closed.
     """
+    if sys.stdin is None:  # its number may be another file's by now
+        raise ManifestError("standard input is closed: redirect it from a file, or name a manifest")
     try:
         return os.fdopen(os.dup(0), "rb")
     except OSError as error:

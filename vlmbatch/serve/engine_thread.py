@@ -162,7 +162,7 @@ class EngineThread:
         for deliver in outbox:
             deliver()
 
-    def _die(self, error: Exception) -> None:
+    def _die(self, error: BaseException) -> None:
         self.stop(f"the engine has failed: {type(error).__name__}: {error}")
 
     # On the thread.
@@ -177,7 +177,7 @@ class EngineThread:
                 if self._outbox:
                     self._loop.call_soon_threadsafe(self._deliver, self._outbox)
                     self._outbox = []
-        except Exception as error:  # noqa: BLE001  nothing is left to go on with, whatever it is
+        except BaseException as error:  # noqa: BLE001  nothing is left to go on with, whatever it is
             logger.error(
                 "the engine has failed: %s: %s", type(error).__name__, error, exc_info=error
             )

@@ -30,6 +30,7 @@ from vlmbatch.serve.engine_thread import EngineThread
 from vlmbatch.serve.hosts import is_loopback
 from vlmbatch.serve.metrics import ServerMetrics
 from vlmbatch.serve.preparation import Preparation
+from vlmbatch.signals import ending_signals
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
@@ -42,7 +43,7 @@ _LAST_WORDS_S = 2.0  # for responses that say that the grace time is over
 
 
 def serve(config: ServeConfig) -> int:
-    """Answer requests until SIGINT or SIGTERM; the exit status.
+    """Answer requests until SIGINT, SIGTERM or SIGHUP; the exit status.
 
     0 when all requests under way were answered within the time of grace, 130 or 143 when some had
     to be given up.
@@ -167,8 +168,8 @@ class GracefulStop:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Within, SIGINT and SIGTERM stop the server. Main thread only."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        """Within, SIGINT, SIGTERM and SIGHUP stop the server. Main thread only."""
+        numbers = ending_signals()
         for number in numbers:
             self._loop.add_signal_handler(number, self.stop, number)
         try:
@@ -180,7 +181,8 @@ class GracefulStop:
     def stop(self, number: int) -> None:
         """What a signal does."""
         if self._server.should_exit:
-            self._give_up(number)
+            if number != signal.SIGHUP:  # of which a closed terminal sends several
+                self._give_up(number)
             return
         self._server.should_exit = True
         if self._service.slots.in_use:
