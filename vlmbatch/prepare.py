@@ -59,7 +59,7 @@ def start_preparing(
         encoded = processor.encode(row)
         loading = [loader.submit(image) for image in row.images]
     except RowError as error:
-        outcome.set_result(Prepared(light, error=error))
+        outcome.set_result(Prepared(light, error=_without_frames(error)))
         return outcome
 
     def go_on(_: object = None) -> None:
@@ -70,12 +70,18 @@ def start_preparing(
             request = processor.to_request(light, encoded, [image.result() for image in loading])
             outcome.set_result(Prepared(light, request=request))
         except RowError as error:
-            outcome.set_result(Prepared(light, error=error))
+            outcome.set_result(Prepared(light, error=_without_frames(error)))
         except BaseException as error:  # noqa: BLE001  raised again to whoever takes the outcome
             outcome.set_exception(error)
 
     go_on()
     return outcome
+
+
+def _without_frames(error: RowError) -> RowError:
+    """The error as it waits to be written: the frames that raised it hold the image's bytes."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _without_bytes(row: Row) -> Row:
