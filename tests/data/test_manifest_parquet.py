@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import decimal
 import hashlib
+import itertools
 import uuid
 from pathlib import Path
 
@@ -38,6 +39,22 @@ def passed_through(manifest: Manifest, output: Path) -> pa.Table:
         writer.write(Result(row.index, row.id, extra=row.extra))
     writer.close()
     return pq.read_table(output).select(info.extra_schema.names)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["image", "id", "prompt"])))
+@pytest.mark.parametrize("labelled", [True, False])
+def test_columns_in_any_order(tmp_path, order, labelled):
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = [{"bytes": b"abc", "path": "a.jpg"}] * 40 if labelled else ["a.jpg"] * 40
+    columns = {
+        "image": pa.array(images, struct if labelled else pa.string()),
+        "id": pa.array(range(40)),
+        "prompt": pa.array(["p"] * 40),
+    }
+    manifest = opened(written(tmp_path / "m.parquet", {name: columns[name] for name in order}))
+    assert manifest.scan().num_rows == 40
+    assert [(row.id, row.prompt) for row in manifest.rows()] == [(str(i), "p") for i in range(40)]
+    assert manifest.last_image_uses.tolist() == [39] * 40
 
 
 def test_embedded_images_and_paths(tmp_path):

@@ -72,6 +72,7 @@ class BatchReader:
         Raises:
             ArrowException, OSError: the row group cannot be read, or no further.
         """
+        names = sorted(names, key=self._place)  # batches have columns in the order asked for
         wanted = self._chunks(group, names)
         form = self._form(group, names, wanted)
         file = self._opened(form.shared)
@@ -97,6 +98,10 @@ class BatchReader:
             leaving = [batch]
             del batch, leaves
             yield leaving.pop()  # it is gone before the next one is read
+
+    def _place(self, name: str) -> int:
+        """Where the column, or the one whose field it is, stands in the file."""
+        return self.names.index(name if name in self.names else name.rpartition(".")[0])
 
     def _form(self, group: int, names: Collection[str], wanted: list[Any]) -> _Form:
         """Look at the dictionaries, which come with the first row."""
