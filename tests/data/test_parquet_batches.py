@@ -154,6 +154,22 @@ def test_a_footer_that_hides_what_comes_after_the_dictionary(
     assert "more than the footer declares" in rows[-1].error.message
 
 
+@pytest.mark.parametrize("names", [["id", "image"], ["image.path", "id", "image"], ["list", "id"]])
+def test_columns_in_any_order(names: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    image = {"bytes": b"x" * 100, "path": "a"}
+    columns = {"image": [image] * 9, "list": [[1, 2]] * 9, "id": [*"abcdefghi"], "n": [1] * 9}
+    pq.write_table(pa.table(columns), path)
+    with BatchReader(lambda paths: pq.ParquetFile(path, read_dictionary=list(paths))) as reader:
+        read = [
+            dict(zip(batch.schema.names, row, strict=True))
+            for batch in reader.batches(0, names)
+            for row in zip(*map(ValueReader().column, batch.schema.names, batch), strict=True)
+        ]
+    wanted = [name for name in columns if name in names]
+    assert read == [{name: columns[name][row] for name in wanted} for row in range(9)]
+
+
 VALUES = st.sampled_from([None, b"", b"a", b"b" * 300, b"\xff" * 70_000])
 ITEMS = st.lists(VALUES, max_size=3) | st.none()
 

@@ -50,7 +50,9 @@ class BatchReader:
         file = self._opened(frozenset())
         self.metadata: pq.FileMetaData = file.metadata
         self.names: list[str] = file.schema_arrow.names
-        columns = map(self.metadata.schema.column, range(self.metadata.num_columns))
+        schema = self.metadata.schema
+        columns = [schema.column(place) for place in range(self.metadata.num_columns)]
+        self._paths = [column.path for column in columns]
         self._bytes = {
             column.path for column in columns if column.logical_type.type in ("NONE", "STRING")
         }
@@ -72,9 +74,11 @@ class BatchReader:
         Raises:
             ArrowException, OSError: the row group cannot be read, or no further.
         """
-        names = sorted(names, key=self._place)  # batches have columns in the order asked for
-        wanted = self._chunks(group, names)
-        form = self._form(group, names, wanted)
+        places = [place for place, path in enumerate(self._paths) if _is_of(path, names)]
+        wanted = [self.metadata.row_group(group).column(place) for place in places]
+        # Batches have their columns in the order of these names.
+        columns = [self._paths[place] for place in places]
+        form = self._form(group, columns, wanted)
         file = self._opened(form.shared)
         rows_left = self.metadata.row_group(group).num_rows
         bytes_left = sum(
@@ -82,7 +86,7 @@ class BatchReader:
             + (0 if chunk.path_in_schema in form.shared else chunk.total_uncompressed_size)
             for chunk in wanted
         )
-        batches = file.iter_batches(1, row_groups=[group], columns=list(names))
+        batches = file.iter_batches(1, row_groups=[group], columns=columns)
         while (batch := next(batches, None)) is not None:
             leaves = _leaves(batch)
             for place, most in form.max_dictionaries.items():
@@ -99,15 +103,11 @@ class BatchReader:
             del batch, leaves
             yield leaving.pop()  # it is gone before the next one is read
 
-    def _place(self, name: str) -> int:
-        """Where the column, or the one whose field it is, stands in the file."""
-        return self.names.index(name if name in self.names else name.rpartition(".")[0])
-
-    def _form(self, group: int, names: Collection[str], wanted: list[Any]) -> _Form:
+    def _form(self, group: int, columns: list[str], wanted: list[Any]) -> _Form:
         """Look at the dictionaries, which come with the first row."""
         chunks = {place: chunk for place, chunk in enumerate(wanted) if self._may_share(chunk)}
         file = self._opened(frozenset(chunk.path_in_schema for chunk in chunks.values()))
-        batch = next(file.iter_batches(1, row_groups=[group], columns=list(names)), None)
+        batch = next(file.iter_batches(1, row_groups=[group], columns=columns), None)
         if batch is None:
             return _Form(frozenset(), {}, _BATCH_ROWS)
         leaves = _leaves(batch)
@@ -118,7 +118,7 @@ class BatchReader:
                 max_dictionaries[place] = dictionary.nbytes + _index_bytes(chunk)
             else:
                 values_per_row = -(-chunk.num_values // self.metadata.row_group(group).num_rows)
-                longest += values_per_row * int(pc.max(pc.binary_length(dictionary)).as_py() or 0)
+                longest += max(1, values_per_row) * _longest(dictionary)
         shared = frozenset(chunks[place].path_in_schema for place in max_dictionaries)
         max_rows = max(1, min(_BATCH_ROWS, _MAX_BATCH_BYTES // longest))
         return _Form(shared, max_dictionaries, max_rows)
@@ -130,12 +130,6 @@ class BatchReader:
             self._files[paths] = self._open_file(paths)
         return self._files[paths]
 
-    def _chunks(self, group: int, names: Collection[str]) -> list[Any]:
-        """The column chunks of these columns, in the file's order."""
-        metadata = self.metadata.row_group(group)
-        chunks = map(metadata.column, range(metadata.num_columns))
-        return [chunk for chunk in chunks if any(_is_of(chunk.path_in_schema, n) for n in names)]
-
     def _may_share(self, chunk: Any) -> bool:
         """Whether it is of binary or text, and has a dictionary."""
         return (
@@ -145,8 +139,8 @@ class BatchReader:
         )
 
 
-def _is_of(path: str, name: str) -> bool:
-    return path == name or path.startswith(f"{name}.")
+def _is_of(path: str, names: Collection[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in names)
 
 
 def _is_shared(dictionary: pa.Array, chunk: Any) -> bool:
@@ -163,6 +157,10 @@ def _is_shared(dictionary: pa.Array, chunk: Any) -> bool:
 
 def _index_bytes(chunk: Any) -> int:
     return _HEADER_BYTES + _INDEX_BYTES * max(0, int(chunk.num_values))
+
+
+def _longest(dictionary: pa.Array) -> int:
+    return int(pc.max(pc.binary_length(dictionary)).as_py() or 0)
 
 
 def _leaves(batch: pa.RecordBatch) -> list[pa.Array]:
