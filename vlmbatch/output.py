@@ -186,8 +186,8 @@ class DurableOutput:
         """The run to go on with, or a new one in the folder's name."""
         config, work = self._config, self._work
         new = RunRecord.new(settings, fingerprint(settings), info.num_rows, _about(config))
-        current = work.current_run()
-        if config.overwrite or current is None:
+        current = None if config.overwrite else work.current_run()  # it may be past reading
+        if current is None:
             paths = [self.path]
             if is_batch_output(self.path):
                 paths.append(errors_path(self.path))

@@ -16,6 +16,7 @@ from vlmbatch.cores import default_cpu_threads, default_image_workers
 from vlmbatch.data.finished import finished_counts
 from vlmbatch.data.kept_inputs import InputsWriter
 from vlmbatch.data.openai_lines import BatchLines, is_batch_output
+from vlmbatch.data.output_reader import changed_output
 from vlmbatch.data.spill import Spill
 from vlmbatch.data.validate import validate_rows
 from vlmbatch.data.work_folder import check_unlocked
@@ -68,6 +69,8 @@ def run(config: RunConfig, stats: RunStats) -> None:
     with open_output(config, inputs, stats) as output:
         if isinstance(output, DurableOutput) and output.complete:
             earlier = finished_counts(output.path)
+            if earlier.num_rows != stats.rows_total:
+                raise changed_output(output.path)
             stats.count_earlier(earlier.num_rows, earlier.errors, earlier.error_examples)
         else:
             stats.rows_earlier = output.num_known

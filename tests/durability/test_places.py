@@ -74,6 +74,12 @@ def test_a_folder_whose_parent_may_not_be_written(
     assert (run.output / "_vlmbatch").is_dir()
 
 
+def test_a_place_that_may_not_be_looked_at(commands, user, open_folder):
+    (open_folder / "closed").mkdir(mode=0o700)
+    command = commands.run("status", open_folder / "closed/out.parquet", user=user)
+    assert command.wait() == 74 and "Permission denied" in command.stderr
+
+
 @pytest.fixture
 def linked(new_run, expected) -> ResumableRun:
     """A run on ``link``, which leads to a folder that is not there yet."""

@@ -1,4 +1,10 @@
-"""Where a run keeps its files, by the name of its output. Nothing is written here."""
+"""Where a run keeps its files, by the name of its output. Nothing is written here.
+
+What may not be looked at counts as not there: whoever opens it tells why it cannot.
+"""
+
+# Path's methods raise where those of os.path say False.
+# ruff: noqa: PTH110, PTH112, PTH114, PTH116
 
 from __future__ import annotations
 
@@ -21,10 +27,10 @@ def real_output(output: Path) -> Path:
     Raises:
         UsageError: the link leads round in a circle.
     """
-    if not output.is_symlink():
+    if not os.path.islink(output):
         return output
     target = Path(os.path.realpath(output))
-    if target.is_symlink():
+    if os.path.islink(target):
         raise UsageError(f"output {output} is a symbolic link that leads nowhere: remove it")
     return target
 
@@ -40,9 +46,9 @@ def work_folder_path(output: Path) -> Path:
     """
     output = real_output(output)
     beside, inside = output.with_name(f"{output.name}{WORK_SUFFIX}"), output / _INSIDE
-    if inside.is_dir():
+    if os.path.isdir(inside):
         return inside
-    if (beside / RECORD_FILE).exists() or not _stands_alone(output):
+    if os.path.exists(beside / RECORD_FILE) or not _stands_alone(output):
         return beside
     return inside
 
@@ -65,9 +71,9 @@ def holds_something(output: Path) -> bool:
 
 def _stands_alone(folder: Path) -> bool:
     """Whether it is a folder on another disk than its parent, or of one that cannot be written."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return False
     parent = folder.parent
-    if os.stat(folder).st_dev != os.stat(parent).st_dev:  # noqa: PTH116 - tests patch it
+    if os.stat(folder).st_dev != os.stat(parent).st_dev:
         return True
     return not os.access(parent, os.W_OK | os.X_OK)

@@ -92,7 +92,12 @@ def finished_shards(folder: Path) -> list[Shard]:
     num_shards = shards[0].num_shards if shards else 1
     found = {shard.number: shard for shard in shards}
     for number in range(max(num_shards, len(shards))):
-        shard = found.get(number)
+        shard, path = found.get(number), folder / shard_name(number)
+        if shard is None and path.exists():
+            raise UsageError(
+                f"{path} is damaged, or was not written by vlmbatch: put the right file back, or "
+                "move this one away and run with --overwrite to start anew"
+            )
         if shard is None:
             problem = "is missing"
         elif shard.run_id != shards[0].run_id:
@@ -100,8 +105,7 @@ def finished_shards(folder: Path) -> list[Shard]:
         else:
             continue
         raise UsageError(
-            f"{folder / shard_name(number)} {problem}: put the right file back, or run with "
-            "--overwrite to start anew"
+            f"{path} {problem}: put the right file back, or run with --overwrite to start anew"
         )
     return shards
 

@@ -129,9 +129,13 @@ class WorkFolder:
     def _foreign_segments(self, record: RunRecord) -> list[Path]:
         found = []
         for number, path in list_segments(self.path):
-            with reported(path), path.open("rb") as file:
-                if file.read(HEADER_BYTES) != segment_header(record.run_id, number):
-                    found.append(path)
+            try:
+                with path.open("rb") as file:
+                    is_own = file.read(HEADER_BYTES) == segment_header(record.run_id, number)
+            except OSError:  # those of this run were written just now
+                is_own = False
+            if not is_own:
+                found.append(path)
         return found
 
     def _foreign_keys(self, record: RunRecord) -> list[Path]:
