@@ -28,11 +28,14 @@ def job(commands: FastCommands, tmp_path: Path) -> Run:
     return run
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @pytest.fixture
 def own_process() -> Iterator[None]:
     """Give back the log and signal handlers that calling ``main`` here takes over."""
     root = logging.getLogger()
-    signals = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    signals = {each: signal.getsignal(each) for each in ENDING}
     handlers, level = root.handlers[:], root.level
     yield
     root.handlers[:] = handlers
