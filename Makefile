@@ -37,10 +37,10 @@ test-gpu: $(READY) ## Run the tests that need a GPU and flash-attn
 	$(BIN)/python -m pytest -q -n0 tests/gpu --require-gpu -m whole_gpu
 
 soak: $(READY) ## Run 200,000 rows without a model: memory, journal, cost of a row
-	OMP_NUM_THREADS=1 $(BIN)/python tests/durability/test_soak.py 200000
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/support $(BIN)/python tests/durability/test_soak.py 200000
 
 load-test: $(READY) ## Ask the server with 64 clients for a minute, beside a run on the same rows
-	OMP_NUM_THREADS=1 $(BIN)/python tests/serve/load.py
+	OMP_NUM_THREADS=1 PYTHONPATH=tests/support $(BIN)/python tests/serve/load.py
 
 lint: $(READY) ## Check style and types
 	$(BIN)/ruff check
