@@ -7,17 +7,10 @@ import pytest
 
 from vlmbatch import LLM
 
-SAMPLES = Path(__file__).parents[2] / "samples"
-
-
-@pytest.fixture(scope="session")
-def samples() -> Path:
-    return SAMPLES
-
 
 @pytest.fixture(scope="module")  # not longer: it has worker processes, which others count
-def shared_llm() -> Iterator[LLM]:
-    with LLM(SAMPLES / "tiny-llava", max_num_seqs=8) as llm:
+def shared_llm(samples: Path) -> Iterator[LLM]:
+    with LLM(samples / "tiny-llava", max_num_seqs=8) as llm:
         yield llm
 
 

@@ -65,9 +65,12 @@ def test_json_log(job: Run) -> None:
         (signal.SIGHUP, 129, "terminated"),
     ],
 )
-def test_signals(tmp_path: Path, sent: signal.Signals, status: int, word: str) -> None:
+@pytest.mark.parametrize("behaviour", ["slow", "confused"])
+def test_signals(
+    tmp_path: Path, behaviour: str, sent: signal.Signals, status: int, word: str
+) -> None:
     process = subprocess.Popen(
-        [sys.executable, str(FAKE_JOB), "slow", *RUN],
+        [sys.executable, str(FAKE_JOB), behaviour, *RUN],
         cwd=tmp_path,
         env=environment(),
         stdout=subprocess.PIPE,

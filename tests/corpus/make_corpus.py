@@ -1,20 +1,21 @@
-"""Writes the corpus of bad inputs: ``python tests/corpus/make_corpus.py``, in its own folder."""
+"""Writes the corpus of bad inputs, in its own folder. The samples' scripts draw its scenes.
+
+PYTHONPATH=samples python tests/corpus/make_corpus.py
+"""
 
 from __future__ import annotations
 
 import argparse
 import codecs
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1] / "samples")]  # whose scripts draw the scenes
+import corpus_features as features
+import corpus_pictures as pictures
+import corpus_refusals as refusals
+from corpus_rows import CorpusRow, corpus_rows
 
-import corpus_features as features  # noqa: E402
-import corpus_pictures as pictures  # noqa: E402
-import corpus_refusals as refusals  # noqa: E402
-from corpus_rows import CorpusRow, corpus_rows  # noqa: E402
+HERE = Path(__file__).parent
 
 
 def rows_manifest(rows: list[CorpusRow]) -> bytes:

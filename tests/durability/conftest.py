@@ -16,12 +16,6 @@ NUM_ROWS = 300
 
 
 @pytest.fixture(scope="session")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastCommands]:
-    with FastCommands(tmp_path_factory.mktemp("commands")) as server:
-        yield server
-
-
-@pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model_folder(tmp_path_factory.mktemp("model") / "model")
 

@@ -1,6 +1,6 @@
 """Many rows: memory and journal stay bounded, and a row costs little beside its model.
 
-python test_soak.py 200000      the whole, with its figures
+The whole, with its figures: ``make soak``.
 """
 
 from __future__ import annotations
@@ -14,10 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow.parquet as pq
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
-
 from fast_command import FastCommands
 from model_folder import make_model_folder
 from resumable_runs import WITH_ERRORS, ResumableRun, write_manifest

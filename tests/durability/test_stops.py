@@ -73,6 +73,7 @@ def test_a_terminal_that_closes_leaves_the_time_of_grace(new_run):
     """The shell sends one SIGHUP and the kernel another."""
     command = new_run().start("--grace", "1h", endless_from=100)
     command.wait_until(lambda: len(command.computed) >= MANY)
+    assert not command.ended(0.1)  # by now it waits for rows that never end
     command.send_signal(signal.SIGHUP)
     command.wait_until(lambda: "another signal" in command.stderr)
     command.send_signal(signal.SIGHUP)

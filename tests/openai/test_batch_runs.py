@@ -46,12 +46,6 @@ def without_run(lines: list[dict[str, Any]]) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastCommands]:
-    with FastCommands(tmp_path_factory.mktemp("commands")) as server:
-        yield server
-
-
-@pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_model_folder(tmp_path_factory.mktemp("model") / "model")
 

@@ -1,13 +1,9 @@
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from server_process import ServerProcess, serving
-
-sys.path.insert(0, str(Path(__file__).parent))  # for load.py
 
 
 @pytest.fixture(scope="session")

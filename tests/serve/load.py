@@ -1,6 +1,7 @@
 """Many clients at once on the sample model, beside ``vlmbatch run`` on the same requests.
 
-    python tests/serve/load.py [--clients 64] [--seconds 60] [--max-tokens 64] [--least-share 0.9]
+    PYTHONPATH=tests/support python tests/serve/load.py [--clients 64] [--seconds 60]
+        [--max-tokens 64] [--least-share 0.9]
 
 The run reads the bodies as a batch, with as many rows under way as there are clients; as a stream,
 so that it does not put rows with one image together, which a server cannot. HTTP, and handing
@@ -27,8 +28,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 
 from command_line import environment
 from server_process import MODEL, ROOT, answered_rows, serving, user_message

@@ -70,6 +70,14 @@ def slow(config: RunConfig, stats: RunStats) -> None:
     time.sleep(60)
 
 
+def confused(config: RunConfig, stats: RunStats) -> None:
+    """As ``slow``, in native code that makes an error of its own of whatever is raised in it."""
+    try:
+        slow(config, stats)
+    except BaseException as error:
+        raise ValueError("could not determine the shape") from error
+
+
 def stopped(config: RunConfig, stats: RunStats) -> None:
     stats.rows_earlier = 100
     rows(stats, 50, errors=1)

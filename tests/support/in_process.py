@@ -16,11 +16,14 @@ from vlmbatch.cli import main
 typer.main.get_command = cache(typer.main.get_command)
 
 
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 @contextmanager
 def own_process() -> Iterator[None]:
     """Give back the log and signal handlers that ``main`` takes over."""
     root = logging.getLogger()
-    signals = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    signals = {each: signal.getsignal(each) for each in ENDING}
     handlers, level = root.handlers[:], root.level
     try:
         yield

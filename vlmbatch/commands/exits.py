@@ -32,8 +32,14 @@ class Terminated(SystemExit):
         super().__init__(self.status)
 
 
-def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated(signum)
+# Signals that were raised on the main thread. Native code that it was in, such as a reader of
+# weights, may make another error of what was raised.
+_raised: list[int] = []
+
+
+def _raise(signum: int, frame: FrameType | None) -> NoReturn:
+    _raised.append(signum)
+    raise KeyboardInterrupt if signum == signal.SIGINT else Terminated(signum)
 
 
 def status_of(error: BaseException) -> int:
@@ -65,9 +71,10 @@ def fill_closed_descriptors() -> None:
 
 def install_signal_handlers() -> None:
     """Make SIGTERM and SIGHUP unwind the main thread as Ctrl-C does. Call it from that thread."""
+    _raised.clear()
     for number in ending_signals():
-        if number != signal.SIGINT:
-            signal.signal(number, _terminate)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _raise)
 
 
 @contextmanager
@@ -79,20 +86,23 @@ def early_exits(describe: Callable[[], str]) -> Iterator[None]:
     """
     try:
         yield
-    except KeyboardInterrupt as error:
-        logger.error("interrupted: %s", describe())
-        raise typer.Exit(INTERRUPTED) from error
-    except Terminated as error:
-        logger.error("terminated: %s", describe())
-        raise typer.Exit(error.status) from error
-    except BrokenPipeError as error:
-        _leave(sys.stdout)
-        raise typer.Exit(CLOSED_PIPE) from error
-    except OutputError as error:
-        if not isinstance(error.__cause__, BrokenPipeError):
+    except (KeyboardInterrupt, Terminated) as error:
+        raise _signalled(status_of(error), describe()) from error
+    except Exception as error:
+        if _raised:
+            raise _signalled(128 + _raised[0], describe()) from error
+        if not isinstance(error, BrokenPipeError) and not (
+            isinstance(error, OutputError) and isinstance(error.__cause__, BrokenPipeError)
+        ):
             raise
         _leave(sys.stdout)
         raise typer.Exit(CLOSED_PIPE) from error
+
+
+def _signalled(status: int, outcome: str) -> typer.Exit:
+    """Say what became of the work; the end of the command."""
+    logger.error("%s: %s", "interrupted" if status == INTERRUPTED else "terminated", outcome)
+    return typer.Exit(status)
 
 
 @contextmanager

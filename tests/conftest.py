@@ -1,0 +1,29 @@
+"""Fixtures of several folders."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import in_process
+import pytest
+from fast_command import FastCommands
+
+
+@pytest.fixture(scope="session")
+def samples() -> Path:
+    """The folder with the sample model, its manifest and images."""
+    return Path(__file__).parents[1] / "samples"
+
+
+@pytest.fixture(scope="session")
+def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastCommands]:
+    with FastCommands(tmp_path_factory.mktemp("commands")) as server:
+        yield server
+
+
+@pytest.fixture
+def own_process() -> Iterator[None]:
+    """Give back the log and signal handlers that calling ``main`` takes over."""
+    with in_process.own_process():
+        yield
