@@ -181,6 +181,7 @@ def become(request: dict[str, Any]) -> int:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))  # as at a start
     crash_points._armed = crash_points.armed_points(os.environ.get("VLMBATCH_CRASH_AT", ""))
     sys.argv = ["vlmbatch", *request["arguments"]]
     if (wanted := request["surroundings"]) is not None:
