@@ -30,13 +30,14 @@ demo-serve: $(READY) ## Start the server, ask it one question with curl, and sto
 	@VLMBATCH=$(BIN)/vlmbatch samples/demo_serve.sh
 
 test: $(READY) ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
 test-gpu: $(READY) ## Run the tests that need a GPU and flash-attn
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n6 tests/gpu --require-gpu -m 'not whole_gpu'
 	$(BIN)/python -m pytest -q -n0 tests/gpu --require-gpu -m whole_gpu
 
-soak: $(READY) ## Run 200,000 rows without a model: memory, journal, cost of a row
+soak: $(READY) ## Kill runs everywhere; run 200,000 rows: memory, journal, cost of a row
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/durability -m soak
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/support $(BIN)/python tests/durability/test_soak.py 200000
 
 load-test: $(READY) ## Ask the server with 64 clients for a minute, beside a run on the same rows

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from command_line import environment
+from real_command import run
 
 SMALL_CONFIG = {
     "model_type": "llava",
@@ -43,13 +42,7 @@ def temporary(tmp_path: Path) -> Path:
 
 
 def bench(temporary: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "vlmbatch", "bench", "--device", "cpu", *arguments],
-        env=environment(TMPDIR=str(temporary), OMP_NUM_THREADS="1"),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    return run("bench", "--device", "cpu", *arguments, variables={"TMPDIR": str(temporary)})
 
 
 def test_the_sample_model(temporary: Path, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The commands as users type them, over the sample model and its manifest."""
+"""The commands as users type them, over the sample model and its manifest.
+
+One of them from the start of Python on; the others are forked with torch already imported.
+"""
 
 from __future__ import annotations
 
@@ -7,19 +10,18 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from command_line import environment
+from real_command import named_pipe, run, start
 
 import vlmbatch
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "samples/tiny-llava"
 MANIFEST = ROOT / "samples/manifest.jsonl"
-VLMBATCH = [sys.executable, "-m", "vlmbatch"]
 PLANTED = {"image_unreadable", "image_token_mismatch"}
 
 
@@ -28,24 +30,18 @@ def planted_rows() -> set[int]:
     return {index for index, line in enumerate(lines) if json.loads(line)["answer"] is None}
 
 
-def run(
-    *arguments: str | Path, stdin: str | None = None, cwd: Path = ROOT
-) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*VLMBATCH, *map(str, arguments)],
-        input=stdin if stdin is not None else "",
-        cwd=cwd,
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run") / "out.parquet"
+    done = subprocess.run(
+        [sys.executable, "-m", "vlmbatch", "run", MANIFEST, "-m", MODEL, "-o", path],
+        cwd=ROOT,
         env=environment(OMP_NUM_THREADS="1"),
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=120,
     )
-
-
-@pytest.fixture(scope="module")
-def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("run") / "out.parquet"
-    done = run("run", MANIFEST, "-m", MODEL, "-o", path)
     assert done.returncode == 1, done.stderr
     assert done.stdout == ""
     assert " ok, 2 errors" in done.stderr
@@ -109,7 +105,7 @@ def test_without_failed_rows_there_is_nothing_to_retry(tmp_path: Path) -> None:
 def test_stdin_to_stdout() -> None:
     lines = MANIFEST.read_text().splitlines(keepends=True)
     good = [line for line in lines if json.loads(line)["answer"] is not None][:5]
-    done = run("run", "-", "-m", MODEL, "-q", stdin="".join(good), cwd=MANIFEST.parent)
+    done = run("run", "-", "-m", MODEL, "-q", input="".join(good), folder=MANIFEST.parent)
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert (done.returncode, done.stderr) == (0, "")
     assert [row["row_index"] for row in rows] == list(range(5))
@@ -117,20 +113,11 @@ def test_stdin_to_stdout() -> None:
 
 
 def test_a_reader_that_leaves_ends_the_run_quietly() -> None:
-    process = subprocess.Popen(
-        [*VLMBATCH, "run", str(MANIFEST), "-m", str(MODEL), "-o", "-", "-q"],
-        cwd=ROOT,
-        env=environment(OMP_NUM_THREADS="1"),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.close()
-    assert process.wait(timeout=60) == 141
-    assert process.stderr.read() == ""
-    process.stderr.close()
+    pipe = named_pipe()
+    command = start("run", MANIFEST, "-m", MODEL, "-o", "-", "-q", stdout=pipe)
+    pipe.open().close()
+    assert command.wait() == 141
+    assert command.stderr == ""
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -147,24 +134,14 @@ def test_a_signal_leaves_what_is_done_and_nothing_else(
     folder = tmp_path / "out"
     folder.mkdir()
     output = folder / "out.parquet"
-    process = subprocess.Popen(
-        [*VLMBATCH, "run", str(many), "-m", str(MODEL), "-o", str(output)],
-        cwd=ROOT,
-        env=environment(OMP_NUM_THREADS="1"),
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 60
-    while not list(folder.glob("out.parquet.vlmbatch/journal-*")):
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.02)
+    command = start("run", many, "-m", MODEL, "-o", output)
+    command.wait_until(lambda: list(folder.glob("out.parquet.vlmbatch/journal-*")))
     running = run("status", output)
     assert (running.returncode, running.stderr) == (75, "")
-    assert f"written now by process {process.pid} on " in running.stdout
-    process.send_signal(sent)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == status, stderr
+    assert f"written now by process {command.pid} on " in running.stdout
+    command.send_signal(sent)
+    assert command.wait() == status, command.stderr
+    stderr = command.stderr
     said = f"stopped by {sent.name}. ([0-9,]+) of 20,000 rows are done; run the same command again"
     match = re.search(said, stderr)
     assert match is not None, stderr

@@ -1,12 +1,14 @@
 """A run that is killed, anywhere and again and again, is finished by running it again.
 
-Every attempt is a process that runs the whole command; together they are killed more than 200
-times. ``ResumableRun`` checks each: no row that was acknowledged is computed again, and no finished
-file changes. ``write_behind``: what was not synced dies with the process, as in a power cut.
+Every attempt is a process that runs the whole command. ``ResumableRun`` checks each: no row that
+was acknowledged is computed again, and no finished file changes. ``write_behind``: what was not
+synced dies with the process, as in a power cut. The suite has a sample of the kills, ``make soak``
+the rest.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 import signal
 import time
@@ -23,19 +25,28 @@ ONCE_A_RUN = {
     None: {"journal.segment_created", "journal.tail_cut", *OF_OUTPUT},
     SHARD_ROWS: {"journal.segment_created", "journal.tail_cut"},
 }
+KINDS = list(itertools.product([None, SHARD_ROWS], [False, True]))
+in_soak = pytest.mark.soak
 
 
-@pytest.mark.parametrize("shard_rows", [None, SHARD_ROWS])
-@pytest.mark.parametrize("write_behind", [False, True])
-def test_at_random_moments(new_run, expected, shard_rows, write_behind):
-    """Anywhere in a run's time or among its rows, and more often at its start and its end."""
-    how = {"write_behind": write_behind, "step_seconds": STEP_SECONDS, "shard_rows": shard_rows}
+@pytest.mark.parametrize("kinds", [KINDS, *(pytest.param([kind], marks=in_soak) for kind in KINDS)])
+def test_at_random_moments(new_run, expected, kinds):
+    """Anywhere in a run's time or among its rows, and more often at its start and its end.
+
+    ``kinds``: (rows of a shard or None, write behind) of the runs, one after another.
+    """
+    hows = [
+        {"shard_rows": shard_rows, "write_behind": write_behind, "step_seconds": STEP_SECONDS}
+        for shard_rows, write_behind in kinds
+    ]
     started = time.monotonic()
-    new_run(**how).finish(expected)
+    new_run(**hows[0]).finish(expected)
     seconds = time.monotonic() - started
-    rng = random.Random(f"{shard_rows} {write_behind}")
+    rng = random.Random(f"{kinds}")
     under_way = landed = 0
-    while landed < 30:
+    for how in itertools.cycle(hows):
+        if landed >= 30:
+            break
         run = new_run(**how)
         for moment in rng.sample(["any", "any", "start", "row", "row", "end"], 6):
             if moment == "row":
@@ -53,7 +64,7 @@ def test_at_random_moments(new_run, expected, shard_rows, write_behind):
     assert under_way > landed / 4
 
 
-@pytest.mark.parametrize("visit", [1, 2])
+@pytest.mark.parametrize("visit", [1, pytest.param(2, marks=in_soak)])
 @pytest.mark.parametrize("shard_rows", [None, SHARD_ROWS])
 def test_at_every_crash_point(new_run, expected, shard_rows, visit):
     """After a first crash that leaves a journal, and then as often as the point is reached."""

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from command_line import environment
+import real_command
 from PIL import Image
 from resumable_runs import ResumableRun, digests, read_rows
 from worker_processes import wait_until, worker_pids
@@ -61,33 +59,25 @@ def test_image_workers_do_not_hold_the_output(new_run, pictures):
 
 
 def test_with_a_real_engine(tmp_path, pictures, commands):
-    """Nothing in the place of anything: the program itself, on a random checkpoint."""
+    """Nothing in the place of anything, on a random checkpoint."""
     from checkpoints import make_checkpoint
 
     make_checkpoint("llama", "clip", tmp_path / "model")
 
-    def start(output: Path, crash_at: str = "") -> subprocess.Popen[str]:
-        program = [sys.executable, "-m", "vlmbatch", "run", str(pictures), "-o", str(output)]
-        return subprocess.Popen(
-            [*program, "-m", str(tmp_path / "model"), "--max-tokens", "4"],
-            env=environment(VLMBATCH_CRASH_AT=crash_at, OMP_NUM_THREADS="1"),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    def start(output, crash_at=""):
+        arguments = ("run", pictures, "-o", output, "-m", tmp_path / "model", "--max-tokens", 4)
+        return real_command.start(*arguments, crash_at=crash_at)
 
     folders = [tmp_path / "undisturbed", tmp_path / "killed"]
     outputs = [folder / "out.parquet" for folder in folders]
     for folder in folders:
         folder.mkdir()
     undisturbed, killed = start(outputs[0]), start(outputs[1], "journal.acknowledged")
-    _, message = undisturbed.communicate(timeout=120)
-    assert undisturbed.returncode == 1, message
-    killed.communicate(timeout=120)
-    assert killed.returncode == -signal.SIGKILL
+    assert undisturbed.wait(120) == 1, undisturbed.stderr
+    assert killed.wait(120) == -signal.SIGKILL
     again = start(outputs[1])
-    _, message = again.communicate(timeout=120)
-    assert again.returncode == 1, message
-    assert "256 done by an earlier run" in message
+    assert again.wait(120) == 1, again.stderr
+    assert "256 done by an earlier run" in again.stderr
     assert read_rows(outputs[1]) == read_rows(outputs[0])
     run = ResumableRun(commands, folders[1], pictures, tmp_path / "model")
     run.check_finished(read_rows(outputs[0]))

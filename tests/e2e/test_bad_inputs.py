@@ -6,15 +6,13 @@ import io
 import json
 import os
 import shutil
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from command_line import environment
+import real_command
 from corpus_features import feature_rows
 from corpus_refusals import CODE_RAN, PICKLE_RAN, REFUSALS, Refusal
 from corpus_rows import (
@@ -41,15 +39,7 @@ def run(manifest: Path, *options: object) -> list[dict[str, Any]]:
     """The rows that ``vlmbatch run`` writes; it may say that some are errors, and no more."""
     output = manifest.with_suffix(".parquet")
     arguments = ["run", manifest, "-m", MODEL, "-o", output, "--max-tokens", MAX_TOKENS, *options]
-    done = subprocess.run(
-        [sys.executable, "-m", "vlmbatch", *map(str, arguments)],
-        cwd=manifest.parent,
-        env=environment(OMP_NUM_THREADS="1"),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = real_command.run(*arguments, folder=manifest.parent)
     assert done.returncode in (0, 1), done.stderr
     assert done.stdout == ""
     assert "Traceback" not in done.stderr and "internal error" not in done.stderr

@@ -7,8 +7,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +14,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from command_line import environment
+import real_command
 from fast_command import FastCommands
 from in_process import call
 from model_folder import make_model_folder
@@ -241,13 +239,7 @@ def test_the_sample_model_answers_a_batch_that_is_killed(sample_requests, tmp_pa
         file.write(line("bad", {"messages": []}))
     output = tmp_path / "results.jsonl"
     arguments = ["run", requests, "-m", MODEL, "-o", output, "--image-workers", 0]
-    killed = subprocess.run(
-        [sys.executable, "-m", "vlmbatch", *map(str, arguments)],
-        cwd=ROOT,
-        env=environment(OMP_NUM_THREADS="1", VLMBATCH_CRASH_AT="output.renamed:1"),
-        capture_output=True,
-        timeout=120,
-    )
+    killed = real_command.run(*arguments, crash_at="output.renamed:1")
     assert killed.returncode == -signal.SIGKILL
     assert not output.exists()
     assert call(arguments) == 1

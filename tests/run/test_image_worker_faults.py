@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from command_line import environment
+from real_command import run, start
 from worker_processes import HOSTILE_DECODERS, PHOTOS, PROCESSOR, wait_until, worker_pids
 
 from vlmbatch.config import ImageLimits
@@ -275,16 +276,9 @@ def test_the_command_line_survives_poison_images(tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.jsonl"
     prompt = "USER: <image>\nWhat is this? ASSISTANT:"
     manifest.write_text("".join(json.dumps({"prompt": prompt, "image": i}) + "\n" for i in images))
-    command = [sys.executable, "-m", "vlmbatch", "run", str(manifest), "-o", "-", "-q"]
-    options = ["-m", str(ROOT / "samples/tiny-llava"), "--max-tokens", "2"]
-    options += ["--image-workers", "2", "--image-timeout", "1"]
-    done = subprocess.run(
-        command + options,
-        env=environment(PYTHONPATH=HOSTILE_PATH),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    command = ["run", manifest, "-o", "-", "-q", "-m", ROOT / "samples/tiny-llava"]
+    options = ["--max-tokens", 2, "--image-workers", 2, "--image-timeout", 1]
+    done = run(*command, *options, variables={"PYTHONPATH": HOSTILE_PATH})
     assert (done.returncode, done.stderr) == (1, "")
     codes = [json.loads(line)["error_code"] for line in done.stdout.splitlines()]
     unreadable = ErrorCode.IMAGE_UNREADABLE
@@ -294,13 +288,12 @@ def test_the_command_line_survives_poison_images(tmp_path: Path) -> None:
 def test_an_interrupted_run_does_not_wait_for_an_image_that_hangs(tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text('{"prompt": "USER: <image>\\nWhat? ASSISTANT:", "image": "a.hang"}\n')
-    command = [sys.executable, "-m", "vlmbatch", "run", str(manifest), "-o", "-", "-q"]
-    options = ["-m", str(ROOT / "samples/tiny-llava"), "--image-timeout", "300"]
-    job = subprocess.Popen(command + options, env=environment(PYTHONPATH=HOSTILE_PATH))
+    command = ["run", manifest, "-o", "-", "-q", "-m", ROOT / "samples/tiny-llava"]
+    job = start(*command, "--image-timeout", 300, variables={"PYTHONPATH": HOSTILE_PATH})
     wait_until(lambda: worker_pids(job.pid) != set())
     pids = worker_pids(job.pid)
     job.send_signal(signal.SIGINT)
-    assert job.wait(timeout=60) == 130
+    assert job.wait() == 130
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
@@ -309,15 +302,9 @@ def test_validate_decodes_in_workers_too(tmp_path: Path) -> None:
     images = ["a.crash", str(PHOTOS / "coffee.jpg"), "a.hang"]
     rows = [{"prompt": "<image> What?", "image": image} for image in images]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    command = [sys.executable, "-m", "vlmbatch", "validate", str(manifest), "--decode-images"]
-    options = ["-m", str(ROOT / "samples/tiny-llava"), "--image-timeout", "0.5", "--errors", "-"]
-    done = subprocess.run(
-        [*command, *options, "--image-workers", "2", "-q"],
-        env=environment(PYTHONPATH=HOSTILE_PATH),
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    command = ["validate", manifest, "--decode-images", "-m", ROOT / "samples/tiny-llava"]
+    options = ["--image-timeout", 0.5, "--errors", "-", "--image-workers", 2, "-q"]
+    done = run(*command, *options, variables={"PYTHONPATH": HOSTILE_PATH})
     assert done.returncode == 1, done.stderr
     errors = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(error["row_index"], error["error_code"]) for error in errors] == [

@@ -13,8 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from command_line import environment
 from in_process import call
+from real_command import run
 
 from vlmbatch.answer import Answer, to_result
 from vlmbatch.features import TowerWriter
@@ -188,10 +188,8 @@ def test_embedded_images_of_a_parquet_manifest(samples: Path, tmp_path: Path) ->
 
 def test_a_killed_command_is_finished_by_the_same_command(samples: Path, tmp_path: Path) -> None:
     folder = tmp_path / "features"
-    command = [sys.executable, "-m", "vlmbatch", "features", samples / "manifest.jsonl"]
-    options = ["-m", MODEL, "-o", folder, "-q", "--image-workers", "0"]
-    variables = environment(OMP_NUM_THREADS="1", VLMBATCH_CRASH_AT="output.synced:40")
-    killed = subprocess.run([str(part) for part in (*command, *options)], env=variables)
+    command = ["features", samples / "manifest.jsonl", "-m", MODEL, "-o", folder]
+    killed = run(*command, "-q", "--image-workers", 0, crash_at="output.synced:40")
     assert killed.returncode == -signal.SIGKILL
     assert not (folder / "manifest.jsonl").exists()
     left = len(list(folder.rglob("*.safetensors")))

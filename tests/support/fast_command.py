@@ -111,17 +111,19 @@ class Command:
 
 
 class FastCommands:
-    """Starts commands; ``folder`` takes what they print."""
+    """Starts commands; ``folder`` takes what they print. ``real``: with the real engine."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, real: bool = False) -> None:
         self._folder = folder
+        self._real = real
         self._numbers = itertools.count()
         self._process = subprocess.Popen(
-            [sys.executable, str(_SERVER)],
+            [sys.executable, str(_SERVER), *(["--real"] if real else [])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=environment(OPENBLAS_NUM_THREADS="1"),  # it may have no thread when it forks
+            # It may have no thread when it forks.
+            env=environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"),
         )
 
     def __enter__(self) -> Self:
@@ -136,17 +138,23 @@ class FastCommands:
         folder: Path | None = None,
         crash_at: str = "",
         variables: Mapping[str, str] = MappingProxyType({}),
+        stdin: str | Path = os.devnull,
+        stdout: str | Path | None = None,
         **around: Any,
     ) -> Command:
-        """Start ``vlmbatch ARGUMENTS`` in ``folder``; ``around``: its ``Surroundings``."""
+        """Start ``vlmbatch ARGUMENTS`` in ``folder``; ``around``: its ``Surroundings``.
+
+        ``stdin`` and ``stdout`` may be named pipes, and the real engine has no surroundings.
+        """
+        assert not (self._real and around)
         files = self._folder / str(next(self._numbers))
         pid = self.ask(
             arguments=[str(argument) for argument in arguments],
             folder=str(folder or self._folder),
             environment=environment(VLMBATCH_CRASH_AT=crash_at, **variables),
-            surroundings=around,
-            stdin=os.devnull,
-            stdout=str(files.with_suffix(".stdout")),
+            surroundings=None if self._real else around,
+            stdin=str(stdin),
+            stdout=str(stdout or files.with_suffix(".stdout")),
             stderr=str(files.with_suffix(".stderr")),
             log=str(files.with_suffix(".log")),
         )

@@ -1,9 +1,10 @@
 """Starts the command line again and again without its imports: forks, with an engine of its own.
 
-    python fast_server.py < requests > replies     one JSON object a line
+    python fast_server.py [--real] < requests > replies     one JSON object a line
 
 A child is the whole of ``vlmbatch ARGUMENTS`` to its last exit handler, except for the engine and
-for what its ``Surroundings`` ask for.
+for what its ``Surroundings`` ask for. With ``--real`` nothing is replaced: the engine is the real
+one, and torch is imported once for all.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NoReturn
@@ -46,6 +48,7 @@ from vlmbatch.host_memory import HostMemory
 from vlmbatch.types import Result
 
 Tell = Callable[[str, list[int]], None]
+REAL = ("vlmbatch.engine.loading", "vlmbatch.models.llava")  # they import torch
 
 
 @dataclass(frozen=True)
@@ -172,16 +175,19 @@ def become(request: dict[str, Any]) -> int:
     """Run the command as its own process would."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_APPEND
-        os.dup2(os.open(request[name], flags), descriptor)
+        opened = os.open(request[name], flags)  # waits for the other end of a named pipe
+        os.dup2(opened, descriptor)
+        os.close(opened)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    sys.path[:0] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))  # as at a start
     crash_points._armed = crash_points.armed_points(os.environ.get("VLMBATCH_CRASH_AT", ""))
-    tell = event_log(request["log"])
-    surround(Surroundings(**request["surroundings"]), tell)
     sys.argv = ["vlmbatch", *request["arguments"]]
-    if (user := request["surroundings"].get("user")) is not None:
-        os.setuid(user)
+    if (wanted := request["surroundings"]) is not None:
+        surround(around := Surroundings(**wanted), event_log(request["log"]))
+        if around.user is not None:
+            os.setuid(around.user)
     return main(request["arguments"])
 
 
@@ -205,6 +211,8 @@ def warm_up() -> None:
 
 if __name__ == "__main__":
     warm_up()
+    for module in REAL if "--real" in sys.argv else ():
+        import_module(module)
     gc.collect()
     gc.freeze()
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
