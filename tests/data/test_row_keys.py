@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.data import row_keys as row_keys_module
+from vlmbatch.data.content_digest import content_digest
 from vlmbatch.data.row_keys import KEY_BYTES, RowKeys, RowKeyWriter, copy_row_keys, row_key
 from vlmbatch.errors import ErrorCode, OutputError, RowError
 from vlmbatch.types import ImageRef, Row
@@ -240,6 +241,13 @@ class TestCopy:
     def test_tells_what_cannot_be_read(self, tmp_path):
         with pytest.raises(OutputError, match=r"tmp.* cannot be read: Is a directory"):
             copy_row_keys(tmp_path, tmp_path / "b")
+
+
+def test_bytes_that_rows_share_are_hashed_once():
+    content_digest.cache_clear()
+    photo = os.urandom(100)
+    keys = {row_key(Row(n, "", 1, "m", "p", images=(ImageRef(data=photo),))) for n in range(9)}
+    assert len(keys) == 1 and content_digest.cache_info().misses == 1
 
 
 class TestFind:

@@ -15,6 +15,7 @@ from tokenizers.models import Unigram
 from transformers import AutoTokenizer
 
 from vlmbatch.errors import CheckpointError
+from vlmbatch.models import tokenizer as tokenizer_module
 from vlmbatch.models.tokenizer import IncrementalDecoder, Tokenizer
 
 TINY_LLAVA = Path(__file__).parents[2] / "samples" / "tiny-llava"
@@ -156,6 +157,30 @@ def test_missing_or_malformed(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "tokenizer.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json"):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_file_that_makes_tokenizers_panic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rust panics are BaseExceptions; KeyboardInterrupt and SystemExit are nobody's file's fault."""
+
+    class Panic(BaseException):
+        pass
+
+    class Broken:
+        def __init__(self, error: BaseException) -> None:
+            self._error = error
+
+        def from_buffer(self, data: bytes) -> None:
+            raise self._error
+
+    (tmp_path / "tokenizer.json").write_text("{}")
+    monkeypatch.setattr(tokenizer_module, "Backend", Broken(Panic("index out of bounds")))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json: not a usable .* index out of"):
+        Tokenizer.load(tmp_path)
+    monkeypatch.setattr(tokenizer_module, "Backend", Broken(SystemExit()))
+    with pytest.raises(SystemExit):
         Tokenizer.load(tmp_path)
 
 

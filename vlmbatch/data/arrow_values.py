@@ -21,7 +21,7 @@ class ValueReader:
 
     def __init__(self) -> None:
         # By the place of a dictionary in its column: its values by index, as far as they were used.
-        self._used: dict[Path, tuple[pa.Array, dict[int, Any]]] = {}
+        self._used: dict[Path, dict[int, Any]] = {}
 
     def column(self, name: str, array: pa.Array) -> list[Any]:
         """The values of a column; in place of one with text that is not UTF-8, the error."""
@@ -75,15 +75,21 @@ class ValueReader:
         return values
 
     def _of_dictionary(self, array: pa.DictionaryArray, path: Path) -> list[Any]:
-        dictionary = array.dictionary
-        known, used = self._used.get(path, (None, {}))
-        if known is None or not dictionary.slice(0, len(known)).equals(known):
-            used = {}
-        self._used[path] = dictionary, used
+        used = self._used.setdefault(path, {})
         indices = array.indices.to_pylist()
-        for index in {*indices} - used.keys() - {None}:
-            used[index] = self._values(dictionary.slice(index, 1), (*path, 0))[0]
+        for index in {*indices} - {None}:
+            scalar = array.dictionary[index]
+            # Of the next batch the dictionary is the same, but nothing says that it must be.
+            if index not in used or not _is(scalar, used[index]):
+                used[index] = self._values(array.dictionary.slice(index, 1), (*path, 0))[0]
         return [None if index is None else used[index] for index in indices]
+
+
+def _is(scalar: pa.Scalar, value: Any) -> bool:
+    """Whether the scalar of a dictionary has this value; large ones are not copied for it."""
+    if isinstance(value, bytes):
+        return bool(scalar.as_buffer().equals(pa.py_buffer(value)))
+    return bool(scalar.equals(value) if isinstance(value, pa.Scalar) else scalar.as_py() == value)
 
 
 def time_text(time: pa.Scalar) -> str:

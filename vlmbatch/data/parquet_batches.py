@@ -79,6 +79,8 @@ class BatchReader:
         # Batches have their columns in the order of these names.
         columns = [self._paths[place] for place in places]
         form = self._form(group, columns, wanted)
+        if max(form.max_dictionaries.values(), default=0) > _BATCH_BYTES:
+            pa.default_memory_pool().release_unused()  # what the look at the dictionaries took
         file = self._opened(form.shared)
         rows_left = self.metadata.row_group(group).num_rows
         bytes_left = sum(

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmbatch.config import SamplingParams
+from vlmbatch.data.content_digest import content_digest
 from vlmbatch.data.durable_file import FILES, DurableFile, FileSystem, reported
 from vlmbatch.errors import OutputError
 from vlmbatch.types import ImageRef, Row
@@ -63,7 +64,7 @@ def _sampling_values(sampling: SamplingParams | None) -> list[Any]:
 
 def _image_values(image: ImageRef) -> list[Any]:
     if image.data is not None:
-        return ["bytes", hashlib.blake2b(image.data, digest_size=32).hexdigest()]
+        return ["bytes", content_digest(image.data).hex()]
     if image.url is not None:
         return ["url", image.url]
     assert image.path is not None, "an image is a path, bytes or a URL"

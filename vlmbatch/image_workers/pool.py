@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import pickle
 import threading
 from collections import deque
@@ -10,6 +9,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 
 from vlmbatch.config import ImageLimits
+from vlmbatch.data.content_digest import content_digest
 from vlmbatch.errors import OutputError, RowError, VlmbatchError, is_shortage
 from vlmbatch.image_workers.process import Decoded, WorkerLostError, WorkerProcess
 from vlmbatch.image_workers.protocol import file_identity
@@ -86,7 +86,7 @@ class ImageWorkers:
             system is short of what they take.
             CancelledError: the pool is closed.
         """
-        digest = None if ref.data is None else hashlib.blake2b(ref.data, digest_size=16).digest()
+        digest = None if ref.data is None else content_digest(ref.data)
         key = ref.path, digest
         while True:
             with self._lock:

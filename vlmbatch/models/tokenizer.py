@@ -154,7 +154,10 @@ def _read_backend(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     try:
         return Backend.from_buffer(path.read_bytes())  # which, unlike from_file, takes any name
-    except Exception as error:  # tokenizers raises nothing narrower
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    # tokenizers raises nothing narrower than Exception, and some damaged files make it panic.
+    except BaseException as error:
         raise CheckpointError(f"{path}: not a usable tokenizer: {error}") from error
 
 
