@@ -163,7 +163,7 @@ def test_missing_or_malformed(content: str | None, tmp_path: Path) -> None:
 def test_a_file_that_makes_tokenizers_panic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rust panics are BaseExceptions; KeyboardInterrupt and SystemExit are nobody's file's fault."""
+    """Rust's panics are BaseExceptions, as are the signals that no file is to blame for."""
 
     class Panic(BaseException):
         pass
