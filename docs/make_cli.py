@@ -12,11 +12,14 @@ from typing import Any, Literal, get_args, get_origin
 import typer
 import typer.main
 
+from vlmbatch.bench.config import BenchConfig
 from vlmbatch.cli import app
-from vlmbatch.settings import KEYS
+from vlmbatch.commands.config_file import KEYS
+from vlmbatch.config.option import opt_fields
 
 PAGE = Path(__file__).with_name("cli.md")
 MARKER = "<!-- What follows is made from the program: edit its options, then run make docs. -->\n"
+FIELDS = {**{item.name: item for item in opt_fields(BenchConfig)}, **KEYS}
 OTHERS = "Other options"  # the panel of options that name none
 
 
@@ -89,24 +92,12 @@ def _choices(command: str) -> dict[str, str]:
 
 
 def _bounds(option: Any) -> str:
-    if option.count:
+    item = FIELDS.get(option.name)
+    if item is None or item.opt.minimum is None:
         return ""
-    least, most = option.min, option.max
-    if least is None and option.callback is not None and option.metavar == "N":
-        # Bounds that the option's own check knows: -1 that is taken stands for none.
-        least = next(number for number in (-1, 0, 1) if _accepts(option, number))
-        least = None if least == -1 else least
-    if most is not None:
-        return f"{least} to {most}"
-    return "" if least is None else f"at least {least}"
-
-
-def _accepts(option: Any, number: int) -> bool:
-    try:
-        option.callback(None, option, number)
-    except typer.BadParameter:
-        return False
-    return True
+    if item.opt.maximum is not None:
+        return f"{item.opt.minimum} to {item.opt.maximum}"
+    return f"at least {item.opt.minimum}"
 
 
 def _default(option: Any) -> str:

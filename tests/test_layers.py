@@ -24,7 +24,6 @@ LAYERS: list[set[str]] = [
         "vlmbatch.commands",
         "vlmbatch.doctor",
         "vlmbatch.progress",
-        "vlmbatch.settings",
         "vlmbatch.summary",
     },
     {"vlmbatch"},  # run and its parts: whatever stands in the package itself and in no other layer
@@ -38,7 +37,6 @@ LAYERS: list[set[str]] = [
 SHARED = {"vlmbatch", "vlmbatch.config", "vlmbatch.errors", "vlmbatch.log", "vlmbatch.stats"} | {
     "vlmbatch.types",
     "vlmbatch.crash_points",
-    "vlmbatch.typed",
 }
 # With all that they import. Above them, only what is imported on start has to do without torch.
 TORCH_FREE = (
@@ -110,7 +108,7 @@ GRAPH["vlmbatch"] = [item for item in GRAPH["vlmbatch"] if not item.typing]
 
 def layer_of(module: str) -> int | None:
     """Index of the module's layer; None for the shared ones, which import no layer."""
-    if module in SHARED:
+    if module in SHARED or top(module) in SHARED - {"vlmbatch"}:
         return None
     layers = {name: index for index, names in enumerate(LAYERS) for name in names}
     while module not in layers:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from vlmbatch.config import EngineConfig, RunConfig
+from vlmbatch.config import EngineConfig, ManifestConfig, SessionConfig
 from vlmbatch.cores import default_cpu_threads, default_image_workers
 from vlmbatch.data.feature_folder import FeatureFolder, FeatureManifest
 from vlmbatch.data.features import TENSOR_NAME
@@ -50,9 +50,13 @@ Outcome = NamedImage | RowError
 
 
 def write_features(
-    config: RunConfig, stats: RunStats, report: Callable[[Row, RowError], None]
+    config: SessionConfig,
+    manifest_config: ManifestConfig,
+    output: Path,
+    stats: RunStats,
+    report: Callable[[Row, RowError], None],
 ) -> int:
-    """Fill the folder ``config.output``; returns how many images the tower has seen.
+    """Fill the folder ``output``; returns how many images the tower has seen.
 
     Images whose features are there are neither decoded nor encoded. A row that cannot be read, or
     whose image cannot, is given to ``report`` and keeps what it had in the image's place.
@@ -65,20 +69,20 @@ def write_features(
     from vlmbatch.engine.loading import resolve_device, resolve_dtype
 
     stats.stage = opening_stage(config)
-    inputs = open_inputs(config)
+    inputs = open_inputs(config, manifest_config)
     stats.stage = "reading the manifest"
     stats.rows_total = inputs.manifest.scan().num_rows
     if inputs.manifest.format != "manifest":
         raise UsageError(
-            f"{config.manifest.source} holds OpenAI batch requests: features are computed for the "
+            f"{manifest_config.source} holds OpenAI batch requests: features are computed for the "
             "image column of a manifest"
         )
     device = resolve_device(config.engine.device)
-    num_workers = config.image_workers
+    num_workers = config.image_loading.workers
     if num_workers is None:
         num_workers = default_image_workers(engine_on_cpu=device.type == "cpu")
     with ExitStack() as stack:
-        folder = stack.enter_context(FeatureFolder(Path(config.output)))
+        folder = stack.enter_context(FeatureFolder(output))
         manifest = FeatureManifest(folder)
         stack.callback(manifest.close)
         tower = TowerWriter(config, inputs, folder)
@@ -96,7 +100,7 @@ def write_features(
             error = row.error or next((o for o in outcomes if isinstance(o, RowError)), None)
             if error is not None:
                 report(row, error)
-            column = config.manifest.image_column
+            column = manifest_config.image_column
             manifest.write({**values, **_image_values(row, values, column, outcomes, folder)})
             stats.rows_done += 1
             stats.images_done += sum(isinstance(outcome, NamedImage) for outcome in outcomes)
@@ -112,7 +116,7 @@ class ImageReader:
 
     def __init__(
         self,
-        config: RunConfig,
+        config: SessionConfig,
         inputs: Inputs,
         folder: FeatureFolder,
         images: ImageLoader,
@@ -149,7 +153,7 @@ class TowerWriter:
     The tower is loaded when the first image needs it.
     """
 
-    def __init__(self, config: RunConfig, inputs: Inputs, folder: FeatureFolder) -> None:
+    def __init__(self, config: SessionConfig, inputs: Inputs, folder: FeatureFolder) -> None:
         self._config = config
         self._inputs = inputs
         self._folder = folder

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.config import RunConfig
+from vlmbatch.config import JobConfig
 from vlmbatch.data.manifest import ManifestInfo
 from vlmbatch.inputs import Inputs
 
@@ -19,13 +19,13 @@ _PIECE_BYTES = 2**16
 _NUM_PIECES = 64
 
 
-def run_settings(config: RunConfig, inputs: Inputs, info: ManifestInfo) -> dict[str, Any]:
+def run_settings(config: JobConfig, inputs: Inputs, info: ManifestInfo) -> dict[str, Any]:
     """Everything that decides the answers, by name, so that a difference can be named.
 
     ``info``: what a scan of the manifest of ``inputs`` has found.
     """
-    limits, root = config.image_limits, config.image_limits.root
-    manifest = config.manifest
+    session, manifest = config.session, config.manifest
+    limits, root = session.image_limits, session.image_limits.root
     # Absent where nobody asks for it, as in runs of versions that had no such options.
     shape: dict[str, Any] = {}
     if manifest.column_prefix:
@@ -46,12 +46,12 @@ def run_settings(config: RunConfig, inputs: Inputs, info: ManifestInfo) -> dict[
         "limit": config.manifest.limit,
         "model": checkpoint_digest(inputs.folder),
         "processor": inputs.processor.settings,
-        "image_input_type": config.image_arguments.image_input_type,
+        "image_input_type": session.image_arguments.image_input_type,
         "sampling": asdict(config.sampling),
         "image_limits": {**asdict(limits), "root": None if root is None else str(root.resolve())},
-        "dtype": config.engine.dtype,
-        "random_weights": config.engine.random_weights,
-        "max_model_len": config.engine.max_model_len,
+        "dtype": session.engine.dtype,
+        "random_weights": session.engine.random_weights,
+        "max_model_len": session.engine.max_model_len,
     }
 
 

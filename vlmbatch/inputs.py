@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vlmbatch.config import RunConfig
+from vlmbatch.config import (
+    JobConfig,
+    ManifestConfig,
+    SamplingParams,
+    SessionConfig,
+    StdoutDestination,
+)
 from vlmbatch.data.features import probe_features
 from vlmbatch.data.images import probe_image
 from vlmbatch.data.manifest import Manifest, open_manifest
@@ -42,14 +48,14 @@ class Inputs(ModelInputs):
     streaming: bool
 
 
-def opening_stage(config: RunConfig) -> str:
+def opening_stage(config: SessionConfig) -> str:
     """What ``open_inputs`` spends its time on, for people."""
     if Path(config.model).expanduser().exists():
         return "reading the manifest"
     return f"fetching {config.model}"  # for minutes, where it is not in the cache
 
 
-def open_model(config: RunConfig) -> ModelInputs:
+def open_model(config: SessionConfig) -> ModelInputs:
     """Read the model's configuration and processor.
 
     Raises:
@@ -73,7 +79,7 @@ def open_model(config: RunConfig) -> ModelInputs:
     return ModelInputs(folder, model, processor)
 
 
-def _image_processor_folder(config: RunConfig) -> Path | None:
+def _image_processor_folder(config: SessionConfig) -> Path | None:
     images = config.image_arguments
     if images.image_input_type == "image_features":
         return None
@@ -87,37 +93,57 @@ def _other_folder(path_or_id: str | None, revision: str | None = None) -> Path |
     return None if path_or_id is None else resolve_model(path_or_id, revision, weights=False)
 
 
-def open_inputs(config: RunConfig) -> Inputs:
+def open_inputs(
+    config: SessionConfig,
+    manifest: ManifestConfig,
+    sampling: SamplingParams | None = None,
+    *,
+    streaming: bool = False,
+) -> Inputs:
     """Read the model's configuration and processor, and open the manifest.
+
+    ``sampling``: of rows that bring none. ``streaming``: see ``Inputs``.
 
     Raises:
         UsageError: model, image arguments or manifest cannot be used.
     """
     opened = open_model(config)
-    streaming = config.manifest.source == "-" and config.output == "-"
-    manifest = open_manifest(
-        config.manifest,
-        config.sampling,
+    rows = open_manifest(
+        manifest,
+        sampling or SamplingParams(),
         streaming=streaming,
-        domains=AllowedDomains.of(config.allowed_domains),
+        domains=AllowedDomains.of(config.image_loading.allowed_domains),
         model=config.model,
     )
-    return Inputs(opened.folder, opened.model, opened.processor, manifest, streaming)
+    return Inputs(opened.folder, opened.model, opened.processor, rows, streaming)
 
 
-def open_images(config: RunConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
+def open_job(config: JobConfig) -> Inputs:
+    """``open_inputs`` of a whole run.
+
+    Raises:
+        UsageError: model, image arguments or manifest cannot be used.
+    """
+    to_stdout = isinstance(config.destination, StdoutDestination)
+    streaming = config.manifest.source == "-" and to_stdout
+    return open_inputs(config.session, config.manifest, config.sampling, streaming=streaming)
+
+
+def open_images(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
     """What decodes images, and fetches them first where hosts are allowed."""
     loader = _open_decoders(config, inputs, num_workers)
-    if not config.allowed_domains:
+    if not config.image_loading.allowed_domains:
         return loader
     from vlmbatch.image_workers.url_loader import UrlLoader
     from vlmbatch.openai.fetch import FetchLimits, ImageFetcher
 
     limits = FetchLimits(max_bytes=min(FetchLimits().max_bytes, config.image_limits.max_bytes))
-    return UrlLoader(loader, ImageFetcher(AllowedDomains.of(config.allowed_domains), limits))
+    return UrlLoader(
+        loader, ImageFetcher(AllowedDomains.of(config.image_loading.allowed_domains), limits)
+    )
 
 
-def _open_decoders(config: RunConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
+def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
     """Processes that decode images, or for none of them this one, which also reads features."""
     limits, processor = config.image_limits, inputs.processor.image_processor
     if processor is None:
@@ -126,10 +152,12 @@ def _open_decoders(config: RunConfig, inputs: ModelInputs, num_workers: int) -> 
         return InProcessLoader(limits, processor)
     slots = 4 * num_workers  # so that workers find another image at hand, also while threads wait
     recent_bytes = HostMemory.divide(config.host_memory).decoded
-    return ImageWorkers(limits, processor, num_workers, config.image_timeout_s, slots, recent_bytes)
+    return ImageWorkers(
+        limits, processor, num_workers, config.image_loading.timeout_s, slots, recent_bytes
+    )
 
 
-def image_prober(config: RunConfig, inputs: ModelInputs) -> Callable[[ImageRef], object]:
+def image_prober(config: SessionConfig, inputs: ModelInputs) -> Callable[[ImageRef], object]:
     """A check of an image by the header of its file alone; it raises RowError.
 
     Nothing is fetched: an image behind a URL passes.

@@ -15,7 +15,7 @@ from typing import Any, Protocol, Self
 import pyarrow as pa
 
 from vlmbatch import __version__
-from vlmbatch.config import RunConfig
+from vlmbatch.config import DurableDestination, FolderDestination, JobConfig
 from vlmbatch.data.finished import finished_counts, finished_results
 from vlmbatch.data.journal_writer import JournalWriter
 from vlmbatch.data.jsonl_writer import JsonlResultWriter, result_line
@@ -144,11 +144,18 @@ class DurableOutput:
     num_known: int
 
     def __init__(
-        self, config: RunConfig, info: ManifestInfo, rows: Rows, settings: dict[str, Any]
+        self,
+        config: JobConfig,
+        destination: DurableDestination,
+        info: ManifestInfo,
+        rows: Rows,
+        settings: dict[str, Any],
     ) -> None:
         self._config = config
+        self._policy = config.policy
+        self._destination = destination
         with ExitStack() as resources:
-            self._work = resources.enter_context(WorkFolder(Path(config.output)))
+            self._work = resources.enter_context(WorkFolder(destination.path))
             self.path = self._work.output
             self._record = self._begin(info, rows, settings)
             self.complete = self._record.state == "complete"
@@ -184,15 +191,15 @@ class DurableOutput:
 
     def _begin(self, info: ManifestInfo, rows: Rows, settings: dict[str, Any]) -> RunRecord:
         """The run to go on with, or a new one in the folder's name."""
-        config, work = self._config, self._work
-        new = RunRecord.new(settings, fingerprint(settings), info.num_rows, _about(config))
-        current = None if config.overwrite else work.current_run()  # it may be past reading
+        policy, work = self._policy, self._work
+        new = RunRecord.new(settings, fingerprint(settings), info.num_rows, self._about())
+        current = None if policy.overwrite else work.current_run()  # it may be past reading
         if current is None:
             paths = [self.path]
             if is_batch_output(self.path):
                 paths.append(errors_path(self.path))
             for path in paths:
-                if not config.overwrite and holds_something(path):
+                if not policy.overwrite and holds_something(path):
                     raise UsageError(
                         f"output {path} exists, and no run on it is known: add --overwrite to "
                         "replace it, or choose another name"
@@ -202,14 +209,27 @@ class DurableOutput:
         unchanged = current.fingerprint == new.fingerprint
         if not unchanged:
             self._check_changes(current, settings)
-        elif config.incremental:  # images are known by the rows' keys alone
+        elif policy.incremental:  # images are known by the rows' keys alone
             answered = current.num_rows if current.state == "complete" else 0
             unchanged = rows_match(work.keys_path(current), rows(), least=answered)
-        if unchanged and not (config.retry_failed and self._has_errors(current)):
+        if unchanged and not (policy.retry_failed and self._has_errors(current)):
             return current
         self._keep_answers(current, new, None if unchanged else rows())
         work.begin(new)  # only now: until here a crash leaves the earlier run as it was
         return new
+
+    def _about(self) -> dict[str, Any]:
+        """What ``vlmbatch status`` shows of a run beside its settings."""
+        destination = self._destination
+        shard_rows = None
+        if isinstance(destination, FolderDestination):
+            shard_rows = destination.shard_rows
+        return {
+            "model": self._config.session.model,
+            "manifest": self._config.manifest.source,
+            "shard_rows": shard_rows,
+            "command": LockHolder.this_process().command,
+        }
 
     def _has_errors(self, record: RunRecord) -> bool:
         """Whether an earlier run has, or may have, error rows."""
@@ -234,7 +254,7 @@ class DurableOutput:
     def _check_changes(self, current: RunRecord, settings: dict[str, Any]) -> None:
         changes = current.changes(settings)
         others = [c for c in changes if c.partition(":")[0] not in _MANIFEST_SETTINGS]
-        if self._config.incremental and not others:
+        if self._policy.incremental and not others:
             return
         hint = "" if others else "--incremental to keep the answers of unchanged rows, or "
         lines = "".join(f"\n  {_explained(change)}" for change in changes)
@@ -259,19 +279,20 @@ class DurableOutput:
         self.num_known = len(self._earlier)
         metadata = {
             "vlmbatch.version": __version__,
-            "vlmbatch.model": self._config.model,
+            "vlmbatch.model": self._config.session.model,
             "vlmbatch.sampling": json.dumps(record.settings["sampling"]),
             "vlmbatch.manifest_sha256": record.settings["manifest"],
             FINGERPRINT_KEY: record.fingerprint,
             RUN_ID_KEY: record.id,
         }
-        if self._config.shard_rows is not None:
+        destination = self._destination
+        if isinstance(destination, FolderDestination):
             self.writer = ShardedParquetWriter(
-                self.path, schema, metadata, self._config.shard_rows, record.num_rows
+                self.path, schema, metadata, destination.shard_rows, record.num_rows
             )
         elif is_batch_output(self.path):
             started = int(datetime.fromisoformat(record.started).timestamp())
-            lines = BatchLines(record.id, started, self._config.model)
+            lines = BatchLines(record.id, started, self._config.session.model)
             self.writer = BatchResultWriter(self.path, lines, work.temporary_output)
         else:
             self.writer = ParquetResultWriter(
@@ -291,13 +312,3 @@ def _explained(change: str) -> str:
     if name in _EXPLANATIONS:
         return f"{_EXPLANATIONS[name]} ({values})"
     return f"{name.removeprefix('processor.')}: {values}"
-
-
-def _about(config: RunConfig) -> dict[str, Any]:
-    """What ``vlmbatch status`` shows of a run beside its settings."""
-    return {
-        "model": config.model,
-        "manifest": config.manifest.source,
-        "shard_rows": config.shard_rows,
-        "command": LockHolder.this_process().command,
-    }

@@ -8,10 +8,15 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vlmbatch.config import RunConfig
+from vlmbatch.config import (
+    FileDestination,
+    JobConfig,
+    ManifestConfig,
+    SessionConfig,
+    StdoutDestination,
+)
 from vlmbatch.cores import default_cpu_threads, default_image_workers
 from vlmbatch.data.finished import finished_counts
 from vlmbatch.data.kept_inputs import InputsWriter
@@ -29,6 +34,7 @@ from vlmbatch.inputs import (
     image_prober,
     open_images,
     open_inputs,
+    open_job,
     opening_stage,
 )
 from vlmbatch.output import DurableOutput, Output, StreamOutput
@@ -50,7 +56,7 @@ _PREPARE_THREADS = 2
 _FETCH_THREADS = 32  # that may wait for images from the network besides
 
 
-def run(config: RunConfig, stats: RunStats) -> None:
+def run(config: JobConfig, stats: RunStats) -> None:
     """Answer every row of the manifest and write the output; ``stats`` tells how it went.
 
     Raises:
@@ -61,11 +67,12 @@ def run(config: RunConfig, stats: RunStats) -> None:
     """
     from vlmbatch.replicas.local import LocalReplica
 
-    stop = StopRequest(config.grace_s, config.deadline_s, config.max_error_rate)
-    if config.output != "-":
-        check_unlocked(Path(config.output))  # before a large manifest is read
-    stats.stage = opening_stage(config)
-    inputs = open_inputs(config)
+    policy = config.policy
+    stop = StopRequest(policy.grace_s, policy.deadline_s, policy.max_error_rate)
+    if not isinstance(config.destination, StdoutDestination):
+        check_unlocked(config.destination.path)  # before a large manifest is read
+    stats.stage = opening_stage(config.session)
+    inputs = open_job(config)
     with open_output(config, inputs, stats) as output:
         if isinstance(output, DurableOutput) and output.complete:
             earlier = finished_counts(output.path)
@@ -75,8 +82,8 @@ def run(config: RunConfig, stats: RunStats) -> None:
         else:
             stats.rows_earlier = output.num_known
             stats.stage = "loading the model"
-            with closing(start_images(config, inputs)) as images:
-                engine = load_engine(config, inputs)
+            with closing(start_images(config.session, inputs)) as images:
+                engine = load_engine(config.session, inputs)
                 freeze_loaded(engine)
                 replica = LocalReplica(engine, inputs.processor.tokenizer)
                 answer_manifest(config, inputs, replica, images, output, stats, stop)
@@ -84,7 +91,7 @@ def run(config: RunConfig, stats: RunStats) -> None:
 
 
 def answer_manifest(
-    config: RunConfig,
+    config: JobConfig,
     inputs: Inputs,
     replica: Replica,
     images: ImageLoader,
@@ -106,7 +113,7 @@ def answer_manifest(
 
     stats.stage = "answering"
     tokenizer = inputs.processor.tokenizer
-    memory = HostMemory.divide(config.host_memory)
+    memory = HostMemory.divide(config.session.host_memory)
     groups = None
     if (last_uses := inputs.manifest.last_image_uses) is not None:
         groups = RowGroups(last_uses, Spill(memory.rows, output.folder), memory.encoded)
@@ -114,7 +121,8 @@ def answer_manifest(
         feed = RowFeed(
             output.watch(inputs.manifest.rows()),
             partial(start_preparing, processor=inputs.processor, loader=images, known=output.known),
-            threads=_PREPARE_THREADS + (_FETCH_THREADS if config.allowed_domains else 0),
+            threads=_PREPARE_THREADS
+            + (_FETCH_THREADS if config.session.image_loading.allowed_domains else 0),
             depth=config.queue_rows,
             window=memory.window_rows,
             max_bytes=memory.encoded,
@@ -142,36 +150,37 @@ def answer_manifest(
         raise stopped
 
 
-def open_output(config: RunConfig, inputs: Inputs, stats: RunStats) -> Output:
+def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
     """The output as the manifest's columns and the run's settings shape it."""
     is_batch = inputs.manifest.format == "openai"
-    lines = BatchLines.new(config.model) if is_batch else None
+    lines = BatchLines.new(config.session.model) if is_batch else None
     prefix = config.manifest.column_prefix or ""
     if inputs.streaming:
         return StreamOutput(lines, prefix)
     stats.stage = "reading the manifest"
     info = inputs.manifest.scan()
     stats.rows_total = info.num_rows
-    if config.output == "-":
+    destination = config.destination
+    if isinstance(destination, StdoutDestination):
         return StreamOutput(lines, prefix)
-    wants_batch = config.shard_rows is None and is_batch_output(Path(config.output))
+    wants_batch = isinstance(destination, FileDestination) and is_batch_output(destination.path)
     if wants_batch and info.num_rows and not is_batch:
         raise UsageError(
-            f"output {config.output}: {config.manifest.source} does not hold OpenAI's batch "
+            f"output {destination}: {config.manifest.source} does not hold OpenAI's batch "
             "requests, and JSONL files are written for these alone: choose a name that ends in "
             ".parquet, a folder, or - for JSONL on standard output"
         )
     settings = run_settings(config, inputs, info)
-    return DurableOutput(config, info, inputs.manifest.rows, settings)
+    return DurableOutput(config, destination, info, inputs.manifest.rows, settings)
 
 
-def start_images(config: RunConfig, inputs: ModelInputs) -> ImageLoader:
+def start_images(config: SessionConfig, inputs: ModelInputs) -> ImageLoader:
     """What decodes images beside an engine that is yet to be loaded: processes start meanwhile.
 
     Raises:
         ConfigError: the device is not to be had here.
     """
-    num_workers = config.image_workers
+    num_workers = config.image_loading.workers
     if num_workers is None:
         from vlmbatch.engine.loading import resolve_device
 
@@ -180,7 +189,7 @@ def start_images(config: RunConfig, inputs: ModelInputs) -> ImageLoader:
     return open_images(config, inputs, num_workers)
 
 
-def load_engine(config: RunConfig, inputs: ModelInputs) -> Engine:
+def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
     """Load the weights onto the device and build the engine around them."""
     from vlmbatch.engine.loading import build_engine
 
@@ -206,7 +215,11 @@ def freeze_loaded(engine: Engine) -> None:
 
 
 def validate(
-    config: RunConfig, stats: RunStats, *, decode_images: bool = False
+    config: SessionConfig,
+    manifest: ManifestConfig,
+    stats: RunStats,
+    *,
+    decode_images: bool = False,
 ) -> Iterator[tuple[Row, RowError | None]]:
     """Check every row as ``run`` would, without weights or torch; yields each with its error.
 
@@ -214,7 +227,7 @@ def validate(
         UsageError: model, image arguments or manifest cannot be used.
     """
     stats.stage = opening_stage(config)
-    inputs = open_inputs(config)
+    inputs = open_inputs(config, manifest, streaming=manifest.source == "-")
     stats.stage = "reading the manifest"
     if not inputs.streaming:
         stats.rows_total = inputs.manifest.scan().num_rows
@@ -223,7 +236,7 @@ def validate(
     if not decode_images:
         yield from validate_rows(rows, processor, image_prober(config, inputs))
         return
-    num_workers = config.image_workers
+    num_workers = config.image_loading.workers
     if num_workers is None:
         num_workers = default_image_workers(engine_on_cpu=False)
     images = open_images(config, inputs, num_workers)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vlmbatch import LLM, SamplingParams
-from vlmbatch.config import RunConfig
+from vlmbatch.config import SessionConfig
 from vlmbatch.errors import ConfigError
 
 
@@ -45,7 +45,7 @@ def test_every_argument_of_the_model_is_looked_at() -> None:
 @given(st.sampled_from(sorted(TAKEN)), ANYTHING)
 @settings(deadline=None)
 def test_arguments_of_the_model_have_their_types_or_are_refused(name: str, value: Any) -> None:
-    def open_model(config: RunConfig) -> NoReturn:
+    def open_model(config: SessionConfig) -> NoReturn:
         raise OpenedError
 
     with pytest.MonkeyPatch.context() as patch:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from vlmbatch.bench import setup
-from vlmbatch.bench.setup import BenchConfig, make_jobs, resolve_bench_model
+from vlmbatch.bench.config import BenchConfig
+from vlmbatch.bench.setup import make_jobs, resolve_bench_model
 from vlmbatch.bench.workloads import WORKLOADS, Workload
 from vlmbatch.errors import ConfigError
 

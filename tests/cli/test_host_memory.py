@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-import typer
 from command_line import Run
 
-from vlmbatch.commands.values import parse_size
+from vlmbatch.config.units import parse_size
+from vlmbatch.errors import ConfigError
 
 RUN = ("run", "m.jsonl", "-m", "x", "-o", "out.parquet")
 
@@ -17,7 +17,6 @@ RUN = ("run", "m.jsonl", "-m", "x", "-o", "out.parquet")
 @pytest.mark.parametrize(
     ("text", "size"),
     [
-        (None, None),
         ("1073741824", 2**30),
         ("4GiB", 4 * 2**30),
         ("4g", 4 * 2**30),
@@ -29,13 +28,13 @@ RUN = ("run", "m.jsonl", "-m", "x", "-o", "out.parquet")
         ("100B", 100),
     ],
 )
-def test_a_size(text: str | None, size: int | None) -> None:
+def test_a_size(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "GiB", "-1G", "4X", "1e9", "4iB", "nan", "4 G B", "4GiBs"])
 def test_no_size(text: str) -> None:
-    with pytest.raises(typer.BadParameter) as caught:
+    with pytest.raises(ConfigError) as caught:
         parse_size(text)
     assert f'such as 4GiB or 512MiB, got "{text}"' in str(caught.value)
 
@@ -44,7 +43,7 @@ def test_no_size(text: str) -> None:
 def test_from_a_file(job: Run, tmp_path: Path, line: str) -> None:
     (tmp_path / "job.toml").write_text(line + "\n")
     done = job("show_config", *RUN, "--config", "job.toml")
-    assert json.loads(done.stdout)["host_memory"] == 2**31
+    assert json.loads(done.stdout)["session"]["host_memory"] == 2**31
 
 
 @pytest.mark.parametrize(

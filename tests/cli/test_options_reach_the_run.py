@@ -14,20 +14,20 @@ import typer.main
 from in_process import call
 
 from vlmbatch.cli import app
-from vlmbatch.config import RunConfig
+from vlmbatch.config import JobConfig
 from vlmbatch.stats import RunStats
 
 RUN = ("run", "m.jsonl", "-m", "x", "-o", "out.parquet", "-q")
 # A later --model or --output replaces that of RUN.
 REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
-    (("--output", "other.parquet"), {"output": "other.parquet"}),
-    (("--shard-rows", "7"), {"shard_rows": 7}),
-    (("--overwrite",), {"overwrite": True}),
-    (("--retry-failed",), {"retry_failed": True}),
-    (("--incremental",), {"incremental": True}),
-    (("--grace", "1m"), {"grace_s": 60.0}),
-    (("--deadline", "2h"), {"deadline_s": 7200.0}),
-    (("--max-error-rate", "5%"), {"max_error_rate": 0.05}),
+    (("--output", "other.parquet"), {"destination.path": Path("other.parquet")}),
+    (("--shard-rows", "7"), {"destination.shard_rows": 7}),
+    (("--overwrite",), {"policy.overwrite": True}),
+    (("--retry-failed",), {"policy.retry_failed": True}),
+    (("--incremental",), {"policy.incremental": True}),
+    (("--grace", "1m"), {"policy.grace_s": 60.0}),
+    (("--deadline", "2h"), {"policy.deadline_s": 7200.0}),
+    (("--max-error-rate", "5%"), {"policy.max_error_rate": 0.05}),
     (("--limit", "7"), {"manifest.limit": 7}),
     (("--prompt-column", "q"), {"manifest.prompt_column": "q"}),
     (("--image-column", "photo"), {"manifest.image_column": "photo"}),
@@ -35,41 +35,44 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--column-prefix", "out_"), {"manifest.column_prefix": "out_"}),
     (("--keep-inputs",), {"manifest.keep_inputs": True}),
     (("--format", "openai"), {"manifest.format": "openai"}),
-    (("--allow-domain", "a.example"), {"allowed_domains": ("a.example",)}),
-    (("--model", "other"), {"model": "other"}),
-    (("--revision", "v2"), {"revision": "v2"}),
-    (("--tokenizer", "other"), {"tokenizer": "other"}),
-    (("--dtype", "float16"), {"engine.dtype": "float16"}),
-    (("--device", "cpu"), {"engine.device": "cpu"}),
-    (("--attention-backend", "torch"), {"engine.attention_backend": "torch"}),
+    (("--allow-domain", "a.example"), {"session.image_loading.allowed_domains": ("a.example",)}),
+    (("--model", "other"), {"session.model": "other"}),
+    (("--revision", "v2"), {"session.revision": "v2"}),
+    (("--tokenizer", "other"), {"session.tokenizer": "other"}),
+    (("--dtype", "float16"), {"session.engine.dtype": "float16"}),
+    (("--device", "cpu"), {"session.engine.device": "cpu"}),
+    (("--attention-backend", "torch"), {"session.engine.attention_backend": "torch"}),
     (
         ("--image-input-type", "image_features"),
-        {"image_arguments.image_input_type": "image_features"},
+        {"session.image_arguments.image_input_type": "image_features"},
     ),
-    (("--image-processor", "other"), {"image_arguments.image_processor": "other"}),
-    (("--image-processor-revision", "v2"), {"image_arguments.image_processor_revision": "v2"}),
+    (("--image-processor", "other"), {"session.image_arguments.image_processor": "other"}),
+    (
+        ("--image-processor-revision", "v2"),
+        {"session.image_arguments.image_processor_revision": "v2"},
+    ),
     (
         ("--disable-image-processor", "--image-input-type", "image_features"),
         {
-            "image_arguments.disable_image_processor": True,
-            "image_arguments.image_input_type": "image_features",
+            "session.image_arguments.disable_image_processor": True,
+            "session.image_arguments.image_input_type": "image_features",
         },
     ),
-    (("--image-token-id", "7"), {"image_arguments.image_token_id": 7}),
+    (("--image-token-id", "7"), {"session.image_arguments.image_token_id": 7}),
     (
         ("--image-input-shape", "1,3,80,90"),
-        {"image_arguments.image_input_shape": (1, 3, 80, 90)},
+        {"session.image_arguments.image_input_shape": (1, 3, 80, 90)},
     ),
-    (("--image-feature-size", "7"), {"image_arguments.image_feature_size": 7}),
-    (("--strict-image-tokens",), {"image_arguments.strict_image_tokens": True}),
-    (("--image-root", "images"), {"image_limits.root": Path("images")}),
-    (("--max-image-pixels", "7"), {"image_limits.max_pixels": 7}),
-    (("--image-workers", "0"), {"image_workers": 0}),
-    (("--image-timeout", "7.5"), {"image_timeout_s": 7.5}),
-    (("--chat",), {"prompt.chat": True}),
-    (("--chat-template", "t.jinja"), {"prompt.chat_template": Path("t.jinja")}),
-    (("--prompt-template", "Q: {prompt}"), {"prompt.prompt_template": "Q: {prompt}"}),
-    (("--system-prompt", "Be brief."), {"prompt.system_prompt": "Be brief."}),
+    (("--image-feature-size", "7"), {"session.image_arguments.image_feature_size": 7}),
+    (("--strict-image-tokens",), {"session.image_arguments.strict_image_tokens": True}),
+    (("--image-root", "images"), {"session.image_limits.root": Path("images")}),
+    (("--max-image-pixels", "7"), {"session.image_limits.max_pixels": 7}),
+    (("--image-workers", "0"), {"session.image_loading.workers": 0}),
+    (("--image-timeout", "7.5"), {"session.image_loading.timeout_s": 7.5}),
+    (("--chat",), {"session.prompt.chat": True}),
+    (("--chat-template", "t.jinja"), {"session.prompt.chat_template": Path("t.jinja")}),
+    (("--prompt-template", "Q: {prompt}"), {"session.prompt.prompt_template": "Q: {prompt}"}),
+    (("--system-prompt", "Be brief."), {"session.prompt.system_prompt": "Be brief."}),
     (("--max-tokens", "7"), {"sampling.max_tokens": 7}),
     (("--temperature", "0.5"), {"sampling.temperature": 0.5}),
     (("--top-p", "0.5"), {"sampling.top_p": 0.5}),
@@ -78,12 +81,12 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--stop-token-id", "7"), {"sampling.stop_token_ids": (7,)}),
     (("--seed", "7"), {"sampling.seed": 7}),
     (("--ignore-eos",), {"sampling.ignore_eos": True}),
-    (("--max-num-seqs", "7"), {"engine.max_num_seqs": 7}),
-    (("--max-batched-tokens", "7"), {"engine.max_batched_tokens": 7}),
-    (("--kv-cache-tokens", "7"), {"engine.kv_cache_tokens": 7}),
-    (("--max-model-len", "7"), {"engine.max_model_len": 7}),
-    (("--no-prefix-caching",), {"engine.enable_prefix_caching": False}),
-    (("--host-memory", "4GiB"), {"host_memory": 4 * 2**30}),
+    (("--max-num-seqs", "7"), {"session.engine.max_num_seqs": 7}),
+    (("--max-batched-tokens", "7"), {"session.engine.max_batched_tokens": 7}),
+    (("--kv-cache-tokens", "7"), {"session.engine.kv_cache_tokens": 7}),
+    (("--max-model-len", "7"), {"session.engine.max_model_len": 7}),
+    (("--no-prefix-caching",), {"session.engine.enable_prefix_caching": False}),
+    (("--host-memory", "4GiB"), {"session.host_memory": 4 * 2**30}),
 ]
 # What is printed, and the file of options.
 REACH_NO_RUN = {
@@ -93,11 +96,11 @@ REACH_NO_RUN = {
 
 
 @pytest.fixture
-def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[RunConfig]]:
+def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[JobConfig]]:
     """The configurations that reach the job."""
-    configs: list[RunConfig] = []
+    configs: list[JobConfig] = []
 
-    def job(config: RunConfig, stats: RunStats) -> None:
+    def job(config: JobConfig, stats: RunStats) -> None:
         configs.append(config)
 
     module = ModuleType("vlmbatch.run")
@@ -120,12 +123,14 @@ def fields(value: object, prefix: str = "") -> dict[str, Any]:
 
 @pytest.mark.parametrize(("arguments", "expected"), REACHES, ids=lambda value: "".join(value)[:30])
 def test_an_option_changes_its_own_field(
-    seen: list[RunConfig], arguments: tuple[str, ...], expected: dict[str, Any]
+    seen: list[JobConfig], arguments: tuple[str, ...], expected: dict[str, Any]
 ) -> None:
     assert call(RUN) == 0
     assert call([*RUN, *arguments]) == 0
     before, after = map(fields, seen)
-    assert {name: after[name] for name in after if after[name] != before[name]} == expected
+    assert {
+        name: value for name, value in after.items() if value != before.get(name, ...)
+    } == expected
 
 
 def test_every_option_is_in_the_table() -> None:

@@ -86,4 +86,4 @@ def test_a_bad_variable_is_named(job: Run) -> None:
 
 
 def test_standard_input_needs_no_output_option(job: Run) -> None:
-    assert '"output": "-"' in job("show_config", "run", "-", *MODEL).stdout
+    assert '"destination": {},' in job("show_config", "run", "-", *MODEL).stdout

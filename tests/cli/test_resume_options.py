@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from command_line import Run
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmbatch.commands.values import parse_duration, parse_share
+from vlmbatch.config.units import parse_duration, parse_share
+from vlmbatch.errors import ConfigError
 
 RUN = ("run", "m.jsonl", "-m", "x", "-o", "out.parquet")
 
@@ -20,7 +20,6 @@ RUN = ("run", "m.jsonl", "-m", "x", "-o", "out.parquet")
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
-        (None, None),
         ("90", 90),
         ("0", 0),
         ("1.5", 1.5),
@@ -33,13 +32,13 @@ RUN = ("run", "m.jsonl", "-m", "x", "-o", "out.parquet")
         ("0.5h", 1800),
     ],
 )
-def test_a_time(text: str | None, seconds: float | None) -> None:
+def test_a_time(text: str, seconds: float) -> None:
     assert parse_duration(text) == seconds
 
 
 @pytest.mark.parametrize("text", ["", "2x", "h", "2h3", "-5", "1e3", "nan", "inf", "1 h", "2:00"])
 def test_no_time(text: str) -> None:
-    with pytest.raises(typer.BadParameter) as caught:
+    with pytest.raises(ConfigError) as caught:
         parse_duration(text)
     assert f'2h or 1h30m, got "{text}"' in str(caught.value)
 
@@ -54,48 +53,48 @@ def test_a_time_is_the_sum_of_its_parts(days: int, hours: int, minutes: int, s: 
 
 @pytest.mark.parametrize(
     ("text", "share"),
-    [(None, None), ("5%", 0.05), ("0.05", 0.05), ("0", 0), ("100%", 1), ("1", 1), ("2.5 %", 0.025)],
+    [("5%", 0.05), ("0.05", 0.05), ("0", 0), ("100%", 1), ("1", 1), ("2.5 %", 0.025)],
 )
-def test_a_share(text: str | None, share: float | None) -> None:
-    assert parse_share(text) == (None if share is None else pytest.approx(share))
+def test_a_share(text: str, share: float) -> None:
+    assert parse_share(text) == pytest.approx(share)
 
 
 @pytest.mark.parametrize("text", ["", "%", "5", "101%", "-1%", "nan", "inf%", "5%%", "five"])
 def test_no_share(text: str) -> None:
-    with pytest.raises(typer.BadParameter) as caught:
+    with pytest.raises(ConfigError) as caught:
         parse_share(text)
     assert f'such as 5% or 0.05, got "{text}"' in str(caught.value)
 
 
-def shown_config(job: Run, *arguments: str, **variables: str) -> dict[str, Any]:
+def shown_policy(job: Run, *arguments: str, **variables: str) -> dict[str, Any]:
     done = job("show_config", *RUN, *arguments, **variables)
     assert done.returncode in (0, 1), done.stderr
-    config: dict[str, Any] = json.loads(done.stdout)
-    return config
+    policy: dict[str, Any] = json.loads(done.stdout)["policy"]
+    return policy
 
 
 def test_from_flags(job: Run) -> None:
-    config = shown_config(
+    policy = shown_policy(
         job,
         *("--deadline", "2h", "--grace", "1m", "--max-error-rate", "5%"),
         "--retry-failed",
     )
-    assert (config["deadline_s"], config["grace_s"], config["max_error_rate"]) == (7200, 60, 0.05)
-    assert config["retry_failed"] and not config["overwrite"]
+    assert (policy["deadline_s"], policy["grace_s"], policy["max_error_rate"]) == (7200, 60, 0.05)
+    assert policy["retry_failed"] and not policy["overwrite"]
 
 
 def test_from_the_environment_and_a_file(job: Run, tmp_path: Path) -> None:
     (tmp_path / "job.toml").write_text('grace = 5\ndeadline = "45m"\nmax_error_rate = 0.1\n')
-    config = shown_config(job, "--config", "job.toml", VLMBATCH_GRACE="7s")
-    assert (config["deadline_s"], config["grace_s"], config["max_error_rate"]) == (2700, 7, 0.1)
+    policy = shown_policy(job, "--config", "job.toml", VLMBATCH_GRACE="7s")
+    assert (policy["deadline_s"], policy["grace_s"], policy["max_error_rate"]) == (2700, 7, 0.1)
 
 
 def test_resume_is_the_default_and_undoes_overwrite(job: Run, tmp_path: Path) -> None:
-    config = shown_config(job)
-    assert (config["overwrite"], config["deadline_s"], config["grace_s"]) == (False, None, 20)
+    policy = shown_policy(job)
+    assert (policy["overwrite"], policy["deadline_s"], policy["grace_s"]) == (False, None, 20)
     (tmp_path / "job.toml").write_text("overwrite = true\n")
-    assert shown_config(job, "--config", "job.toml")["overwrite"]
-    assert not shown_config(job, "--config", "job.toml", "--resume")["overwrite"]
+    assert shown_policy(job, "--config", "job.toml")["overwrite"]
+    assert not shown_policy(job, "--config", "job.toml", "--resume")["overwrite"]
 
 
 @pytest.mark.parametrize(
@@ -112,7 +111,9 @@ def test_a_file_or_a_folder_of_shards(
     job: Run, output: str, options: tuple[str, ...], shard_rows: int | None
 ) -> None:
     done = job("show_config", "run", "m.jsonl", "-m", "x", "-o", output, *options)
-    assert json.loads(done.stdout)["shard_rows"] == shard_rows
+    destination = json.loads(done.stdout)["destination"]
+    assert destination["path"] == output.rstrip("/")
+    assert destination.get("shard_rows") == shard_rows
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,9 @@ import pytest
 from command_line import Run
 from in_process import call
 
+from vlmbatch.commands.config_file import load_settings
+from vlmbatch.config.shipped import find_chat_template, find_config
 from vlmbatch.errors import ConfigError
-from vlmbatch.settings import load_settings
-from vlmbatch.shipped import find_chat_template, find_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 CONFIG_NAMES = sorted(path.stem for path in CONFIGS.glob("*.toml"))

@@ -14,11 +14,9 @@ from real_command import run
 
 from vlmbatch.config import (
     EngineConfig,
-    ImageArguments,
     ManifestConfig,
-    PromptConfig,
-    RunConfig,
     SamplingParams,
+    SessionConfig,
 )
 from vlmbatch.image_workers.loader import InProcessLoader
 from vlmbatch.prepare import prepare
@@ -86,17 +84,10 @@ def huggingface_tokens(manifest: Path) -> list[list[int]]:
     return result
 
 
-def open_manifest_inputs(manifest: Path, engine: EngineConfig) -> tuple[RunConfig, Inputs]:
-    config = RunConfig(
-        model=str(MODEL),
-        manifest=ManifestConfig(str(manifest)),
-        output="-",
-        sampling=SamplingParams(max_tokens=MAX_TOKENS),
-        engine=engine,
-        image_arguments=ImageArguments(),
-        prompt=PromptConfig(),
-    )
-    return config, open_inputs(config)
+def open_manifest_inputs(manifest: Path, engine: EngineConfig) -> tuple[SessionConfig, Inputs]:
+    config = SessionConfig(str(MODEL), engine=engine)
+    sampling = SamplingParams(max_tokens=MAX_TOKENS)
+    return config, open_inputs(config, ManifestConfig(str(manifest)), sampling)
 
 
 def engine_tokens(manifest: Path, engine_config: EngineConfig) -> list[list[int]]:

@@ -16,16 +16,22 @@ from typing import Any, NamedTuple
 import pytest
 from model_folder import IMAGE_SIZE, SPECIAL_TOKENS, make_model_folder
 
-from vlmbatch.config import ManifestConfig, PromptConfig, RunConfig
+from vlmbatch.config import (
+    FileDestination,
+    JobConfig,
+    ManifestConfig,
+    PromptConfig,
+    SessionConfig,
+)
 from vlmbatch.fingerprint import checkpoint_digest, fingerprint, run_settings
-from vlmbatch.inputs import open_inputs
+from vlmbatch.inputs import open_job
 
 MEBIBYTE = 2**20
 TEMPLATE = "{% for message in messages %}Q: {{ message.content }} {% endfor %}A:"
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> RunConfig:
+def job(tmp_path: Path) -> JobConfig:
     """A run on a manifest with an image; beside it folders and files that are others."""
     for name in ("model", "other"):
         folder = make_model_folder(tmp_path / name)
@@ -44,17 +50,19 @@ def job(tmp_path: Path) -> RunConfig:
     lines = [json.dumps({**row, "key": number}) for number in range(3)]
     (tmp_path / "m.jsonl").write_text("\n".join(lines))
     (tmp_path / "other.jsonl").write_text('{"prompt": "<image>y", "image": "a.png"}\n' * 3)
-    return RunConfig(
-        str(tmp_path / "model"), ManifestConfig(str(tmp_path / "m.jsonl")), "o.parquet"
+    return JobConfig(
+        SessionConfig(str(tmp_path / "model")),
+        ManifestConfig(str(tmp_path / "m.jsonl")),
+        FileDestination(Path("o.parquet")),
     )
 
 
-def settings_of(config: RunConfig) -> dict[str, Any]:
-    inputs = open_inputs(config)
+def settings_of(config: JobConfig) -> dict[str, Any]:
+    inputs = open_job(config)
     return run_settings(config, inputs, inputs.manifest.scan())
 
 
-def of(config: RunConfig) -> str:
+def of(config: JobConfig) -> str:
     return fingerprint(settings_of(config))
 
 
@@ -84,8 +92,8 @@ class Change(NamedTuple):
 
 
 DECIDES = {
-    "model": Change("other"),
-    "tokenizer": Change("other"),
+    "session.model": Change("other"),
+    "session.tokenizer": Change("other"),
     "manifest.source": Change("other.jsonl"),
     "manifest.prompt_column": Change("question"),
     "manifest.image_column": Change("picture"),
@@ -102,19 +110,19 @@ DECIDES = {
     "sampling.stop": Change(("x",)),
     "sampling.stop_token_ids": Change((9,)),
     "sampling.ignore_eos": Change(True),
-    "engine.dtype": Change("float16"),
-    "engine.max_model_len": Change(99),
-    "engine.random_weights": Change(True),
-    "image_arguments.image_input_type": Change("image_features"),
-    "image_arguments.strict_image_tokens": Change(True),
-    "image_arguments.image_processor": Change("other"),
-    "image_limits.max_pixels": Change(99),
-    "image_limits.max_bytes": Change(99),
-    "image_limits.root": Change(Path("images")),
-    "prompt.chat": Change(True, beside={"prompt.chat_template": Path("own.jinja")}),
-    "prompt.chat_template": Change(Path("own.jinja")),
-    "prompt.prompt_template": Change("{prompt}?"),
-    "prompt.system_prompt": Change("Be brief.", beside={"prompt.chat": True}),
+    "session.engine.dtype": Change("float16"),
+    "session.engine.max_model_len": Change(99),
+    "session.engine.random_weights": Change(True),
+    "session.image_arguments.image_input_type": Change("image_features"),
+    "session.image_arguments.strict_image_tokens": Change(True),
+    "session.image_arguments.image_processor": Change("other"),
+    "session.image_limits.max_pixels": Change(99),
+    "session.image_limits.max_bytes": Change(99),
+    "session.image_limits.root": Change(Path("images")),
+    "session.prompt.chat": Change(True, beside={"session.prompt.chat_template": Path("own.jinja")}),
+    "session.prompt.chat_template": Change(Path("own.jinja")),
+    "session.prompt.prompt_template": Change("{prompt}?"),
+    "session.prompt.system_prompt": Change("Be brief.", beside={"session.prompt.chat": True}),
 }
 
 _MUST_AGREE = "a value that contradicts the model's, which is of the fingerprint, is refused"
@@ -125,48 +133,49 @@ _WHICH_ROWS = "it changes which rows are answered now, not what an answer is"
 _ERRORS = "it decides whether a row is an error, which --retry-failed is for"
 
 DECIDES_NOTHING = {
-    "revision": Change("v2", _BY_CONTENT),
-    "image_arguments.image_processor_revision": Change("v2", _BY_CONTENT),
-    "image_arguments.image_token_id": Change(SPECIAL_TOKENS.index("<image>"), _MUST_AGREE),
-    "image_arguments.image_input_shape": Change((1, 3, IMAGE_SIZE, IMAGE_SIZE), _MUST_AGREE),
-    "image_arguments.image_feature_size": Change(4, _MUST_AGREE),
-    "image_arguments.disable_image_processor": Change(
+    "session.revision": Change("v2", _BY_CONTENT),
+    "session.image_arguments.image_processor_revision": Change("v2", _BY_CONTENT),
+    "session.image_arguments.image_token_id": Change(SPECIAL_TOKENS.index("<image>"), _MUST_AGREE),
+    "session.image_arguments.image_input_shape": Change(
+        (1, 3, IMAGE_SIZE, IMAGE_SIZE), _MUST_AGREE
+    ),
+    "session.image_arguments.image_feature_size": Change(4, _MUST_AGREE),
+    "session.image_arguments.disable_image_processor": Change(
         True,
         "features need no image processor, and with images it is refused",
-        {"image_arguments.image_input_type": "image_features"},
+        {"session.image_arguments.image_input_type": "image_features"},
     ),
-    "engine.device": Change("cpu", _ROUNDING),
-    "engine.attention_backend": Change("torch", _ROUNDING),
-    "engine.max_num_seqs": Change(9, _ROUNDING),
-    "engine.max_batched_tokens": Change(99, _ROUNDING),
-    "engine.kv_cache_tokens": Change(999, _ROUNDING),
-    "engine.enable_prefix_caching": Change(False, _ROUNDING),
-    "engine.cuda_graphs": Change(False, _ROUNDING),
-    "engine.overlap_prefill": Change(False, _ROUNDING),
-    "engine.cpu_threads": Change(1, _ROUNDING),
+    "session.engine.device": Change("cpu", _ROUNDING),
+    "session.engine.attention_backend": Change("torch", _ROUNDING),
+    "session.engine.max_num_seqs": Change(9, _ROUNDING),
+    "session.engine.max_batched_tokens": Change(99, _ROUNDING),
+    "session.engine.kv_cache_tokens": Change(999, _ROUNDING),
+    "session.engine.enable_prefix_caching": Change(False, _ROUNDING),
+    "session.engine.cuda_graphs": Change(False, _ROUNDING),
+    "session.engine.overlap_prefill": Change(False, _ROUNDING),
+    "session.engine.cpu_threads": Change(1, _ROUNDING),
     "manifest.max_line_bytes": Change(999, _ERRORS),
-    "allowed_domains": Change(("example.org",), _ERRORS),
-    "image_timeout_s": Change(9.0, _ERRORS),
-    "max_error_rate": Change(0.5, _WHICH_ROWS),
-    "retry_failed": Change(True, _WHICH_ROWS),
-    "incremental": Change(True, _WHICH_ROWS),
-    "overwrite": Change(True, "it begins another run whatever the fingerprint is"),
-    "output": Change("other.parquet", "the work folder is the output's own"),
-    "shard_rows": Change(9, "the shards that are written are compared with it"),
-    "grace_s": Change(9.0, _WHICH_ROWS),
-    "deadline_s": Change(9.0, _WHICH_ROWS),
-    "image_workers": Change(9, _PACE),
+    "session.image_loading.allowed_domains": Change(("example.org",), _ERRORS),
+    "session.image_loading.timeout_s": Change(9.0, _ERRORS),
+    "policy.max_error_rate": Change(0.5, _WHICH_ROWS),
+    "policy.retry_failed": Change(True, _WHICH_ROWS),
+    "policy.incremental": Change(True, _WHICH_ROWS),
+    "policy.overwrite": Change(True, "it begins another run whatever the fingerprint is"),
+    "destination.path": Change(Path("other.parquet"), "the work folder is the output's own"),
+    "policy.grace_s": Change(9.0, _WHICH_ROWS),
+    "policy.deadline_s": Change(9.0, _WHICH_ROWS),
+    "session.image_loading.workers": Change(9, _PACE),
     "queue_rows": Change(9, _PACE),
-    "host_memory": Change(2**30, _PACE),
+    "session.host_memory": Change(2**30, _PACE),
 }
 
 
-def test_every_field_decides_answers_or_says_why_not(job: RunConfig) -> None:
+def test_every_field_decides_answers_or_says_why_not(job: JobConfig) -> None:
     assert sorted([*DECIDES, *DECIDES_NOTHING]) == sorted(leaves(job))
     assert all(change.reason for change in DECIDES_NOTHING.values())
 
 
-def before_and_after(job: RunConfig, name: str, change: Change) -> tuple[RunConfig, RunConfig]:
+def before_and_after(job: JobConfig, name: str, change: Change) -> tuple[JobConfig, JobConfig]:
     folder = Path(job.manifest.source).parent
     before = job
     for other, value in change.beside.items():
@@ -182,13 +191,13 @@ def placed(value: Any, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("name", DECIDES)
-def test_what_decides_answers_makes_another_run(job: RunConfig, name: str) -> None:
+def test_what_decides_answers_makes_another_run(job: JobConfig, name: str) -> None:
     before, after = before_and_after(job, name, DECIDES[name])
     assert of(before) != of(after)
 
 
 @pytest.mark.parametrize("name", DECIDES_NOTHING)
-def test_what_does_not_leaves_it_the_same_run(job: RunConfig, name: str) -> None:
+def test_what_does_not_leaves_it_the_same_run(job: JobConfig, name: str) -> None:
     before, after = before_and_after(job, name, DECIDES_NOTHING[name])
     assert before != after and of(before) == of(after)
 
@@ -212,9 +221,9 @@ def edit_json(path: Path, **values: Any) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_another_file_of_the_model_makes_another_run(job: RunConfig, name: str) -> None:
+def test_another_file_of_the_model_makes_another_run(job: JobConfig, name: str) -> None:
     before = of(job)
-    FILES[name](Path(job.model) / name)
+    FILES[name](Path(job.session.model) / name)
     assert of(job) != before
 
 
@@ -228,16 +237,16 @@ def test_another_file_of_the_model_makes_another_run(job: RunConfig, name: str) 
     ],
 )
 def test_another_file_of_another_folder_makes_another_run(
-    job: RunConfig, tmp_path: Path, name: str, change: dict[str, Any]
+    job: JobConfig, tmp_path: Path, name: str, change: dict[str, Any]
 ) -> None:
-    job = changed(job, "tokenizer", str(tmp_path / "other"))
-    job = changed(job, "image_arguments.image_processor", str(tmp_path / "other"))
+    job = changed(job, "session.tokenizer", str(tmp_path / "other"))
+    job = changed(job, "session.image_arguments.image_processor", str(tmp_path / "other"))
     before = of(job)
     edit_json(tmp_path / "other" / name, **change)
     assert of(job) != before
 
 
-def test_a_template_is_known_by_its_content(job: RunConfig, tmp_path: Path) -> None:
+def test_a_template_is_known_by_its_content(job: JobConfig, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "own.jinja", tmp_path / "copy.jinja")
     first, second = (
         replace(job, prompt=PromptConfig(chat_template=tmp_path / f"{name}.jinja"))
@@ -249,14 +258,14 @@ def test_a_template_is_known_by_its_content(job: RunConfig, tmp_path: Path) -> N
 
 
 def test_copies_of_model_and_tokenizer_leave_it_the_same_run(
-    job: RunConfig, tmp_path: Path
+    job: JobConfig, tmp_path: Path
 ) -> None:
-    shutil.copytree(job.model, tmp_path / "copy")
+    shutil.copytree(job.session.model, tmp_path / "copy")
     copy = str(tmp_path / "copy")
     assert of(job) == of(replace(job, model=copy)) == of(replace(job, tokenizer=copy))
 
 
-def image_bases(job: RunConfig, tmp_path: Path, line: dict[str, Any]) -> list[str | None]:
+def image_bases(job: JobConfig, tmp_path: Path, line: dict[str, Any]) -> list[str | None]:
     """Of the same manifest in folders a and b; they are one run where the bases are equal."""
     settings = []
     for name in ("a", "b"):
@@ -293,7 +302,7 @@ IMAGES = [
     ],
 )
 def test_where_relative_image_paths_start(
-    job: RunConfig, tmp_path: Path, image: Any, starts_somewhere: bool
+    job: JobConfig, tmp_path: Path, image: Any, starts_somewhere: bool
 ) -> None:
     bases = image_bases(job, tmp_path, {"prompt": "x", "image": image})
     assert bases == (["a", "b"] if starts_somewhere else [None, None])
@@ -302,7 +311,7 @@ def test_where_relative_image_paths_start(
 @pytest.mark.parametrize(("image", "starts_somewhere"), IMAGES)
 @pytest.mark.parametrize("kind", ["chat", "completion"])
 def test_where_relative_paths_in_requests_start(
-    job: RunConfig, tmp_path: Path, kind: str, image: Any, starts_somewhere: bool
+    job: JobConfig, tmp_path: Path, kind: str, image: Any, starts_somewhere: bool
 ) -> None:
     images = image if isinstance(image, list) else [image]
     content = [{"type": "image_url", "image_url": {"url": url}} for url in images]
@@ -315,15 +324,15 @@ def test_where_relative_paths_in_requests_start(
 
 
 def test_the_same_folder_by_another_name_leaves_it_the_same_run(
-    job: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: JobConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = changed(job, "image_limits.root", tmp_path)
+    job = changed(job, "session.image_limits.root", tmp_path)
     (tmp_path / "link").symlink_to(tmp_path)
     by_link = changed(job, "manifest.source", str(tmp_path / "link/m.jsonl"))
-    by_link = changed(by_link, "image_limits.root", tmp_path / "link/images/..")
+    by_link = changed(by_link, "session.image_limits.root", tmp_path / "link/images/..")
     monkeypatch.chdir(tmp_path)
     relative = changed(job, "manifest.source", "m.jsonl")
-    relative = changed(relative, "image_limits.root", Path())
+    relative = changed(relative, "session.image_limits.root", Path())
     assert of(job) == of(by_link) == of(relative)
 
 
@@ -332,8 +341,8 @@ def test_the_same_folder_by_another_name_leaves_it_the_same_run(
     [0, MEBIBYTE - 1, 2 * MEBIBYTE, 4 * MEBIBYTE, 5 * MEBIBYTE - 1],
     ids="byte {}".format,
 )
-def test_a_changed_byte_in_weights_of_a_few_megabytes(job: RunConfig, position: int) -> None:
-    folder = Path(job.model)
+def test_a_changed_byte_in_weights_of_a_few_megabytes(job: JobConfig, position: int) -> None:
+    folder = Path(job.session.model)
     before = checkpoint_digest(folder)
     with (folder / "model.safetensors").open("r+b") as file:
         file.seek(position)
@@ -341,8 +350,8 @@ def test_a_changed_byte_in_weights_of_a_few_megabytes(job: RunConfig, position: 
     assert checkpoint_digest(folder) != before
 
 
-def test_weights_that_differ_in_the_middle_alone(job: RunConfig) -> None:
-    weights = Path(job.model) / "model.safetensors"
+def test_weights_that_differ_in_the_middle_alone(job: JobConfig) -> None:
+    weights = Path(job.session.model) / "model.safetensors"
     with weights.open("r+b") as file:
         file.truncate(64 * MEBIBYTE)
     before = checkpoint_digest(weights.parent)
@@ -353,8 +362,8 @@ def test_weights_that_differ_in_the_middle_alone(job: RunConfig) -> None:
 
 
 @pytest.mark.parametrize("name", ["added_tokens.json", "more.jinja", "tokenizer.model"])
-def test_a_file_more_or_another_name_changes_the_digest(job: RunConfig, name: str) -> None:
-    folder = Path(job.model)
+def test_a_file_more_or_another_name_changes_the_digest(job: JobConfig, name: str) -> None:
+    folder = Path(job.session.model)
     before = checkpoint_digest(folder)
     (folder / name).write_text("{}")
     assert checkpoint_digest(folder) != before
@@ -363,8 +372,8 @@ def test_a_file_more_or_another_name_changes_the_digest(job: RunConfig, name: st
     assert checkpoint_digest(folder) != with_it
 
 
-def test_files_that_no_answer_depends_on_leave_the_digest(job: RunConfig) -> None:
-    folder = Path(job.model)
+def test_files_that_no_answer_depends_on_leave_the_digest(job: JobConfig) -> None:
+    folder = Path(job.session.model)
     before = checkpoint_digest(folder)
     (folder / "README.md").write_text("about the model")
     (folder / "assets").mkdir()

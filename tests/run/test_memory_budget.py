@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vlmbatch import host_memory
-from vlmbatch.config import MIN_HOST_MEMORY, ManifestConfig, RunConfig
+from vlmbatch.config import MIN_HOST_MEMORY, SessionConfig
 from vlmbatch.errors import ConfigError
 from vlmbatch.host_memory import HostMemory, available_memory, default_host_memory
 
@@ -36,4 +36,4 @@ def test_memory_of_this_machine():
 
 def test_too_little_is_refused_with_both_numbers():
     with pytest.raises(ConfigError, match=r"at least 16777216 bytes \(16MiB\), got 1000"):
-        RunConfig("model", ManifestConfig("m.jsonl"), "out.parquet", host_memory=1000)
+        SessionConfig("model", host_memory=1000)

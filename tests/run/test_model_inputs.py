@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import vlmbatch.inputs
-from vlmbatch.config import ImageArguments, ManifestConfig, RunConfig
+from vlmbatch.config import ImageArguments, SessionConfig
 from vlmbatch.errors import CheckpointError, ConfigError, RowError
 from vlmbatch.image_workers.loader import FeatureLoader
 from vlmbatch.inputs import image_prober, open_images, open_model
@@ -28,8 +28,8 @@ def model(tmp_path: Path) -> Path:
     return Path(shutil.copytree(MODEL, tmp_path / "model", ignore=kept))
 
 
-def config(model: Path, **changes: Any) -> RunConfig:
-    return replace(RunConfig(str(model), ManifestConfig("m.jsonl"), "-"), **changes)
+def config(model: Path, **changes: Any) -> SessionConfig:
+    return replace(SessionConfig(str(model)), **changes)
 
 
 def move(model: Path, folder: Path, *names: str) -> Path:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlmbatch.config import ManifestConfig, RunConfig, SamplingParams
+from vlmbatch.config import ImageLoading, ManifestConfig, SamplingParams, SessionConfig
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.models.processor import LlavaProcessor
 from vlmbatch.prepare import RowFeed, prepare, start_preparing
@@ -51,7 +51,7 @@ class HeldLoader:
 @pytest.fixture(scope="module")
 def processor() -> LlavaProcessor:
     manifest = ManifestConfig(str(SAMPLES / "manifest.jsonl"))
-    return open_inputs(RunConfig(str(SAMPLES / "tiny-llava"), manifest, "-")).processor
+    return open_inputs(SessionConfig(str(SAMPLES / "tiny-llava")), manifest).processor
 
 
 def nothing_known(row: Row) -> None:
@@ -99,7 +99,7 @@ def test_no_image_is_loaded_for_a_bad_prompt(processor: LlavaProcessor) -> None:
 )
 def test_settings_out_of_range_are_refused(workers: int, timeout: float, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        RunConfig("m", ManifestConfig("-"), "-", image_workers=workers, image_timeout_s=timeout)
+        ImageLoading(workers=workers, timeout_s=timeout)
 
 
 PIXELS = PixelImage(np.zeros((80, 80, 3), np.uint8), b"pixels")

@@ -16,7 +16,14 @@ from model_folder import IMAGE_SIZE, make_model_folder
 from PIL import Image
 
 import vlmbatch.run
-from vlmbatch.config import ManifestConfig, RunConfig, SamplingParams
+from vlmbatch.config import (
+    FileDestination,
+    ImageLoading,
+    JobConfig,
+    ManifestConfig,
+    SamplingParams,
+    SessionConfig,
+)
 from vlmbatch.data.reorder import ReorderBuffer
 from vlmbatch.data.spill import Spill
 from vlmbatch.engine.sequence import Sequence
@@ -88,7 +95,7 @@ def most(monkeypatch: pytest.MonkeyPatch) -> Iterator[Most]:
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> RunConfig:
+def job(tmp_path: Path) -> JobConfig:
     rng = np.random.default_rng(0)
     for image in range(IMAGES):
         pixels = rng.integers(0, 256, (IMAGE_SIZE, IMAGE_SIZE, 3), np.uint8)
@@ -98,22 +105,22 @@ def job(tmp_path: Path) -> RunConfig:
             for image in range(IMAGES):
                 row = {"id": f"{question}-{image}", "prompt": f"<image>{question}?", "n": question}
                 file.write(json.dumps({**row, "image": f"{image}.png"}) + "\n")
-    return RunConfig(
-        model=str(make_model_folder(tmp_path / "model")),
-        manifest=ManifestConfig(str(tmp_path / "m.jsonl")),
-        output=str(tmp_path / "out.parquet"),
-        sampling=SamplingParams(max_tokens=8),
-        image_workers=0,
+    model = str(make_model_folder(tmp_path / "model"))
+    return JobConfig(
+        SessionConfig(model, image_loading=ImageLoading(workers=0)),
+        ManifestConfig(str(tmp_path / "m.jsonl")),
+        FileDestination(tmp_path / "out.parquet"),
+        SamplingParams(max_tokens=8),
         queue_rows=8,
     )
 
 
 def answers(
-    job: RunConfig, engine: ImageEngine, monkeypatch: pytest.MonkeyPatch
+    job: JobConfig, engine: ImageEngine, monkeypatch: pytest.MonkeyPatch
 ) -> list[dict[str, object]]:
     monkeypatch.setattr(vlmbatch.run, "load_engine", lambda config, inputs: engine)
     vlmbatch.run.run(job, RunStats())
-    rows: list[dict[str, object]] = pq.read_table(job.output).to_pylist()
+    rows: list[dict[str, object]] = pq.read_table(job.destination.path).to_pylist()
     assert [row["row_index"] for row in rows] == list(range(IMAGES * QUESTIONS))
     assert [row["id"] for row in rows] == [
         f"{question}-{image}" for question in range(QUESTIONS) for image in range(IMAGES)
@@ -123,7 +130,7 @@ def answers(
 
 
 def test_rows_come_image_by_image_whatever_the_manifest_says(
-    job: RunConfig, most: Most, monkeypatch: pytest.MonkeyPatch
+    job: JobConfig, most: Most, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handed_out: list[int] = []
     pop = RowGroups.pop
@@ -142,13 +149,15 @@ def test_rows_come_image_by_image_whatever_the_manifest_says(
 
 
 def test_a_tiny_budget_is_kept_and_the_answers_are_the_same(
-    job: RunConfig, most: Most, monkeypatch: pytest.MonkeyPatch
+    job: JobConfig, most: Most, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = answers(job, ImageEngine(), monkeypatch)
     assert most.rows > TINY.window_rows - 50, "or there is nothing to bound"
     most.pickled = most.rows = most.results = 0
     monkeypatch.setattr(HostMemory, "divide", lambda total: TINY)
-    again = replace(job, output=job.output.replace("out", "again"))
+    again = replace(
+        job, destination=FileDestination(Path(job.session.model).with_name("again.parquet"))
+    )
     assert answers(again, ImageEngine(), monkeypatch) == expected
     assert 0 < most.pickled <= max(TINY.rows, TINY.results)
     assert most.rows <= TINY.window_rows and most.results <= TINY.window_rows

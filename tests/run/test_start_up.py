@@ -14,7 +14,7 @@ from model_folder import make_model_folder
 from worker_processes import wait_until, worker_pids
 
 import vlmbatch.run
-from vlmbatch.config import ManifestConfig, RunConfig
+from vlmbatch.config import FileDestination, ImageLoading, JobConfig, ManifestConfig, SessionConfig
 from vlmbatch.errors import CheckpointError
 from vlmbatch.stats import RunStats
 
@@ -23,11 +23,11 @@ def test_image_workers_start_beside_the_weights_and_end_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "m.jsonl").write_text(json.dumps({"prompt": "<image>?", "image": "a.png"}) + "\n")
-    config = RunConfig(
-        model=str(make_model_folder(tmp_path / "model")),
-        manifest=ManifestConfig(str(tmp_path / "m.jsonl")),
-        output=str(tmp_path / "out.parquet"),
-        image_workers=2,
+    model = str(make_model_folder(tmp_path / "model"))
+    config = JobConfig(
+        SessionConfig(model, image_loading=ImageLoading(workers=2)),
+        ManifestConfig(str(tmp_path / "m.jsonl")),
+        FileDestination(tmp_path / "out.parquet"),
     )
 
     def load_engine(config: object, inputs: object) -> None:

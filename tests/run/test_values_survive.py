@@ -21,7 +21,14 @@ from hypothesis import strategies as st
 from model_folder import make_model_folder
 
 import vlmbatch.run
-from vlmbatch.config import ManifestConfig, RunConfig, SamplingParams
+from vlmbatch.config import (
+    FileDestination,
+    ImageLoading,
+    JobConfig,
+    ManifestConfig,
+    SamplingParams,
+    SessionConfig,
+)
 from vlmbatch.data.spill import Spill
 from vlmbatch.data.stored_types import stored_type
 from vlmbatch.stats import RunStats
@@ -42,7 +49,7 @@ def everything_spills() -> Iterator[None]:
         yield
 
 
-def ran(config: RunConfig) -> bytes:
+def ran(config: JobConfig) -> bytes:
     """Answer all; what went to standard output."""
     stdout = io.BytesIO()
     with pytest.MonkeyPatch.context() as patch:
@@ -65,12 +72,11 @@ def test_every_value_is_exact(
     except pa.ArrowException:
         assume(False)  # no manifest can hold it
     given_columns = pq.read_table(folder / "m.parquet").drop_columns([*inputs])
-    config = RunConfig(
-        model=str(model),
-        manifest=ManifestConfig(str(folder / "m.parquet")),
-        output=str(folder / "out.parquet"),
-        sampling=SamplingParams(max_tokens=8),
-        image_workers=0,
+    config = JobConfig(
+        SessionConfig(str(model), image_loading=ImageLoading(workers=0)),
+        ManifestConfig(str(folder / "m.parquet")),
+        FileDestination(folder / "out.parquet"),
+        SamplingParams(max_tokens=8),
     )
     warnings: list[logging.LogRecord] = []
     handler = logging.Handler()
@@ -78,7 +84,10 @@ def test_every_value_is_exact(
     logging.getLogger("vlmbatch").addHandler(handler)
     try:
         ran(config)
-        lines = [json.loads(line) for line in ran(replace(config, output="-")).splitlines()]
+        lines = [
+            json.loads(line)
+            for line in ran(replace(config, destination=StdoutDestination())).splitlines()
+        ]
     finally:
         logging.getLogger("vlmbatch").removeHandler(handler)
     assert warnings == []

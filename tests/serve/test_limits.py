@@ -18,7 +18,7 @@ import httpx
 import pytest
 from server_process import MODEL, ROOT, chat_body
 
-from vlmbatch.config import ManifestConfig, RunConfig
+from vlmbatch.config import ImageLoading, SessionConfig
 from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ConfigError
 from vlmbatch.inputs import ModelInputs, open_model
@@ -29,16 +29,16 @@ from vlmbatch.serve.completions import Service
 from vlmbatch.serve.config import ServeConfig
 from vlmbatch.serve.server import check_context, make_service
 
-Loaded = tuple[RunConfig, ModelInputs, Engine]
+Loaded = tuple[SessionConfig, ModelInputs, Engine]
 CHAT = "/v1/chat/completions"
 LONG = {"ignore_eos": True, "max_tokens": 390}
 
 
 @pytest.fixture(scope="module")
 def loaded() -> Loaded:
-    job = RunConfig(str(ROOT / MODEL), ManifestConfig("-"), "-", image_workers=0)
-    inputs = open_model(job)
-    return job, inputs, load_engine(job, inputs)
+    session = SessionConfig(str(ROOT / MODEL), image_loading=ImageLoading(workers=0))
+    inputs = open_model(session)
+    return session, inputs, load_engine(session, inputs)
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -53,8 +53,8 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 async def client_of(
     loaded: Loaded, listens_on: str = "127.0.0.1", **limits: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
-    job, inputs, engine = loaded
-    config = ServeConfig(job=job, served_model_name=MODEL, **limits)
+    session, inputs, engine = loaded
+    config = ServeConfig(session=session, served_model_name=MODEL, **limits)
     service = make_service(config, inputs, engine, AllowedDomains())
     transport = httpx.ASGITransport(make_app(service, listens_on), raise_app_exceptions=False)
     try:
@@ -279,8 +279,8 @@ async def test_metrics(loaded: Loaded) -> None:
 
 
 def test_a_kv_cache_smaller_than_the_context_is_refused(loaded: Loaded) -> None:
-    job, inputs, _ = loaded
-    small = replace(job, engine=replace(job.engine, kv_cache_tokens=256))
+    session, inputs, _ = loaded
+    small = replace(session, engine=replace(session.engine, kv_cache_tokens=256))
     engine = load_engine(small, inputs)
     with pytest.raises(ConfigError, match=r"256 tokens.*context length of 512"):
         check_context(engine)
@@ -296,4 +296,4 @@ def test_a_kv_cache_smaller_than_the_context_is_refused(loaded: Loaded) -> None:
 )
 def test_settings_out_of_range(loaded: Loaded, fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
-        ServeConfig(job=loaded[0], **fields)
+        ServeConfig(session=loaded[0], **fields)

@@ -11,7 +11,7 @@ import pytest
 from documentation import ROOT, section
 from server_process import ServerProcess
 
-from vlmbatch.shipped import find_chat_template
+from vlmbatch.config.shipped import find_chat_template
 
 SECTION = section("docs/server.md", "Server")
 BLOCKS = [

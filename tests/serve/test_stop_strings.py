@@ -20,7 +20,7 @@ from small_tokenizers import SPECIAL, byte_level, sentencepiece
 from stop_cases import StopCase, cut_at_stop, stop_cases, stopped
 
 from vlmbatch.answer import Answer, to_result
-from vlmbatch.config import ManifestConfig, RunConfig, SamplingParams
+from vlmbatch.config import SamplingParams, SessionConfig
 from vlmbatch.generate import AnswerLoop
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.openai.requests import parse_completion_request
@@ -161,11 +161,10 @@ class PlainPreparation:
 
 async def served_answers(tokenizer: Tokenizer, case: StopCase) -> list[tuple[str, str, int]]:
     """The same of a server, streamed and whole."""
-    job = RunConfig(str(MODEL), ManifestConfig("-"), "-")
     engine: Any = ScriptedEngine(case.ids)
     thread = EngineThread(LocalReplica(engine, tokenizer))
     service = Service(
-        config=ServeConfig(job=job, served_model_name="m"),
+        config=ServeConfig(session=SessionConfig(str(MODEL)), served_model_name="m"),
         tokenizer=tokenizer,
         max_model_len=100,
         preparation=PlainPreparation(),  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from types import ModuleType
 
-from vlmbatch.config import RunConfig
+from vlmbatch.config import JobConfig, ManifestConfig, SessionConfig
 from vlmbatch.errors import ErrorCode, ManifestError, OutputError, RowError
 from vlmbatch.stats import RunStats
 from vlmbatch.stopping import RunStoppedError
@@ -39,38 +39,38 @@ def rows(stats: RunStats, num_rows: int, errors: int = 0, seconds: float = 0.0) 
     stats.finished = time.monotonic()
 
 
-def answered(config: RunConfig, stats: RunStats) -> None:
+def answered(config: JobConfig, stats: RunStats) -> None:
     rows(stats, 3)
 
 
-def with_errors(config: RunConfig, stats: RunStats) -> None:
+def with_errors(config: JobConfig, stats: RunStats) -> None:
     rows(stats, 3, errors=1)
 
 
-def refused(config: RunConfig, stats: RunStats) -> None:
+def refused(config: JobConfig, stats: RunStats) -> None:
     raise ManifestError(f"{config.manifest.source}:1: not a JSON object")
 
 
-def disk_full(config: RunConfig, stats: RunStats) -> None:
-    raise OutputError(f"cannot write {config.output}: No space left on device")
+def disk_full(config: JobConfig, stats: RunStats) -> None:
+    raise OutputError(f"cannot write {config.destination}: No space left on device")
 
 
-def no_files(config: RunConfig, stats: RunStats) -> None:
+def no_files(config: JobConfig, stats: RunStats) -> None:
     raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.txt")
 
 
-def bug(config: RunConfig, stats: RunStats) -> None:
+def bug(config: JobConfig, stats: RunStats) -> None:
     raise KeyError("planted")
 
 
-def slow(config: RunConfig, stats: RunStats) -> None:
+def slow(config: JobConfig, stats: RunStats) -> None:
     """Says on standard output that it runs, then waits for a signal."""
     stats.rows_done = 2
     print("running", flush=True)
     time.sleep(60)
 
 
-def confused(config: RunConfig, stats: RunStats) -> None:
+def confused(config: JobConfig, stats: RunStats) -> None:
     """As ``slow``, in native code that makes an error of its own of whatever is raised in it."""
     try:
         slow(config, stats)
@@ -78,33 +78,38 @@ def confused(config: RunConfig, stats: RunStats) -> None:
         raise ValueError("could not determine the shape") from error
 
 
-def stopped(config: RunConfig, stats: RunStats) -> None:
+def stopped(config: JobConfig, stats: RunStats) -> None:
     stats.rows_earlier = 100
     rows(stats, 50, errors=1)
     stats.rows_total = 300
     raise RunStoppedError("stopped by SIGTERM", 143)
 
 
-def complete(config: RunConfig, stats: RunStats) -> None:
+def complete(config: JobConfig, stats: RunStats) -> None:
     stats.count_earlier(3, {ERROR.code: 1}, {ERROR.code: ERROR.message})
 
 
-def live(config: RunConfig, stats: RunStats) -> None:
+def live(config: JobConfig, stats: RunStats) -> None:
     rows(stats, 100, errors=12, seconds=0.01)
 
 
-def talkative(config: RunConfig, stats: RunStats) -> None:
+def talkative(config: JobConfig, stats: RunStats) -> None:
     rows(stats, 1)
     for _ in range(100_000):
         sys.stdout.write('{"text": "an answer that nobody waits for"}\n')
 
 
-def show_config(config: RunConfig, stats: RunStats) -> None:
+def show_config(config: JobConfig, stats: RunStats) -> None:
     print(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def validate(
-    behaviour: str, config: RunConfig, stats: RunStats, *, decode_images: bool = False
+    behaviour: str,
+    session: SessionConfig,
+    manifest: ManifestConfig,
+    stats: RunStats,
+    *,
+    decode_images: bool = False,
 ) -> Iterator[tuple[Row, RowError | None]]:
     stats.rows_total = 3
     for index in range(3):
@@ -114,7 +119,7 @@ def validate(
 
 def put_in_place(behaviour: str) -> None:
     """Let this be the job of the commands, which import it when they need it."""
-    job: Callable[[RunConfig, RunStats], None] = globals()[behaviour]
+    job: Callable[[JobConfig, RunStats], None] = globals()[behaviour]
     module = ModuleType("vlmbatch.run")
     module.__dict__.update(run=job, validate=partial(validate, behaviour))
     sys.modules["vlmbatch.run"] = module

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vlmbatch.config import EngineConfig, ManifestConfig, RunConfig, SamplingParams
+from vlmbatch.config import EngineConfig, ManifestConfig, SamplingParams, SessionConfig
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.outputs import SequenceFailure
 from vlmbatch.errors import RowError
@@ -44,19 +44,15 @@ def one_row_an_image(manifest: Path, count: int) -> Path:
 class SampleModel:
     """The rows of a manifest, ready for the engine."""
 
-    config: RunConfig
+    config: SessionConfig
     inputs: Inputs
     requests: list[Request]
 
     @classmethod
     def open(cls, manifest: Path) -> SampleModel:
-        config = RunConfig(
-            model=str(MODEL),
-            manifest=ManifestConfig(str(manifest)),
-            output="-",
-            sampling=SamplingParams(max_tokens=MAX_TOKENS),
-        )
-        inputs = open_inputs(config)
+        config = SessionConfig(str(MODEL))
+        sampling = SamplingParams(max_tokens=MAX_TOKENS)
+        inputs = open_inputs(config, ManifestConfig(str(manifest)), sampling)
         loader = InProcessLoader(config.image_limits, inputs.processor.image_processor)
         requests = []
         for row in inputs.manifest.rows():
@@ -71,8 +67,7 @@ class SampleModel:
         return [replace(request, sampling=endless) for request in self.requests[:count]]
 
     def engine(self, settings: EngineConfig) -> Engine:
-        config = RunConfig(self.config.model, self.config.manifest, "-", engine=settings)
-        return load_engine(config, self.inputs)
+        return load_engine(replace(self.config, engine=settings), self.inputs)
 
 
 def answer(engine: Engine, requests: list[Request]) -> tuple[list[list[int]], dict[int, RowError]]:

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmbatch.config import ImageInputType, ImageLimits
+from vlmbatch.config.typed import shown
 from vlmbatch.data.features import feature_image
 from vlmbatch.data.images import copy_image
 from vlmbatch.errors import ErrorCode, RowError
-from vlmbatch.typed import shown
 from vlmbatch.types import FeatureImage, ImageRef
 
 if TYPE_CHECKING:

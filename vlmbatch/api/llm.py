@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Self, overload
 
-from vlmbatch import typed
 from vlmbatch.api.answering import answer_rows
-from vlmbatch.api.arguments import choice, image_shape, optional, path, path_text
 from vlmbatch.api.images import ImageReader
 from vlmbatch.api.loader import HeldImageLoader
 from vlmbatch.api.outputs import RequestOutput
@@ -23,22 +21,19 @@ from vlmbatch.config import (
     AttentionBackendName,
     Device,
     DType,
-    EngineConfig,
-    ImageArguments,
     ImageInputType,
     ImageLimits,
-    ManifestConfig,
-    PromptConfig,
-    RunConfig,
     SamplingParams,
+    SessionConfig,
+    typed,
 )
+from vlmbatch.config.option import build
 from vlmbatch.cores import default_image_workers
 from vlmbatch.errors import UsageError
 from vlmbatch.host_memory import HostMemory
 from vlmbatch.inputs import open_images, open_model
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.run import load_engine
-from vlmbatch.shipped import find_chat_template
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
@@ -115,52 +110,14 @@ class LLM:
         ``image_workers`` 0 decodes files in this process. ``host_memory``: bytes that requests and
         images may take while they wait.
         """
-        count = partial(optional, typed.integer, at_least=1)
-        config = RunConfig(
-            model=path_text("model", model),
-            revision=optional(typed.text, "revision", revision),
-            tokenizer=optional(path_text, "tokenizer", tokenizer),
-            manifest=ManifestConfig("-"),
-            output="-",
-            engine=EngineConfig(
-                dtype=choice("dtype", dtype, DType),
-                device=choice("device", device, Device),
-                attention_backend=choice(
-                    "attention_backend", attention_backend, AttentionBackendName
-                ),
-                max_num_seqs=count("max_num_seqs", max_num_seqs),
-                max_batched_tokens=count("max_num_batched_tokens", max_num_batched_tokens),
-                kv_cache_tokens=count("kv_cache_tokens", kv_cache_tokens),
-                max_model_len=count("max_model_len", max_model_len),
-                enable_prefix_caching=typed.boolean("enable_prefix_caching", enable_prefix_caching),
-                cpu_threads=count("cpu_threads", cpu_threads),
-            ),
-            image_arguments=ImageArguments(
-                choice("image_input_type", image_input_type, ImageInputType),
-                optional(typed.integer, "image_token_id", image_token_id),
-                optional(image_shape, "image_input_shape", image_input_shape),
-                optional(typed.integer, "image_feature_size", image_feature_size),
-                typed.boolean("strict_image_tokens", strict_image_tokens),
-                optional(path_text, "image_processor", image_processor),
-                optional(typed.text, "image_processor_revision", image_processor_revision),
-                typed.boolean("disable_image_processor", disable_image_processor),
-            ),
-            image_limits=ImageLimits(
-                max_pixels=typed.integer("max_image_pixels", max_image_pixels, at_least=1),
-                root=optional(path, "image_root", image_root),
-            ),
-            image_workers=optional(typed.integer, "image_workers", image_workers),
-            image_timeout_s=typed.number("image_timeout_s", image_timeout_s),
-            host_memory=optional(typed.integer, "host_memory", host_memory),
-            prompt=PromptConfig(
-                chat_template=None if chat_template is None else find_chat_template(chat_template)
-            ),
-        )
+        # Its parameters are the session's options: a test sees that they stay so.
+        arguments = {name: value for name, value in locals().items() if name != "self"}
+        config = build(SessionConfig, arguments, key="argument")
         inputs = open_model(config)
         self.model_config = inputs.model
         self._processor = inputs.processor
         self._engine: Engine | None = load_engine(config, inputs)
-        num_workers = config.image_workers
+        num_workers = config.image_loading.workers
         if num_workers is None:
             on_cpu = self._engine.device.type == "cpu"
             num_workers = default_image_workers(engine_on_cpu=on_cpu)

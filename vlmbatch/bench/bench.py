@@ -10,10 +10,10 @@ from tempfile import TemporaryDirectory
 import torch
 
 from vlmbatch.bench.bounds import Bounds, workload_bounds
+from vlmbatch.bench.config import BenchConfig
 from vlmbatch.bench.device_rates import DeviceRates, measure_rates
 from vlmbatch.bench.process_start import seconds_to_first_row, write_random_weights
 from vlmbatch.bench.setup import (
-    BenchConfig,
     Job,
     make_jobs,
     open_checkpoint,
@@ -24,7 +24,7 @@ from vlmbatch.bench.timed_run import Measurement, timed_run
 from vlmbatch.bench.workloads import Workload
 from vlmbatch.cores import available_cores
 from vlmbatch.engine.loading import resolve_device, resolve_dtype
-from vlmbatch.inputs import open_inputs
+from vlmbatch.inputs import open_model
 from vlmbatch.log import logger
 from vlmbatch.models.config import load_model_config
 from vlmbatch.run import freeze_loaded, load_engine
@@ -69,7 +69,7 @@ def bench(config: BenchConfig) -> BenchResult:
     Raises:
         UsageError: model, device or sizes cannot be used.
         OutputError: the inputs or the answers cannot be written.
-        RunStopped: a signal ended it.
+        RunStoppedError: a signal ended it.
     """
     with TemporaryDirectory(prefix="vlmbatch-bench-", ignore_cleanup_errors=True) as name:
         return _bench(config, Path(name))
@@ -95,7 +95,8 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
 
     logger.info("loading %s", name)
     started = time.perf_counter()
-    engine = load_engine(jobs[0].timed, open_inputs(jobs[0].timed))
+    session = jobs[0].timed.session
+    engine = load_engine(session, open_model(session))
     freeze_loaded(engine)
     engine_start = time.perf_counter() - started
 

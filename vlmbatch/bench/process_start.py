@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from vlmbatch.attention import make_backend
-from vlmbatch.config import RunConfig
+from vlmbatch.config import JobConfig
 from vlmbatch.errors import VlmbatchError
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.registry import random_model
@@ -23,16 +23,17 @@ from vlmbatch.models.weights import weight_slots
 _SHARD_BYTES = 4 * 2**30
 
 
-def seconds_to_first_row(config: RunConfig) -> float:
+def seconds_to_first_row(config: JobConfig) -> float:
     """Run ``config`` in a new process; seconds until a row is written to standard output.
 
     Raises:
         VlmbatchError: the process failed; its messages are on standard error.
     """
     command = [sys.executable, "-m", "vlmbatch", "run", config.manifest.source, "--output", "-"]
-    command += ["--model", config.model, "--max-tokens", str(config.sampling.max_tokens)]
-    command += ["--device", config.engine.device, "--dtype", config.engine.dtype]
-    command += ["--attention-backend", config.engine.attention_backend]
+    session, engine = config.session, config.session.engine
+    command += ["--model", session.model, "--max-tokens", str(config.sampling.max_tokens)]
+    command += ["--device", engine.device, "--dtype", engine.dtype]
+    command += ["--attention-backend", engine.attention_backend]
     command += ["--ignore-eos", "--quiet"]
     started = time.perf_counter()
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
 from safetensors import SafetensorError
 
+from vlmbatch.bench.config import BenchConfig
 from vlmbatch.bench.inputs import write_inputs
 from vlmbatch.bench.random_checkpoint import BUILT_IN, prepare_checkpoint
 from vlmbatch.bench.workloads import Workload
 from vlmbatch.config import (
-    EngineConfig,
+    FileDestination,
     ImageArguments,
+    JobConfig,
     ManifestConfig,
     PromptConfig,
-    RunConfig,
     SamplingParams,
+    SessionConfig,
 )
 from vlmbatch.cores import available_cores
 from vlmbatch.errors import ConfigError, OutputError
@@ -34,31 +36,13 @@ _GPU_WARMUP_ROWS, _CPU_WARMUP_ROWS = 64, 8
 
 
 @dataclass(frozen=True, slots=True)
-class BenchConfig:
-    """What to measure.
-
-    ``model`` None: LLaVA-1.5-7B with random weights on a GPU, else the sample model. ``rows`` of
-    each workload, None: its own number for the device. ``startup``: also time processes from
-    their start to their first row.
-    """
-
-    model: str | None
-    workloads: tuple[Workload, ...]
-    random_weights: bool = False
-    rows: int | None = None
-    startup: bool = False
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    image_workers: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Job:
     """A workload's inputs on disk, as runs take them: to warm up, and to be timed."""
 
     workload: Workload
     num_images: int
-    warmup: RunConfig
-    timed: RunConfig
+    warmup: JobConfig
+    timed: JobConfig
     image_bytes: int  # mean size of a JPEG
 
 
@@ -112,20 +96,20 @@ def make_jobs(config: BenchConfig, checkpoint: Path, folder: Path, device: str) 
     )
     on_gpu = device == "cuda"
 
-    def run_config(workload: Workload, num_images: int, purpose: str) -> RunConfig:
+    def run_config(workload: Workload, num_images: int, purpose: str) -> JobConfig:
         inputs = folder / f"{workload.name}-{purpose}"
         seed = crc32(inputs.name.encode())  # no two runs have an image in common
         with writing("the inputs"):
             manifest = write_inputs(
                 workload, num_images, inputs, processor, seed, available_cores()
             )
-        return RunConfig(
-            model=str(checkpoint),
+        return JobConfig(
+            session=SessionConfig(
+                str(checkpoint), engine=config.engine, image_loading=config.image_loading
+            ),
             manifest=ManifestConfig(str(manifest)),
-            output=str(inputs / "answers.parquet"),
+            destination=FileDestination(inputs / "answers.parquet"),
             sampling=SamplingParams(max_tokens=workload.max_tokens, ignore_eos=True),
-            engine=config.engine,
-            image_workers=config.image_workers,
         )
 
     def job(workload: Workload) -> Job:

@@ -11,10 +11,10 @@ import torch
 
 from vlmbatch.bench.monitor import Monitor
 from vlmbatch.bench.workloads import Workload
-from vlmbatch.config import RunConfig
+from vlmbatch.config import FileDestination, JobConfig
 from vlmbatch.engine.engine import Engine
 from vlmbatch.image_workers.pool import ImageWorkers
-from vlmbatch.inputs import open_inputs
+from vlmbatch.inputs import open_job
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.run import answer_manifest, open_output, start_images
 from vlmbatch.stats import RunStats
@@ -45,19 +45,19 @@ class Measurement:
 
 
 def timed_run(
-    config: RunConfig, workload: Workload, engine: Engine, device: torch.device
+    config: JobConfig, workload: Workload, engine: Engine, device: torch.device
 ) -> Measurement:
     """Answer the manifest of ``config`` and check that every row did the workload's work.
 
     Raises:
         OutputError: the output cannot be written.
-        RunStopped: a signal ended it.
+        RunStoppedError: a signal ended it.
     """
-    inputs = open_inputs(config)
+    inputs = open_job(config)
     stats = RunStats()
-    stop = StopRequest(config.grace_s)
+    stop = StopRequest(config.policy.grace_s)
     replica = LocalReplica(engine, inputs.processor.tokenizer)
-    with closing(start_images(config, inputs)) as images:
+    with closing(start_images(config.session, inputs)) as images:
         if isinstance(images, ImageWorkers):
             images.wait_ready()  # as they are in a run, where the engine takes longer to load
         with Monitor(device) as monitor:
@@ -67,7 +67,8 @@ def timed_run(
             seconds = time.perf_counter() - started
     answered = stats.rows_done - stats.num_errors
     prompt_tokens = workload.prompt_tokens(inputs.model.image_feature_size)
-    assert pq.read_metadata(config.output).num_rows == stats.rows_done
+    assert isinstance(config.destination, FileDestination)
+    assert pq.read_metadata(config.destination.path).num_rows == stats.rows_done
     assert stats.prompt_tokens == answered * prompt_tokens
     assert stats.completion_tokens == answered * workload.max_tokens
     return Measurement(

@@ -8,20 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlmbatch.commands.places import is_stream
-from vlmbatch.config import ImageArguments, ImageInputType, parse_image_shape
+from vlmbatch.config import (
+    Destination,
+    FileDestination,
+    FolderDestination,
+    OutputOptions,
+    RunPolicy,
+    StdoutDestination,
+)
 from vlmbatch.data.run_paths import WORK_SUFFIX, real_output, work_folder_path
-from vlmbatch.errors import ConfigError, UsageError
-
-
-def checked_model(model: str | None) -> str:
-    """The model, or a message on how to name one."""
-    if model is None:
-        raise ConfigError(
-            "no model given: add --model with a checkpoint folder or a Hub id, "
-            "or --config with a file that has one"
-        )
-    return model
-
+from vlmbatch.errors import UsageError
 
 DEFAULT_SHARD_ROWS = 100_000
 _FILE_SUFFIXES = (".parquet", ".jsonl")  # the latter for OpenAI's batch requests
@@ -32,15 +28,13 @@ def is_folder(output: str) -> bool:
     return output != "-" and (output.endswith("/") or Path(output).suffix not in _FILE_SUFFIXES)
 
 
-def checked_output(
-    output: str | None, manifest: str, *, overwrite: bool, shard_rows: int | None = None
-) -> str:
+def checked_destination(options: OutputOptions, manifest: str, *, overwrite: bool) -> Destination:
     """Where the answers go, refused now rather than after hours of work.
 
     Raises:
         UsageError: none given for a manifest file, of another kind than we write, or in the way.
-            What it is beside other files, ``check_places`` looks at.
     """
+    output, shard_rows = options.output, options.shard_rows
     if output is None and manifest == "-":
         output = "-"
     if output is None:
@@ -52,10 +46,12 @@ def checked_output(
     if output == "-":
         if shard_rows is not None:
             raise UsageError("--shard-rows needs a folder: standard output is one stream")
-        return output
+        return StdoutDestination()
     with _looking_at(f"output {output}"):
         _check_place(output, overwrite=overwrite, sharded=shard_rows is not None)
-    return output
+    if shard_rows is not None or is_folder(output):
+        return FolderDestination(Path(output), shard_rows or DEFAULT_SHARD_ROWS)
+    return FileDestination(Path(output))
 
 
 def _check_place(output: str, *, overwrite: bool, sharded: bool) -> None:
@@ -142,10 +138,8 @@ def checked_feature_folder(output: str | None) -> str:
     return output
 
 
-def check_resume_options(
-    output: str, *, overwrite: bool, retry_failed: bool, incremental: bool
-) -> None:
-    """Refuse options that contradict each other, or have nothing to go on from.
+def check_resume_options(destination: Destination, policy: RunPolicy) -> None:
+    """Refuse options that contradict each other, or have nothing to resume.
 
     Raises:
         UsageError: names the options.
@@ -153,15 +147,15 @@ def check_resume_options(
     chosen = [
         name
         for name, given in (
-            ("--overwrite", overwrite),
-            ("--retry-failed", retry_failed),
-            ("--incremental", incremental),
+            ("--overwrite", policy.overwrite),
+            ("--retry-failed", policy.retry_failed),
+            ("--incremental", policy.incremental),
         )
         if given
     ]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} contradict each other: choose one")
-    if output == "-" and chosen and not overwrite:
+    if isinstance(destination, StdoutDestination) and chosen and not policy.overwrite:
         raise UsageError(f"{chosen[0]} needs an output file: standard output keeps nothing")
 
 
@@ -197,31 +191,3 @@ def _looking_at(what: str) -> Iterator[None]:
         raise UsageError(f"{what} cannot be looked at: {error.strerror}") from error
     except ValueError as error:  # a NUL character
         raise UsageError(f"{what!r} is no path: {error}") from error
-
-
-def image_arguments(
-    input_type: ImageInputType,
-    token_id: int | None,
-    shape: str | None,
-    feature_size: int | None,
-    strict_tokens: bool,
-    image_processor: str | None = None,
-    image_processor_revision: str | None = None,
-    disable_image_processor: bool = False,
-) -> ImageArguments:
-    """The image arguments of the command line as a configuration.
-
-    Raises:
-        ConfigError: arguments that contradict each other, or a shape that is none.
-    """
-    input_shape = None if shape is None else parse_image_shape(shape)
-    return ImageArguments(
-        input_type,
-        token_id,
-        input_shape,
-        feature_size,
-        strict_tokens,
-        image_processor,
-        image_processor_revision,
-        disable_image_processor,
-    )

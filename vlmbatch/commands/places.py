@@ -9,6 +9,13 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from vlmbatch.config import (
+    Destination,
+    FolderDestination,
+    ManifestConfig,
+    SessionConfig,
+    StdoutDestination,
+)
 from vlmbatch.data.run_paths import WORK_SUFFIX
 from vlmbatch.errors import UsageError
 
@@ -30,12 +37,13 @@ class Place:
     is_read_whole: bool = False
 
 
-def output_places(output: str, *, sharded: bool) -> list[Place]:
-    """What a run on ``output`` writes: answers, errors of batch files, what lets it be resumed."""
-    if output == "-":
+def output_places(destination: Destination) -> list[Place]:
+    """What a run writes there: answers, errors of batch files, what lets it be resumed."""
+    if isinstance(destination, StdoutDestination):
         return []
-    name, path = f"output {output}", Path(output)
-    places = [Place(name, output, written=True, is_ours=sharded)]
+    name, path = f"output {destination}", destination.path
+    sharded = isinstance(destination, FolderDestination)
+    places = [Place(name, str(path), written=True, is_ours=sharded)]
     # The work folder lies beside the output's own name, or beside that of what it links to.
     for real in {path, Path(os.path.realpath(path))}:
         work = str(real.with_name(f"{real.name}{WORK_SUFFIX}"))
@@ -68,13 +76,28 @@ def report_places(**paths: str | None) -> list[Place]:
     ]
 
 
-def input_places(
-    manifest: str | None = None, *, folders: dict[str, str | None], **files: Path | None
+def session_places(
+    session: SessionConfig, manifest: ManifestConfig, config_file: Path | None
 ) -> list[Place]:
-    """What a command reads. ``folders``: options that take a folder or a Hub id, with values."""
+    """What a command on rows reads."""
+    places = input_places(
+        config=config_file,
+        chat_template=session.prompt.chat_template,
+        image_root=session.image_limits.root,
+        folders={
+            "model": session.model,
+            "tokenizer": session.tokenizer,
+            "image_processor": session.image_arguments.image_processor,
+        },
+    )
+    if manifest.source != "-":
+        places.append(Place("the manifest itself", manifest.source))
+    return places
+
+
+def input_places(*, folders: dict[str, str | None], **files: Path | None) -> list[Place]:
+    """Options that name what is read, with values; ``folders`` take a folder or a Hub id."""
     places = []
-    if manifest is not None and manifest != "-":
-        places.append(Place("the manifest itself", manifest))
     for name, path in files.items():
         if path is not None:
             places.append(Place(f"--{name.replace('_', '-')} {path}", str(path)))

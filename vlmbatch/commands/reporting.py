@@ -6,12 +6,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vlmbatch import log
 from vlmbatch.commands.exits import early_exits, status_of
+from vlmbatch.config.option import Opt
 from vlmbatch.errors import OutputError, VlmbatchError
 
 if TYPE_CHECKING:
@@ -19,15 +21,43 @@ if TYPE_CHECKING:
     from vlmbatch.stats import RunStats
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Reporting:
-    """The options of the panel "Reporting", and whether standard output carries data."""
+_report = partial(Opt, panel="Reporting")
+ERRORS = _report("FILE", "Write each error as a JSON line; - is stdout.")
 
-    quiet: bool
-    no_progress: bool
-    log_format: log.LogFormat
-    summary_json: str | None
-    exit_zero: bool
+
+@dataclass(frozen=True, slots=True)
+class ReportOptions:
+    """What a command prints, and how it ends."""
+
+    quiet: Annotated[bool, _report("", "Print nothing but errors.", short="-q")] = False
+    verbose: Annotated[
+        int,
+        _report(
+            "", "Print more; -vv: also of libraries, and all tracebacks.", short="-v", counts=True
+        ),
+    ] = 0
+    no_progress: Annotated[bool, _report("", "No live display, no progress lines.")] = False
+    log_format: Annotated[
+        log.LogFormat, _report("NAME", "Format of standard error: text or json.")
+    ] = "text"
+    summary_json: Annotated[
+        str | None, _report("FILE", "Write the final figures as JSON; - is standard output.")
+    ] = None
+    exit_zero: Annotated[bool, _report("", "Exit 0 even when some rows are errors.")] = False
+
+    def configure_log(self) -> None:
+        """Have standard error show what these options ask for."""
+        log.configure(verbose=self.verbose, quiet=self.quiet, log_format=self.log_format)
+
+
+@dataclass(frozen=True, slots=True)
+class Reporting:
+    """What a command that works on rows prints, and the status that it ends with.
+
+    ``data_on_stdout``: whether standard output carries rows, so that nothing else may.
+    """
+
+    options: ReportOptions
     data_on_stdout: bool
 
     def display(self, stats: RunStats) -> RunDisplay:
@@ -35,9 +65,9 @@ class Reporting:
 
         mode = display_mode(
             log.console(),
-            progress=not self.no_progress,
-            quiet=self.quiet,
-            log_format=self.log_format,
+            progress=not self.options.no_progress,
+            quiet=self.options.quiet,
+            log_format=self.options.log_format,
             data_on_stdout=self.data_on_stdout,
         )
         return RunDisplay(stats, log.console(), mode)
@@ -58,16 +88,16 @@ class Reporting:
         if stopped is not None:
             status = stopped.exit_status
         else:
-            status = 1 if stats.num_errors and not self.exit_zero else 0
+            status = 1 if stats.num_errors and not self.options.exit_zero else 0
         message = None if stopped is None else str(stopped)
         figures = self._figures(stats, details, status, message)
         with early_exits(lambda: "the work itself is done" if stopped is None else str(stopped)):
-            if self.summary_json is not None:
-                write_json(figures, self.summary_json)
-            if self.log_format == "json":
+            if self.options.summary_json is not None:
+                write_json(figures, self.options.summary_json)
+            if self.options.log_format == "json":
                 message = "finished" if stopped is None else "stopped"
                 log.logger.info(message, extra={"data": figures})
-            elif not self.quiet:
+            elif not self.options.quiet:
                 print_summary()
             sys.stdout.flush()
         if stopped is not None:
@@ -87,10 +117,10 @@ class Reporting:
     def _summarise_failure(self, figures: Mapping[str, Any]) -> None:
         from vlmbatch.summary import write_json
 
-        if self.summary_json is None:
+        if self.options.summary_json is None:
             return
         try:
-            write_json(figures, self.summary_json)
+            write_json(figures, self.options.summary_json)
         except (OutputError, BrokenPipeError) as failure:  # second to the failure that led here
             log.logger.error("%s", failure)
 

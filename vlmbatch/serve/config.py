@@ -3,37 +3,62 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated
 
-from vlmbatch.config import RunConfig
+from vlmbatch.config import SessionConfig
+from vlmbatch.config.option import Opt, check_bounds
 from vlmbatch.errors import ConfigError
+
+_server = partial(Opt, panel="Server")
+_limits = partial(Opt, panel="Limits")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeConfig:
     """What is served, and within which limits.
 
-    ``job``: model, engine, prompts and images as those of a run; its manifest and output play no
-    part. ``api_key`` None lets everybody in; blanks around it, as a file's last newline, are
-    cut off. Times are in seconds.
+    ``api_key`` None lets everybody in; blanks around it, as a file's last newline, are cut off.
+    Times are in seconds, sizes in bytes.
 
     Raises:
         ConfigError: a value out of range.
     """
 
-    job: RunConfig
-    host: str = "127.0.0.1"
-    port: int = 8000  # 0: one that is free
-    served_model_name: str | None = None  # None: the model as it was given
-    api_key: str | None = field(default=None, repr=False)
-    limit_images_per_prompt: int = 1  # LLaVA-1.5 was trained with one
-    max_request_bytes: int = 32 * 2**20
-    max_concurrent_requests: int = 256
-    request_timeout_s: float = 600.0
-    grace_s: float = 20.0  # for requests under way when the server is stopped
+    session: SessionConfig
+    host: Annotated[str, _server("ADDRESS", "Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, _server("N", "0 is one that is free.", minimum=0, maximum=65535)] = 8000
+    api_key: Annotated[
+        str | None,
+        _server("KEY", "Answer only who brings it; better set as VLMBATCH_API_KEY."),
+    ] = field(default=None, repr=False)
+    served_model_name: Annotated[
+        str | None, _server("NAME", "Name of the model in requests; absent: --model.")
+    ] = None
+    limit_images_per_prompt: Annotated[  # LLaVA-1.5 was trained with one
+        int, _limits("N", "Images of one request.", minimum=0)
+    ] = 1
+    max_request_bytes: Annotated[
+        int, _limits("SIZE", "Size of a request's body, images included.", unit="size")
+    ] = 32 * 2**20
+    max_concurrent_requests: Annotated[
+        int, _limits("N", "Requests worked on at once; others get status 429.", minimum=1)
+    ] = 256
+    request_timeout_s: Annotated[
+        float, _limits("TIME", "Time for one request.", flag="--request-timeout", unit="time")
+    ] = 600.0
+    grace_s: Annotated[
+        float,
+        _limits(
+            "TIME",
+            "Time for requests under way when the server is stopped.",
+            flag="--grace",
+            unit="time",
+        ),
+    ] = 20.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.port < 2**16:
-            raise ConfigError(f"the port must be from 0 to {2**16 - 1}, got {self.port}")
+        check_bounds(self)
         if self.api_key is not None:
             object.__setattr__(self, "api_key", self.api_key.strip())
             _check_key(self.api_key)
@@ -43,7 +68,7 @@ class ServeConfig:
     @property
     def model_name(self) -> str:
         """What requests call the model."""
-        return self.served_model_name or self.job.model
+        return self.served_model_name or self.session.model
 
 
 def _check_key(key: str) -> None:

@@ -51,11 +51,11 @@ def serve(config: ServeConfig) -> int:
     Raises:
         UsageError: the address, the model or an option cannot be used.
     """
-    domains = AllowedDomains.of(config.job.allowed_domains)
+    domains = AllowedDomains.of(config.session.image_loading.allowed_domains)
     with _bind(config.host, config.port) as listener:
-        inputs = open_model(config.job)
+        inputs = open_model(config.session)
         _ = inputs.processor.chat_template  # one that is missing or bad is an error now
-        engine = load_engine(config.job, inputs)
+        engine = load_engine(config.session, inputs)
         freeze_loaded(engine)
         check_context(engine)
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
@@ -79,11 +79,11 @@ def make_service(
     config: ServeConfig, inputs: ModelInputs, engine: Engine, domains: AllowedDomains
 ) -> Service:
     """Start what answers requests: threads and worker processes. On the event loop."""
-    job = config.job
-    num_workers = job.image_workers
+    session = config.session
+    num_workers = session.image_loading.workers
     if num_workers is None:
         num_workers = default_image_workers(engine_on_cpu=engine.device.type == "cpu")
-    loader = UrlLoader(open_images(job, inputs, num_workers), ImageFetcher(domains))
+    loader = UrlLoader(open_images(session, inputs, num_workers), ImageFetcher(domains))
     tokenizer = inputs.processor.tokenizer
     engine_thread = EngineThread(LocalReplica(engine, tokenizer))
     return Service(

@@ -10,8 +10,8 @@ import pytest
 from command_line import Run
 
 from vlmbatch.cli import app
+from vlmbatch.commands.config_file import KEYS, load_settings
 from vlmbatch.errors import ConfigError
-from vlmbatch.settings import KEYS, load_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
@@ -40,7 +40,7 @@ def test_flag_beats_environment_beats_file_beats_default(job: Run, tmp_path: Pat
     sampling = config["sampling"]
     assert [sampling[key] for key in ("max_tokens", "top_k", "seed")] == [9, 8, 7]
     assert sampling["temperature"] == 0.0
-    assert config["model"] == "m"
+    assert config["session"]["model"] == "m"
 
 
 def test_the_file_may_be_named_by_the_environment(job: Run, tmp_path: Path) -> None:
@@ -58,9 +58,9 @@ def test_arrays_flags_and_shapes_of_a_file(job: Run, tmp_path: Path) -> None:
     assert config["sampling"]["stop"] == ["a b", "\n"]
     assert config["sampling"]["stop_token_ids"] == [3, 4]
     assert config["sampling"]["temperature"] == 1.0
-    assert config["prompt"]["chat"] is True
-    assert config["engine"]["enable_prefix_caching"] is False
-    assert config["image_arguments"]["image_input_shape"] == [1, 3, 80, 80]
+    assert config["session"]["prompt"]["chat"] is True
+    assert config["session"]["engine"]["enable_prefix_caching"] is False
+    assert config["session"]["image_arguments"]["image_input_shape"] == [1, 3, 80, 80]
 
 
 def test_a_repeated_flag_replaces_the_array_of_the_file(job: Run, tmp_path: Path) -> None:

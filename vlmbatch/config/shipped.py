@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vlmbatch.errors import ConfigError
 
-_FOLDER = Path(__file__).parent / "configs"
+_FOLDER = Path(__file__).parents[1] / "configs"
 _KINDS = {".toml": "configuration", ".jinja": "chat template"}
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numbers
 import operator
+import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from vlmbatch.errors import ConfigError
@@ -61,6 +63,30 @@ def text(name: str, value: object) -> str:
     if not isinstance(value, str):
         raise refusal(name, "a string", value)
     return value
+
+
+def name_or_path(name: str, value: object) -> str:
+    """``value`` as text: what names a file, a folder or something on the Hub, or is plain text.
+
+    Raises:
+        ConfigError: it is neither a string nor a path.
+    """
+    found = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(found, str):
+        raise refusal(name, "a string", value)
+    return found
+
+
+def path(name: str, value: object) -> Path:
+    """``value`` as a path.
+
+    Raises:
+        ConfigError: it is none that a file can have.
+    """
+    found = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(found, str) or not found or "\0" in found:
+        raise refusal(name, "a path", value)
+    return Path(found)
 
 
 def several(name: str, value: object, expected: str) -> tuple[Any, ...]:

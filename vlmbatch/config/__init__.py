@@ -1,0 +1,50 @@
+"""Frozen settings: what to sample, how the engine runs, what a run reads and writes."""
+
+from vlmbatch.config.engine import AttentionBackendName, Device, DType, EngineConfig
+from vlmbatch.config.images import (
+    IMAGE_TIMEOUT_S,
+    ImageArguments,
+    ImageInputType,
+    ImageLimits,
+    ImageLoading,
+)
+from vlmbatch.config.job import (
+    Destination,
+    DurableDestination,
+    FileDestination,
+    FolderDestination,
+    JobConfig,
+    OutputOptions,
+    RunPolicy,
+    StdoutDestination,
+)
+from vlmbatch.config.manifest import FEATURE_MANIFEST, ManifestConfig, ManifestFormat
+from vlmbatch.config.sampling import SamplingParams
+from vlmbatch.config.session import MIN_HOST_MEMORY, PromptConfig, SessionConfig
+
+__all__ = [
+    "FEATURE_MANIFEST",
+    "IMAGE_TIMEOUT_S",
+    "MIN_HOST_MEMORY",
+    "AttentionBackendName",
+    "DType",
+    "Destination",
+    "Device",
+    "DurableDestination",
+    "EngineConfig",
+    "FileDestination",
+    "FolderDestination",
+    "ImageArguments",
+    "ImageInputType",
+    "ImageLimits",
+    "ImageLoading",
+    "JobConfig",
+    "ManifestConfig",
+    "ManifestFormat",
+    "OutputOptions",
+    "PromptConfig",
+    "RunPolicy",
+    "SamplingParams",
+    "SessionConfig",
+    "StdoutDestination",
+]

@@ -1,0 +1,72 @@
+"""Where and how the model runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Literal
+
+from vlmbatch.config.option import Opt, check_bounds
+
+DType = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cuda", "cpu"]
+AttentionBackendName = Literal["auto", "flash-attn", "triton", "torch"]
+
+_model = partial(Opt, panel="Model")
+_engine = partial(Opt, panel="Engine")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits of the engine. ``None`` and "auto" are resolved from the device before use.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    dtype: Annotated[DType, _model("NAME", "auto, float32, bfloat16 or float16.")] = "auto"
+    device: Annotated[Device, _model("NAME", "auto, cuda or cpu.")] = "auto"
+    attention_backend: Annotated[
+        AttentionBackendName, _model("NAME", "auto, flash-attn, triton or torch.")
+    ] = "auto"
+    max_num_seqs: Annotated[
+        int | None,
+        _engine("N", "Rows in one step; absent: what suits the device.", minimum=1),
+    ] = None
+    max_batched_tokens: Annotated[
+        int | None,
+        _engine(
+            "N",
+            "Tokens in one step; absent: what suits the device.",
+            argument="max_num_batched_tokens",
+            minimum=1,
+        ),
+    ] = None
+    kv_cache_tokens: Annotated[
+        int | None, _engine("N", "Size of the KV cache; absent: what memory allows.", minimum=1)
+    ] = None
+    max_model_len: Annotated[
+        int | None, _engine("N", "Context length; absent: the model's own.", minimum=1)
+    ] = None
+    enable_prefix_caching: Annotated[
+        bool,
+        _engine(
+            "",
+            "Compute a prefix that rows share anew for each of them.",
+            flag="--no-prefix-caching",
+            unsets=True,
+            argument="enable_prefix_caching",
+        ),
+    ] = True
+    cuda_graphs: bool = True  # decode steps on a GPU are captured and replayed
+    overlap_prefill: bool = True  # prefill beside decode where a GPU can be divided
+    cpu_threads: Annotated[
+        int | None,
+        _engine(
+            "N", "Threads of an engine on the CPU; None: torch's own choice.", python_only=True
+        ),
+    ] = None
+    random_weights: bool = False  # to measure speed: no weights are read
+
+    def __post_init__(self) -> None:
+        check_bounds(self)

@@ -1,0 +1,142 @@
+"""Images: the founding page's arguments, what an image may cost, and who decodes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Literal
+
+from vlmbatch.config.option import Opt, check_bounds
+from vlmbatch.errors import ConfigError
+
+ImageInputType = Literal["pixel_values", "image_features"]
+
+IMAGE_TIMEOUT_S = 60.0
+
+_image = partial(Opt, panel="Images")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageArguments:
+    """The founding page's image arguments. ``None`` is inferred; a value must match the model.
+
+    Raises:
+        ConfigError: images are to be files, and nothing is to make pixels of them.
+    """
+
+    image_input_type: Annotated[
+        ImageInputType,
+        _image(
+            "NAME",
+            "pixel_values for image files, or image_features for .safetensors or .npy files of "
+            "the vision tower's output.",
+        ),
+    ] = "pixel_values"
+    image_token_id: Annotated[
+        int | None,
+        _image("ID", "Token id of <image>. Like the next two, the model's when absent."),
+    ] = None
+    image_input_shape: Annotated[  # (1, channels, height, width)
+        tuple[int, int, int, int] | None,
+        _image("SHAPE", "Input of the vision tower, such as 1,3,336,336.", unit="shape"),
+    ] = None
+    image_feature_size: Annotated[
+        int | None, _image("N", "<image> tokens that one image takes.")
+    ] = None
+    strict_image_tokens: Annotated[
+        bool, _image("", "Refuse a single <image> that stands for all of an image's tokens.")
+    ] = False
+    image_processor: Annotated[
+        str | None,
+        _image("NAME", "Folder or Hub id of an image processor to use in place of the model's."),
+    ] = None
+    image_processor_revision: Annotated[
+        str | None, _image("NAME", "Its branch, tag or commit on the Hub.")
+    ] = None
+    disable_image_processor: Annotated[
+        bool, _image("", "Use no image processor: only with image_features, which need none.")
+    ] = False
+
+    def __post_init__(self) -> None:
+        if not self.disable_image_processor:
+            return
+        if self.image_processor is not None:
+            raise ConfigError(
+                f"image_processor {self.image_processor} and disable_image_processor contradict "
+                "each other: choose one"
+            )
+        if self.image_input_type == "pixel_values":
+            raise ConfigError(
+                "disable_image_processor and image_input_type pixel_values contradict each other: "
+                "the image processor makes pixels of images; only image_features need none"
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """What an image may cost before it is refused, and where it may lie."""
+
+    root: Annotated[
+        Path | None,
+        _image("FOLDER", "Refuse image paths that lead out of this folder.", flag="--image-root"),
+    ] = None
+    max_pixels: Annotated[
+        int,
+        _image(
+            "N", "Refuse images of more pixels, undecoded.", flag="--max-image-pixels", minimum=1
+        ),
+    ] = 100_000_000
+    max_bytes: int = 256 * 2**20
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLoading:
+    """Who decodes images, and where they may be fetched from.
+
+    ``allowed_domains``: hosts of URLs. ``workers``: processes; 0: this one; None: one a spare core.
+
+    Raises:
+        ConfigError: a value out of range.
+    """
+
+    allowed_domains: Annotated[
+        tuple[str, ...],
+        _image(
+            "HOST",
+            "Fetch images from this host, such as images.example.org; *.example.org: from all "
+            "below it. Repeatable.",
+            flag="--allow-domain",
+        ),
+    ] = ()
+    workers: Annotated[
+        int | None,
+        _image(
+            "N",
+            "Processes that decode images; absent: one a core, less one; 0: none, and no "
+            "protection from images that crash or hang their decoder.",
+            flag="--image-workers",
+            minimum=0,
+        ),
+    ] = None
+    timeout_s: Annotated[
+        float,
+        _image(
+            "SECONDS",
+            "Give up an image that takes longer to decode.",
+            flag="--image-timeout",
+            argument="image_timeout_s",
+        ),
+    ] = IMAGE_TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 0:
+            raise ConfigError(f"image_workers must be at least 0, got {self.workers}")
+        if not 0 < self.timeout_s <= 86_400:
+            raise ConfigError(
+                "the image timeout must be above 0 and at most 86400 seconds, "
+                f"got {self.timeout_s:g}"
+            )

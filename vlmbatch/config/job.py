@@ -1,0 +1,126 @@
+"""One whole run: what it reads, where it writes, when it stops."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+from vlmbatch.config.manifest import ManifestConfig
+from vlmbatch.config.option import Opt, check_bounds
+from vlmbatch.config.sampling import SamplingParams
+from vlmbatch.config.session import SessionConfig
+
+_output = partial(Opt, panel="Input and output")
+_resume = partial(Opt, panel="Stopping and resuming")
+
+
+@dataclass(frozen=True, slots=True)
+class StdoutDestination:
+    """JSONL on standard output."""
+
+    def __str__(self) -> str:
+        return "-"
+
+
+@dataclass(frozen=True, slots=True)
+class FileDestination:
+    """One file: Parquet, or for OpenAI's requests JSONL."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderDestination:
+    """A folder of Parquet files with ``shard_rows`` rows each."""
+
+    path: Path
+    shard_rows: int
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+DurableDestination = FileDestination | FolderDestination
+Destination = StdoutDestination | DurableDestination
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOptions:
+    """A destination as it is written on the command line."""
+
+    output: Annotated[
+        str | None,
+        _output(
+            "FILE",
+            "A .parquet file, a folder of them (with --shard-rows), or - for JSONL on standard "
+            "output (default when MANIFEST is -). For OpenAI requests also a .jsonl file.",
+            short="-o",
+        ),
+    ] = None
+    shard_rows: Annotated[
+        int | None, _output("N", "Write a folder of files with N rows each.", minimum=1)
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@dataclass(frozen=True, slots=True)
+class RunPolicy:
+    """What becomes of an earlier run's answers, and what ends this one early."""
+
+    overwrite: Annotated[
+        bool,
+        _resume(
+            "",
+            "Start anew and replace the output, or resume where an earlier run ended (default).",
+            flag="--overwrite/--resume",
+        ),
+    ] = False
+    retry_failed: Annotated[bool, _resume("", "Answer an earlier run's error rows again.")] = False
+    incremental: Annotated[
+        bool, _resume("", "When the manifest has changed, keep the answers of unchanged rows.")
+    ] = False
+    grace_s: Annotated[
+        float,
+        _resume(
+            "TIME",
+            "Time for rows under way to finish when the run is stopped.",
+            flag="--grace",
+            unit="time",
+        ),
+    ] = 20.0
+    deadline_s: Annotated[
+        float | None,
+        _resume(
+            "TIME",
+            "Stop after this time, such as 45m or 2h, as on SIGTERM.",
+            flag="--deadline",
+            unit="time",
+        ),
+    ] = None
+    max_error_rate: Annotated[
+        float | None,
+        _resume(
+            "SHARE",
+            "Stop when more than this share of at least 200 rows fail, such as 5%.",
+            unit="share",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobConfig:
+    """A manifest answered into a destination."""
+
+    session: SessionConfig
+    manifest: ManifestConfig
+    destination: Destination
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    policy: RunPolicy = field(default_factory=RunPolicy)
+    queue_rows: int = 128  # prepared rows that may wait for the engine
