@@ -28,6 +28,7 @@ from vlmbatch.config import (
     ManifestConfig,
     SamplingParams,
     SessionConfig,
+    StdoutDestination,
 )
 from vlmbatch.data.spill import Spill
 from vlmbatch.data.stored_types import stored_type
