@@ -88,7 +88,7 @@ def test_arguments_go_by_their_own_names() -> None:
         ({"model": 3}, "model must be a string, got 3"),
         ({"kind": "c"}, "kind is one of a, b; got 'c'"),
         ({"kind": ["a"]}, "kind is one of a, b; got ['a']"),
-        ({"name": [1]}, "name must be a list of strings, got [1]"),
+        ({"name": [1]}, "name[0] must be a string, got 1 (int)"),
         ({"name": 1}, "name must be a list of strings, got 1"),
         ({"count": True}, "count must be an integer, got True"),
         ({"count": 2.0}, "count must be an integer, got 2.0"),

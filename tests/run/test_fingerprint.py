@@ -20,7 +20,6 @@ from vlmbatch.config import (
     FileDestination,
     JobConfig,
     ManifestConfig,
-    PromptConfig,
     SessionConfig,
 )
 from vlmbatch.fingerprint import checkpoint_digest, fingerprint, run_settings
@@ -249,7 +248,7 @@ def test_another_file_of_another_folder_makes_another_run(
 def test_a_template_is_known_by_its_content(job: JobConfig, tmp_path: Path) -> None:
     shutil.copy(tmp_path / "own.jinja", tmp_path / "copy.jinja")
     first, second = (
-        replace(job, prompt=PromptConfig(chat_template=tmp_path / f"{name}.jinja"))
+        changed(job, "session.prompt.chat_template", tmp_path / f"{name}.jinja")
         for name in ("own", "copy")
     )
     assert of(first) == of(second)
@@ -262,7 +261,8 @@ def test_copies_of_model_and_tokenizer_leave_it_the_same_run(
 ) -> None:
     shutil.copytree(job.session.model, tmp_path / "copy")
     copy = str(tmp_path / "copy")
-    assert of(job) == of(replace(job, model=copy)) == of(replace(job, tokenizer=copy))
+    assert of(job) == of(changed(job, "session.model", copy))
+    assert of(job) == of(changed(job, "session.tokenizer", copy))
 
 
 def image_bases(job: JobConfig, tmp_path: Path, line: dict[str, Any]) -> list[str | None]:
