@@ -7,6 +7,7 @@ what it needs when it runs.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -106,7 +107,11 @@ def _main(args: Sequence[str] | None) -> int:
     except VlmbatchError as error:
         log.logger.error("%s", error, exc_info=logging.root.isEnabledFor(logging.DEBUG))
         return error.exit_status
-    except BaseException as error:  # noqa: BLE001 - reported, never passed on: SystemExit as well
+    except BaseException as error:
+        if (
+            isinstance(error, SystemExit) and _COMPLETION in os.environ
+        ):  # Typer's, when it has ended
+            raise
         if is_shortage(error):
             log.logger.error("%s: free some of it or raise the limit, then run again", error)
             return status_of(error)

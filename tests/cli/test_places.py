@@ -157,15 +157,15 @@ def test_a_file_may_not_replace_another(
 @pytest.mark.parametrize(
     ("option", "place", "message"),
     [
-        ("--summary-json", "out/s.json", "lies in output out/"),
-        ("--summary-json", "out/deeper/s.json", "lies in output out/"),
-        ("--summary-json", "out.vlmbatch/run.json", "lies in the work folder of output out/"),
+        ("--summary-json", "out/s.json", "lies in output out"),
+        ("--summary-json", "out/deeper/s.json", "lies in output out"),
+        ("--summary-json", "out.vlmbatch/run.json", "lies in the work folder of output out"),
         ("--summary-json", "model/config.json", "whose files are the model's"),
         ("--summary-json", "model/new.json", "whose files are the model's"),
         ("--summary-json", "other.parquet.vlmbatch/s.json", "which lets a run be resumed"),
-        ("--chat-template", "out/t.jinja", "lies in output out/"),
-        ("--config", "out.vlmbatch/c.toml", "lies in the work folder of output out/"),
-        ("MANIFEST", "out/part-000000.parquet", "the manifest itself lies in output out/"),
+        ("--chat-template", "out/t.jinja", "lies in output out"),
+        ("--config", "out.vlmbatch/c.toml", "lies in the work folder of output out"),
+        ("MANIFEST", "out/part-000000.parquet", "the manifest itself lies in output out"),
     ],
 )
 def test_nothing_may_lie_in_a_folder_of_ours(

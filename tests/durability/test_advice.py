@@ -486,7 +486,7 @@ FOLLOWED_ABOVE = {
     *("columns --image-column", "summary --retry-failed", "journal_counts --overwrite"),
     *("stopping --max-error-rate", "stopping --retry-failed"),
     *("run_status --overwrite", "run_status --retry-failed"),
-    *("checks --model", "checks --config", "checks --shard-rows", "settings --max-tokens"),
+    *("session --model", "session --config", "checks --shard-rows", "config_file --max-tokens"),
 }
 _SERVER = "of the server: in tests/serve"
 _NAMES_IT = "names the option that was given, and advises none"
@@ -530,29 +530,51 @@ ELSEWHERE = {
     "doctor --json": "the option itself",
 }
 # Modules whose strings are options and their help, or the arguments of a command that they start.
-NO_MESSAGES = {"cli", "options", "process_start"} | {
+NO_MESSAGES = {"cli", "command", "process_start"} | {
     *("bench", "features", "run", "serve", "status", "validate")
 }
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 
 
 def advising_strings() -> Iterator[str]:
-    """``module --option`` for each string in the package that is no docstring."""
+    """``module --option`` for each string that is no docstring, no option and no help of one."""
     root = Path(vlmbatch.__file__).parent
     for path in sorted(root.rglob("*.py")):
         module = path.parent.name if path.stem == "__init__" else path.stem
         tree = ast.parse(path.read_text())
         blocks = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-        docstrings = {
+        others = {
             id(node.body[0].value)
             for node in ast.walk(tree)
             if isinstance(node, blocks) and node.body and isinstance(node.body[0], ast.Expr)
         }
+        others |= {id(node) for node in declarations(tree)}
         for node in ast.walk(tree):
             value = node.value if isinstance(node, ast.Constant) else None
-            if isinstance(value, str) and id(node) not in docstrings:
+            if isinstance(value, str) and id(node) not in others:
                 for option in OPTION.findall(value):
                     yield f"{module} {option}"
+
+
+def declarations(tree: ast.Module) -> Iterator[ast.Constant]:
+    """Strings that declare options; not those that say what to do where one is absent."""
+    makers = {"Opt"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call):
+            arguments = [
+                argument.id for argument in node.value.args if isinstance(argument, ast.Name)
+            ]
+            if arguments == ["Opt"]:
+                makers |= {name.id for name in node.targets if isinstance(name, ast.Name)}
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id in makers
+        ):
+            values = [keyword.value for keyword in node.keywords if keyword.arg != "absent"]
+            for value in (*node.args, *values):
+                yield from (each for each in ast.walk(value) if isinstance(each, ast.Constant))
 
 
 def test_no_advice_is_left_out() -> None:
