@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmbatch.config import ImageInputType, ImageLimits
-from vlmbatch.data.features import feature_image
+from vlmbatch.data.features import GridOf, feature_image
 from vlmbatch.data.images import copy_image
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.types import FeatureImage, ImageRef
@@ -70,15 +70,15 @@ class HeldFeatures(ImageRef):
 
     @property
     def num_bytes(self) -> int:
-        return self.features.features.nbytes
+        return self.features.num_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ImageReader:
-    """Turns what callers give into references; ``feature_shape``: (image_feature_size, C)."""
+    """Turns what callers give into references; ``feature_grid``: see ``Processor``."""
 
     input_type: ImageInputType
-    feature_shape: tuple[int, int]
+    feature_grid: GridOf
     limits: ImageLimits
 
     def read(self, given: object) -> ImageRef:
@@ -131,7 +131,7 @@ class ImageReader:
                 "features are an array or tensor of float16, bfloat16, float32 or float64, or a "
                 f"path, got {kind or _shown(source)}",
             )
-        return HeldFeatures(features=feature_image(values.copy(), self.feature_shape, "features"))
+        return HeldFeatures(features=feature_image(values.copy(), self.feature_grid, "features"))
 
     def _other_kind(self, given: str, needed: str) -> RowError:
         return RowError(

@@ -15,13 +15,14 @@ from vlmbatch.engine.block_pool import BlockPool
 from vlmbatch.engine.kv_cache import KVCache, pool_granules
 from vlmbatch.engine.lanes import DEPTH, Lane, Lanes, make_lanes
 from vlmbatch.engine.limits import Limits
-from vlmbatch.engine.model_runner import Model, ModelRunner
+from vlmbatch.engine.model_runner import ModelRunner
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
 from vlmbatch.engine.overlap import OverlapPolicy
 from vlmbatch.engine.scheduler import ScheduledChunk, Scheduler
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.models.config import ModelConfig
+from vlmbatch.models.family import VisionLanguageModel
 from vlmbatch.types import FinishReason, Request
 
 # What torch raises on inputs that a model cannot take, running out of memory included.
@@ -31,6 +32,8 @@ _MAX_FAILURES = 64  # sequences given up one after another: then it is not the s
 # Tokens of a step of prompts beside decode steps: enough for matrix products to run at full rate,
 # while not many sequences hold blocks without decoding yet.
 _LANE_PREFILL = 4096
+
+_UPCOMING = 32  # waiting sequences whose images may fill a pass of the tower up
 
 Outputs = list[TokenOutput | SequenceFailure]
 
@@ -45,7 +48,7 @@ class Engine:
 
     def __init__(
         self,
-        model: Model,
+        model: VisionLanguageModel,
         model_config: ModelConfig,
         config: EngineConfig,
         backend: AttentionBackend,
@@ -78,8 +81,8 @@ class Engine:
             model,
             kv_cache,
             device,
-            max_cached_images=limits.max_cached_images,
-            vision_batch=limits.vision_batch,
+            cached_image_tokens=limits.cached_image_tokens,
+            vision_tokens=limits.vision_tokens,
         )
         self.device = device
         self._ahead = device.type == "cuda" if ahead is None else ahead
@@ -94,7 +97,6 @@ class Engine:
         self._backend = backend
         windows = text.sliding_windows or (None,)
         self._share_prefixes = backend.shares_prefixes and None in windows
-        self._vision_batch = limits.vision_batch
 
     @property
     def num_unfinished(self) -> int:
@@ -224,7 +226,7 @@ class Engine:
         )
         inputs.upcoming_images = (
             image
-            for sequence in islice(self.scheduler.waiting, self._vision_batch)
+            for sequence in islice(self.scheduler.waiting, _UPCOMING)
             for image in sequence.request.images
         )
         return inputs

@@ -1,0 +1,69 @@
+"""How many bytes of images may be in work and wait, for several threads."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+_MEMORY_IMAGES = 256  # whose mean size is expected of the next
+
+
+class ByteBudget:
+    """Lets bytes in up to a limit; more than the limit alone."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used = 0
+        self._closed = False
+        self._changed = threading.Condition()
+
+    def acquire(self, size: int) -> None:
+        if size == 0:
+            return
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._closed or self._used == 0 or self._used + size <= self._limit
+            )
+            self._used += size
+
+    def release(self, size: int) -> None:
+        if size:
+            with self._changed:
+                self._used -= size
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
+class PixelBudget(ByteBudget):
+    """A budget for images whose sizes are not known before they are decoded."""
+
+    def __init__(self, limit: int, image_bytes: int) -> None:
+        """``image_bytes``: what the first images are taken to have."""
+        super().__init__(limit)
+        self._mean = float(image_bytes)
+        self._num_settled = 0
+
+    def reserve(self, num_images: int) -> int:
+        """Wait for room for so many images; the bytes that they are taken to have."""
+        size = int(num_images * self._mean)
+        self.acquire(size)
+        return size
+
+    def settle(self, reserved: int, sizes: Sequence[int]) -> None:
+        """Put the bytes that a row's images have in the place of those ``reserved`` for them."""
+        with self._changed:
+            for size in sizes:
+                self._num_settled += 1
+                share = 1 / min(self._num_settled, _MEMORY_IMAGES)
+                self._mean += share * (size - self._mean)
+            self._used += sum(sizes) - reserved
+            self._changed.notify_all()
+
+    def wait_for_room(self, reserved: int) -> None:
+        """Wait until all is within the limit, but for the bytes that the caller has reserved."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or self._used - reserved <= self._limit)
