@@ -205,6 +205,8 @@ class TowerWriter:
 
     def _extract(self, images: list[PixelImage]) -> list[torch.Tensor]:
         """Features (tokens, C) of each image, on the host."""
+        import torch
+
         from vlmbatch.engine.image_upload import ImageUpload
         from vlmbatch.engine.loading import resolve_device
 
@@ -213,7 +215,8 @@ class TowerWriter:
             resolve_device(self._config.engine.device)
         )
         pixels = upload.pixels([image.pixels for image in images])
-        return [features.cpu() for features in vision.extract_features(pixels)]
+        features = vision.extract_features(pixels)
+        return list(torch.split(torch.cat(features).cpu(), [len(each) for each in features]))
 
     def _wait(self, most: int) -> None:
         """Wait until at most so many files are not yet durable. Raises what writing raised."""

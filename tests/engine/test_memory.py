@@ -81,8 +81,9 @@ def test_the_step_measured_is_as_large_as_any(
     assert model.tokens == min(max_batched_tokens, max_num_seqs * max_model_len)
     assert model.sampled == min(max_num_seqs, max_batched_tokens)
     assert max(model.lengths) <= max_model_len
+    if max_model_len > 1 and max_batched_tokens > max_num_seqs:
+        assert model.num_encoded == 5, "also where no prompt can hold a whole image"
     if max_model_len > IMAGE_TOKENS and max_batched_tokens > max_num_seqs + IMAGE_TOKENS:
-        assert model.num_encoded == 5
         room = (max_batched_tokens - model.sampled) // IMAGE_TOKENS
         assert model.image_tokens == IMAGE_TOKENS * min(max_num_seqs, room)
 
