@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +11,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from dense_made_up import DenseModel
 from in_process import call
-from made_up_checkpoint import IMAGE_TOKEN_ID, PACKAGE, make_checkpoint, make_rows
-from made_up_family.processor import MadeUpImages
-from PIL import Image, ImageOps
+from made_up_case import IMAGES, MAX_TOKENS, Case, make_case, upright_pixels
+from made_up_checkpoint import IMAGE_TOKEN_ID, PACKAGE
+from PIL import Image
 
 from vlmbatch import LLM, ImageFeatureData, ImagePixelData
 from vlmbatch.answer import Answer, to_result
 from vlmbatch.bench.bounds import model_costs
-from vlmbatch.config import EngineConfig, ImageArguments, ManifestConfig, RunConfig, SamplingParams
+from vlmbatch.config import EngineConfig, ImageArguments, ManifestConfig, SamplingParams
 from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ConfigError, ErrorCode
 from vlmbatch.models.family import FAMILIES, load_model_config
@@ -29,9 +27,6 @@ from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.run import load_engine, open_inputs, run, validate
 from vlmbatch.stats import RunStats
 from vlmbatch.types import Result
-
-MAX_TOKENS = 36
-IMAGES = MadeUpImages(max_side=20)
 
 SETTINGS = {
     "default": EngineConfig(),
@@ -48,19 +43,6 @@ SETTINGS = {
 }
 
 
-@dataclass
-class Case:
-    model: Path
-    manifest: Path
-    prompts: list[list[int]]  # with all image tokens
-    expected: list[list[int]]
-
-    def config(self, output: Path | str, **settings: Any) -> RunConfig:
-        sampling = SamplingParams(max_tokens=MAX_TOKENS)
-        base = RunConfig(str(self.model), ManifestConfig(str(self.manifest)), str(output))
-        return replace(base, sampling=sampling, **{"image_workers": 0, **settings})
-
-
 @pytest.fixture(scope="module", autouse=True)
 def registered() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
@@ -70,27 +52,7 @@ def registered() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def case(registered: None, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    folder = tmp_path_factory.mktemp("made-up")
-    dense = make_checkpoint(folder / "model")
-    manifest = make_rows(folder / "rows")
-    tokenizer = Tokenizer.load(folder / "model")
-    prompts, expected = [], []
-    for line in manifest.read_text().splitlines():
-        row = json.loads(line)
-        pixels = [upright_pixels(manifest.parent / name) for name in row["image"]]
-        prompt = expanded(
-            tokenizer.encode(row["prompt"]), [len(p) * len(p[0]) // 16 for p in pixels]
-        )
-        prompts.append(prompt)
-        features = [dense.features(each) for each in pixels]
-        expected.append(dense.answer(prompt, features, MAX_TOKENS))
-    check_that_all_matters(dense, prompts, expected, manifest)
-    return Case(folder / "model", manifest, prompts, expected)
-
-
-def upright_pixels(path: Path) -> np.ndarray[Any, Any]:
-    with Image.open(path) as image:
-        return IMAGES.process(ImageOps.exif_transpose(image).convert("RGB")).pixels
+    return make_case(tmp_path_factory.mktemp("made-up"))
 
 
 def held(path: Path) -> Any:
@@ -99,31 +61,6 @@ def held(path: Path) -> Any:
         return path
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
-
-
-def expanded(token_ids: list[int], sizes: list[int]) -> list[int]:
-    if token_ids.count(IMAGE_TOKEN_ID) != len(sizes):
-        return token_ids
-    left = iter(sizes)
-    return [
-        each
-        for token in token_ids
-        for each in ([token] * next(left) if token == IMAGE_TOKEN_ID else [token])
-    ]
-
-
-def check_that_all_matters(
-    dense: DenseModel, prompts: list[list[int]], expected: list[list[int]], manifest: Path
-) -> None:
-    """Answers depend on shapes, deep levels and three rows of positions, or nothing is proved."""
-    assert prompts[4] == prompts[5] and expected[4] != expected[5]
-    wide, tall = (upright_pixels(manifest.parent / name) for name in ("wide.png", "tall.png"))
-    assert wide.tobytes() == tall.tobytes() and wide.shape != tall.shape
-    features = dense.features(wide)
-    shallow = torch.cat((features[:, :, :1], torch.zeros_like(features[:, :, 1:])), dim=2)
-    assert dense.answer(prompts[4], [shallow], MAX_TOKENS) != expected[4]
-    line = features.view(1, 16, 3, -1)
-    assert dense.answer(prompts[4], [line], MAX_TOKENS) != expected[4]
 
 
 @pytest.fixture

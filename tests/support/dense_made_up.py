@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-SECTIONS = (2, 1, 1)
+SECTIONS = (4, 2, 2)
 THETA = 10_000.0
 EPS = 1e-5
 

@@ -19,7 +19,7 @@ from vlmbatch.models.weights import materialise, random_weights, weight_slots
 
 PACKAGE = "made_up_family"
 IMAGE_TOKEN_ID = SPECIAL_TOKENS.index("<image>")
-_HEADS, _KV_HEADS, _HEAD_DIM = 4, 2, 8
+_HEADS, _KV_HEADS, _HEAD_DIM = 4, 2, 16
 
 
 def make_checkpoint(folder: Path) -> DenseModel:

@@ -43,9 +43,10 @@ class ImagePixelData:
 class ImageFeatureData:
     """An image as the vision tower's output, for a model of image_input_type "image_features".
 
-    ``features``: a torch tensor or numpy array (image_feature_size, C), or with a 1 before, of
-    float16, bfloat16, float32 or float64, copied when its request is read; or the path of a
-    ``.npy`` or ``.safetensors`` file. For LLaVA-1.5-7B it is (576, 1024), before the projector.
+    ``features``: a torch tensor or numpy array of float16, bfloat16, float32 or float64, copied
+    when its request is read; or the path of a ``.npy`` or ``.safetensors`` file. Its shape is that
+    which ``vlmbatch features`` stores: (image_feature_size, C), or with a 1 before, where all
+    images take as many tokens. For LLaVA-1.5-7B it is (576, 1024), before the projector.
     """
 
     features: FeatureSource
