@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,19 @@ from PIL import Image
 from vlmbatch import LLM, ImageFeatureData, ImagePixelData
 from vlmbatch.answer import Answer, to_result
 from vlmbatch.bench.bounds import model_costs
-from vlmbatch.config import EngineConfig, ImageArguments, ManifestConfig, SamplingParams
+from vlmbatch.bench.inputs import write_inputs
+from vlmbatch.bench.random_checkpoint import prepare_checkpoint
+from vlmbatch.bench.workloads import WORKLOADS
+from vlmbatch.config import (
+    EngineConfig,
+    ImageArguments,
+    ManifestConfig,
+    PromptConfig,
+    SamplingParams,
+)
 from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ConfigError, ErrorCode
-from vlmbatch.models.family import FAMILIES, load_model_config
+from vlmbatch.models.family import FAMILIES, load_model_config, load_processor
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.run import load_engine, open_inputs, run, validate
 from vlmbatch.stats import RunStats
@@ -34,7 +44,9 @@ SETTINGS = {
     "one at a time": EngineConfig(max_num_seqs=1),
     "chunks of 1": EngineConfig(max_batched_tokens=1),
     "chunks of 2": EngineConfig(max_batched_tokens=2, enable_prefix_caching=False),
+    "chunks of 3": EngineConfig(max_batched_tokens=3, max_num_seqs=2),
     "chunks of 7": EngineConfig(max_batched_tokens=7),
+    "chunks of 17": EngineConfig(max_batched_tokens=17),
     "chunks of 33": EngineConfig(max_batched_tokens=33, enable_prefix_caching=False),
     "a pool that runs dry": EngineConfig(kv_cache_tokens=560, max_batched_tokens=64),
     "a dry pool without a prefix cache": EngineConfig(
@@ -238,6 +250,26 @@ def test_arguments_of_a_fixed_size_are_refused(case: Case, given: dict[str, Any]
     config = case.config("-", image_arguments=ImageArguments(**given))
     with pytest.raises(ConfigError, match=r"varies with the size of the image"):
         open_inputs(config)
+
+
+def test_benchmark_prompts_have_the_images_tokens_and_as_much_text(
+    case: Case, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    prepare_checkpoint(str(case.model / "config.json"), checkpoint)
+    config = load_model_config(checkpoint)
+    processor = load_processor(checkpoint, config, PromptConfig(), ImageArguments())
+    workload = replace(WORKLOADS["classify"], image_size=(100, 130))
+    assert processor.images is not None
+    grid = workload.grid(processor.images)
+    assert (grid.height, grid.width) == (6, 6)
+    manifest = write_inputs(workload, 2, tmp_path / "in", processor, seed=1, processes=1)
+    measured = case.config("-", model=str(checkpoint), manifest=ManifestConfig(str(manifest)))
+    tokens = 6 * 6 + workload.text_tokens
+    for context, code in ((tokens + 1, None), (tokens, ErrorCode.PROMPT_TOO_LONG)):
+        config_of = replace(measured, engine=EngineConfig(max_model_len=context))
+        assert {error and error.code for _, error in validate(config_of, RunStats())} == {code}
 
 
 def test_bounds_follow_the_grid(case: Case) -> None:
