@@ -5,7 +5,7 @@ READY := $(VENV)/.installed
 DEMO := out/demo.parquet
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-serve test test-gpu soak load-test lint bench clean
+.PHONY: help setup demo demo-serve test test-gpu soak load-test lint docs bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,6 +46,9 @@ lint: $(READY) ## Check style and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: $(READY) ## Write the reference of commands and options, docs/cli.md, from the program
+	$(BIN)/python docs/make_cli.py
 
 bench: $(READY) ## Time vlmbatch: against a Hugging Face loop on 2,000 rows, and its own workloads
 	$(BIN)/python samples/compare_with_huggingface.py --rows 2000

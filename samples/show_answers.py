@@ -58,7 +58,10 @@ def main() -> int:
     if not arguments.output.exists():
         console.print(f"the run wrote no {arguments.output} and ended with {arguments.exit_status}")
         return 1
-    rows = pq.read_table(arguments.output).to_pylist()
+    table = pq.read_table(arguments.output)
+    prefix = (table.schema.metadata or {}).get(b"vlmbatch.column_prefix", b"").decode()
+    own = {f"{prefix}{name}": name for name in ("row_index", "status", "text", "error_code")}
+    rows = table.select([*own, "answer"]).rename_columns([*own.values(), "answer"]).to_pylist()
     prompts = [json.loads(line)["prompt"] for line in MANIFEST.read_text().splitlines()]
     print_rows(rows, prompts, console)
 

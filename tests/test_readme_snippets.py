@@ -1,4 +1,4 @@
-"""Every Python snippet of the README runs as it stands, and prints what it says it prints.
+"""Every Python snippet of the README and of docs/ runs as it stands, and prints what it says.
 
 A section's snippets run one after another, as a reader would type them. A comment at the end of a
 line that prints, or comment lines at the end of a snippet, say what is printed.
@@ -11,23 +11,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from documentation import PAGES, ROOT, sections
 
-ROOT = Path(__file__).parents[1]
-_SECTION = re.compile(r"^## (.+)$", re.MULTILINE)
 _SNIPPET = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _PRINTED = re.compile(r"^\s*print\(.*\)  # (.*)$|^# (.*)$")
-
-
-def snippets() -> dict[str, list[str]]:
-    """Snippets by the title of their section."""
-    parts = _SECTION.split((ROOT / "README.md").read_text())
-    found = {
-        title: _SNIPPET.findall(text) for title, text in zip(parts[1::2], parts[2::2], strict=True)
-    }
-    return {title: codes for title, codes in found.items() if codes}
-
-
-SNIPPETS = snippets()
+SNIPPETS = {
+    f"{page}, {title}": codes
+    for page in PAGES
+    for title, text in sections(page).items()
+    if (codes := _SNIPPET.findall(text))
+}
 
 
 @pytest.mark.parametrize("title", SNIPPETS)
@@ -38,7 +31,7 @@ def test_snippets(
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {"__name__": "__main__"}
     for code in SNIPPETS[title]:
-        exec(compile(code, f"README.md, {title}", "exec"), names)
+        exec(compile(code, title, "exec"), names)
         matches = [_PRINTED.match(line) for line in code.splitlines()]
         expected = [match[1] or match[2] for match in matches if match]
         assert capsys.readouterr().out.splitlines() == expected

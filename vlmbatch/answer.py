@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 from vlmbatch.errors import RowError
 from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.stop_strings import cut_at_stop
 from vlmbatch.types import FinishReason, Result, Row
 
 
@@ -21,7 +20,7 @@ class Answer:
     prompt_token_ids: Sequence[int] = field(default=(), repr=False)
     cached_tokens: int = 0  # of the prompt, found in the prefix cache
     image_tokens: int = 0
-    stop: Sequence[str] = ()
+    text_end: int | None = None  # characters before the stop string that ended it
     error: RowError | None = None
     known: Result | None = None  # found in the journal of an earlier run
 
@@ -33,11 +32,11 @@ def to_result(answer: Answer, tokenizer: Tokenizer) -> Result:
     row = answer.row
     if answer.error is not None:
         return Result.from_error(row, answer.error)
-    text = tokenizer.decode(answer.token_ids)
+    text = tokenizer.decode(answer.token_ids)[: answer.text_end]
     return Result(
         index=row.index,
         id=row.id,
-        text=cut_at_stop(text, answer.stop),
+        text=text,
         finish_reason=answer.finish_reason,
         prompt_tokens=len(answer.prompt_token_ids),
         image_tokens=answer.image_tokens,

@@ -16,15 +16,21 @@ import typer
 from vlmbatch import __version__, log
 from vlmbatch.commands.bench import bench
 from vlmbatch.commands.doctor import doctor
-from vlmbatch.commands.exits import INTERRUPTED, install_signal_handlers, stdout_failures
+from vlmbatch.commands.exits import (
+    Terminated,
+    fill_closed_descriptors,
+    install_signal_handlers,
+    leave_failed_stderr,
+    status_of,
+    stdout_failures,
+)
 from vlmbatch.commands.features import features
 from vlmbatch.commands.run import run
 from vlmbatch.commands.serve import serve
 from vlmbatch.commands.status import status
 from vlmbatch.commands.validate import validate
-from vlmbatch.errors import OutputError, VlmbatchError
+from vlmbatch.errors import OutputError, VlmbatchError, is_shortage
 
-INTERNAL_ERROR = 70
 EPILOG = (
     "An option may also be set by a variable of the environment (VLMBATCH_MAX_TOKENS for "
     "--max-tokens), or in a --config file (max_tokens = 64). Flags win over variables, and "
@@ -75,16 +81,24 @@ def vlmbatch(
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: the README lists what each means."""
+    fill_closed_descriptors()
     log.configure()
     install_signal_handlers()
+    try:
+        return _main(args)
+    finally:
+        leave_failed_stderr()
+
+
+def _main(args: Sequence[str] | None) -> int:
     if sys.stdout is None:  # the next file opened would take its place as descriptor 1
         log.logger.error("standard output is closed: redirect it to a file or to /dev/null")
         return OutputError.exit_status
     try:
         with stdout_failures():
             exit_status = app(args, prog_name="vlmbatch", standalone_mode=False)
-    except KeyboardInterrupt:  # before or after the command's own work
-        return INTERRUPTED
+    except (KeyboardInterrupt, Terminated) as error:  # before or after the command's own work
+        return status_of(error)
     except typer.Exit as end:
         return end.exit_code
     except typer.TyperException as error:
@@ -92,7 +106,10 @@ def main(args: Sequence[str] | None = None) -> int:
     except VlmbatchError as error:
         log.logger.error("%s", error, exc_info=logging.root.isEnabledFor(logging.DEBUG))
         return error.exit_status
-    except Exception as error:  # noqa: BLE001 - the last line of defence: reported, never passed on
+    except BaseException as error:  # noqa: BLE001 - reported, never passed on: SystemExit as well
+        if is_shortage(error):
+            log.logger.error("%s: free some of it or raise the limit, then run again", error)
+            return status_of(error)
         verbose = log.logger.isEnabledFor(logging.DEBUG)
         log.logger.error(
             "internal error: %s: %s\nThis is a bug in vlmbatch. Please report it with the output "
@@ -102,7 +119,7 @@ def main(args: Sequence[str] | None = None) -> int:
             "" if verbose else " that -v prints",
             exc_info=verbose,
         )
-        return INTERNAL_ERROR
+        return status_of(error)
     return exit_status if isinstance(exit_status, int) else 0
 
 

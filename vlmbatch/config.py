@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
+from vlmbatch import typed
 from vlmbatch.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
@@ -27,10 +28,11 @@ class SamplingParams:
 
     ``temperature`` 0 is greedy. ``top_k`` 0 keeps the whole vocabulary. The stream of random
     numbers depends on ``seed`` and the token's position alone, so a row's text does not depend on
-    what it is batched with. Text is cut before the first of the ``stop`` strings.
+    what it is batched with. Text is cut before the first of the ``stop`` strings. ``None`` stands
+    for the default, but in ``max_tokens`` for as many as the context has room for, as in vLLM.
 
     Raises:
-        ConfigError: a value out of range.
+        ConfigError: a value of the wrong type or out of range.
     """
 
     max_tokens: int = 256
@@ -43,9 +45,10 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
-        object.__setattr__(self, "stop", stop)
-        object.__setattr__(self, "stop_token_ids", tuple(self.stop_token_ids))
+        for name, read in _SAMPLING_READERS.items():
+            given: object = getattr(self, name)
+            value = _STANDS_FOR_NONE[name] if given is None else read(name, given)
+            object.__setattr__(self, name, value)
         if self.max_tokens < 1:
             raise ConfigError(f"max_tokens must be at least 1, got {self.max_tokens}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -60,6 +63,34 @@ class SamplingParams:
             raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if any(not text for text in self.stop):
             raise ConfigError("a stop string must not be empty")
+
+
+def _stop_strings(name: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    items = typed.several(name, value, "a string or a list of strings")
+    return tuple(typed.text(f"{name}[{index}]", item) for index, item in enumerate(items))
+
+
+def _token_ids(name: str, value: object) -> tuple[int, ...]:
+    items = typed.several(name, value, "a list of integers")
+    return tuple(typed.integer(f"{name}[{index}]", item) for index, item in enumerate(items))
+
+
+_SAMPLING_READERS: dict[str, Callable[[str, object], object]] = {
+    "max_tokens": typed.integer,
+    "temperature": typed.number,
+    "top_p": typed.number,
+    "top_k": typed.integer,
+    "seed": typed.integer,
+    "stop": _stop_strings,
+    "stop_token_ids": _token_ids,
+    "ignore_eos": typed.boolean,
+}
+_STANDS_FOR_NONE: dict[str, object] = {
+    **{field.name: field.default for field in fields(SamplingParams)},
+    "max_tokens": 2**31 - 1,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +179,11 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class ManifestConfig:
-    """Where the rows come from and what their columns are called."""
+    """Where the rows come from and what their columns are called.
+
+    Raises:
+        ConfigError: a prefix that is no text.
+    """
 
     source: str  # a path, a folder, or "-" for JSONL on standard input
     prompt_column: str = "prompt"
@@ -157,6 +192,14 @@ class ManifestConfig:
     limit: int | None = None
     max_line_bytes: int = 16 * 2**20
     format: ManifestFormat = "auto"  # openai: requests as in OpenAI's Batch API; auto: as it looks
+    column_prefix: str | None = ""  # of the output's own columns; None: the output has none
+    keep_inputs: bool = False  # prompts and images are written beside the answers
+
+    def __post_init__(self) -> None:
+        try:
+            (self.column_prefix or "").encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"column_prefix {self.column_prefix!r} is not UTF-8") from error
 
 
 @dataclass(frozen=True, slots=True)

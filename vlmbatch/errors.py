@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from enum import StrEnum
+from typing import Any
+
+_SHORTAGES = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+    | {errno.EAGAIN, errno.EIO}
+)
 
 
 class ErrorCode(StrEnum):
@@ -35,7 +42,7 @@ class ErrorCode(StrEnum):
 _MEANINGS = {
     ErrorCode.MANIFEST_LINE_INVALID: "the manifest line is not a JSON object in UTF-8, or too long",
     ErrorCode.ID_DUPLICATE: "an earlier row of the stream has the same id",
-    ErrorCode.REQUEST_INVALID: "a request of a batch file that cannot be answered as it asks",
+    ErrorCode.REQUEST_INVALID: "a request, of a batch file or in Python, that cannot be answered",
     ErrorCode.PROMPT_INVALID: "the prompt (or messages) is missing, null or of the wrong type",
     ErrorCode.SAMPLING_INVALID: "a per-row sampling value is of the wrong type or out of range",
     ErrorCode.IMAGE_TOKEN_MISMATCH: "the number of <image> tokens does not fit the row's images",
@@ -54,9 +61,13 @@ _MEANINGS = {
 
 
 class VlmbatchError(Exception):
-    """Base of every error that a user can meet."""
+    """Base of every error that a user can meet. Any of them can be pickled."""
 
     exit_status = 70
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # BaseException's would call the class with ``args``, which its __init__ may not take.
+        return _unpickled, (type(self), self.args, self.__dict__)
 
 
 class UsageError(VlmbatchError):
@@ -99,5 +110,33 @@ class RowError(VlmbatchError):
         self.code = code
         self.message = message
 
-    def __reduce__(self) -> tuple[type[RowError], tuple[ErrorCode, str]]:
-        return type(self), (self.code, self.message)
+
+class RequestError(RowError):
+    """One request of a batch cannot be answered as it asks.
+
+    ``param`` and ``api_code`` are what OpenAI's clients are told beside the message: the field, and
+    OpenAI's code where ``code`` does not tell it.
+    """
+
+    def __init__(
+        self, code: ErrorCode, message: str, param: str | None, api_code: str | None
+    ) -> None:
+        super().__init__(code, message)
+        self.param = param
+        self.api_code = api_code
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Whether the system lacks something that it may have later: no fault of ours or the user's.
+
+    Space, memory, open files or processes, or the limits that were set on them.
+    """
+    return isinstance(error, OSError) and error.errno in _SHORTAGES
+
+
+def _unpickled(
+    kind: type[VlmbatchError], arguments: tuple[Any, ...], attributes: dict[str, Any]
+) -> VlmbatchError:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(attributes)
+    return error

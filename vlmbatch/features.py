@@ -17,6 +17,7 @@ from vlmbatch.config import EngineConfig, RunConfig
 from vlmbatch.cores import default_cpu_threads, default_image_workers
 from vlmbatch.data.feature_folder import FeatureFolder, FeatureManifest
 from vlmbatch.data.features import TENSOR_NAME
+from vlmbatch.data.held_images import HeldImages
 from vlmbatch.data.image_file import read_image_bytes
 from vlmbatch.errors import RowError, UsageError
 from vlmbatch.fingerprint import checkpoint_digest
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from vlmbatch.engine.image_upload import ImageUpload
     from vlmbatch.models.family import VisionModel
 
-_WINDOW_ROWS = 128  # rows read ahead of the tower
+_WINDOW_ROWS = 128  # rows read ahead of the tower, but no more of them than have
+_WINDOW_BYTES = 2**27  # of embedded images, and one row
 _WRITERS = 4  # threads: most of their time they wait for the disk
 _MAX_UNWRITTEN = 128
 
@@ -192,7 +194,7 @@ class TowerWriter:
     def _encode(self) -> None:
         from safetensors.torch import save
 
-        metadata = {"model": self._config.model}
+        metadata = {"model": _as_utf8(self._config.model)}
         features = self._extract(list(self._batch.values()))
         for (name, image), tensor in zip(self._batch.items(), features, strict=True):
             shape = self._inputs.processor.feature_shape(image.grid)
@@ -241,10 +243,13 @@ def _in_order(
 ) -> Iterator[tuple[Row, dict[str, Any], list[Outcome]]]:
     """Every row with its values and its images, read on ``threads`` a bounded window ahead."""
     window: deque[tuple[Row, dict[str, Any], Future[list[Outcome]]]] = deque()
+    held = HeldImages()
     for row, values in inputs.manifest.rows_with_values():
         window.append((row, values, threads.submit(reader.read, row)))
-        if len(window) == _WINDOW_ROWS:
+        held.add(row.images)
+        while len(window) == _WINDOW_ROWS or held.num_bytes > _WINDOW_BYTES:
             first, its_values, future = window.popleft()
+            held.remove(first.images)
             yield first, its_values, future.result()
     for first, its_values, future in window:
         yield first, its_values, future.result()
@@ -267,4 +272,9 @@ def _original(ref: ImageRef) -> str | dict[str, str | None]:
     """An image that has no features, still an error wherever the new manifest lies."""
     if ref.data is not None:
         return {"bytes": None, "path": ref.path}
-    return os.path.abspath(ref.path or "")  # noqa: PTH100 - resolves no links
+    return _as_utf8(os.path.abspath(ref.path or ""))  # noqa: PTH100 - resolves no links
+
+
+def _as_utf8(path: str) -> str:
+    """A path for where text must be UTF-8, which the names of files need not be."""
+    return path.encode("utf-8", "backslashreplace").decode()

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from vlmbatch.config import RunConfig
+from vlmbatch.data.manifest import ManifestInfo
+from vlmbatch.inputs import Inputs
 
 SCHEMA_VERSION = 1  # raised when the same inputs would give another output table
 
@@ -17,31 +19,38 @@ _PIECE_BYTES = 2**16
 _NUM_PIECES = 64
 
 
-def run_settings(
-    config: RunConfig,
-    folder: Path,
-    manifest_sha256: str | None,
-    processor_fingerprint: str,
-    *,
-    manifest_format: str = "manifest",
-) -> dict[str, Any]:
-    """Everything that decides the answers, by name, so that a difference can be named."""
+def run_settings(config: RunConfig, inputs: Inputs, info: ManifestInfo) -> dict[str, Any]:
+    """Everything that decides the answers, by name, so that a difference can be named.
+
+    ``info``: what a scan of the manifest of ``inputs`` has found.
+    """
+    limits, root = config.image_limits, config.image_limits.root
+    manifest = config.manifest
+    # Absent where nobody asks for it, as in runs of versions that had no such options.
+    shape: dict[str, Any] = {}
+    if manifest.column_prefix:
+        shape["column_prefix"] = manifest.column_prefix
+    if manifest.keep_inputs:
+        shape["keep_inputs"] = True
     return {
+        **shape,
         "schema": SCHEMA_VERSION,
-        "manifest": manifest_sha256,
-        "format": manifest_format,
+        "manifest": info.sha256,
+        "format": inputs.manifest.format,
+        "images_from": None if info.image_base is None else str(info.image_base.resolve()),
         "columns": [
             config.manifest.prompt_column,
             config.manifest.image_column,
             config.manifest.id_column,
         ],
         "limit": config.manifest.limit,
-        "model": checkpoint_digest(folder),
-        "processor": processor_fingerprint,
+        "model": checkpoint_digest(inputs.folder),
+        "processor": inputs.processor.settings,
         "image_input_type": config.image_arguments.image_input_type,
         "sampling": asdict(config.sampling),
-        "image_limits": asdict(config.image_limits),
+        "image_limits": {**asdict(limits), "root": None if root is None else str(root.resolve())},
         "dtype": config.engine.dtype,
+        "random_weights": config.engine.random_weights,
         "max_model_len": config.engine.max_model_len,
     }
 

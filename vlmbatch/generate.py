@@ -1,23 +1,15 @@
-"""The loop between the feed and the sink: keeps the engine full and hands on what it finishes."""
+"""The loop between the feed and the sink: keeps the replica full and hands on what it finishes."""
 
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from vlmbatch.answer import Answer
-from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
-from vlmbatch.engine.sequence import Sequence
-from vlmbatch.errors import RowError
-from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.prepare import Prepared, RowFeed
+from vlmbatch.replicas.replica import Completion, Replica, RowFailure
 from vlmbatch.stats import RunStats
-from vlmbatch.stop_strings import StopChecker
 from vlmbatch.stopping import StopRequest
-from vlmbatch.types import FinishReason, Row
-
-if TYPE_CHECKING:
-    from vlmbatch.engine.engine import Engine
 
 _IDLE_SECONDS = 0.5  # between looks at the sink and the stop request while no row is ready
 # What an idle engine waits for rows beside the first, so that its first step is a full one: a small
@@ -38,26 +30,23 @@ class AnswerSink(Protocol):
 
 
 class AnswerLoop:
-    """Runs every row of ``feed`` through ``engine``; each reaches ``sink`` once, in any order."""
+    """Runs every row of ``feed`` through ``replica``; each reaches ``sink`` once, in any order."""
 
     def __init__(
         self,
         feed: RowFeed,
-        engine: Engine,
-        tokenizer: Tokenizer,
+        replica: Replica,
         sink: AnswerSink,
         stats: RunStats,
         stop: StopRequest,
     ) -> None:
         self._feed = feed
-        self._engine = engine
-        self._tokenizer = tokenizer
+        self._replica = replica
         self._sink = sink
         self._stats = stats
         self._stop = stop
-        self._under_way: dict[Sequence, Row] = {}
-        self._checkers: dict[Sequence, StopChecker] = {}
-        self._told_of_end = False  # the engine, of the end of the feed
+        self._under_way: dict[int, Prepared] = {}  # by index
+        self._told_of_end = False  # the replica, of the end of the feed
 
     def run(self) -> None:
         """Answer all rows, or until the stop request ends it: rows are then left unanswered.
@@ -68,19 +57,18 @@ class AnswerLoop:
             if not self.advance():
                 return
         self._stop.announce(self._stats)
-        for sequence in self._engine.drop_waiting():
-            self._forget(sequence)
-        while self._engine.num_unfinished and not self._stop.out_of_grace:
-            self._step()
+        self._replica.drop_waiting()
+        while self._replica.num_unfinished and not self._stop.out_of_grace:
+            self._hand_on()
 
     def advance(self) -> bool:
-        """Admit what is ready and take one step, or wait a moment for a row.
+        """Admit what is ready and hand on what is finished, or wait a moment for a row.
 
         False when every row is answered. Raises as ``run`` does.
         """
         self._fill()
-        if self._engine.num_unfinished:
-            self._step()
+        if self._replica.num_unfinished:
+            self._hand_on()
         elif self._feed.exhausted:
             return False
         else:
@@ -88,20 +76,20 @@ class AnswerLoop:
         return True
 
     def _fill(self) -> None:
-        timeout = 0.0 if self._engine.num_unfinished else _IDLE_SECONDS
+        timeout = 0.0 if self._replica.num_unfinished else _IDLE_SECONDS
         gather_until = 0.0
-        while self._engine.wants_requests and not self._stop.check(self._stats):
+        while self._replica.wants_requests and not self._stop.check(self._stats):
             prepared = self._feed.poll(timeout)
             if prepared is None:
                 break
             self._admit(prepared)
-            if timeout and self._engine.num_unfinished:
+            if timeout and self._replica.num_unfinished:
                 gather_until = gather_until or time.monotonic() + _GATHER_SECONDS
-                is_full = self._engine.fills_step
+                is_full = self._replica.fills_step
                 timeout = 0.0 if is_full else max(0.0, gather_until - time.monotonic())
         if self._feed.exhausted and not self._told_of_end:
             self._told_of_end = True
-            self._engine.expect_no_more()
+            self._replica.expect_no_more()
 
     def _admit(self, prepared: Prepared) -> None:
         row, request = prepared.row, prepared.request
@@ -109,50 +97,32 @@ class AnswerLoop:
         if request is None:
             self._sink.put(Answer(row, error=prepared.error, known=prepared.known))
             return
-        try:
-            sequence = self._engine.add(request)
-        except RowError as error:
-            self._sink.put(Answer(row, error=error))
-            return
-        self._under_way[sequence] = row
-        if request.sampling.stop:
-            self._checkers[sequence] = StopChecker(self._tokenizer, request.sampling.stop)
+        self._under_way[request.index] = prepared
+        self._replica.submit(request)
         if self._stats.engine_started is None:
             self._stats.engine_started = time.monotonic()
 
-    def _step(self) -> None:
+    def _hand_on(self) -> None:
         with self._stop.interruptible():
-            outputs = self._engine.step()
-        for output in outputs:
-            if output.sequence not in self._under_way:
-                continue  # a stop string ended it; this is of a step that was launched before
-            if isinstance(output, SequenceFailure):
-                row = self._forget(output.sequence)
-                self._sink.put(Answer(row, error=output.error))
-            elif reason := self._finish_reason(output):
-                self._sink.put(self._answer(output.sequence, reason))
+            events = self._replica.poll()
+        for event in events:
+            if isinstance(event, Completion):
+                self._sink.put(self._answer(event))
+            elif isinstance(event, RowFailure):
+                row = self._under_way.pop(event.index).row
+                self._sink.put(Answer(row, error=event.error))
 
-    def _finish_reason(self, output: TokenOutput) -> FinishReason | None:
-        """Why the sequence ends with this token. A stop string beats the length limit."""
-        checker = self._checkers.get(output.sequence)
-        if checker is not None and checker.push(output.token_id):
-            self._engine.finish(output.sequence, "stop")
-            return "stop"
-        return output.finish_reason
-
-    def _answer(self, sequence: Sequence, reason: FinishReason) -> Answer:
-        self._stats.cached_tokens += sequence.num_cached_tokens or 0
-        request = sequence.request
+    def _answer(self, completion: Completion) -> Answer:
+        self._stats.cached_tokens += completion.cached_tokens
+        prepared = self._under_way.pop(completion.index)
+        request = prepared.request
+        assert request is not None
         return Answer(
-            self._forget(sequence),
-            tuple(sequence.output_token_ids),
-            reason,
+            prepared.row,
+            completion.token_ids,
+            completion.finish_reason,
             prompt_token_ids=request.token_ids,
-            cached_tokens=sequence.num_cached_tokens or 0,
+            cached_tokens=completion.cached_tokens,
             image_tokens=request.num_image_tokens,
-            stop=request.sampling.stop,
+            text_end=completion.text_end,
         )
-
-    def _forget(self, sequence: Sequence) -> Row:
-        self._checkers.pop(sequence, None)
-        return self._under_way.pop(sequence)

@@ -18,7 +18,7 @@ _ROW_BYTES = 256  # of a row that waits, and of its result, when all else of the
 class HostMemory:
     """The parts of one budget, in bytes; ``window_rows`` in rows.
 
-    It is of what waits: not of the engine and the rows in it, nor of the processes that decode.
+    Covers queued data only, not the engine with the rows in it, nor the decoder processes.
     """
 
     decoded: int  # images decoded lately, kept for rows to come

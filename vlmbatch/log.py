@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -9,7 +10,7 @@ import os
 import sys
 import time
 import warnings
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,6 +21,32 @@ logger = logging.getLogger("vlmbatch")
 _STYLES = {"error": "bold red", "warning": "bold yellow", "debug": "dim"}
 
 
+class StandardError:
+    """``sys.stderr`` for all that is logged and shown: what it does not take is dropped.
+
+    A terminal that is gone, a full disk or a reader that has ended must not end the work.
+    """
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @property
+    def _stream(self) -> Any:
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)  # beneath a live display
+
+
+STDERR = StandardError()
+
+
 @functools.cache
 def console() -> Console:
     """Standard error as rich sees it; the live display and the log share it.
@@ -28,7 +55,8 @@ def console() -> Console:
     """
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else 1000)
+    width = None if sys.stderr.isatty() else 1000
+    return Console(file=cast(IO[str], STDERR), highlight=False, width=width)
 
 
 def stdout_console() -> Console:
@@ -70,8 +98,8 @@ class JsonHandler(logging.Handler):
             "message": self.format(record),
             **getattr(record, "data", {}),
         }
-        sys.stderr.write(json.dumps(entry, default=str) + "\n")
-        sys.stderr.flush()
+        STDERR.write(json.dumps(entry, default=str) + "\n")
+        STDERR.flush()
 
 
 def configure(*, verbose: int = 0, quiet: bool = False, log_format: LogFormat = "text") -> None:

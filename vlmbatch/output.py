@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -27,7 +29,8 @@ from vlmbatch.data.previous import (
     seed_unchanged,
     seed_without_errors,
 )
-from vlmbatch.data.row_keys import RowKeyWriter, copy_row_keys
+from vlmbatch.data.row_keys import RowKeyWriter, copy_row_keys, rows_match
+from vlmbatch.data.run_paths import holds_something
 from vlmbatch.data.run_record import RunRecord
 from vlmbatch.data.schema import output_schema
 from vlmbatch.data.shards import ShardedParquetWriter
@@ -40,15 +43,19 @@ from vlmbatch.types import Result, Row
 Rows = Callable[[], Iterator[Row]]  # one pass over the manifest
 
 # What --incremental allows to change.
-_MANIFEST_SETTINGS = ("manifest", "limit")
+_MANIFEST_SETTINGS = ("manifest", "limit", "images_from")
 
-# Settings that are digests: what has changed where they have.
-_DIGESTS = {
+# What has changed where a setting's name does not say it. Some values are digests of content.
+_EXPLANATIONS = {
     "manifest": "manifest: its rows are others, or in another order",
+    "images_from": "manifest: relative image paths start from another folder",
     "model": "model: the files of the checkpoint are others",
-    "processor": "prompts or images are prepared in another way: --chat and the like, or the "
-    "checkpoint's tokenizer or image processor",
+    "processor.tokenizer": "tokenizer: it is another, or has other special tokens",
+    "processor.image_processor": "image processor: it is another, or has other parameters",
+    "processor.chat_template": "chat_template: its content is another",
 }
+_DIGEST = re.compile(r"[0-9a-f]{32,}")
+_DIGITS = 12  # of a digest, in messages
 
 
 class Output(Protocol):
@@ -90,15 +97,17 @@ class Output(Protocol):
 class StreamOutput:
     """JSONL on standard output: nothing to resume, each line stands as soon as it is written.
 
-    ``lines``: those of OpenAI's batch output in place of our own.
+    ``lines``: those of OpenAI's batch output in place of our own, whose keys have
+    ``column_prefix``.
     """
 
     folder = None
     journal = None
     num_known = 0
 
-    def __init__(self, lines: BatchLines | None = None) -> None:
-        values = result_line if lines is None else lines.line
+    def __init__(self, lines: BatchLines | None = None, column_prefix: str = "") -> None:
+        own = partial(result_line, prefix=column_prefix)
+        values = own if lines is None else lines.line
         self.writer: ResultWriter = JsonlResultWriter(sys.stdout.buffer, values)
 
     def __enter__(self) -> Self:
@@ -138,13 +147,15 @@ class DurableOutput:
         self, config: RunConfig, info: ManifestInfo, rows: Rows, settings: dict[str, Any]
     ) -> None:
         self._config = config
-        self.path = Path(config.output)
         with ExitStack() as resources:
-            self._work = resources.enter_context(WorkFolder(self.path))
+            self._work = resources.enter_context(WorkFolder(Path(config.output)))
+            self.path = self._work.output
             self._record = self._begin(info, rows, settings)
             self.complete = self._record.state == "complete"
             if not self.complete:
-                self._open(resources, output_schema(info.extra_schema))
+                self._open(
+                    resources, output_schema(info.extra_schema, config.manifest.column_prefix or "")
+                )
             self._resources = resources.pop_all()
 
     def __enter__(self) -> Self:
@@ -175,13 +186,13 @@ class DurableOutput:
         """The run to go on with, or a new one in the folder's name."""
         config, work = self._config, self._work
         new = RunRecord.new(settings, fingerprint(settings), info.num_rows, _about(config))
-        current = work.current_run()
-        if config.overwrite or current is None:
+        current = None if config.overwrite else work.current_run()  # it may be past reading
+        if current is None:
             paths = [self.path]
             if is_batch_output(self.path):
                 paths.append(errors_path(self.path))
             for path in paths:
-                if not config.overwrite and _holds_something(path):
+                if not config.overwrite and holds_something(path):
                     raise UsageError(
                         f"output {path} exists, and no run on it is known: add --overwrite to "
                         "replace it, or choose another name"
@@ -191,6 +202,9 @@ class DurableOutput:
         unchanged = current.fingerprint == new.fingerprint
         if not unchanged:
             self._check_changes(current, settings)
+        elif config.incremental:  # images are known by the rows' keys alone
+            answered = current.num_rows if current.state == "complete" else 0
+            unchanged = rows_match(work.keys_path(current), rows(), least=answered)
         if unchanged and not (config.retry_failed and self._has_errors(current)):
             return current
         self._keep_answers(current, new, None if unchanged else rows())
@@ -204,7 +218,7 @@ class DurableOutput:
     def _keep_answers(
         self, earlier: RunRecord, new: RunRecord, changed: Iterator[Row] | None
     ) -> None:
-        """Journal what ``new`` keeps of an earlier run; ``changed``: rows of another manifest."""
+        """Journal what ``new`` keeps of an earlier run; ``changed``: its rows, where others."""
         work = self._work
         old_keys, new_keys = work.keys_path(earlier), work.keys_path(new)
         with ExitStack() as resources:
@@ -219,7 +233,7 @@ class DurableOutput:
 
     def _check_changes(self, current: RunRecord, settings: dict[str, Any]) -> None:
         changes = current.changes(settings)
-        others = [c for c in changes if not c.partition(":")[0].startswith(_MANIFEST_SETTINGS)]
+        others = [c for c in changes if c.partition(":")[0] not in _MANIFEST_SETTINGS]
         if self._config.incremental and not others:
             return
         hint = "" if others else "--incremental to keep the answers of unchanged rows, or "
@@ -271,7 +285,12 @@ class DurableOutput:
 
 
 def _explained(change: str) -> str:
-    return _DIGESTS.get(change.partition(":")[0], change)
+    """A change, ``name: old -> new``, for people."""
+    name, _, values = change.partition(": ")
+    values = _DIGEST.sub(lambda found: found[0][:_DIGITS], values)
+    if name in _EXPLANATIONS:
+        return f"{_EXPLANATIONS[name]} ({values})"
+    return f"{name.removeprefix('processor.')}: {values}"
 
 
 def _about(config: RunConfig) -> dict[str, Any]:
@@ -282,7 +301,3 @@ def _about(config: RunConfig) -> dict[str, Any]:
         "shard_rows": config.shard_rows,
         "command": LockHolder.this_process().command,
     }
-
-
-def _holds_something(path: Path) -> bool:
-    return any(path.iterdir()) if path.is_dir() else path.exists()

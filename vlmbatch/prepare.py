@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
-from vlmbatch.byte_budget import ByteBudget, PixelBudget
+from vlmbatch.byte_budget import EncodedBudget, PixelBudget
 from vlmbatch.errors import RowError
 from vlmbatch.grouping import RowGroups, in_groups
 from vlmbatch.image_workers.loader import ImageLoader
@@ -59,7 +59,7 @@ def start_preparing(
         tokens = processor.tokenize(row)
         loading = [loader.submit(image) for image in row.images]
     except RowError as error:
-        outcome.set_result(Prepared(light, error=error))
+        outcome.set_result(Prepared(light, error=_without_frames(error)))
         return outcome
 
     def go_on(_: object = None) -> None:
@@ -71,8 +71,8 @@ def start_preparing(
             encoded = processor.place(tokens, [image.grid for image in images])
             outcome.set_result(Prepared(light, request=_request(light, encoded, images)))
         except RowError as error:
-            outcome.set_result(Prepared(light, error=error))
-        except Exception as error:  # noqa: BLE001  raised again to whoever takes the outcome
+            outcome.set_result(Prepared(light, error=_without_frames(error)))
+        except BaseException as error:  # noqa: BLE001  raised again to whoever takes the outcome
             outcome.set_exception(error)
 
     go_on()
@@ -91,6 +91,12 @@ def _request(row: Row, encoded: EncodedPrompt, images: Sequence[ImageInput]) -> 
         positions=encoded.positions,
         next_position=encoded.next_position,
     )
+
+
+def _without_frames(error: RowError) -> RowError:
+    """The error as it waits to be written: the frames that raised it hold the image's bytes."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
 
 
 def _without_bytes(row: Row) -> Row:
@@ -133,13 +139,13 @@ class RowFeed:
         self._ready: queue.SimpleQueue[tuple[Future[Prepared], int] | None] = queue.SimpleQueue()
         self._places = threading.Semaphore(depth)
         self._window = threading.Semaphore(window)
-        self._bytes = ByteBudget(max_bytes)
+        self._encoded = EncodedBudget(max_bytes)
         self._pixels = PixelBudget(max_pixel_bytes, image_bytes)
         self._closed = threading.Event()
         self._num_read = 0
         self._num_given = 0
         self._all_read = False
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._workers = ThreadPoolExecutor(threads, thread_name_prefix="prepare")
         # A daemon: it may be waiting for a line on standard input that never comes.
         self._reader = threading.Thread(target=self._read, name="reader", daemon=True)
@@ -187,7 +193,7 @@ class RowFeed:
         self._closed.set()
         self._window.release()
         self._places.release()
-        self._bytes.close()
+        self._encoded.close()
         self._pixels.close()
         self._reader.join(_CLOSE_SECONDS)
         self._workers.shutdown(cancel_futures=True)
@@ -195,15 +201,14 @@ class RowFeed:
     def _read(self) -> None:
         try:
             for row in self._in_order():
-                size = sum(image.num_bytes for image in row.images)
                 self._places.acquire()
-                self._bytes.acquire(size)
+                self._encoded.acquire(row.images)
                 reserved = self._pixels.reserve(len(row.images))
                 if self._closed.is_set():
                     return
                 self._num_read += 1
-                self._workers.submit(self._start, row, size, reserved)
-        except Exception as error:  # noqa: BLE001  raised again by poll, on the main thread
+                self._workers.submit(self._start, row, reserved)
+        except BaseException as error:  # noqa: BLE001  raised again by poll, on the main thread
             self._failure = error
         finally:
             self._ready.put(None)
@@ -220,7 +225,7 @@ class RowFeed:
     def _may_read(self, wait: bool) -> bool:
         return self._window.acquire(blocking=wait) and not self._closed.is_set()
 
-    def _start(self, row: Row, size: int, reserved: int) -> None:
+    def _start(self, row: Row, reserved: int) -> None:
         self._pixels.wait_for_room(reserved)
         outcome: Future[Prepared] = Future()
         try:
@@ -229,12 +234,12 @@ class RowFeed:
                 outcome = prepared
             else:
                 outcome.set_result(prepared)
-        except Exception as error:  # noqa: BLE001  raised again by poll, on the main thread
+        except BaseException as error:  # noqa: BLE001  raised again by poll, on the main thread
             outcome.set_exception(error)
-        outcome.add_done_callback(partial(self._end, size, reserved))
+        outcome.add_done_callback(partial(self._end, row.images, reserved))
 
-    def _end(self, size: int, reserved: int, outcome: Future[Prepared]) -> None:
-        self._bytes.release(size)
+    def _end(self, images: tuple[ImageRef, ...], reserved: int, outcome: Future[Prepared]) -> None:
+        self._encoded.release(images)
         failed = outcome.exception() is not None
         request = None if failed else outcome.result().request
         sizes = [] if request is None else [image.num_bytes for image in request.images]

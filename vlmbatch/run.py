@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING
 from vlmbatch.config import RunConfig
 from vlmbatch.cores import default_cpu_threads, default_image_workers
 from vlmbatch.data.finished import finished_counts
+from vlmbatch.data.kept_inputs import InputsWriter
 from vlmbatch.data.openai_lines import BatchLines, is_batch_output
+from vlmbatch.data.output_reader import changed_output
 from vlmbatch.data.spill import Spill
 from vlmbatch.data.validate import validate_rows
 from vlmbatch.data.work_folder import check_unlocked
@@ -37,6 +39,7 @@ from vlmbatch.types import Result, Row
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
     from vlmbatch.image_workers.loader import ImageLoader
+    from vlmbatch.replicas.replica import Replica
 
 # Beside a GPU, a thread that wants the interpreter lock gets it after so long from one that only
 # computes: the default of 5 ms is a whole decode step.
@@ -56,6 +59,8 @@ def run(config: RunConfig, stats: RunStats) -> None:
         OutputError: the output cannot be written.
         RunStoppedError: a signal, the deadline or the error budget ended the run early.
     """
+    from vlmbatch.replicas.local import LocalReplica
+
     stop = StopRequest(config.grace_s, config.deadline_s, config.max_error_rate)
     if config.output != "-":
         check_unlocked(Path(config.output))  # before a large manifest is read
@@ -64,6 +69,8 @@ def run(config: RunConfig, stats: RunStats) -> None:
     with open_output(config, inputs, stats) as output:
         if isinstance(output, DurableOutput) and output.complete:
             earlier = finished_counts(output.path)
+            if earlier.num_rows != stats.rows_total:
+                raise changed_output(output.path)
             stats.count_earlier(earlier.num_rows, earlier.errors, earlier.error_examples)
         else:
             stats.rows_earlier = output.num_known
@@ -71,20 +78,21 @@ def run(config: RunConfig, stats: RunStats) -> None:
             with closing(start_images(config, inputs)) as images:
                 engine = load_engine(config, inputs)
                 freeze_loaded(engine)
-                answer_manifest(config, inputs, engine, images, output, stats, stop)
+                replica = LocalReplica(engine, inputs.processor.tokenizer)
+                answer_manifest(config, inputs, replica, images, output, stats, stop)
     stats.finish()
 
 
 def answer_manifest(
     config: RunConfig,
     inputs: Inputs,
-    engine: Engine,
+    replica: Replica,
     images: ImageLoader,
     output: Output,
     stats: RunStats,
     stop: StopRequest,
 ) -> None:
-    """Stream the manifest's rows through the engine into ``output``, and commit it.
+    """Stream the manifest's rows through ``replica`` into ``output``, and commit it.
 
     ``images`` is closed at the end.
 
@@ -115,9 +123,12 @@ def answer_manifest(
             groups=groups,
         )
         spill: Spill[Result] = Spill(memory.results, output.folder)
-        sink = ResultSink(output.writer, tokenizer, stats, feed.release, output.journal, spill)
+        writer = output.writer
+        if config.manifest.keep_inputs and not inputs.streaming:
+            writer = InputsWriter(writer, inputs.manifest.kept_inputs())
+        sink = ResultSink(writer, tokenizer, stats, feed.release, output.journal, spill)
         try:
-            AnswerLoop(feed, engine, tokenizer, sink, stats, stop).run()
+            AnswerLoop(feed, replica, sink, stats, stop).run()
             sink.flush()
             stopped = stop.reason  # a signal that comes later finds nothing left to stop
             if stopped is None:
@@ -135,13 +146,14 @@ def open_output(config: RunConfig, inputs: Inputs, stats: RunStats) -> Output:
     """The output as the manifest's columns and the run's settings shape it."""
     is_batch = inputs.manifest.format == "openai"
     lines = BatchLines.new(config.model) if is_batch else None
+    prefix = config.manifest.column_prefix or ""
     if inputs.streaming:
-        return StreamOutput(lines)
+        return StreamOutput(lines, prefix)
     stats.stage = "reading the manifest"
     info = inputs.manifest.scan()
     stats.rows_total = info.num_rows
     if config.output == "-":
-        return StreamOutput(lines)
+        return StreamOutput(lines, prefix)
     wants_batch = config.shard_rows is None and is_batch_output(Path(config.output))
     if wants_batch and info.num_rows and not is_batch:
         raise UsageError(
@@ -149,13 +161,7 @@ def open_output(config: RunConfig, inputs: Inputs, stats: RunStats) -> Output:
             "requests, and JSONL files are written for these alone: choose a name that ends in "
             ".parquet, a folder, or - for JSONL on standard output"
         )
-    settings = run_settings(
-        config,
-        inputs.folder,
-        info.sha256,
-        inputs.processor.fingerprint,
-        manifest_format=inputs.manifest.format,
-    )
+    settings = run_settings(config, inputs, info)
     return DurableOutput(config, info, inputs.manifest.rows, settings)
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vlmbatch.data.finished import finished_counts
 from vlmbatch.data.journal_counts import read_journal_counts
@@ -20,16 +19,17 @@ from vlmbatch.data.journal_writer import list_segments
 from vlmbatch.data.lock import LockHolder, lock_holder
 from vlmbatch.data.openai_lines import is_batch_output
 from vlmbatch.data.output_reader import OutputCounts
-from vlmbatch.data.run_record import RunRecord, read_record
-from vlmbatch.data.shards import list_shards
-from vlmbatch.data.work_folder import (
+from vlmbatch.data.parquet_file import read_footer
+from vlmbatch.data.run_paths import (
     LOCK_FILE,
     RECORD_FILE,
-    names_no_run,
+    holds_something,
     output_of,
-    read_commit,
     work_folder_path,
 )
+from vlmbatch.data.run_record import RunRecord, read_record
+from vlmbatch.data.shards import list_shards
+from vlmbatch.data.work_folder import is_output_of, read_commit
 from vlmbatch.errors import OutputError, UsageError
 
 # starting: a process has the output, and no new run has begun yet (or the last is just ending).
@@ -128,13 +128,11 @@ def _status_of(output: Path, record: RunRecord | None) -> RunStatus:
         if holder is not None:
             return RunStatus(output, "starting", command=holder.command, holder=holder)
         return _status_by_output(output)
-    commit = read_commit(output)
-    whole = commit is not None and commit.run_id == record.id
     state: State
-    if whole or (record.state == "complete" and names_no_run(output)):
+    if is_output_of(output, record):
         state, counts = "complete", finished_counts(output)
     elif record.state == "complete":
-        state, counts = "replaced" if output.exists() else "gone", OutputCounts()
+        state, counts = "replaced" if holds_something(output) else "gone", OutputCounts()
     else:
         folder = work_folder_path(output)
         state, counts = "interrupted", read_journal_counts(folder, record.run_id, record.num_rows)
@@ -196,7 +194,7 @@ def _with_counts(status: RunStatus, counts: OutputCounts) -> RunStatus:
 
 def _metadata(path: Path) -> Mapping[str, str]:
     try:
-        metadata = pq.read_metadata(path).metadata or {}
+        metadata = read_footer(path).metadata or {}
     except (pa.ArrowInvalid, OSError) as error:
         if getattr(error, "errno", None) is not None:
             raise OutputError(f"{path} cannot be read: {error.strerror}") from error

@@ -34,6 +34,8 @@ KEYS: dict[str, str | tuple[str, ...]] = {
     "prompt_column": STRING,
     "image_column": STRING,
     "id_column": STRING,
+    "column_prefix": STRING,
+    "keep_inputs": BOOLEAN,
     "host": STRING,
     "port": INTEGER,
     "api_key": STRING,

@@ -1,4 +1,7 @@
-"""Stop strings: seen as tokens arrive, cut from the text at the end."""
+"""Stop strings: which token ends an answer, and where its text is cut. Decided here and only here.
+
+Whoever turns an answer's tokens into text slices it where ``StopChecker`` says.
+"""
 
 from __future__ import annotations
 
@@ -8,24 +11,28 @@ from vlmbatch.models.tokenizer import IncrementalDecoder, Tokenizer
 
 
 class StopChecker:
-    """Watches one sequence's tokens for the first of several strings."""
+    """Watches one sequence's tokens for the first of several strings, none of them empty."""
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._decoder = IncrementalDecoder(tokenizer)
         self._stop = stop
-        self._keep = max(len(text) for text in stop) - 1  # what a later match could begin in
-        self._tail = ""
+        self._keep = max(map(len, stop)) - 1  # characters that a later match can begin in
+        self._tail = ""  # the last of them; all of the text, while it is shorter
+        self._tail_start = 0  # characters of the text before ``_tail``
 
-    def push(self, token_id: int) -> bool:
-        """True as soon as the text up to this token holds a stop string."""
+    def push(self, token_id: int) -> int | None:
+        """Where the text is to be cut, as soon as the text up to this token holds a stop string.
+
+        That is the number of characters before the earliest of them.
+        """
         text = self._tail + self._decoder.push(token_id)
-        self._tail = text[len(text) - self._keep :] if self._keep else ""
-        # A newline may be a byte token, whose text is final only when the run of bytes ends.
+        # What the decoder holds back is the end of the text, if this token is the last. It is not
+        # kept: a later token may change it.
         whole = text + self._decoder.flush()
-        return any(stop in whole for stop in self._stop)
-
-
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """``text`` before the earliest stop string."""
-    ends = [position for each in stop if (position := text.find(each)) >= 0]
-    return text[: min(ends, default=len(text))]
+        found = [place for stop in self._stop if (place := whole.find(stop)) >= 0]
+        if found:
+            return self._tail_start + min(found)
+        num_passed = max(0, len(text) - self._keep)
+        self._tail = text[num_passed:]
+        self._tail_start += num_passed
+        return None

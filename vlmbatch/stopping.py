@@ -11,6 +11,7 @@ from types import FrameType
 
 from vlmbatch.errors import VlmbatchError
 from vlmbatch.log import logger
+from vlmbatch.signals import ending_signals
 from vlmbatch.stats import RunStats
 
 _MIN_ROWS = 200  # before these are done, a share of errors says little
@@ -74,17 +75,19 @@ class StopRequest:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Within, a first SIGINT or SIGTERM stops gracefully, a second gives up rows under way.
+        """Within, a first ending signal stops gracefully, a second gives up rows under way.
 
         Neither is raised, except by ``interruptible``: anywhere else it could leave a lock held or
         a thread without its end.
         """
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        before = {number: signal.getsignal(number) for number in ending_signals()}
 
         def stop(number: int, frame: FrameType | None) -> None:
             if self.reason is None:
                 name = signal.Signals(number).name
                 self.request(RunStoppedError(f"stopped by {name}", 128 + number))
+                return
+            if number == signal.SIGHUP:  # the shell sends one, and the kernel another
                 return
             self._give_up_at = time.monotonic()
             if self._interruptible:

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmbatch.data.openai_lines import errors_path, is_batch_output
+from vlmbatch.data.run_paths import work_folder_path
 from vlmbatch.data.validate import RowIssue
-from vlmbatch.data.work_folder import work_folder_path
 from vlmbatch.errors import ErrorCode, OutputError
 from vlmbatch.log import printable
 from vlmbatch.progress import duration
@@ -99,7 +99,7 @@ def print_feature_summary(
     command: str,
     console: Console,
 ) -> None:
-    """How many images have features, which rows have none, and the ``command`` to go on with."""
+    """How many images have features, which rows have none, and the next ``command``."""
     figures = stats.summary()
     console.print(
         f"[bold]{figures['rows']:,} rows[/] in {_elapsed(figures['seconds'])}: "

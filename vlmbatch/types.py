@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlmbatch.config import SamplingParams
-from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.errors import ErrorCode, RequestError, RowError
 
 FinishReason = Literal["stop", "length"]
 
@@ -138,7 +138,10 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One output row, in the terms of the output schema."""
+    """One output row, in the terms of the output schema.
+
+    ``error_param`` and ``error_api_code`` are those of a ``RequestError``, for batch files alone.
+    """
 
     index: int
     id: str
@@ -150,6 +153,8 @@ class Result:
     error_code: ErrorCode | None = None
     error_message: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    error_param: str | None = None
+    error_api_code: str | None = None
 
     @property
     def status(self) -> Literal["ok", "error"]:
@@ -157,6 +162,12 @@ class Result:
 
     @classmethod
     def from_error(cls, row: Row, error: RowError) -> Result:
-        return cls(
-            row.index, row.id, error_code=error.code, error_message=error.message, extra=row.extra
-        )
+        result = cls(row.index, row.id, error_code=error.code, error_message=error.message)
+        return result.of_row(row, error)
+
+    def of_row(self, row: Row, error: RowError | None) -> Result:
+        """With what a journal does not hold, as ``row`` and its ``error`` bring it again."""
+        if isinstance(error, RequestError):
+            param, api_code = error.param, error.api_code
+            return replace(self, extra=row.extra, error_param=param, error_api_code=api_code)
+        return replace(self, extra=row.extra)

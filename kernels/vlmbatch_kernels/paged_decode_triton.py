@@ -159,7 +159,7 @@ def _paged_decode(
 
 
 class SharedState(NamedTuple):
-    """The softmax over the beginnings of rows, as ``attend_keys`` leaves it.
+    """The softmax over the prefixes of rows, as ``attend_keys`` leaves it.
 
     ``lens``: (B,) int32, keys of each row that it has taken in, whole tiles of them. Where that is
     0 the rest holds anything: ``max`` and ``sum`` (B, H), ``acc`` (B, H, D), all float32.

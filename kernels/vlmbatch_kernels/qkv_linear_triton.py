@@ -1,4 +1,4 @@
-"""``project_qkv`` in Triton: a matrix product that rotates its heads and puts them in their places.
+"""``project_qkv`` in Triton: a product that rotates heads and writes keys and values to the cache.
 
 A tile of the product holds two heads: both halves of a head are in the same program, and each of
 the pairs that are turned together in the same thread.

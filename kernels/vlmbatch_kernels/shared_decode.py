@@ -1,4 +1,4 @@
-"""Attention of one query a sequence, where sequences have long beginnings in common.
+"""Attention of one query a sequence, where sequences share long prefixes.
 
 Letters in shapes: B sequences, H query heads, K key-value heads, D head size, S slots of the pool.
 """
@@ -36,7 +36,7 @@ def shared_decode(
     window. The rest as in ``paged_decode``. Returns (B, H, D).
     """
     assert not scores.window
-    # Every granule as a page of its own: a beginning may end within a page.
+    # Every granule as a page of its own: a prefix may end within a page.
     per_page = layout.page_size // layout.granule
     within = torch.arange(per_page, dtype=block_table.dtype, device=block_table.device)
     granules = (block_table[:, :, None] + within).flatten(1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vlmbatch import ImagePixelData, SamplingParams
 from vlmbatch.api.images import ImageReader
-from vlmbatch.api.requests import RequestReader, with_sampling
+from vlmbatch.api.requests import RequestReader, open_call, with_sampling
 from vlmbatch.config import ImageLimits
 from vlmbatch.errors import ConfigError, ErrorCode
 from vlmbatch.types import Row
@@ -87,7 +87,7 @@ def test_sampling_pairs_or_says_both_numbers(num_requests: int, num_params: int)
     requests = [str(number) for number in range(num_requests)]
     params = [SamplingParams(max_tokens=1 + number) for number in range(num_params)]
     try:
-        paired = list(with_sampling(requests, params))
+        paired = list(with_sampling(*open_call(requests, params)))
     except ConfigError as error:
         assert num_requests != num_params
         assert f"{num_requests} requests, but {num_params} sampling_params" in str(error)
@@ -96,5 +96,35 @@ def test_sampling_pairs_or_says_both_numbers(num_requests: int, num_params: int)
 
 
 def test_sampling_of_the_wrong_kind() -> None:
+    bad: Any = [PARAMS, {"max_tokens": 3}]
     with pytest.raises(TypeError, match=r"sampling_params\[1\] is no SamplingParams"):
-        list(with_sampling(["a", "b"], [PARAMS, {"max_tokens": 3}]))  # type: ignore[list-item]
+        open_call(["a", "b"], bad)
+    rows = [
+        READER.read(i, *pair) for i, pair in enumerate(with_sampling(iter(["a", "b"]), iter(bad)))
+    ]
+    assert rows[0].error is None
+    assert rows[1].error is not None and rows[1].error.code is ErrorCode.SAMPLING_INVALID
+
+
+class Hostile:
+    """Raises whatever is asked of it."""
+
+    def __repr__(self) -> str:
+        raise ZeroDivisionError("hostile")
+
+    def __fspath__(self) -> str:
+        raise ZeroDivisionError("hostile")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        Hostile(),
+        {"prompt": Hostile()},
+        {"prompt": "p", "multi_modal_data": Hostile()},
+        {"prompt": "p", "multi_modal_data": ImagePixelData(Hostile())},
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": Hostile()}]}]},
+    ],
+)
+def test_what_the_objects_of_a_request_raise_is_its_own_error(request_: object) -> None:
+    assert read(request_).error is not None

@@ -113,6 +113,7 @@ def test_an_argument_that_contradicts_the_model(
         ({"max_num_seqs": 0}, ConfigError, "at least 1, got 0"),
         ({"disable_image_processor": True}, ConfigError, "image_features"),
         ({"chat_template": "missing.jinja"}, ConfigError, "missing.jinja"),
+        ({"chat_template": "llava"}, ConfigError, "one of the names llava-1.5"),
     ],
 )
 def test_refused_arguments(
@@ -246,16 +247,24 @@ def test_stream_yields_as_requests_finish(llm: LLM) -> None:
     assert [len(output.outputs[0].token_ids) for output in outputs] == [1, 2, 20, 40]
 
 
-def test_what_an_iterator_raises_comes_after_the_answers_before_it(llm: LLM) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [OSError(), SystemExit(), KeyboardInterrupt(), GeneratorExit()],
+    ids=lambda error: type(error).__name__,
+)
+def test_what_an_iterator_raises_comes_after_the_answers_before_it(
+    error: BaseException, llm: LLM
+) -> None:
     def prompts() -> Iterator[str]:
         yield "USER: Hello"
         yield "USER: Hello again"
-        raise OSError("the disk is gone")
+        raise error
 
     outputs = llm.generate(prompts(), SamplingParams(max_tokens=30, ignore_eos=True))
     assert [next(outputs).index, next(outputs).index] == [0, 1]
-    with pytest.raises(OSError, match="the disk is gone"):
+    with pytest.raises(type(error)) as caught:
         next(outputs)
+    assert caught.value is error
 
 
 def test_an_abandoned_iterator_frees_what_it_held(llm: LLM, samples: Path) -> None:

@@ -31,11 +31,13 @@ def job(commands: FastCommands, tmp_path: Path) -> Run:
 @pytest.fixture
 def own_process() -> Iterator[None]:
     """Give back the log and signal handlers that calling ``main`` here takes over."""
-    root, handler = logging.getLogger(), signal.getsignal(signal.SIGTERM)
+    root = logging.getLogger()
+    signals = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
     handlers, level = root.handlers[:], root.level
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.getLogger("vlmbatch").setLevel(logging.NOTSET)
     logging.captureWarnings(False)
-    signal.signal(signal.SIGTERM, handler)
+    for each, handler in signals.items():
+        signal.signal(each, handler)

@@ -32,6 +32,8 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--prompt-column", "q"), {"manifest.prompt_column": "q"}),
     (("--image-column", "photo"), {"manifest.image_column": "photo"}),
     (("--id-column", "key"), {"manifest.id_column": "key"}),
+    (("--column-prefix", "out_"), {"manifest.column_prefix": "out_"}),
+    (("--keep-inputs",), {"manifest.keep_inputs": True}),
     (("--format", "openai"), {"manifest.format": "openai"}),
     (("--allow-domain", "a.example"), {"allowed_domains": ("a.example",)}),
     (("--model", "other"), {"model": "other"}),

@@ -158,6 +158,17 @@ class TestDepthsAndColourSpaces:
         image = Image.fromarray(self.GREY16.astype(np.int32))
         assert decoded(encoded(image, "TIFF"))[0, :, 0].tolist() == list(self.GREY8)
 
+    def test_8_bits_in_32(self):
+        values = np.array([[-1, 0, 1, 128, 255]], dtype=np.int32)
+        assert decoded(encoded(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [
+            *(0, 0, 1, 128, 255)
+        ]
+
+    def test_dark_16_bits_stay_dark(self):
+        dark = Image.fromarray(np.array([[0, 128, 255]], dtype=np.uint16))
+        for kind in ("PNG", "TIFF"):
+            assert decoded(encoded(dark, kind))[0, :, 0].tolist() == [0, 0, 0]
+
     def test_32_bits(self):
         image = Image.fromarray(np.array([[-5, 0, 2**30, 2**31 - 1]], dtype=np.int32))
         assert decoded(encoded(image, "TIFF"))[0, :, 0].tolist() == [0, 0, 128, 255]

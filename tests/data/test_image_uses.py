@@ -31,14 +31,14 @@ def test_each_row_knows_the_last_with_its_image(values):
     assert last_uses(values) == (expected if shared else None)
 
 
-@pytest.mark.parametrize("nothing", [None, [], 3, 2.5, {"bytes": None, "path": None}, {"x": 1}])
+@pytest.mark.parametrize("nothing", [None, 3, 2.5, {"bytes": None, "path": None}, {"x": 1}])
 def test_rows_without_an_image_have_none_in_common(nothing):
     assert last_uses([nothing, "a", nothing, "b", nothing]) is None
 
 
 def test_images_in_every_form():
     jpeg, other = b"\xff\xd8" + b"x" * 500, b"\xff\xd8" + b"x" * 499 + b"y"
-    values = ["a.jpg", ["a.jpg", "b.jpg"], {"path": "a.jpg"}, jpeg, {"bytes": jpeg, "path": "l"}]
+    values = ["a.jpg", "a.jpg", {"path": "a.jpg"}, jpeg, {"bytes": jpeg, "path": "l"}]
     assert last_uses([*values, other, "b.jpg"]) == [2, 2, 2, 4, 4, 5, 6]
 
 
@@ -50,9 +50,10 @@ def scanned(path):
 
 def test_a_folder_of_jsonl_is_looked_at_as_a_whole(tmp_path):
     line = '{{"prompt": "p", "image": "{}.jpg"}}\n'
-    (tmp_path / "0.jsonl").write_text(line.format("a") + line.format("b") + "{broken\n")
+    several = '{"prompt": "p", "image": ["b.jpg", "c.jpg"]}\n{"prompt": "p", "image": []}\n'
+    (tmp_path / "0.jsonl").write_text(line.format("a") + line.format("b") + several + "{broken\n")
     (tmp_path / "1.jsonl").write_text(line.format("c") + line.format("a"))
-    assert scanned(tmp_path) == [4, 1, 2, 3, 4]
+    assert scanned(tmp_path) == [6, 2, 2, 3, 4, 5, 6]
 
 
 def test_no_image_twice_costs_no_memory(tmp_path):

@@ -5,8 +5,11 @@ from __future__ import annotations
 import io
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from vlmbatch.config import ManifestConfig, SamplingParams
@@ -174,6 +177,45 @@ class TestReservedNames:
             manifest([{}], prompt_column="image")
 
 
+class TestNamedColumns:
+    """Columns that a user has named are looked for before any row is answered."""
+
+    @pytest.mark.parametrize("option", ["prompt_column", "image_column", "id_column"])
+    @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+    def test_in_no_row(self, tmp_path, option, kind):
+        path = tmp_path / f"m.{kind}"
+        rows = [{"prompt": "a", "meta": {"key": "x"}}, {"prompt": "b", "meta": None}]
+        if kind == "jsonl":
+            path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        else:
+            pq.write_table(pa.Table.from_pylist(rows), path)
+        flag = f"--{option.replace('_', '-')}"
+        with pytest.raises(ManifestError, match=rf"{flag} promt: no row .*did you mean .prompt"):
+            opened(path, **{option: "promt"}).scan()
+        with pytest.raises(ManifestError, match=rf"{flag} meta.key: .*a field of a column cannot"):
+            opened(path, **{option: "meta.key"}).scan()
+
+    def test_in_a_later_row_or_null(self, manifest):
+        found = manifest([{"prompt": "a"}, {"prompt": "b", "key": None}], id_column="key")
+        assert found.scan().num_rows == 2
+
+    def test_in_another_file_of_the_folder(self, tmp_path):
+        (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n')
+        (tmp_path / "b.jsonl").write_text('{"prompt": "b", "key": "x"}\n')
+        assert opened(tmp_path, id_column="key").scan().num_rows == 2
+
+    def test_not_within_the_limit(self, manifest):
+        rows = [{"prompt": "a"}, {"prompt": "b", "key": "x"}]
+        with pytest.raises(ManifestError, match="--id-column key"):
+            manifest(rows, id_column="key", limit=1).scan()
+
+    def test_no_rows_at_all(self, manifest):
+        assert manifest(b"", id_column="key").scan().num_rows == 0
+
+    def test_defaults_need_not_be_there(self, manifest):
+        assert manifest([{"messages": []}]).scan().num_rows == 1
+
+
 class TestLimit:
     ROWS = tuple({"prompt": str(n), "x": n} for n in range(5))
 
@@ -195,26 +237,17 @@ class TestLimit:
         assert [Path(row.file).name for row in manifest.rows()] == ["a.jsonl", "a.jsonl", "b.jsonl"]
 
 
-class TestChanged:
-    def test_rows_gone_since_the_scan(self, manifest, tmp_path):
-        opened = manifest([{"prompt": "a"}] * 3)
-        opened.scan()
-        (tmp_path / "m.jsonl").write_text('{"prompt": "a"}\n')
-        rows = opened.rows()
-        next(rows)
-        with pytest.raises(ManifestError, match="had 3 rows, now it has 1"):
-            next(rows)
-
-    def test_rows_added_since_the_scan_are_not_part_of_the_run(self, manifest, tmp_path):
-        opened = manifest([{"prompt": "a"}] * 2)
-        opened.scan()
-        with (tmp_path / "m.jsonl").open("a") as file:
-            file.write('{"prompt": "b"}\n')
-        assert [row.prompt for row in opened.rows()] == ["a", "a"]
-
-
 class TestStandardInput:
     CONTENT = b'{"prompt": "a", "image": "i.png", "x": 1}\n{"prompt": "b"}\n'
+
+    def test_two_passes_beside_each_other(self):
+        prompts = [f"{number} " * 1000 for number in range(500)]  # more than a buffer
+        content = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts).encode()
+        config = ManifestConfig("-", keep_inputs=True)
+        found = open_manifest(config, SamplingParams(), stdin=io.BytesIO(content))
+        found.scan()
+        pairs = zip(found.rows(), found.kept_inputs(), strict=True)
+        assert [(row.prompt, kept["prompt"]) for row, kept in pairs] == [(p, p) for p in prompts]
 
     def test_spooled_is_read_twice(self, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
@@ -268,6 +301,24 @@ class TestStandardInput:
             ErrorCode.ID_DUPLICATE,
             ErrorCode.ID_DUPLICATE,
         ]
+
+    def test_streamed_duplicates_are_found_however_far_apart(self, monkeypatch):
+        monkeypatch.setattr(ids, "_MAX_LATEST", 8)
+        names = [f"r{number * number % 1000}" for number in range(1000)]
+        content = b"".join(b'{"id": "%b", "prompt": "p"}\n' % name.encode() for name in names)
+        found = [row.error is not None for row in stream(content).rows()]
+        assert found == [name in names[:index] for index, name in enumerate(names)]
+
+    def test_streamed_ids_take_little_memory(self):
+        seen, count = ids.SeenIds(), 2**17 + 5000
+        tracemalloc.start()
+        try:
+            for number in range(count):
+                seen.add(f"row-{number}")
+            held, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held < 13 * count and peak < 30 * count
 
     def test_streamed_reserved_name(self):
         content = b'{"prompt": "a"}\n{"prompt": "a", "text": 1}\n{"prompt": "b"}\n'

@@ -41,6 +41,10 @@ INVALID = ErrorCode.MANIFEST_LINE_INVALID
         (b'{"prompt": "a", "x": ' + b"[" * 65 + b"]" * 65 + b"}", "64 levels"),
         (b'{"prompt": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "64 levels"),
         (b'{"prompt": "a", "x": ' + b"9" * 5000 + b"}", "4300 digits"),
+        (b'{"prompt": "a", "x": 1e400}', "the number 1e400 is beyond a float64's range"),
+        (b'{"prompt": "a", "x": [{"y": -1.5E+309}]}', "the number -1.5E+309 is beyond"),
+        (b'{"prompt": "a", "prompt": "b"}', 'the key "prompt" is twice in one object'),
+        (b'{"prompt": "a", "x": [{"y": 1, "\\u0079": 1}]}', 'the key "y" is twice'),
         (b'{"prompt": "' + b"a" * 300_000 + b'"}', "limit of 250000 bytes"),
         (b"\0" * 20, "not JSON"),
     ],
@@ -112,6 +116,13 @@ def test_escaped_surrogate_pair_is_a_character(manifest):
     assert next(opened.rows()).prompt == "😀"
 
 
+def test_numbers_are_what_they_say(manifest):
+    line = b'{"prompt": "a", "x": [1e308, -0.0, 5e-324, 12345678901234567890123, 1E2, 1e-400]}'
+    (row,) = manifest(line).rows()
+    assert row.extra["x"] == [1e308, 0.0, 5e-324, 12345678901234567890123, 100.0, 0.0]
+    assert [type(number) for number in row.extra["x"]] == [float, float, float, int, float, float]
+
+
 def test_brackets_in_text_are_no_nesting(manifest):
     (row,) = manifest([{"prompt": "[" * 500, "x": [[1]] * 500}]).rows()
     assert row.error is None
@@ -171,6 +182,28 @@ class TestCompressed:
 
     def test_empty(self, manifest, suffix, compress):
         assert manifest(compress(b""), name="m.jsonl" + suffix).scan().num_rows == 0
+
+
+@pytest.mark.parametrize("log", [28, 31])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_a_window_that_is_too_large_is_named(manifest, log, frames):
+    """Nothing is wrong with the file."""
+    settings = zstandard.ZstdCompressionParameters(window_log=log, compression_level=1)
+    compressor = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    packed = compressor.compress(GOOD + b"\n") + compressor.flush()
+    packed = zstandard.compress(GOOD + b"\n") * (frames - 1) + packed
+    with pytest.raises(
+        ManifestError, match=rf"window of {2**log // 2**20} MiB .*--long={log}"
+    ) as e:
+        manifest(packed, name="m.jsonl.zst").scan()
+    assert "again with --long=27" in str(e.value) and "damaged" not in str(e.value)
+
+
+def test_the_largest_window_is_read(manifest):
+    settings = zstandard.ZstdCompressionParameters(window_log=27, compression_level=1)
+    compressor = zstandard.ZstdCompressor(compression_params=settings).compressobj()
+    packed = compressor.compress(GOOD + b"\n") + compressor.flush()
+    assert manifest(packed, name="m.jsonl.zst").scan().num_rows == 1
 
 
 _PIECES = [

@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime
 import decimal
 import hashlib
+import itertools
+import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from vlmbatch.config import ManifestConfig, SamplingParams
-from vlmbatch.data import parquet
+from vlmbatch.data import parquet_batches, stored_types
 from vlmbatch.data.manifest import Manifest, open_manifest
 from vlmbatch.data.schema import output_schema
 from vlmbatch.data.writer import ParquetResultWriter
@@ -37,6 +39,22 @@ def passed_through(manifest: Manifest, output: Path) -> pa.Table:
         writer.write(Result(row.index, row.id, extra=row.extra))
     writer.close()
     return pq.read_table(output).select(info.extra_schema.names)
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["image", "id", "prompt"])))
+@pytest.mark.parametrize("labelled", [True, False])
+def test_columns_in_any_order(tmp_path, order, labelled):
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = [{"bytes": b"abc", "path": "a.jpg"}] * 40 if labelled else ["a.jpg"] * 40
+    columns = {
+        "image": pa.array(images, struct if labelled else pa.string()),
+        "id": pa.array(range(40)),
+        "prompt": pa.array(["p"] * 40),
+    }
+    manifest = opened(written(tmp_path / "m.parquet", {name: columns[name] for name in order}))
+    assert manifest.scan().num_rows == 40
+    assert [(row.id, row.prompt) for row in manifest.rows()] == [(str(i), "p") for i in range(40)]
+    assert manifest.last_image_uses.tolist() == [39] * 40
 
 
 def test_embedded_images_and_paths(tmp_path):
@@ -126,7 +144,7 @@ def test_dictionary_becomes_its_values(tmp_path):
 
 
 def test_many_row_groups_and_small_batches(tmp_path, monkeypatch):
-    monkeypatch.setattr(parquet, "_BATCH_BYTES", 100)
+    monkeypatch.setattr(parquet_batches, "_BATCH_BYTES", 100)
     columns = {"prompt": [str(n) for n in range(100)], "id": [f"r{n}" for n in range(100)]}
     manifest = opened(written(tmp_path / "m.parquet", columns, row_group_size=7))
     assert manifest.scan().num_rows == 100
@@ -155,6 +173,131 @@ def test_duplicate_ids(tmp_path):
     columns = {"prompt": ["p"] * 3, "id": [5, 6, 5]}
     with pytest.raises(ManifestError, match=r'"5": .*m\.parquet:1 and .*m\.parquet:3'):
         opened(written(tmp_path / "m.parquet", columns)).scan()
+
+
+UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (pa.array([7.0, None, float("nan"), -0.0, 2.0**53]), ["7", "1", "2", "0", str(2**53)]),
+        (pa.array([7.0, None], pa.float32()).cast(pa.float16()), ["7", "1"]),
+        (pa.array([decimal.Decimal(10**37), None], pa.decimal128(38, 0)), [str(10**37), "1"]),
+        (pa.array([decimal.Decimal("1.50"), decimal.Decimal("2.00")]), ["1.50", "2"]),
+        (pa.array([UUID.bytes, None], pa.binary(16)).cast(pa.uuid()), [str(UUID), "1"]),
+        (pa.array([1, None], pa.timestamp("ns")), ["1970-01-01 00:00:00.000000001", "1"]),
+        (pa.array([0, None], pa.date32()), ["1970-01-01", "1"]),
+        (pa.array(["a", "b"]).dictionary_encode(), ["a", "b"]),
+        (pa.nulls(2), ["0", "1"]),
+    ],
+)
+def test_ids_of_other_types_than_text(tmp_path, ids, expected):
+    columns = {"prompt": ["p"] * len(ids), "id": ids}
+    manifest = opened(written(tmp_path / "m.parquet", columns))
+    assert manifest.scan().num_rows == len(ids)
+    rows = list(manifest.rows())
+    assert [row.error for row in rows] == [None] * len(ids)
+    assert [row.id for row in rows] == expected
+
+
+@pytest.mark.parametrize(("value", "says"), [(0.5, "got 0.5"), (2.0**60, "may have been another")])
+def test_floats_that_are_no_ids(tmp_path, value, says):
+    (row,) = opened(written(tmp_path / "m.parquet", {"prompt": ["p"], "id": [value]})).rows()
+    assert row.error is not None and says in row.error.message
+
+
+def test_whole_numbers_are_one_id_whatever_their_type(tmp_path):
+    written(tmp_path / "a.parquet", {"prompt": ["p"], "id": [5]})
+    written(tmp_path / "b.parquet", {"prompt": ["p"], "id": [5.0]})
+    with pytest.raises(ManifestError, match=r'"5": .*a\.parquet:1 and .*b\.parquet:1'):
+        opened(tmp_path).scan()
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        pa.array([b"a"]),
+        pa.array([b"a"], pa.binary(1)),
+        pa.array([True]),
+        pa.array([1], pa.int8()).cast(pa.bool8()),
+        pa.array([["a"]]),
+        pa.array([{"a": "b"}]),
+    ],
+    ids=lambda ids: str(ids.type),
+)
+def test_ids_without_a_text_are_refused(tmp_path, ids):
+    path = written(tmp_path / "m.parquet", {"prompt": ["p"], "id": ids})
+    with pytest.raises(ManifestError, match=r'm\.parquet: column "id" has the type .* cast it to'):
+        opened(path).scan()
+
+
+def test_sampling_in_decimals_and_with_nan(tmp_path):
+    columns = {
+        "prompt": ["p", "q"],
+        "max_tokens": [decimal.Decimal(5), None],
+        "temperature": pa.array([decimal.Decimal("0.5"), None]),
+        "top_k": [float("nan"), 3.0],
+        "top_p": [float("nan"), 0.5],
+    }
+    rows = list(opened(written(tmp_path / "m.parquet", columns)).rows())
+    assert [row.error for row in rows] == [None, None]
+    assert [row.sampling.max_tokens for row in rows] == [5, 256]
+    assert [row.sampling.temperature for row in rows] == [0.5, 0.0]
+    assert [row.sampling.top_k for row in rows] == [SamplingParams().top_k, 3]
+    assert [row.sampling.top_p for row in rows] == [1.0, 0.5]
+
+
+@pytest.mark.parametrize("around", ["struct", "list", "map"])
+@pytest.mark.parametrize("column", ["x", "image"])
+def test_fields_of_one_name_are_refused(tmp_path, column, around):
+    twice = pa.StructArray.from_arrays([pa.array([1]), pa.array(["b"])], ["a", "a"])
+    if around == "list":
+        twice = pa.ListArray.from_arrays([0, 1], twice)
+    elif around == "map":
+        twice = pa.MapArray.from_arrays([0, 1], pa.array(["k"]), twice)
+    path = written(tmp_path / "m.parquet", {"prompt": ["p"], column: twice})
+    with pytest.raises(ManifestError, match=f'"{column}": two fields of a struct are called "a"'):
+        opened(path).scan()
+
+
+def test_extension_types_at_any_depth(tmp_path):
+    ids = pa.array([UUID.bytes, None], pa.binary(16)).cast(pa.uuid())
+    flags = pa.array([1, 5], pa.int8()).cast(pa.bool8())
+    columns = {
+        "prompt": ["p", "q"],
+        "struct": pa.StructArray.from_arrays([ids, flags], ["u", "b"]),
+        "list": pa.ListArray.from_arrays([0, 2, 2], ids),
+        "flag": flags,
+    }
+    path = written(tmp_path / "m.parquet", columns)
+    table = passed_through(opened(path), tmp_path / "out.parquet")
+    assert table["struct"].to_pylist() == [{"u": UUID, "b": True}, {"u": None, "b": True}]
+    assert table["list"].to_pylist() == [[UUID, None], []]
+    assert table["flag"].to_pylist() == [True, True]
+    kept = table.schema.field("list").type.value_type
+    assert (kept, table.schema.field("flag").type) == (pa.uuid(), pa.bool_())
+
+
+def test_a_type_that_cannot_be_written_ends_the_first_pass(tmp_path, monkeypatch):
+    def refuses(*_):
+        raise pa.ArrowNotImplementedError("no such type")
+
+    stored_types.stored_type.cache_clear()
+    monkeypatch.setattr(stored_types, "_check_writable", refuses)
+    path = written(tmp_path / "m.parquet", {"prompt": ["p"], "x": [1]})
+    with pytest.raises(ManifestError, match=r'm\.parquet: column "x" has the type int64'):
+        opened(path).scan()
+
+
+def test_files_whose_nested_times_differ_in_unit(tmp_path):
+    for name, unit in {"a": "ms", "b": "us"}.items():
+        time = pa.array([1000], pa.int64()).cast(pa.timestamp(unit))
+        column = pa.StructArray.from_arrays([time, pa.array([[1]])], ["t", "l"])
+        written(tmp_path / f"{name}.parquet", {"prompt": ["p"], "x": column})
+    table = passed_through(opened(tmp_path), tmp_path / "out.parquet")
+    assert [row["t"].microsecond for row in table["x"].to_pylist()] == [0, 1000]
+    assert [row["t"].second for row in table["x"].to_pylist()] == [1, 0]
 
 
 def test_reserved_name(tmp_path):
@@ -216,6 +359,25 @@ def test_text_that_is_not_utf8_is_an_error_row(tmp_path):
     rows = list(opened(written(tmp_path / "m.parquet", {"prompt": text})).rows())
     assert rows[0].prompt == "a"
     assert rows[1].error is not None and "not UTF-8" in rows[1].error.message
+
+
+def test_inputs_of_types_that_python_lacks_are_error_rows(tmp_path):
+    far = pa.array([2**62], pa.timestamp("us"))
+    struct = pa.StructArray.from_arrays([far], ["t"])
+    for name, column in {"prompt": far, "image": struct, "seed": far, "messages": struct}.items():
+        columns = {"prompt": ["p"], name: column} if name != "messages" else {name: column}
+        (row,) = opened(written(tmp_path / "m.parquet", columns)).rows()
+        assert row.error is not None and "got " in row.error.message, name
+        assert str(2**62) in row.error.message
+
+
+def test_messages_may_hold_times(tmp_path):
+    time = pa.array([1], pa.timestamp("ns"))
+    message = pa.StructArray.from_arrays([pa.array(["user"]), time], ["role", "sent"])
+    columns = {"messages": pa.ListArray.from_arrays([0, 1], message)}
+    (row,) = opened(written(tmp_path / "m.parquet", columns)).rows()
+    assert row.error is None
+    assert row.messages == [{"role": "user", "sent": "1970-01-01 00:00:00.000000001"}]
 
 
 def test_folder_whose_files_differ_a_little(tmp_path):

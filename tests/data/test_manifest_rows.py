@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import random
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.data.columns import Columns
@@ -73,7 +77,8 @@ def test_images(value, images):
 @pytest.mark.parametrize(
     "value",
     [
-        *(5, True, "", "a\0b.jpg", "https://example.org/a.jpg", "data:image/png;base64,AAAA"),
+        *(5, True, "", "a\0b.jpg", "https://example.org/a.jpg", "data:image/png,AAAA"),
+        *("data:image/png;base64,", "data:image/png;base64,A?", "data:text/html;base64,AAAA"),
         *({}, {"bytes": None, "path": None}, {"bytes": "text"}, {"bytes": b"x", "path": 5}),
         *([None], ["a.jpg", None], [["a.jpg"]]),
     ],
@@ -82,6 +87,39 @@ def test_bad_image(value):
     code, message = code_and_message(build({"prompt": "a", "image": value}))
     assert code is ErrorCode.IMAGE_INVALID
     assert message.isprintable()
+
+
+def encoded_picture(kind: str, size: int) -> str:
+    file = io.BytesIO()
+    Image.frombytes("RGB", (size, 8), random.Random(7).randbytes(size * 24)).save(file, kind)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.mark.parametrize("in_a", [str, lambda url: [url], lambda url: {"path": url}])
+def test_data_urls_are_images(in_a):
+    encoded = encoded_picture("PNG", 8)
+    row = build({"prompt": "a", "image": in_a(f"DATA:image/png;base64,{encoded}")})
+    assert row.error is None
+    assert [image.data for image in row.images] == [base64.b64decode(encoded)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "size"),
+    [(kind, size) for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF") for size in (1, 200)]
+    + [("BMP", 200)],
+)
+def test_base64_without_a_scheme_is_told_in_short(kind, size):
+    code, message = code_and_message(build({"prompt": "a", "image": encoded_picture(kind, size)}))
+    assert code is ErrorCode.IMAGE_INVALID
+    assert "looks like base64: put data:image/jpeg;base64," in message
+    assert len(message) < 160
+
+
+@pytest.mark.parametrize(
+    "path", ["/9j/a.jpg", "iVBORw0KGgo", "a/" * 2500 + "b.jpg", "UklGR" * 30 + ".webp"]
+)
+def test_paths_are_not_taken_for_base64(path):
+    assert build({"prompt": "a", "image": path}).error is None
 
 
 def test_row_sampling_overrides_the_runs():
@@ -108,9 +146,9 @@ def test_stop(stop, expected):
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        *(("max_tokens", value) for value in (0, -1, 1.5, "5", True, float("nan"), [5])),
+        *(("max_tokens", value) for value in (0, -1, 1.5, "5", True, float("inf"), [5])),
         *(("temperature", value) for value in (-0.1, "hot", True, float("inf"), 10**400)),
-        *(("top_p", value) for value in (0, 1.01, float("nan"), "0.5")),
+        *(("top_p", value) for value in (0, 1.01, float("inf"), "0.5")),
         *(("top_k", value) for value in (-1, 2.5, "3")),
         *(("seed", value) for value in (-1, 2**63, "1", 0.5)),
         *(("stop", value) for value in (5, [5], "", [""], {"a": 1})),

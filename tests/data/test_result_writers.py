@@ -168,7 +168,7 @@ class TestCommit:
         other = tmp_path / "other.parquet"
         write(other, [])
         empty = pq.read_metadata(other)
-        monkeypatch.setattr(pq, "read_metadata", lambda where: empty)
+        monkeypatch.setattr("vlmbatch.data.writer.read_footer", lambda where: empty)
         writer = ParquetResultWriter(path, PLAIN, {})
         writer.write(ANSWER)
         with pytest.raises(OutputError, match="1 rows were written but 0 read back"):
@@ -215,7 +215,7 @@ class TestJsonl:
 
     def test_values_that_json_lacks(self):
         scalar = pa.array([1], pa.int64()).cast(pa.timestamp("ns"))[0]
-        nested = pa.array([{"t": scalar, "l": [scalar]}])[0]
+        nested = {"t": scalar, "l": [scalar], "m": [("k", scalar)]}
         extra = {"b": b"\xff", "n": float("nan"), "l": [{"i": -float("inf")}], "t": scalar}
         extra |= {"d": decimal.Decimal("1.50"), "s": nested, "u": "é\n\udce9"}
         stream = io.BytesIO()
@@ -228,7 +228,7 @@ class TestJsonl:
             "l": [{"i": None}],
             "t": time,
             "d": "1.50",
-            "s": {"t": time, "l": [time]},
+            "s": {"t": time, "l": [time], "m": [["k", time]]},
             "u": "é\n?",
         }
 

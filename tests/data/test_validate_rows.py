@@ -118,6 +118,23 @@ def test_endless_rows_are_read_a_bounded_window_ahead():
     checked.close()
 
 
+@pytest.mark.parametrize(("shared", "ahead"), [(False, 4), (True, validate._WINDOW)])
+def test_embedded_images_are_held_up_to_a_limit_of_bytes(monkeypatch, shared, ahead):
+    monkeypatch.setattr(validate, "_WINDOW_BYTES", 350)
+    taken, photo = itertools.count(), bytes(100)
+    rows = (
+        Row(
+            n := next(taken), "", 1, "m", images=(ImageRef(data=photo if shared else b"%100d" % n),)
+        )
+        for _ in itertools.count()
+    )
+    checked = validate_rows(rows, Encoder(), lambda ref: ImageGrid(1, 1, 1, 3))
+    for _ in range(10):
+        next(checked)
+    assert next(taken) == 9 + ahead
+    checked.close()
+
+
 def test_report_counts_all_and_keeps_a_few():
     report = ValidationReport(max_examples=2)
     for index in range(10):

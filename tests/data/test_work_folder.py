@@ -22,6 +22,7 @@ from vlmbatch.data import writer as writer_module
 from vlmbatch.data.durable_file import DurableFile
 from vlmbatch.data.journal import Journal
 from vlmbatch.data.journal_writer import JournalWriter, list_segments
+from vlmbatch.data.run_paths import work_folder_path
 from vlmbatch.data.run_record import RunRecord, read_record
 from vlmbatch.data.work_folder import (
     FINGERPRINT_KEY,
@@ -29,7 +30,6 @@ from vlmbatch.data.work_folder import (
     OutputCommit,
     WorkFolder,
     read_commit,
-    work_folder_path,
 )
 from vlmbatch.errors import OutputError, OutputLockedError
 from vlmbatch.types import Result
@@ -39,32 +39,63 @@ MANY = 10_000  # more calls than a run makes
 
 
 def interrupted_run(
-    root: Path, attempt: int, acknowledged: dict[int, Result], files: VolatileFiles, **options
+    output: Path, attempt: int, acknowledged: dict[int, Result], files: VolatileFiles, **options
 ) -> bool:
     """Whether the run came to its end before the power was cut."""
     try:
-        run(root / "out.parquet", attempt, acknowledged, files, **options)
+        run(output, attempt, acknowledged, files, **options)
     except PowerCut:
         return False
     return True
 
 
+OWN_DISK = "disk"  # a folder of this name is a disk of its own
+
+
+@pytest.fixture
+def own_disks(monkeypatch):
+    """As the system tells it; the real calls are made on one disk."""
+    stat = os.stat
+
+    def told(path, **how):
+        status = stat(path, **how)
+        if how or not str(path).endswith(f"/{OWN_DISK}"):
+            return status
+        kind, (values, others) = status.__reduce__()
+        return kind((*values[:2], status.st_dev + 1, *values[3:]), others)
+
+    monkeypatch.setattr(os, "stat", told)
+
+
+def make_place(output: Path) -> None:
+    output.parent.mkdir(parents=True)
+    if output.name == OWN_DISK:
+        output.mkdir()
+
+
 def power_cuts(
-    folder: Path, pretended: frozenset[str] = frozenset(), seeds: int = 0, **options
+    folder: Path,
+    pretended: frozenset[str] = frozenset(),
+    seeds: int = 0,
+    name: str = "out.parquet",
+    **options,
 ) -> int:
     """Cut the power at each call in turn, run again, and check; the number of cuts."""
     for at in range(MANY):
         for seed in [None, *range(seeds)]:
             root = folder / f"{at}-{seed}"
-            (root / "before").mkdir(parents=True)
+            make_place(root / "before" / name)
             files = VolatileFiles(root / "before", at, pretended)
             acknowledged: dict[int, Result] = {}
-            finished = interrupted_run(root / "before", 1, acknowledged, files, **options)
+            finished = interrupted_run(root / "before" / name, 1, acknowledged, files, **options)
             rng = None if seed is None else random.Random(1000 * at + seed)
             files.survive(root / "after", rng)
-            output = root / "after" / "out.parquet"
+            output = root / "after" / name
             if finished:
-                assert read_commit(output) is not None, "a complete output was lost"
+                with WorkFolder(output, UnsyncedFiles()) as work:
+                    record = work.current_run()
+                assert record is not None, "a complete output was lost"
+                assert record.state == "complete"
             run(output, 2, {}, UnsyncedFiles())
             check_finished(output, acknowledged, attempts=2)
         if finished:
@@ -76,19 +107,23 @@ class TestPowerCut:
     def test_at_every_call(self, tmp_path):
         assert power_cuts(tmp_path, seeds=4) > 40
 
-    def test_again_and_again(self, tmp_path):
+    def test_at_every_call_with_the_work_folder_inside(self, tmp_path, own_disks):
+        assert power_cuts(tmp_path, seeds=1, name=OWN_DISK) > 50
+
+    @pytest.mark.parametrize("name", ["out.parquet", OWN_DISK])
+    def test_again_and_again(self, tmp_path, own_disks, name):
         rng = random.Random(7)
         for chain in range(60):
             acknowledged: dict[int, Result] = {}
             root = tmp_path / f"{chain}-0"
-            root.mkdir()
+            make_place(root / name)
             for attempt in range(1, 6):
                 files = VolatileFiles(root, rng.randrange(60))
-                interrupted_run(root, attempt, acknowledged, files)
+                interrupted_run(root / name, attempt, acknowledged, files)
                 root = tmp_path / f"{chain}-{attempt}"
                 files.survive(root, rng)
-            run(root / "out.parquet", 6, {}, UnsyncedFiles())
-            check_finished(root / "out.parquet", acknowledged, attempts=6)
+            run(root / name, 6, {}, UnsyncedFiles())
+            check_finished(root / name, acknowledged, attempts=6)
 
     def test_while_a_new_run_takes_an_old_ones_place(self, tmp_path):
         """Either the old run is there with all its rows, or the new one with all of its own."""
@@ -220,17 +255,18 @@ class TestKill:
 
 class TestFaults:
     @pytest.mark.parametrize(
-        ("number", "advice"),
+        ("name", "number", "advice"),
         [
-            (errno.ENOSPC, "Free space"),
-            (errno.EIO, "Check the disk"),
+            ("out.parquet", errno.ENOSPC, "Free space"),
+            ("out.parquet", errno.EIO, "Check the disk"),
+            (OWN_DISK, errno.ENOSPC, "Free space"),
         ],
     )
-    def test_at_every_call(self, tmp_path, number, advice):
+    def test_at_every_call(self, tmp_path, own_disks, name, number, advice):
         """Of a first run, and then of the one that resumes it."""
         for at in range(MANY):
-            output = tmp_path / str(at) / "out.parquet"
-            output.parent.mkdir()
+            output = tmp_path / str(at) / name
+            make_place(output)
             acknowledged: dict[int, Result] = {}
             first, second = FaultyFiles(at, number), FaultyFiles(at // 2, number)
             for attempt, files in enumerate((first, second), start=1):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 
 import pytest
 from model_folder import make_model_folder
-from resumable_runs import WITH_ERRORS, digests, read_rows, write_manifest
+from PIL import Image
+from resumable_runs import WITH_ERRORS, digests, read_rows, write_manifest, write_questions
 
 NUM_ROWS = 300
 
@@ -47,8 +49,8 @@ CHANGES = {  # what changes, and what the message has of it
     "seed": (["--seed", 5], "seed: 0 -> 5"),
     "limit": (["--limit", 250], "limit: "),
     "dtype": (["--dtype", "float16"], "dtype: "),
-    "template": (["--prompt-template", "Q: {prompt}"], "prompts"),
-    "column": (["--image-column", "picture"], "columns: "),
+    "template": (["--prompt-template", "Q: {prompt}"], 'prompt_template: none -> "Q: {prompt}"'),
+    "column": (["--image-column", "n"], "columns: "),
     "model": ("model/config.json", "model: "),
     "tokenizer": ("model/tokenizer_config.json", "model: "),
     "manifest": ("manifest.jsonl", "manifest: "),
@@ -69,6 +71,40 @@ def test_refused_by_name_and_nothing_touched(begun, tmp_path, change):
     assert message in command.stderr and "--overwrite" in command.stderr
     assert ("--incremental" in command.stderr) == (change in ("manifest", "limit"))
     assert not command.has("loading") and digests(begun.folder) == before
+
+
+def test_chat_beside_a_template_is_another_run(begun, tmp_path):
+    template = tmp_path / "own.jinja"
+    template.write_text("{% for message in messages %}Q: {{ message.content }}{% endfor %}")
+    given = ["--chat-template", template]
+    begun.acknowledged.clear()
+    assert begun.start("--overwrite", *given, crash_at="journal.acknowledged:2").wait() == -9
+    command = begun.start(*given, "--chat")
+    assert command.wait() == 2 and "\n  chat: false -> true\n" in command.stderr
+    template.write_text(template.read_text() + " ")
+    command = begun.start(*given)
+    assert command.wait() == 2
+    digest = "[0-9a-f]{12}"
+    changed = f'chat_template: its content is another \\("{digest}" -> "{digest}"\\)\n'
+    assert re.search(changed, command.stderr), command.stderr
+
+
+def test_a_manifest_in_another_folder_names_other_images(new_run, tmp_path):
+    """Its content is the same, and so are the paths in it."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_questions(tmp_path / name / "m.jsonl", 3, 2)
+    run = new_run(tmp_path / "a/m.jsonl")
+    assert run.attempt() == 0
+    before = digests(run.folder)
+    run.arguments[1] = tmp_path / "b/m.jsonl"
+    command = run.start()
+    assert command.wait() == 2 and digests(run.folder) == before
+    assert f'another folder ("{tmp_path}/a" -> "{tmp_path}/b")' in command.stderr
+    assert "--incremental to keep" in command.stderr
+    command = run.start("--incremental")
+    assert command.wait() == 0 and sorted(command.computed) == [*range(6)]
+    assert run.start().wait() == 0
 
 
 def test_overwrite_starts_anew(begun, expected):
@@ -168,6 +204,72 @@ def test_an_extended_manifest_again_and_again(new_run, tmp_path):
     undisturbed = new_run(manifest)
     assert undisturbed.attempt() == WITH_ERRORS
     run.check_finished(read_rows(undisturbed.output))
+
+
+@pytest.mark.parametrize("crash_at", ["", "journal.acknowledged:2"])
+def test_images_changed_behind_an_unchanged_manifest(new_run, tmp_path, crash_at):
+    """The rows that show them are answered again, and no others."""
+    manifest = write_questions(tmp_path / "m.jsonl", 20, 2)
+    run = new_run(manifest, group_rows=12)
+    assert run.attempt(crash_at=crash_at) == (-9 if crash_at else WITH_ERRORS)
+    first = set(run.acknowledged)
+    assert 1 in first and len(first) >= 12
+    Image.new("RGB", (8, 8), (9, 9, 9)).save(tmp_path / "1.png")
+    command = run.start("--incremental")
+    assert command.wait() == WITH_ERRORS
+    rows = read_rows(run.output)
+    unanswered = {row["row_index"] for row in rows if row["status"] == "error"}
+    computed = set(command.computed)
+    assert {1, 21} <= computed and not computed & (first - {1, 21} - unanswered)
+    before = digests(run.folder)
+    command = run.start("--incremental")
+    assert command.wait() == WITH_ERRORS
+    assert not command.has("loading") and digests(run.folder) == before
+    undisturbed = new_run(manifest)
+    assert undisturbed.attempt() == WITH_ERRORS
+    run.check_finished(read_rows(undisturbed.output))
+
+
+@pytest.mark.parametrize("how", ["replaced", "edited in place"])
+def test_a_manifest_that_changes_while_the_model_loads(new_run, own_manifest, how):
+    """No row of the new one is answered under the old one's name."""
+    run = new_run(own_manifest)
+    command = run.start(load_seconds=0.5)
+    command.wait_until(lambda: command.has("loading"))
+    content = own_manifest.read_text().replace("What is", "Who was")
+    if how == "replaced":
+        other = own_manifest.with_name("other.jsonl")
+        other.write_text(content)
+        other.replace(own_manifest)
+    else:
+        own_manifest.write_text(content)
+    assert command.wait() == 2 and not command.computed
+    assert "changed while it was being read" in command.stderr
+    assert "--incremental" in command.stderr and not run.output.exists()
+    assert run.start().wait() == 2
+    assert run.attempt("--incremental") == WITH_ERRORS
+    undisturbed = new_run(own_manifest)
+    assert undisturbed.attempt() == WITH_ERRORS
+    run.check_finished(read_rows(undisturbed.output))
+
+
+def test_a_manifest_that_grows_while_the_model_loads(new_run, own_manifest, expected):
+    run = new_run(own_manifest)
+    command = run.start(load_seconds=0.5)
+    command.wait_until(lambda: command.has("loading"))
+    with own_manifest.open("a") as file:
+        file.write('{"id": "row-0", "prompt": "the next run refuses it"}\n')
+    assert command.wait() == WITH_ERRORS
+    run.check_finished(expected)
+
+
+def test_without_keys_nothing_is_taken_for_unchanged(new_run, tmp_path):
+    run = new_run(write_questions(tmp_path / "m.jsonl", 4, 1))
+    assert run.attempt() == 0
+    (keys,) = (run.folder / "out.parquet.vlmbatch").glob("keys-*")
+    keys.unlink()
+    command = run.start("--incremental")
+    assert command.wait() == 0 and sorted(command.computed) == [0, 1, 2, 3]
 
 
 def test_another_number_of_rows_a_shard_is_refused(new_run, expected):

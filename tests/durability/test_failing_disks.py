@@ -7,7 +7,6 @@ import os
 import random
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from resumable_runs import WITH_ERRORS, digests
 ADVICE = {
     errno.ENOSPC: "Free space",
     errno.EDQUOT: "Free space",
+    errno.EFBIG: "ulimit -f",
     errno.EIO: "Check the disk",
     errno.EROFS: "Make its folder writable",
     errno.EACCES: "Make its folder writable",
@@ -58,7 +58,7 @@ def test_at_calls_of_every_kind(new_run, expected, shard_rows):
         assert failures or kind == "unlink"
 
 
-@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EROFS, errno.ESTALE])
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.ESTALE])
 def test_advice(new_run, expected, number):
     run = new_run()
     for at in (0, 2, 20):
@@ -108,22 +108,7 @@ def test_a_read_only_disk(new_run, expected, small_disk):
     run.finish(expected)
 
 
-@pytest.fixture
-def open_folder():
-    """A folder that everybody can get at, unlike those of pytest."""
-    with tempfile.TemporaryDirectory() as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
-def as_somebody_else() -> int:
-    if os.geteuid() != 0:
-        pytest.skip("only root can become somebody without permissions")
-    return 65534
-
-
-def test_a_folder_that_may_not_be_written(new_run, expected, manifest, model, open_folder):
-    user = as_somebody_else()
+def test_a_folder_that_may_not_be_written(new_run, expected, manifest, model, open_folder, user):
     shutil.copytree(model, open_folder / "model")
     shutil.copy(manifest, open_folder / "manifest.jsonl")
     (open_folder / "run").mkdir()
@@ -135,9 +120,8 @@ def test_a_folder_that_may_not_be_written(new_run, expected, manifest, model, op
     run.finish(expected)
 
 
-def test_a_manifest_that_may_not_be_read(new_run, model, manifest, open_folder):
+def test_a_manifest_that_may_not_be_read(new_run, model, manifest, open_folder, user):
     """Nor the folder that it is in."""
-    user = as_somebody_else()
     shutil.copytree(model, open_folder / "model")
     (open_folder / "run").mkdir(mode=0o777)
     (open_folder / "run").chmod(0o777)

@@ -11,7 +11,7 @@ from resumable_runs import WITH_ERRORS, read_rows, write_manifest
 
 SLOW = {"step_seconds": 0.02}
 MANY = 80  # of the rows before 100; the last may have to wait for endless ones
-ON_SIGNAL = {signal.SIGTERM: 143, signal.SIGINT: 130}
+ON_SIGNAL = {signal.SIGTERM: 143, signal.SIGINT: 130, signal.SIGHUP: 129}
 
 
 def stopped(command) -> str:
@@ -52,7 +52,7 @@ def test_rows_that_outlast_the_grace_time_are_given_up(new_run, expected, grace)
     run.finish(expected)
 
 
-@pytest.mark.parametrize("second", ON_SIGNAL)
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_at_once(new_run, expected, second):
     """Where the first would wait for rows that never end."""
     run = new_run()
@@ -67,6 +67,19 @@ def test_a_second_signal_ends_at_once(new_run, expected, second):
     assert "stopped by SIGTERM" in stopped(command)
     run.acknowledged.update(command.acknowledged)
     run.finish(expected)
+
+
+def test_a_terminal_that_closes_leaves_the_time_of_grace(new_run):
+    """The shell sends one SIGHUP and the kernel another."""
+    command = new_run().start("--grace", "1h", endless_from=100)
+    command.wait_until(lambda: len(command.computed) >= MANY)
+    command.send_signal(signal.SIGHUP)
+    command.wait_until(lambda: "another signal" in command.stderr)
+    command.send_signal(signal.SIGHUP)
+    assert not command.ended(0.3)
+    command.send_signal(signal.SIGTERM)
+    assert command.wait() == 129
+    assert "stopped by SIGHUP" in stopped(command)
 
 
 @pytest.mark.parametrize("number", ON_SIGNAL)

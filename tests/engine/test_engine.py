@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import cycle
 
 import pytest
 import torch
@@ -11,59 +10,20 @@ from fake_model import (
     IMAGE_TOKEN_ID,
     IMAGE_TOKENS,
     VOCAB,
-    FakeBackend,
     FakeModel,
-    fake_config,
     fake_image,
     reference,
+    small_engine,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vlmbatch.config import EngineConfig, SamplingParams
+from vlmbatch.config import SamplingParams
 from vlmbatch.engine.engine import Engine
-from vlmbatch.engine.lanes import Lane, Lanes
 from vlmbatch.engine.outputs import SequenceFailure
-from vlmbatch.engine.overlap import OverlapPolicy
-from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.types import ImageSpan, Request
-
-CPU = torch.device("cpu")
-
-
-def make_engine(
-    model: FakeModel | None = None,
-    granules_per_block: int = 1,
-    ahead: bool = False,
-    overlaps: list[bool] | None = None,
-    **options: object,
-) -> Engine:
-    """``overlaps``: steps that run in lanes, over and over; None: never."""
-    config = EngineConfig(**({"kv_cache_tokens": 400} | options))
-    engine = Engine(
-        model or FakeModel(granules_per_block),
-        fake_config(),
-        config,
-        FakeBackend(granules_per_block),
-        CPU,
-        torch.float64,
-        ahead=ahead,
-        lanes=None if overlaps is None else Lanes(Lane(), Lane()),
-    )
-    if overlaps is not None:
-        engine._overlap = FixedPolicy(overlaps)
-    return engine
-
-
-class FixedPolicy(OverlapPolicy):
-    def __init__(self, overlaps: list[bool]) -> None:
-        super().__init__(fake_config().text, 8)
-        self._overlaps = cycle(overlaps)
-
-    def wants_overlap(self, scheduler: Scheduler, overlapping: bool) -> bool:
-        return next(self._overlaps) and not scheduler.is_recovering
 
 
 def request(index: int, text: list[int], image: int | None = None, **sampling: object) -> Request:
@@ -131,7 +91,7 @@ def test_tokens_do_not_depend_on_batching(
     ahead: bool,
     overlaps: list[bool] | None,
 ) -> None:
-    engine = make_engine(
+    engine = small_engine(
         ahead=ahead,
         overlaps=overlaps,
         granules_per_block=blocks,
@@ -152,7 +112,7 @@ def test_tokens_do_not_depend_on_batching(
 
 def test_one_image_is_encoded_once_for_all_its_rows() -> None:
     model = FakeModel()
-    engine = make_engine(model)
+    engine = small_engine(model)
     for index in range(12):
         engine.add(request(index, [index], image=index % 2, max_tokens=2))
     drain(engine)
@@ -164,13 +124,13 @@ def test_an_image_interrupted_by_text_goes_on_where_it_was(budget: int) -> None:
     text = [1, IMAGE_TOKEN_ID, IMAGE_TOKEN_ID, 2, *[IMAGE_TOKEN_ID] * 4, 3]
     spans = (ImageSpan(1, 2, 0), ImageSpan(4, 4, 0, offset=2))
     row = Request(0, text, SamplingParams(max_tokens=6, ignore_eos=True), (fake_image(7),), spans)
-    engine = make_engine(max_batched_tokens=budget)
+    engine = small_engine(max_batched_tokens=budget)
     engine.add(row)
     assert drain(engine)[0][0] == reference(row, 6)
 
 
 def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
-    engine = make_engine(max_model_len=32)
+    engine = small_engine(max_model_len=32)
     with pytest.raises(RowError, match=r"32 tokens.*at most 31") as caught:
         engine.add(request(0, [1] * 32))
     assert caught.value.code is ErrorCode.PROMPT_TOO_LONG
@@ -179,13 +139,13 @@ def test_a_prompt_that_fills_the_context_is_refused_with_both_numbers() -> None:
 
 
 def test_a_row_larger_than_the_pool_is_refused_with_both_numbers() -> None:
-    engine = make_engine(kv_cache_tokens=40)
+    engine = small_engine(kv_cache_tokens=40)
     with pytest.raises(RowError, match=r"50 tokens.*holds 40"):
         engine.add(request(0, [1] * 30, max_tokens=20))
 
 
 def test_finish_ends_a_sequence_early() -> None:
-    engine = make_engine()
+    engine = small_engine()
     sequence = engine.add(request(0, [1, 2], max_tokens=50, ignore_eos=True))
     engine.step()
     engine.step()
@@ -199,12 +159,12 @@ def test_seeded_rows_give_the_same_tokens_alone_and_in_company() -> None:
         request(i, [1, 2, i % 3], temperature=3.0, top_k=40, top_p=0.9, seed=i, max_tokens=12)
         for i in range(9)
     ]
-    together = make_engine(max_num_seqs=4, max_batched_tokens=7)
+    together = small_engine(max_num_seqs=4, max_batched_tokens=7)
     for row in rows:
         together.add(row)
     in_company = drain(together)
     for row in rows:
-        alone = make_engine()
+        alone = small_engine()
         alone.add(row)
         assert drain(alone)[row.index] == in_company[row.index]
     assert len({tuple(tokens) for tokens, _ in in_company.values()}) > 5
@@ -233,7 +193,7 @@ def test_rows_that_break_steps_are_found_and_the_others_answered(
         for row in rows
         if poison in row.token_ids or poison in expected[row.index][: row.sampling.max_tokens - 1]
     }
-    engine = make_engine(
+    engine = small_engine(
         FakeModel(fail_on=poison), ahead=ahead, max_batched_tokens=budget, max_num_seqs=seqs
     )
     for row in rows:
@@ -254,7 +214,7 @@ class UniformModel(FakeModel):
 
 
 def test_every_token_of_a_row_draws_its_own_random_number() -> None:
-    engine = make_engine(UniformModel())
+    engine = small_engine(UniformModel())
     engine.add(request(0, [1, 2], temperature=1.0, seed=3, max_tokens=30, ignore_eos=True))
     tokens = drain(engine)[0][0]
     assert len(set(tokens)) > 15
@@ -265,7 +225,7 @@ def test_an_engine_that_fails_on_everything_is_not_blamed_on_the_rows() -> None:
         def compute_logits(self, hidden: Tensor) -> Tensor:
             raise RuntimeError("broken")
 
-    engine = make_engine(BrokenModel(), max_num_seqs=4)
+    engine = small_engine(BrokenModel(), max_num_seqs=4)
     for index in range(200):
         engine.add(request(index, [1, 2]))
     with pytest.raises(RuntimeError, match="broken"):
@@ -275,11 +235,11 @@ def test_an_engine_that_fails_on_everything_is_not_blamed_on_the_rows() -> None:
 @pytest.mark.parametrize("tokens", [1, 3])
 def test_a_pool_of_less_than_one_page_is_refused(tokens: int) -> None:
     with pytest.raises(ConfigError, match=f"at least 4, got {tokens}"):
-        make_engine(kv_cache_tokens=tokens)
+        small_engine(kv_cache_tokens=tokens)
 
 
 def test_the_pool_made_by_itself_holds_a_sequence_of_full_length() -> None:
-    engine = make_engine(kv_cache_tokens=None, max_num_seqs=1, max_model_len=30)
+    engine = small_engine(kv_cache_tokens=None, max_num_seqs=1, max_model_len=30)
     row = request(0, [1] * 10, max_tokens=99, ignore_eos=True)
     engine.add(row)
     assert drain(engine)[0] == (reference(row, 20), "length")

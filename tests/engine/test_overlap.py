@@ -25,7 +25,7 @@ def scheduler_with(running: int, max_tokens: int, waiting: int = 100, same: bool
         scheduler.add(sequence(0 if same else 1000 + index, 600, max_tokens))
     while scheduler.waiting:
         for chunk in scheduler.schedule():
-            if chunk.samples:
+            if chunk.needs_sampling:
                 scheduler.update(chunk.sequence, 7)
     for index in range(waiting):
         scheduler.add(sequence(5000 + index, 600, max_tokens))

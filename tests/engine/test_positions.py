@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from vlmbatch.config import SamplingParams
 from vlmbatch.engine.batch import StepInputs, build_step_inputs
 from vlmbatch.engine.block_pool import Block
-from vlmbatch.engine.scheduler import ScheduledChunk
 from vlmbatch.engine.sequence import Sequence
+from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.types import Request
 
 PAGE = 16
@@ -87,7 +87,7 @@ def test_every_token_is_at_the_position_that_its_request_gives_it(
 @given(chunks())
 def test_steps_of_answers_alone_can_be_captured(step: list[ScheduledChunk]) -> None:
     decodes = [
-        ScheduledChunk(chunk.sequence, chunk.sequence.num_tokens - 1, 1, samples=True)
+        ScheduledChunk(chunk.sequence, chunk.sequence.num_tokens - 1, 1, needs_sampling=True)
         for chunk in step
         if chunk.sequence.num_tokens > chunk.sequence.num_prompt_tokens
     ]

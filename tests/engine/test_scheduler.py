@@ -13,8 +13,9 @@ from pixel_scaling import GRID
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.engine.block_pool import BlockPool
-from vlmbatch.engine.scheduler import GranuleCopy, ScheduledChunk, Scheduler
+from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.engine.sequence import Sequence
+from vlmbatch.engine.step import GranuleCopy, ScheduledChunk
 from vlmbatch.types import ImageSpan, PixelImage, Request
 
 EOS = 7
@@ -75,7 +76,7 @@ class ContentPool:
             keys = self.contents(chunk.sequence, tokens[: chunk.start + chunk.length])
             read = [self.slots[self.slot(chunk.sequence, p)] for p in range(len(keys))]
             assert read == keys, "a sequence read another's keys"
-            if chunk.samples:
+            if chunk.needs_sampling:
                 token = keys[-1][0] % 8  # content alone decides; one in eight ends
                 tokens.append(token)
                 sampled.append((chunk.sequence, token))
@@ -299,7 +300,7 @@ def test_the_last_admitted_is_preempted_and_computed_anew() -> None:
         scheduler.add(each)
     for _ in range(40):
         for chunk in scheduler.schedule():
-            if chunk.samples:
+            if chunk.needs_sampling:
                 scheduler.update(chunk.sequence, 1)
         if scheduler.num_preemptions:
             break
@@ -328,8 +329,8 @@ def test_prefill_is_cut_to_the_budget(chunk_size: int) -> None:
     while scheduler.num_unfinished:
         (chunk,) = scheduler.schedule()
         lengths.append(chunk.length)
-        assert chunk.samples == (sum(lengths) == 9)
-        if chunk.samples:
+        assert chunk.needs_sampling == (sum(lengths) == 9)
+        if chunk.needs_sampling:
             scheduler.update(chunk.sequence, 1)
     assert sum(lengths) == 9 and max(lengths) == min(chunk_size, 9)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from vlmbatch.attention import triton_paged
 from vlmbatch.attention.triton_paged import TritonBackend
 from vlmbatch.config import EngineConfig, SamplingParams
 from vlmbatch.engine import loading, shared_prefix
+from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.batch import build_step_inputs
 from vlmbatch.engine.block_pool import Block
-from vlmbatch.engine.scheduler import ScheduledChunk
 from vlmbatch.engine.sequence import PENDING, Sequence
 from vlmbatch.engine.shared_prefix import STEP, PrefixTiles, find_shared_prefixes, sort_by_prefix
+from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.types import ImageSpan, PixelImage, Request
 
 GRANULE = 16
@@ -59,7 +61,7 @@ def row(
     if full:
         sequence.prefix_hash(full - 1, GRANULE)
     sequence.num_registered_granules = full if registered is None else min(full, registered)
-    return ScheduledChunk(sequence, len(tokens) - 1, 1, samples=True)
+    return ScheduledChunk(sequence, len(tokens) - 1, 1, needs_sampling=True)
 
 
 def question(image: str, number: int) -> ScheduledChunk:
@@ -193,7 +195,7 @@ def test_what_a_step_samples_and_awaits_follows_its_rows() -> None:
         if i % 2:
             chunk.sequence.token_ids[-1] = PENDING
             chunk.sequence.num_pending = 1
-    prompt = ScheduledChunk(question("image 1", 9).sequence, 0, 600, samples=True)
+    prompt = ScheduledChunk(question("image 1", 9).sequence, 0, 600, needs_sampling=True)
     prompt.sequence.blocks = [Block(576, 64)]
     inputs = build_step_inputs(
         [*rows[:4], prompt, *rows[4:]], 1024, GRANULE, torch.device("cpu"), True
@@ -228,7 +230,7 @@ def test_answers_are_those_of_rows_by_themselves(
 
     monkeypatch.setattr(triton_paged, "shared_decode", counted)
     monkeypatch.setattr(loading, "make_backend", lambda *args: TritonBackend())
+    monkeypatch.setattr(loading, "make_engine", partial(make_engine, ahead=ahead))
     engine = sample.engine(EngineConfig(device="cpu"))
-    engine._ahead = ahead
     assert answer(engine, requests) == expected
     assert len(calls) >= 4 * 8, "steps of four layers"

@@ -1,4 +1,4 @@
-"""Decoding over shared beginnings on the GPU: the kernels, and their capture in a CUDA graph."""
+"""Decoding over shared prefixes on the GPU: the kernels, and their capture in a CUDA graph."""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -380,24 +381,25 @@ def test_a_broken_template_is_an_error_of_rows_that_need_it(folder: Path) -> Non
         load(folder, PromptConfig(chat_template=folder / "chat_template.jinja"))
 
 
-def test_fingerprint(folder: Path) -> None:
+def test_settings_name_what_decides_tokens_and_pixels(folder: Path) -> None:
     own = folder / "own.jinja"
     own.write_text("Q: {{ messages[0].content }} A:")
-    first = load(folder).fingerprint
-    assert load(folder).fingerprint == first
-    assert load(folder, max_model_len=50).fingerprint == first
+    first = load(folder).settings
+    assert load(folder).settings == first
+    assert load(folder, max_model_len=50).settings == first
     others = [
-        load(folder, PromptConfig(chat=True)).fingerprint,
-        load(folder, PromptConfig(chat_template=own)).fingerprint,
-        load(folder, PromptConfig(chat=True, system_prompt="x")).fingerprint,
-        load(folder, PromptConfig(prompt_template="{prompt}!")).fingerprint,
-        load(folder, images=ImageArguments(strict_image_tokens=True)).fingerprint,
+        load(folder, PromptConfig(chat=True)).settings,
+        load(folder, PromptConfig(chat_template=own)).settings,
+        load(folder, PromptConfig(chat=True, chat_template=own)).settings,
+        load(folder, PromptConfig(chat=True, system_prompt="x")).settings,
+        load(folder, PromptConfig(prompt_template="{prompt}!")).settings,
+        load(folder, images=ImageArguments(strict_image_tokens=True)).settings,
     ]
     change(folder / "preprocessor_config.json", resample=2)
-    others.append(load(folder).fingerprint)
+    others.append(load(folder).settings)
     change(folder / "tokenizer_config.json", mask_token="<mask>")
-    others.append(load(folder).fingerprint)
-    assert len({first, *others}) == len(others) + 1
+    others.append(load(folder).settings)
+    assert all(one != other for one, other in combinations([first, *others], 2))
 
 
 def test_neither_torch_nor_transformers_is_imported(folder: Path) -> None:

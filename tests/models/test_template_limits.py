@@ -57,6 +57,10 @@ def grow(start: str, step: str, then: str = "") -> str:
         "{{ range(99999) | map('center', 1000000) | list }}",
         "{{ [[[[1] * 999] * 999] * 999] * 999 }}",
         "{% set x %}{% for i in range(99999) %}" + "y" * 20_000 + "{% endfor %}{% endset %}",
+        "{{ ('x' | safe).center(10**9) }}",
+        "{{ ('x' | escape).ljust(10**9) }}",
+        "{{ ('é' * 1000000).encode('ascii', 'namereplace') }}",
+        "{{ strftime_now('x' * 4000000 ~ '%900000000Y') }}",
         "{% macro m(n) %}{{ m(n) }}{% endmacro %}{{ m(1) }}",
         "{% for x in [1] recursive %}{{ loop([1]) }}{% endfor %}",
     ],
@@ -90,6 +94,51 @@ def test_size_is_bounded(source: str) -> None:
 def test_growth_is_bounded(source: str) -> None:
     with pytest.raises(RowError, match=r"makes more than|number of more than"):
         attack(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ('a' * 1000000) | wordwrap(1) }}",
+        "{{ ('a' * 4000000) | wordwrap(1, true, '') }}",
+        "{{ ('a ' * 2000000) | urlize }}",
+        "{{ ('a' * 1000000).strip('b' * 1000000 ~ 'a') }}",
+        "{{ ('a' * 1000000).lstrip('b' * 1000000 ~ 'a') }}",
+        "{{ ('a' * 1000000) | trim('b' * 1000000 ~ 'a') }}",
+        "{{ ('a' * 4000000).rfind('ab' ~ 'a' * 2000000) }}",
+        "{{ ('a' * 4000000).rindex('ab' ~ 'a' * 2000000) }}",
+        "{{ ('a' * 4000000).rsplit('ab' ~ 'a' * 2000000) }}",
+        "{{ ('a' * 4000000).rpartition('ab' ~ 'a' * 2000000) }}",
+        "{{ ('a' * 4000000).encode().rfind(('ab' ~ 'a' * 2000000).encode()) }}",
+        "{{ ([[]] * 150000) | sum(start=[0] * 50000) }}",
+        "{{ ([[1]] * 99999) | sum('x', []) }}",
+        "{{ ('f' * 4000000) | int(0, 16) % 7 }}",
+        "{{ ('f' * 4000000) | int(0, 16) // (('e' * 2000000) | int(0, 16)) }}",
+        "{{ ('a@' * 2000000) | groupby('a') }}",
+        "{{ ('ba' * 2000000) | sort }}",
+        "{{ ('ba' * 2000000) | list }}",
+        "{{ ('é' * 400000).encode('idna') }}",
+        "{{ ('é' * 400000).encode(encoding='punycode') }}",
+        "{{ ('xn--a-' * 400000).encode().decode('Puny_Code') }}",
+    ],
+)
+def test_no_operation_takes_long(source: str) -> None:
+    """Each of them is one that nothing could stop once it has begun: they are not begun."""
+    with pytest.raises(RowError, match=r"makes more than|number of more than|encoding"):
+        attack(source)
+
+
+def test_operations_on_long_texts_that_are_quick() -> None:
+    text = "It is so, <b>and</b> not otherwise. " * 10_000  # more than a context holds
+    source = (
+        "{% set t = messages[0].content %}{{ t.strip() | trim | length }} {{ t.split('</b>')[-1] }}"
+        "{{ t.rsplit('</b>', 1)[-1] }}{{ t.lstrip('\\n') | replace('x', 'y') | length }}"
+        "{{ t.rfind('</think>') }}{{ t.encode('utf-8').decode('UTF-8') | length }}"
+        "{{ ([[1], [2]] * 500) | sum(start=[]) | length }}"
+        "{{ [1, 2] | sum }}{{ strftime_now('%d %b %Y') | length }}"
+    )
+    rendered = ChatTemplate(source + SPEAK, {}).render([{"role": "user", "content": text}])
+    assert rendered.startswith("359999  not otherwise.") and rendered.endswith(text)
 
 
 @pytest.mark.parametrize(

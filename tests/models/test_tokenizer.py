@@ -8,23 +8,16 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, normalizers, pre_tokenizers, processors
+from small_tokenizers import CORPUS, SPECIAL, byte_level, sentencepiece
 from tokenizers import Tokenizer as Backend
-from tokenizers.models import BPE, Unigram
-from tokenizers.trainers import BpeTrainer
+from tokenizers import decoders, pre_tokenizers
+from tokenizers.models import Unigram
 from transformers import AutoTokenizer
 
 from vlmbatch.errors import CheckpointError
 from vlmbatch.models.tokenizer import IncrementalDecoder, Tokenizer
 
 TINY_LLAVA = Path(__file__).parents[2] / "samples" / "tiny-llava"
-CORPUS = [
-    "USER: <image>\nWhat colour is the circle? ASSISTANT: It is red.",
-    "How many squares are there? There are two squares, and one triangle.",
-    "Describe the picture. A green circle left of a blue square.  Two  spaces.",
-    "naïve café, 数字と文字, emoji 🙂🙂👍🏽",
-] * 4
-SPECIAL = ["<unk>", "<s>", "</s>", "<image>"]
 TEXTS = [
     "",
     " ",
@@ -37,57 +30,6 @@ TEXTS = [
     "naïve 数字 🙂 👨‍👩‍👧 \x00 \ufffd",
     "it 's a test , is n't it ?",
 ]
-
-
-def byte_level(model_tokens: list[str]) -> Backend:
-    """GPT-2's kind, with a post-processor that adds the first token."""
-    backend = Backend(BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    trainer = BpeTrainer(
-        vocab_size=500,
-        special_tokens=model_tokens,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    backend.train_from_iterator(CORPUS, trainer)
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
-    )
-    return backend
-
-
-def sentencepiece(legacy: bool) -> Backend:
-    """Llama's kind: metaspace, and bytes for characters outside the vocabulary."""
-    backend = Backend(BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    if legacy:
-        backend.normalizer = normalizers.Sequence(
-            [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
-        )
-    else:
-        backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    backend.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(content=" ", left=1),
-        ]
-    )
-    byte_tokens = [f"<0x{byte:02X}>" for byte in range(256)]
-    trainer = BpeTrainer(vocab_size=480, special_tokens=SPECIAL[:3], show_progress=False)
-    ascii_corpus = [text.encode("ascii", "ignore").decode() for text in CORPUS]
-    backend.train_from_iterator([text.replace(" ", "▁") for text in ascii_corpus], trainer)
-    state = json.loads(backend.to_str())
-    vocabulary = state["model"]["vocab"]
-    for token in byte_tokens:
-        vocabulary[token] = len(vocabulary)
-    backend = Backend.from_str(json.dumps(state))
-    backend.add_special_tokens([AddedToken("<image>", special=True, normalized=False)])
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
-    )
-    return backend
 
 
 def unigram() -> Backend:
@@ -234,8 +176,10 @@ def test_fingerprint(tmp_path: Path) -> None:
     save(tmp_path / "a", byte_level(SPECIAL), NAMED)
     save(tmp_path / "b", byte_level(SPECIAL), NAMED)
     save(tmp_path / "c", byte_level(SPECIAL), NAMED | {"mask_token": "<mask>"})
-    a, b, c = (Tokenizer.load(tmp_path / name).fingerprint for name in "abc")
-    assert a == b != c
+    swapped = {"bos_token": NAMED["eos_token"], "eos_token": NAMED["bos_token"]}
+    save(tmp_path / "d", byte_level(SPECIAL), NAMED | swapped)
+    a, b, c, d = (Tokenizer.load(tmp_path / name).fingerprint for name in "abcd")
+    assert a == b and len({a, c, d}) == 3
 
 
 @pytest.fixture(scope="module", params=list(BACKENDS))

@@ -123,9 +123,9 @@ def test_rows_without_a_seed_are_sampled_differently(tmp_path):
         (request("x", asking("a")), ErrorCode.REQUEST_INVALID, "messages[0].content[0]"),
         (request("x", {**TEXT, "stream": True}, COMPLETION), ErrorCode.REQUEST_INVALID, "stream"),
         (request("x", {"input": "a"}, "/v1/embeddings"), ErrorCode.REQUEST_INVALID, "embeddings"),
-        (request("x", TEXT, 3), ErrorCode.REQUEST_INVALID, '"url"'),
-        (request("x", TEXT, COMPLETION, method="GET"), ErrorCode.REQUEST_INVALID, "'GET'"),
-        (request(None, TEXT, COMPLETION), ErrorCode.REQUEST_INVALID, '"custom_id" is missing'),
+        (request("x", TEXT, 3), ErrorCode.REQUEST_INVALID, "'url'"),
+        (request("x", TEXT, COMPLETION, method="GET"), ErrorCode.REQUEST_INVALID, '"GET"'),
+        (request(None, TEXT, COMPLETION), ErrorCode.REQUEST_INVALID, "'custom_id' is"),
         (request([1], TEXT, COMPLETION), ErrorCode.MANIFEST_LINE_INVALID, "id must be"),
         (
             request("x", asking(image("file:///a.png"))),
@@ -187,6 +187,42 @@ def test_parquet_is_no_batch_file(tmp_path):
         open_manifest(config, SamplingParams())
 
 
+@pytest.mark.parametrize(
+    ("line", "param", "code"),
+    [
+        (request("x", {**TEXT, "n": 2}, COMPLETION), "n", "unsupported_parameter"),
+        (request("x", {**TEXT, "tempo": 2}, COMPLETION), "tempo", "unknown_parameter"),
+        (request("x", {**TEXT, "top_p": 2}, COMPLETION), "top_p", "invalid_value"),
+        (request("x", {}, COMPLETION), "prompt", "missing_required_parameter"),
+        (request("x", asking(image("ftp://a/b"))), "messages[0].content[0]", "image_forbidden"),
+        (request("x", {**TEXT, "stream": True}, COMPLETION), "stream", "unsupported_parameter"),
+        (request("x", TEXT, "/v1/embeddings"), "url", "invalid_value"),
+        (request(None, TEXT, COMPLETION), "custom_id", "missing_required_parameter"),
+    ],
+)
+def test_errors_name_the_field_as_the_servers_do(tmp_path, line, param, code):
+    """Also where the row is known from a journal, which does not hold them."""
+    [row] = rows(tmp_path / "requests.jsonl", line)
+    result = Result.from_error(row, row.error)
+    journaled = Result(
+        row.index, row.id, error_code=result.error_code, error_message=result.error_message
+    )
+    for each in (result, journaled.of_row(row, row.error)):
+        error = LINES.line(each)["response"]["body"]["error"]
+        assert error["param"].startswith(param)
+        assert error["code"] == code
+
+
+def test_answers_name_the_model_and_not_where_it_lies(tmp_path, monkeypatch):
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    names = [str(folder), f"{folder}/", "../tiny", ".", "org/tiny", "tiny"]
+    models = [BatchLines(RUN_ID, 0, name).model for name in names]
+    assert models == ["tiny"] * 4 + ["org/tiny", "tiny"]
+    assert LINES.line(answer(0))["response"]["body"]["model"] == "tiny"
+
+
 def test_another_model_is_told_of_once(tmp_path, caplog):
     lines = [request(name, {**TEXT, "model": name}, COMPLETION) for name in "ab"]
     known = [request(name, {**TEXT, "model": name}, COMPLETION) for name in ("tiny", "models/tiny")]
@@ -217,7 +253,16 @@ failures = st.builds(
     id=ids,
     error_code=st.sampled_from(ErrorCode),
     error_message=ids,
+    error_param=st.none() | ids,
     extra=st.sampled_from([{"url": CHAT}, {}]),
+) | st.builds(
+    Result,
+    index=st.integers(0, 10**12),
+    id=ids,
+    error_code=st.just(ErrorCode.REQUEST_INVALID),
+    error_message=ids,
+    error_param=st.none() | ids,
+    error_api_code=st.sampled_from(["unknown_parameter", "invalid_value"]),
 )
 
 
@@ -227,8 +272,9 @@ def test_a_line_is_read_back_as_the_result_it_was_made_of(result: Result) -> Non
     assert line_head(raw) == (RUN_ID, result.index)
     back = parse_line(raw)
     assert back.extra == {}
+    no_request = result.error_code is ErrorCode.MANIFEST_LINE_INVALID  # has no field in error
     for name in Result.__slots__:
-        if name != "extra":
+        if name != "extra" and not (no_request and name == "error_param"):
             assert getattr(back, name) == getattr(result, name)
 
 

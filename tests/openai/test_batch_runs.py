@@ -1,4 +1,4 @@
-"""``vlmbatch run`` on batch files: as users type it, killed and gone on with."""
+"""``vlmbatch run`` on batch files: as users type it, killed and resumed."""
 
 from __future__ import annotations
 
@@ -265,7 +265,7 @@ def test_the_sample_model_answers_a_batch_that_is_killed(sample_requests, tmp_pa
         assert body.choices[0].message.content == answers.pop(item["custom_id"])
         assert body.usage is not None and body.usage.prompt_tokens_details is not None
         assert body.usage.prompt_tokens_details.image_tokens == 100
-        assert body.model == str(MODEL)
+        assert body.model == MODEL.name
     assert answers == {}
     body = Completion.model_validate(text["response"]["body"], strict=True)
     assert body.usage is not None and body.usage.completion_tokens <= 2

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpcore
 import pytest
 import trustme
 
@@ -32,6 +33,8 @@ ADDRESSES = {
     "mixed.cdn.example": [HERE, "169.254.169.254"],
     "mapped.cdn.example": ["::ffff:192.168.0.1"],
     "empty.cdn.example": [],
+    "two.cdn.example": ["127.0.0.2", HERE],
+    "dead.cdn.example": ["127.0.0.2", "127.0.0.3"],
 }
 
 
@@ -132,7 +135,7 @@ def resolve(host: str, port: int) -> list[str]:
 
 
 def here_is_public(address: str) -> str | None:
-    return None if address == HERE else refusal(address)
+    return None if address in (HERE, "127.0.0.2", "127.0.0.3") else refusal(address)
 
 
 PATIENT = FetchLimits(timeout_s=10)
@@ -255,6 +258,46 @@ def test_hosts_that_are_not_there(server, url):
         port = unused.getsockname()[1]
         code, _ = error_of(f"http://images.example.org:{port}/", fetcher())
         assert code is ErrorCode.IMAGE_FETCH_FAILED
+
+
+def test_the_next_address_is_tried_when_one_does_not_answer(server, url):
+    assert fetcher().fetch(url("image", "two.cdn.example")) == IMAGE
+    code, message = error_of(url("image", "dead.cdn.example"), fetcher())
+    assert code is ErrorCode.IMAGE_FETCH_FAILED
+    assert "refused" in message
+
+
+def test_an_address_that_says_nothing_leaves_time_for_the_next(server, url, monkeypatch):
+    given = []
+    connect = httpcore.SyncBackend.connect_tcp
+
+    def connect_tcp(self, host, port, timeout=None, *arguments):
+        given.append((host, timeout))
+        if host != HERE:
+            raise httpcore.ConnectTimeout
+        return connect(self, host, port, timeout, *arguments)
+
+    monkeypatch.setattr(httpcore.SyncBackend, "connect_tcp", connect_tcp)
+    assert fetcher().fetch(url("image", "two.cdn.example")) == IMAGE
+    [(first, first_seconds), (second, second_seconds)] = given
+    assert (first, second) == ("127.0.0.2", HERE)
+    assert first_seconds <= 5 < second_seconds <= 10
+
+
+def test_a_name_server_that_does_not_answer_counts_in_the_time(url):
+    ended = threading.Event()
+
+    def silent(host: str, port: int) -> list[str]:
+        ended.wait(30)
+        return []
+
+    try:
+        limits = FetchLimits(timeout_s=0.05)
+        code, message = error_of(url("image"), fetcher(limits, resolve=silent))
+    finally:
+        ended.set()
+    assert code is ErrorCode.IMAGE_FETCH_FAILED
+    assert "longer than 0.05 seconds" in message
 
 
 def test_tls_verifies_the_name_and_not_the_address():

@@ -1,4 +1,4 @@
-"""The README's section on batch files does what it says."""
+"""The page on batch files does what it says."""
 
 from __future__ import annotations
 
@@ -10,13 +10,11 @@ import textwrap
 from pathlib import Path
 
 from command_line import environment, installed_in
+from documentation import ROOT, section
 
 from vlmbatch.openai.fetch import FetchLimits
 
-ROOT = Path(__file__).parents[2]
-SECTION = (
-    (ROOT / "README.md").read_text().partition("\n## OpenAI batch files\n")[2].partition("\n## ")[0]
-)
+SECTION = section("docs/batch-files.md", "OpenAI batch files")
 
 
 def test_the_snippet(tmp_path: Path) -> None:

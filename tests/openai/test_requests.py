@@ -140,6 +140,17 @@ def test_a_completion() -> None:
         (chat(max_tokens=True), "max_tokens", "invalid_type"),
         (chat(temperature=-0.1), "temperature", "invalid_value"),
         (chat(temperature=10**400), "temperature", "invalid_type"),
+        (chat(temperature=2.1), "temperature", "invalid_value"),
+        (chat(temperature=2**70), "temperature", "invalid_value"),
+        (chat(metadata="a"), "metadata", "invalid_type"),
+        (chat(metadata={"a": 1}), "metadata.a", "invalid_type"),
+        (chat(metadata={"a": None}), "metadata.a", "invalid_type"),
+        (chat(metadata=dict.fromkeys("abcdefghijklmnopq", "x")), "metadata", "invalid_value"),
+        (chat(metadata={"a" * 65: "x"}), "metadata", "invalid_value"),
+        (chat(metadata={"a": "x" * 513}), "metadata", "invalid_value"),
+        (chat(store="yes"), "store", "invalid_type"),
+        (chat(service_tier=1), "service_tier", "invalid_type"),
+        (chat(priority="high"), "priority", "invalid_type"),
         (chat(top_p=0), "top_p", "invalid_value"),
         (chat(top_k=-2), "top_k", "invalid_value"),
         (chat(stop=["a"] * 5), "stop", "invalid_value"),
@@ -150,6 +161,14 @@ def test_a_completion() -> None:
         (chat(stream="yes"), "stream", "invalid_type"),
         (chat(stream_options={}), "stream_options", "invalid_value"),
         (chat(stream=True, stream_options={"x": 1}), "stream_options", "unknown_parameter"),
+        *(
+            (
+                chat(stream=True, stream_options={f"{name}": 1}),
+                f"stream_options.{name}",
+                "invalid_type",
+            )
+            for name in ("include_usage", "include_obfuscation", "continuous_usage_stats")
+        ),
         (chat(n=2), "n", "unsupported_parameter"),
         (chat(n=True), "n", "unsupported_parameter"),
         (chat(logprobs=True), "logprobs", "unsupported_parameter"),
@@ -184,8 +203,13 @@ def test_refused_completions(body: dict[str, Any], param: str) -> None:
 
 
 def test_fields_that_ask_for_nothing_are_accepted() -> None:
-    for name in HARMLESS - {"user"}:
-        parse_chat_request(chat(**{name: {"any": "thing"}}), DEFAULTS)
+    values: dict[str, Any] = dict.fromkeys(HARMLESS, "a")
+    values |= {"metadata": {"a": "x" * 512}, "store": True, "parallel_tool_calls": False}
+    values |= {"prompt_cache_options": {"any": "thing"}, "priority": 1}
+    for name, value in values.items():
+        for each in (value, None):
+            assert parse_chat_request(chat(**{name: each}), DEFAULTS).sampling == DEFAULTS
+    parse_chat_request(chat(temperature=2), DEFAULTS)
     for neutral, parse, body in (
         (NEUTRAL_CHAT, parse_chat_request, chat()),
         (NEUTRAL_COMPLETION, parse_completion_request, {"prompt": "a"}),
@@ -207,16 +231,56 @@ def test_an_error_in_json_and_across_processes() -> None:
     assert (copy.status, copy.to_json()) == (error.status, error.to_json())
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            chat(response_format={"type": "json_object"}),
+            """'response_format' with {"type": "json_object"} is not supported: """
+            """leave it out, or set it to {"type": "text"}""",
+        ),
+        (chat(tool_choice="required"), 'leave it out, or set it to "none" or "auto"'),
+        (chat(echo=True), "'echo' with true is not supported: leave it out, or set it to false"),
+        (chat(modalities=["text", "audio"]), '["text", "audio"] is not'),
+        (chat(max_tokens="é"), "'max_tokens' must be an integer, got \"é\""),
+        (chat(max_tokens=False), "got false"),
+        (chat(tools=[{"type": "function", "function": {"name": "x" * 200}}]), "xxx… is not"),
+        (chat(tools=json.loads("[" * 500 + "]" * 500)), "[[[[… is not"),
+    ],
+)
+def test_messages_show_json(body: dict[str, Any], message: str) -> None:
+    assert message in refusal(body).message
+
+
+@pytest.mark.parametrize(
+    ("options", "usage", "continuous"),
+    [
+        ({}, False, False),
+        ({"include_usage": True}, True, False),
+        ({"include_usage": True, "continuous_usage_stats": True}, True, True),
+        ({"include_usage": False, "continuous_usage_stats": True}, False, False),
+    ],
+)
+def test_stream_options(options: dict[str, bool], usage: bool, continuous: bool) -> None:
+    request = parse_chat_request(chat(stream=True, stream_options=options), DEFAULTS)
+    assert (request.include_usage, request.continuous_usage) == (usage, continuous)
+
+
 @pytest.mark.parametrize("code", ErrorCode)
 def test_every_row_error_has_an_answer(code: ErrorCode) -> None:
     error = api_error(code, "why")
     assert error.status == (500 if code is ErrorCode.ENGINE_ERROR else 400)
-    assert row_code(error.code or "") is code
-    assert error.to_row_error().code is code
+    assert row_code(error.code) == (code, None)
+    again = error.to_row_error()
+    assert api_error(again.code, again.message, again.param, again.api_code).code == error.code
 
 
 def test_an_error_of_a_request_is_one_of_a_row() -> None:
-    assert refusal(chat(n=2)).to_row_error().code is ErrorCode.REQUEST_INVALID
+    error = refusal(chat(n=2))
+    of_row = pickle.loads(pickle.dumps(error.to_row_error()))
+    assert of_row.code is ErrorCode.REQUEST_INVALID
+    again = api_error(of_row.code, of_row.message, of_row.param, of_row.api_code)
+    assert again.to_json() == error.to_json()
 
 
 json_values = st.recursive(

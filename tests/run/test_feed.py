@@ -67,7 +67,7 @@ def test_encoded_images_are_held_up_to_a_limit_of_bytes() -> None:
 
     def with_images() -> Iterator[Row]:
         for row in rows(30):
-            yield replace(row, images=(ImageRef(data=b"x" * 100),))
+            yield replace(row, images=(ImageRef(data=b"%100d" % row.index),))
 
     def prepare(row: Row) -> Prepared:
         nonlocal most
@@ -81,6 +81,31 @@ def test_encoded_images_are_held_up_to_a_limit_of_bytes() -> None:
     time.sleep(0.2)
     assert most == 3
     gate.release(30)
+    assert sorted(take_all(feed)) == list(range(30))
+    feed.close()
+
+
+def test_bytes_that_rows_share_count_once() -> None:
+    photo, other = bytes(300), bytes(100)
+    under_way: list[int] = []
+    gate = threading.Semaphore(0)
+
+    def with_images() -> Iterator[Row]:
+        for row in rows(30):
+            yield replace(row, images=(ImageRef(data=other if row.index == 10 else photo),))
+
+    def prepare(row: Row) -> Prepared:
+        under_way.append(row.index)
+        assert gate.acquire(timeout=30)
+        return Prepared(row)
+
+    feed = RowFeed(with_images(), prepare, threads=16, depth=16, window=100, max_bytes=350)
+    time.sleep(0.2)
+    assert sorted(under_way) == list(range(10)), "the next one brings another image, too large"
+    gate.release(9)
+    time.sleep(0.2)
+    assert len(under_way) == 10, "one row still has the photo"
+    gate.release(21)
     assert sorted(take_all(feed)) == list(range(30))
     feed.close()
 

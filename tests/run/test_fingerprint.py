@@ -1,112 +1,330 @@
-"""Which settings make a run another run: those that decide answers, and no others."""
+"""Which settings make a run another run: those that decide answers, and no others.
+
+Every field of the configuration stands in one of two tables here, and so must a new one.
+"""
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+from model_folder import IMAGE_SIZE, SPECIAL_TOKENS, make_model_folder
 
-from vlmbatch.config import (
-    EngineConfig,
-    ImageArguments,
-    ImageLimits,
-    ManifestConfig,
-    RunConfig,
-    SamplingParams,
-)
+from vlmbatch.config import ManifestConfig, PromptConfig, RunConfig
 from vlmbatch.fingerprint import checkpoint_digest, fingerprint, run_settings
+from vlmbatch.inputs import open_inputs
 
-CONFIG = RunConfig("x", ManifestConfig("m.jsonl"), "out.parquet")
 MEBIBYTE = 2**20
+TEMPLATE = "{% for message in messages %}Q: {{ message.content }} {% endfor %}A:"
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(bytes(5 * MEBIBYTE))
-    return tmp_path
+def job(tmp_path: Path) -> RunConfig:
+    """A run on a manifest with an image; beside it folders and files that are others."""
+    for name in ("model", "other"):
+        folder = make_model_folder(tmp_path / name)
+        (folder / "generation_config.json").write_text("{}")
+        (folder / "special_tokens_map.json").write_text("{}")
+        (folder / "chat_template.jinja").write_text(TEMPLATE)
+        (folder / "model.safetensors").write_bytes(bytes(5 * MEBIBYTE))
+    for name in ("tokenizer_config.json", "preprocessor_config.json"):
+        path = tmp_path / "other" / name
+        values = json.loads(path.read_text())
+        values |= {"bos_token": "</s>", "image_mean": [0.4, 0.4, 0.4]}
+        path.write_text(json.dumps(values))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "own.jinja").write_text(f"{TEMPLATE} ")
+    row = {"prompt": "<image>x", "image": "a.png", "question": "y", "picture": "b.png"}
+    lines = [json.dumps({**row, "key": number}) for number in range(3)]
+    (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    (tmp_path / "other.jsonl").write_text('{"prompt": "<image>y", "image": "a.png"}\n' * 3)
+    return RunConfig(
+        str(tmp_path / "model"), ManifestConfig(str(tmp_path / "m.jsonl")), "o.parquet"
+    )
 
 
-def of(
-    folder: Path, config: RunConfig = CONFIG, manifest: str | None = "m" * 64, processor: str = "p"
-) -> str:
-    return fingerprint(run_settings(config, folder, manifest, processor))
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    inputs = open_inputs(config)
+    return run_settings(config, inputs, inputs.manifest.scan())
+
+
+def of(config: RunConfig) -> str:
+    return fingerprint(settings_of(config))
+
+
+def leaves(config: Any, prefix: str = "") -> Iterator[str]:
+    """The dotted names of all fields, of the dataclasses in it too."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
+
+
+def changed(config: Any, name: str, value: Any) -> Any:
+    first, _, rest = name.partition(".")
+    return replace(
+        config, **{first: changed(getattr(config, first), rest, value) if rest else value}
+    )
+
+
+class Change(NamedTuple):
+    """Another value of a field, and of fields that it needs beside it."""
+
+    value: Any
+    reason: str = ""  # why it may change within a run
+    beside: Mapping[str, Any] = {}
+
+
+DECIDES = {
+    "model": Change("other"),
+    "tokenizer": Change("other"),
+    "manifest.source": Change("other.jsonl"),
+    "manifest.prompt_column": Change("question"),
+    "manifest.image_column": Change("picture"),
+    "manifest.id_column": Change("key"),
+    "manifest.column_prefix": Change("answer_"),
+    "manifest.keep_inputs": Change(True),
+    "manifest.limit": Change(2),
+    "manifest.format": Change("openai"),
+    "sampling.max_tokens": Change(9),
+    "sampling.temperature": Change(0.5),
+    "sampling.top_p": Change(0.5),
+    "sampling.top_k": Change(9),
+    "sampling.seed": Change(9),
+    "sampling.stop": Change(("x",)),
+    "sampling.stop_token_ids": Change((9,)),
+    "sampling.ignore_eos": Change(True),
+    "engine.dtype": Change("float16"),
+    "engine.max_model_len": Change(99),
+    "engine.random_weights": Change(True),
+    "image_arguments.image_input_type": Change("image_features"),
+    "image_arguments.strict_image_tokens": Change(True),
+    "image_arguments.image_processor": Change("other"),
+    "image_limits.max_pixels": Change(99),
+    "image_limits.max_bytes": Change(99),
+    "image_limits.root": Change(Path("images")),
+    "prompt.chat": Change(True, beside={"prompt.chat_template": Path("own.jinja")}),
+    "prompt.chat_template": Change(Path("own.jinja")),
+    "prompt.prompt_template": Change("{prompt}?"),
+    "prompt.system_prompt": Change("Be brief.", beside={"prompt.chat": True}),
+}
+
+_MUST_AGREE = "a value that contradicts the model's, which is of the fingerprint, is refused"
+_BY_CONTENT = "it names files, and what these hold is of the fingerprint"
+_ROUNDING = "it changes how steps are put together: answers but for rounding are the same"
+_PACE = "it changes how fast rows are answered, not what the answers are"
+_WHICH_ROWS = "it changes which rows are answered now, not what an answer is"
+_ERRORS = "it decides whether a row is an error, which --retry-failed is for"
+
+DECIDES_NOTHING = {
+    "revision": Change("v2", _BY_CONTENT),
+    "image_arguments.image_processor_revision": Change("v2", _BY_CONTENT),
+    "image_arguments.image_token_id": Change(SPECIAL_TOKENS.index("<image>"), _MUST_AGREE),
+    "image_arguments.image_input_shape": Change((1, 3, IMAGE_SIZE, IMAGE_SIZE), _MUST_AGREE),
+    "image_arguments.image_feature_size": Change(4, _MUST_AGREE),
+    "image_arguments.disable_image_processor": Change(
+        True,
+        "features need no image processor, and with images it is refused",
+        {"image_arguments.image_input_type": "image_features"},
+    ),
+    "engine.device": Change("cpu", _ROUNDING),
+    "engine.attention_backend": Change("torch", _ROUNDING),
+    "engine.max_num_seqs": Change(9, _ROUNDING),
+    "engine.max_batched_tokens": Change(99, _ROUNDING),
+    "engine.kv_cache_tokens": Change(999, _ROUNDING),
+    "engine.enable_prefix_caching": Change(False, _ROUNDING),
+    "engine.cuda_graphs": Change(False, _ROUNDING),
+    "engine.overlap_prefill": Change(False, _ROUNDING),
+    "engine.cpu_threads": Change(1, _ROUNDING),
+    "manifest.max_line_bytes": Change(999, _ERRORS),
+    "allowed_domains": Change(("example.org",), _ERRORS),
+    "image_timeout_s": Change(9.0, _ERRORS),
+    "max_error_rate": Change(0.5, _WHICH_ROWS),
+    "retry_failed": Change(True, _WHICH_ROWS),
+    "incremental": Change(True, _WHICH_ROWS),
+    "overwrite": Change(True, "it begins another run whatever the fingerprint is"),
+    "output": Change("other.parquet", "the work folder is the output's own"),
+    "shard_rows": Change(9, "the shards that are written are compared with it"),
+    "grace_s": Change(9.0, _WHICH_ROWS),
+    "deadline_s": Change(9.0, _WHICH_ROWS),
+    "image_workers": Change(9, _PACE),
+    "queue_rows": Change(9, _PACE),
+    "host_memory": Change(2**30, _PACE),
+}
+
+
+def test_every_field_decides_answers_or_says_why_not(job: RunConfig) -> None:
+    assert sorted([*DECIDES, *DECIDES_NOTHING]) == sorted(leaves(job))
+    assert all(change.reason for change in DECIDES_NOTHING.values())
+
+
+def before_and_after(job: RunConfig, name: str, change: Change) -> tuple[RunConfig, RunConfig]:
+    folder = Path(job.manifest.source).parent
+    before = job
+    for other, value in change.beside.items():
+        before = changed(before, other, placed(value, folder))
+    return before, changed(before, name, placed(change.value, folder))
+
+
+def placed(value: Any, folder: Path) -> Any:
+    """The files and folders of a table's values lie beside the manifest."""
+    if isinstance(value, Path):
+        return folder / value
+    return str(folder / value) if value in ("other", "other.jsonl") else value
+
+
+@pytest.mark.parametrize("name", DECIDES)
+def test_what_decides_answers_makes_another_run(job: RunConfig, name: str) -> None:
+    before, after = before_and_after(job, name, DECIDES[name])
+    assert of(before) != of(after)
+
+
+@pytest.mark.parametrize("name", DECIDES_NOTHING)
+def test_what_does_not_leaves_it_the_same_run(job: RunConfig, name: str) -> None:
+    before, after = before_and_after(job, name, DECIDES_NOTHING[name])
+    assert before != after and of(before) == of(after)
+
+
+FILES = {
+    "config.json": lambda path: edit_json(path, unknown=1),
+    "generation_config.json": lambda path: edit_json(path, eos_token_id=9),
+    "tokenizer.json": lambda path: path.write_text(path.read_text() + " "),
+    "tokenizer_config.json": lambda path: edit_json(path, bos_token="</s>"),
+    "special_tokens_map.json": lambda path: edit_json(path, bos_token="</s>"),
+    "preprocessor_config.json": lambda path: edit_json(path, image_mean=[0.4] * 3),
+    "chat_template.jinja": lambda path: path.write_text("another"),
+    "chat_template.json": lambda path: path.write_text('{"chat_template": "another"}'),
+    "model.safetensors": lambda path: path.write_bytes(b"\1" * (5 * MEBIBYTE)),
+    "more.safetensors": lambda path: path.write_bytes(b"\1"),
+}
+
+
+def edit_json(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_another_file_of_the_model_makes_another_run(job: RunConfig, name: str) -> None:
+    before = of(job)
+    FILES[name](Path(job.model) / name)
+    assert of(job) != before
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("name", "change"),
     [
-        *(
-            replace(CONFIG, sampling=sampling)
-            for sampling in (
-                SamplingParams(max_tokens=9),
-                SamplingParams(temperature=0.5),
-                SamplingParams(top_p=0.5),
-                SamplingParams(top_k=9),
-                SamplingParams(seed=9),
-                SamplingParams(stop=("x",)),
-                SamplingParams(stop_token_ids=(9,)),
-                SamplingParams(ignore_eos=True),
-            )
-        ),
-        *(
-            replace(CONFIG, manifest=replace(CONFIG.manifest, **{name: value}))
-            for name, value in (
-                ("prompt_column", "other"),
-                ("image_column", "other"),
-                ("id_column", "other"),
-                ("limit", 9),
-            )
-        ),
-        replace(CONFIG, engine=EngineConfig(dtype="float16")),
-        replace(CONFIG, engine=EngineConfig(max_model_len=99)),
-        replace(CONFIG, image_arguments=ImageArguments("image_features")),
-        replace(CONFIG, image_limits=ImageLimits(max_pixels=99)),
-        replace(CONFIG, image_limits=ImageLimits(root=Path("/images"))),
+        ("tokenizer.json", {"normalizer": {"type": "Lowercase"}}),
+        ("tokenizer_config.json", {"bos_token": "</s>", "eos_token": "<s>"}),
+        ("special_tokens_map.json", {"bos_token": "<s>"}),
+        ("preprocessor_config.json", {"image_std": [0.9] * 3}),
     ],
 )
-def test_what_decides_answers_makes_another_run(folder: Path, config: RunConfig) -> None:
-    assert of(folder, config) != of(folder)
+def test_another_file_of_another_folder_makes_another_run(
+    job: RunConfig, tmp_path: Path, name: str, change: dict[str, Any]
+) -> None:
+    job = changed(job, "tokenizer", str(tmp_path / "other"))
+    job = changed(job, "image_arguments.image_processor", str(tmp_path / "other"))
+    before = of(job)
+    edit_json(tmp_path / "other" / name, **change)
+    assert of(job) != before
+
+
+def test_a_template_is_known_by_its_content(job: RunConfig, tmp_path: Path) -> None:
+    shutil.copy(tmp_path / "own.jinja", tmp_path / "copy.jinja")
+    first, second = (
+        replace(job, prompt=PromptConfig(chat_template=tmp_path / f"{name}.jinja"))
+        for name in ("own", "copy")
+    )
+    assert of(first) == of(second)
+    (tmp_path / "copy.jinja").write_text(TEMPLATE.replace("A:", "B:"))
+    assert of(first) != of(second)
+
+
+def test_copies_of_model_and_tokenizer_leave_it_the_same_run(
+    job: RunConfig, tmp_path: Path
+) -> None:
+    shutil.copytree(job.model, tmp_path / "copy")
+    copy = str(tmp_path / "copy")
+    assert of(job) == of(replace(job, model=copy)) == of(replace(job, tokenizer=copy))
+
+
+def image_bases(job: RunConfig, tmp_path: Path, line: dict[str, Any]) -> list[str | None]:
+    """Of the same manifest in folders a and b; they are one run where the bases are equal."""
+    settings = []
+    for name in ("a", "b"):
+        source = tmp_path / name / "m.jsonl"
+        source.parent.mkdir()
+        source.write_text(json.dumps(line) + "\n")
+        settings.append(settings_of(changed(job, "manifest.source", str(source))))
+    first, second = (each["images_from"] for each in settings)
+    assert (first == second) == (fingerprint(settings[0]) == fingerprint(settings[1]))
+    found = {str(tmp_path / "a"): "a", str(tmp_path / "b"): "b", None: None}
+    return [found[first], found[second]]
+
+
+IMAGES = [
+    ("a.png", True),
+    ("../a.png", True),
+    (["/a.png", "b.png"], True),
+    ("/a.png", False),
+    (["/a.png", "/b.png"], False),
+    ("https://example.org/a.png", False),
+    (None, False),
+    ([], False),
+    (7, False),
+]
 
 
 @pytest.mark.parametrize(
-    "config",
+    ("image", "starts_somewhere"),
     [
-        replace(
-            CONFIG,
-            engine=EngineConfig(
-                max_num_seqs=9,
-                max_batched_tokens=99,
-                kv_cache_tokens=999,
-                enable_prefix_caching=False,
-                cpu_threads=1,
-            ),
-        ),
-        replace(CONFIG, output="other.parquet", shard_rows=9),
-        replace(CONFIG, deadline_s=9.0, grace_s=9.0, max_error_rate=0.5, retry_failed=True),
-        replace(CONFIG, image_workers=9, image_timeout_s=9.0, queue_rows=9),
-        replace(CONFIG, manifest=replace(CONFIG.manifest, source="moved.jsonl")),
+        *IMAGES,
+        ({"bytes": None, "path": "a.png"}, True),
+        ({"bytes": None, "path": "/a.png"}, False),
+        ({"bytes": "is embedded", "path": "label.png"}, False),
     ],
 )
-def test_what_does_not_leaves_it_the_same_run(folder: Path, config: RunConfig) -> None:
-    assert of(folder, config) == of(folder)
+def test_where_relative_image_paths_start(
+    job: RunConfig, tmp_path: Path, image: Any, starts_somewhere: bool
+) -> None:
+    bases = image_bases(job, tmp_path, {"prompt": "x", "image": image})
+    assert bases == (["a", "b"] if starts_somewhere else [None, None])
 
 
-def test_manifest_and_processor_make_another_run(folder: Path) -> None:
-    digests = {
-        of(folder),
-        of(folder, manifest=None),
-        of(folder, manifest="n" * 64),
-        of(folder, processor="q"),
-    }
-    assert len(digests) == 4
+@pytest.mark.parametrize(("image", "starts_somewhere"), IMAGES)
+@pytest.mark.parametrize("kind", ["chat", "completion"])
+def test_where_relative_paths_in_requests_start(
+    job: RunConfig, tmp_path: Path, kind: str, image: Any, starts_somewhere: bool
+) -> None:
+    images = image if isinstance(image, list) else [image]
+    content = [{"type": "image_url", "image_url": {"url": url}} for url in images]
+    body = {
+        "chat": {"messages": [{"role": "user", "content": content}]},
+        "completion": {"prompt": "x", "images": images},
+    }[kind]
+    bases = image_bases(job, tmp_path, {"custom_id": "x", "body": body})
+    assert bases == (["a", "b"] if starts_somewhere else [None, None])
 
 
-def test_another_checkpoint_makes_another_run(folder: Path) -> None:
-    before = of(folder)
-    (folder / "config.json").write_text('{"rope_theta": 1}')
-    assert of(folder) != before
+def test_the_same_folder_by_another_name_leaves_it_the_same_run(
+    job: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = changed(job, "image_limits.root", tmp_path)
+    (tmp_path / "link").symlink_to(tmp_path)
+    by_link = changed(job, "manifest.source", str(tmp_path / "link/m.jsonl"))
+    by_link = changed(by_link, "image_limits.root", tmp_path / "link/images/..")
+    monkeypatch.chdir(tmp_path)
+    relative = changed(job, "manifest.source", "m.jsonl")
+    relative = changed(relative, "image_limits.root", Path())
+    assert of(job) == of(by_link) == of(relative)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +332,8 @@ def test_another_checkpoint_makes_another_run(folder: Path) -> None:
     [0, MEBIBYTE - 1, 2 * MEBIBYTE, 4 * MEBIBYTE, 5 * MEBIBYTE - 1],
     ids="byte {}".format,
 )
-def test_a_changed_byte_in_weights_of_a_few_megabytes(folder: Path, position: int) -> None:
+def test_a_changed_byte_in_weights_of_a_few_megabytes(job: RunConfig, position: int) -> None:
+    folder = Path(job.model)
     before = checkpoint_digest(folder)
     with (folder / "model.safetensors").open("r+b") as file:
         file.seek(position)
@@ -122,19 +341,20 @@ def test_a_changed_byte_in_weights_of_a_few_megabytes(folder: Path, position: in
     assert checkpoint_digest(folder) != before
 
 
-def test_weights_that_differ_in_the_middle_alone(folder: Path) -> None:
-    weights = folder / "model.safetensors"
+def test_weights_that_differ_in_the_middle_alone(job: RunConfig) -> None:
+    weights = Path(job.model) / "model.safetensors"
     with weights.open("r+b") as file:
         file.truncate(64 * MEBIBYTE)
-    before = checkpoint_digest(folder)
+    before = checkpoint_digest(weights.parent)
     with weights.open("r+b") as file:
         file.seek(20 * MEBIBYTE)
         file.write(b"\1" * (2 * MEBIBYTE))
-    assert checkpoint_digest(folder) != before
+    assert checkpoint_digest(weights.parent) != before
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja", "tokenizer.model"])
-def test_a_file_more_or_another_name_changes_the_digest(folder: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["added_tokens.json", "more.jinja", "tokenizer.model"])
+def test_a_file_more_or_another_name_changes_the_digest(job: RunConfig, name: str) -> None:
+    folder = Path(job.model)
     before = checkpoint_digest(folder)
     (folder / name).write_text("{}")
     assert checkpoint_digest(folder) != before
@@ -143,7 +363,8 @@ def test_a_file_more_or_another_name_changes_the_digest(folder: Path, name: str)
     assert checkpoint_digest(folder) != with_it
 
 
-def test_files_that_no_answer_depends_on_leave_the_digest(folder: Path) -> None:
+def test_files_that_no_answer_depends_on_leave_the_digest(job: RunConfig) -> None:
+    folder = Path(job.model)
     before = checkpoint_digest(folder)
     (folder / "README.md").write_text("about the model")
     (folder / "assets").mkdir()

@@ -7,21 +7,20 @@ import time
 from dataclasses import replace
 
 import pytest
-import torch
-from fake_model import FakeBackend, FakeModel, fake_config, reference
+from fake_model import reference, small_engine
 
 from vlmbatch.answer import Answer
-from vlmbatch.config import EngineConfig, SamplingParams
+from vlmbatch.config import SamplingParams
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
-from vlmbatch.engine.scheduler import ScheduledChunk
 from vlmbatch.engine.sequence import Sequence
+from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.errors import ErrorCode, OutputError, RowError
 from vlmbatch.generate import AnswerLoop
 from vlmbatch.prepare import Prepared, RowFeed
+from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.sink import ResultSink
 from vlmbatch.stats import RunStats
-from vlmbatch.stop_strings import cut_at_stop
 from vlmbatch.stopping import RunStoppedError, StopRequest
 from vlmbatch.types import Request, Result, Row
 
@@ -61,15 +60,12 @@ class ListWriter:
         raise AssertionError("the caller aborts, not the sink")
 
 
-def make_engine() -> Engine:
-    return Engine(
-        FakeModel(),
-        fake_config(),
-        EngineConfig(kv_cache_tokens=400, max_num_seqs=8, max_batched_tokens=32),
-        FakeBackend(),
-        torch.device("cpu"),
-        torch.float64,
-    )
+def loop_engine() -> Engine:
+    return small_engine(max_num_seqs=8, max_batched_tokens=32)
+
+
+def local_replica(engine: Engine | OneStepEngine) -> LocalReplica:
+    return LocalReplica(engine, LetterTokenizer())  # type: ignore[arg-type]
 
 
 def run_rows(
@@ -89,8 +85,8 @@ def run_rows(
     )
     sink = ResultSink(writer, LetterTokenizer(), stats, written=feed.release)
     try:
-        engine = make_engine()
-        AnswerLoop(feed, engine, LetterTokenizer(), sink, stats, stop or StopRequest()).run()
+        engine = loop_engine()
+        AnswerLoop(feed, local_replica(engine), sink, stats, stop or StopRequest()).run()
         sink.flush()
         engine.scheduler.check_integrity()
     finally:
@@ -195,13 +191,14 @@ def test_what_comes_behind_a_stop_string_in_the_same_step_does_not_count(
     sink = ResultSink(writer, LetterTokenizer(), stats, written=feed.release)
     engine = OneStepEngine(token_ids, failure)
     try:
-        AnswerLoop(feed, engine, LetterTokenizer(), sink, stats, StopRequest()).run()
+        AnswerLoop(feed, local_replica(engine), sink, stats, StopRequest()).run()
         sink.flush()
     finally:
         feed.close()
         sink.close()
     (result,) = writer.results
     assert (result.status, result.text, result.finish_reason) == ("ok", "", "stop")
+    assert result.completion_tokens == 2
     assert len(engine.finished) == 1
 
 
@@ -229,7 +226,7 @@ class PatientFeed:
 
 
 def test_an_idle_engine_waits_for_the_rows_of_a_full_step_and_a_busy_one_for_none() -> None:
-    engine = make_engine()
+    engine = loop_engine()
     steps: list[int] = []
     step = engine.step
 
@@ -242,7 +239,7 @@ def test_an_idle_engine_waits_for_the_rows_of_a_full_step_and_a_busy_one_for_non
     writer, stats = ListWriter(), RunStats()
     sink = ResultSink(writer, LetterTokenizer(), stats, written=lambda: None)
     try:
-        AnswerLoop(PatientFeed(rows), engine, LetterTokenizer(), sink, stats, StopRequest()).run()
+        AnswerLoop(PatientFeed(rows), local_replica(engine), sink, stats, StopRequest()).run()
         sink.flush()
     finally:
         sink.close()
@@ -260,7 +257,7 @@ class SlowFeed(PatientFeed):
 
 
 def test_rows_that_come_one_by_one_do_not_keep_the_first_waiting() -> None:
-    engine = make_engine()
+    engine = loop_engine()
     waited: list[int] = []
     step = engine.step
 
@@ -272,9 +269,7 @@ def test_rows_that_come_one_by_one_do_not_keep_the_first_waiting() -> None:
     rows = [row_of(i, [1], max_tokens=1) for i in range(30)]
     sink = ResultSink(ListWriter(), LetterTokenizer(), RunStats(), written=lambda: None)
     try:
-        loop = AnswerLoop(
-            SlowFeed(rows), engine, LetterTokenizer(), sink, RunStats(), StopRequest()
-        )
+        loop = AnswerLoop(SlowFeed(rows), local_replica(engine), sink, RunStats(), StopRequest())
         loop.run()
         sink.flush()
     finally:
@@ -283,7 +278,7 @@ def test_rows_that_come_one_by_one_do_not_keep_the_first_waiting() -> None:
 
 
 def test_long_answers_begin_first_once_all_rows_are_there() -> None:
-    engine = make_engine()
+    engine = loop_engine()
     begun: list[int] = []
     schedule = engine.scheduler.schedule
 
@@ -298,7 +293,7 @@ def test_long_answers_begin_first_once_all_rows_are_there() -> None:
     sink = ResultSink(ListWriter(), LetterTokenizer(), RunStats(), written=lambda: None)
     try:
         feed = PatientFeed(rows)
-        AnswerLoop(feed, engine, LetterTokenizer(), sink, RunStats(), StopRequest()).run()
+        AnswerLoop(feed, local_replica(engine), sink, RunStats(), StopRequest()).run()
         sink.flush()
     finally:
         sink.close()
@@ -324,9 +319,7 @@ def test_a_writer_that_fails_while_no_row_comes_ends_the_run() -> None:
     sink = ResultSink(ListWriter(fail_after=0), LetterTokenizer(), stats, written=lambda: None)
     try:
         sink.put(Answer(row_of(0, [1]).row, error=RowError(ErrorCode.IMAGE_MISSING, "no file")))
-        loop = AnswerLoop(
-            SilentFeed(), make_engine(), LetterTokenizer(), sink, stats, StopRequest()
-        )
+        loop = AnswerLoop(SilentFeed(), local_replica(loop_engine()), sink, stats, StopRequest())
         with pytest.raises(OutputError, match="disk full"):
             loop.run()
     finally:
@@ -417,17 +410,3 @@ def test_a_deadline_stops_the_run_as_sigterm_does() -> None:
     stop = StopRequest(deadline_s=0.0)
     assert run_rows(rows, ListWriter(), stop=stop).rows_done == 0
     assert stop.reason is not None and stop.reason.exit_status == 143
-
-
-@pytest.mark.parametrize(
-    ("text", "stop", "expected"),
-    [
-        ("one two three", ("two",), "one "),
-        ("one two three", ("three", "two"), "one "),
-        ("one two", ("four",), "one two"),
-        ("one two", (), "one two"),
-        ("two", ("two",), ""),
-    ],
-)
-def test_cut_at_the_earliest_stop_string(text: str, stop: tuple[str, ...], expected: str) -> None:
-    assert cut_at_stop(text, stop) == expected

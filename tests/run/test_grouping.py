@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -138,6 +139,24 @@ def test_embedded_images_are_read_ahead_up_to_a_limit_of_bytes():
     for _ in in_groups(rows_of(images, size=100), groups, always):
         most = max(most, len(groups) + 1)
     assert most == 4
+
+
+def test_embedded_images_that_rows_share_count_once_and_stay_shared():
+    photos = [bytes([image]) * 100 for image in range(3)]
+    images: Images = [0, 1, 2, 2, 1, 0] * 5
+    groups = groups_of(images, max_encoded_bytes=350)
+    rows = [
+        replace(row, images=(ImageRef("label", photos[image]),))
+        for row, image in zip(rows_of(images), images, strict=True)
+        if image is not None
+    ]
+    for row in rows:
+        groups.add(row)
+        assert not groups.is_full, "three images, whatever the rows"
+    out = [groups.pop() for _ in rows]
+    assert sorted(out, key=lambda row: row.index) == rows
+    assert {id(row.images[0].data) for row in out} == set(map(id, photos)), "none was copied"
+    assert groups._held.num_bytes == 0
 
 
 def test_it_ends_when_no_more_may_be_read():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ from command_line import environment
 from worker_processes import HOSTILE_DECODERS, PHOTOS, PROCESSOR, wait_until, worker_pids
 
 from vlmbatch.config import ImageLimits
-from vlmbatch.errors import ErrorCode, RowError, VlmbatchError
+from vlmbatch.errors import ErrorCode, OutputError, RowError, VlmbatchError
 from vlmbatch.image_workers.pool import ImageWorkers
 from vlmbatch.types import ImageRef
 
@@ -113,6 +114,7 @@ def test_workers_leave_signals_to_their_parent() -> None:
         (pid,) = worker_pids(os.getpid())
         os.kill(pid, signal.SIGINT)
         os.kill(pid, signal.SIGTERM)
+        os.kill(pid, signal.SIGHUP)
         workers.submit(GOOD[0]).result()
         assert worker_pids(os.getpid()) == {pid}
     finally:
@@ -187,6 +189,75 @@ def test_workers_that_keep_dying_end_the_run(
             workers.submit(GOOD[1])
     finally:
         workers.close()
+
+
+@pytest.mark.parametrize(
+    ("place", "number"),
+    [
+        ("os.ftruncate", errno.EFBIG),
+        ("os.memfd_create", errno.EMFILE),
+        ("mmap.mmap", errno.ENOMEM),
+        ("socket.socketpair", errno.ENFILE),
+        ("subprocess.Popen", errno.EAGAIN),
+    ],
+)
+def test_what_the_system_is_short_of_is_no_bug(
+    place: str, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A limit that is set, such as ``ulimit -f``, or a machine that is full."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(place, refuse)
+    before = {path.name for path in Path("/proc/self/fd").iterdir()}
+    workers = ImageWorkers(LIMITS, PROCESSOR, 1, TIMEOUT_S, slots=1)
+    try:
+        with pytest.raises(OutputError, match=os.strerror(number)):
+            workers.submit(GOOD[0]).result(timeout=30)
+    finally:
+        workers.close()
+    assert {path.name for path in Path("/proc/self/fd").iterdir()} <= before
+
+
+def test_a_limit_on_the_size_of_files(tmp_path: Path) -> None:
+    manifest = tmp_path / "manifest.jsonl"
+    manifest.write_text(
+        json.dumps({"prompt": "<image> What?", "image": str(PHOTOS / "coffee.jpg")})
+    )
+    command = ["sh", "-c", 'ulimit -f 8; exec "$@"', "sh", sys.executable, "-m", "vlmbatch"]
+    options = ["-m", str(ROOT / "samples/tiny-llava"), "--decode-images", "--image-workers", "1"]
+    done = subprocess.run(
+        [*command, "validate", str(manifest), *options],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 74, done.stderr
+    assert "File too large" in done.stderr
+
+
+WITHOUT_STREAMS = """
+import os, sys
+from worker_processes import PROCESSOR
+from vlmbatch.config import ImageLimits
+from vlmbatch.image_workers.pool import ImageWorkers
+from vlmbatch.types import ImageRef
+for number in range(3):
+    os.close(number)
+workers = ImageWorkers(ImageLimits(), PROCESSOR, 1, 30.0, 4)
+workers.submit(ImageRef(sys.argv[1])).result()
+workers.close()
+os._exit(7)
+"""
+
+
+def test_in_a_program_that_has_closed_its_streams() -> None:
+    """As daemons do: descriptors 0 to 2 are then those of files that are opened next."""
+    command = [sys.executable, "-c", WITHOUT_STREAMS, str(PHOTOS / "coffee.jpg")]
+    done = subprocess.run(command, env=environment(PYTHONPATH=HOSTILE_PATH), timeout=60)
+    assert done.returncode == 7
 
 
 def test_a_missing_interpreter_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

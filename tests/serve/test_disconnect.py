@@ -25,7 +25,8 @@ def send(server: ServerProcess, body: bytes, declared: int | None = None) -> soc
     address = urlsplit(server.url)
     connection = socket.create_connection((address.hostname, address.port), timeout=30)
     connection.sendall(
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n" % (declared or len(body)) + body
     )
     return connection

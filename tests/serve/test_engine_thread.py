@@ -11,28 +11,17 @@ from typing import Any
 
 import pytest
 import torch
-from fake_model import FakeBackend, FakeModel, fake_config, reference
+from fake_model import FakeModel, reference, small_engine
+from letter_tokenizer import LetterTokenizer
 
-from vlmbatch.config import EngineConfig, SamplingParams
+from vlmbatch.config import SamplingParams
 from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.serve.engine_thread import EngineStoppedError, EngineThread, Generation, TokenChunk
 from vlmbatch.types import Request
 
 POISON = 77
-
-
-class LetterTokenizer:
-    """Token n is the letter of that number."""
-
-    def has_text(self, token_id: int) -> bool:
-        return True
-
-    def is_byte(self, token_id: int) -> bool:
-        return False
-
-    def decode(self, ids: list[int]) -> str:
-        return "".join(chr(0x100 + token_id) for token_id in ids)
 
 
 def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -43,15 +32,10 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
     return run
 
 
-def make_engine(model: FakeModel | None = None, **options: Any) -> Engine:
-    config = EngineConfig(**{"kv_cache_tokens": 400, **options})
-    device = torch.device("cpu")
-    return Engine(model or FakeModel(), fake_config(), config, FakeBackend(), device, torch.float64)
-
-
 @asynccontextmanager
 async def engine_thread(engine: Engine | None = None) -> AsyncIterator[EngineThread]:
-    thread = EngineThread(engine or make_engine(), LetterTokenizer())  # type: ignore[arg-type]
+    replica = LocalReplica(engine or small_engine(), LetterTokenizer())  # type: ignore[arg-type]
+    thread = EngineThread(replica)
     try:
         yield thread
     finally:
@@ -87,7 +71,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @in_loop
 async def test_requests_in_company_get_the_tokens_that_they_get_alone() -> None:
     rows = [request(i, [i % 5, 2, i % 3], max_tokens=i % 9 + 1) for i in range(40)]
-    async with engine_thread(make_engine(max_num_seqs=8)) as thread:
+    async with engine_thread(small_engine(max_num_seqs=8)) as thread:
         answers = await asyncio.gather(*(answer(thread, row, row.index % 2 == 0) for row in rows))
         await until(lambda: thread.status.kv_used_tokens == 0)
         status = thread.status
@@ -137,7 +121,7 @@ async def test_leaving_a_generation_frees_its_blocks() -> None:
 
 @in_loop
 async def test_a_waiting_request_can_be_given_up() -> None:
-    async with engine_thread(make_engine(max_num_seqs=1)) as thread:
+    async with engine_thread(small_engine(max_num_seqs=1)) as thread:
         first = request(0, [1, 2], max_tokens=200)
         with thread.generate(first, every_token=True) as running:
             await running.next_chunk()
@@ -156,7 +140,7 @@ async def test_a_request_that_breaks_steps_fails_alone() -> None:
         POISON not in [*row.token_ids, *tokens[:-1]]
         for row, tokens in zip(rows, expected, strict=True)
     )
-    async with engine_thread(make_engine(FakeModel(fail_on=POISON))) as thread:
+    async with engine_thread(small_engine(FakeModel(fail_on=POISON))) as thread:
         tasks = [asyncio.create_task(answer(thread, row)) for row in rows]
         with pytest.raises(RowError, match="the engine failed on this row") as caught:
             await answer(thread, request(9, [1, POISON]))
@@ -167,29 +151,41 @@ async def test_a_request_that_breaks_steps_fails_alone() -> None:
 
 @in_loop
 async def test_a_request_that_the_engine_cannot_take_fails_alone() -> None:
-    async with engine_thread(make_engine(kv_cache_tokens=40)) as thread:
+    async with engine_thread(small_engine(kv_cache_tokens=40)) as thread:
         with pytest.raises(RowError, match=r"50 tokens.*holds 40"):
             await answer(thread, request(0, [1] * 30, max_tokens=20))
         assert len(await answer(thread, request(1, [1] * 3, max_tokens=20))) == 20
 
 
 class BrokenModel(FakeModel):
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self._error = error
+
     def compute_logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        raise ZeroDivisionError("broken")
+        raise self._error
 
 
-@in_loop
-async def test_a_dead_engine_fails_what_is_under_way_and_what_comes(
-    caplog: pytest.LogCaptureFixture,
+@pytest.mark.parametrize(
+    "cause",
+    [ZeroDivisionError("broken"), BaseException("broken"), SystemExit("broken")],
+    ids=lambda cause: type(cause).__name__,
+)
+def test_a_dead_engine_fails_what_is_under_way_and_what_comes(
+    cause: BaseException, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with engine_thread(make_engine(BrokenModel())) as thread:
-        answers = [answer(thread, request(index, [1, 2])) for index in range(3)]
-        for error in await asyncio.gather(*answers, return_exceptions=True):
-            assert isinstance(error, EngineStoppedError)
-            assert "ZeroDivisionError: broken" in str(error)
-        assert not thread.healthy
-        with pytest.raises(EngineStoppedError):
-            await answer(thread, request(9, [1, 2]))
+    @in_loop
+    async def ask() -> None:
+        async with engine_thread(small_engine(BrokenModel(cause))) as thread:
+            answers = [answer(thread, request(index, [1, 2])) for index in range(3)]
+            for error in await asyncio.gather(*answers, return_exceptions=True):
+                assert isinstance(error, EngineStoppedError)
+                assert f"{type(cause).__name__}: broken" in str(error)
+            assert not thread.healthy
+            with pytest.raises(EngineStoppedError):
+                await answer(thread, request(9, [1, 2]))
+
+    ask()
     assert "the engine has failed" in caplog.text
 
 
@@ -204,7 +200,7 @@ async def test_closing_fails_what_is_under_way() -> None:
 
 @in_loop
 async def test_an_idle_thread_runs_no_steps() -> None:
-    engine = make_engine()
+    engine = small_engine()
     async with engine_thread(engine) as thread:
         await answer(thread, request(0, [1, 2], max_tokens=3))
         steps = 0

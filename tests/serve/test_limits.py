@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -50,14 +51,14 @@ def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., Non
 
 @asynccontextmanager
 async def client_of(
-    loaded: Loaded, **limits: Any
+    loaded: Loaded, listens_on: str = "127.0.0.1", **limits: Any
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
     job, inputs, engine = loaded
     config = ServeConfig(job=job, served_model_name=MODEL, **limits)
     service = make_service(config, inputs, engine, AllowedDomains())
-    transport = httpx.ASGITransport(make_app(service), raise_app_exceptions=False)
+    transport = httpx.ASGITransport(make_app(service, listens_on), raise_app_exceptions=False)
     try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
             yield client, service
     finally:
         await service.engine.close()
@@ -86,6 +87,72 @@ async def test_strangers_are_refused(loaded: Loaded) -> None:
         client.headers["Authorization"] = "Bearer secret"
         assert (await client.post(CHAT, json=chat_body())).status_code == 200
         assert (await client.get("/health", headers={"Authorization": ""})).status_code == 200
+
+
+@in_loop
+@pytest.mark.parametrize("key", ["secret\n", " secret\r\n", "\tse cret "])
+async def test_blanks_around_the_key_do_not_count(loaded: Loaded, key: str) -> None:
+    async with client_of(loaded, api_key=key) as (client, _):
+        client.headers["Authorization"] = f"Bearer {key.strip()}"
+        assert (await client.get("/v1/models")).status_code == 200
+
+
+@in_loop
+async def test_every_response_has_an_id(loaded: Loaded) -> None:
+    stream = chat_body(stream=True)
+    async with client_of(loaded) as (client, _):
+        responses = [
+            await client.post(CHAT, json=chat_body()),
+            await client.post(CHAT, json=stream),
+            await client.post(CHAT, json={}),
+            await client.get("/nothing"),
+            await client.get("/health"),
+            await client.get("/v1/models", headers={"Host": "evil.example"}),
+        ]
+        assert [each.status_code for each in responses] == [200, 200, 400, 404, 200, 403]
+        ids = {each.headers["x-request-id"] for each in responses}
+        assert len(ids) == len(responses)
+        assert all(re.fullmatch("req_[0-9a-f]{32}", each) for each in ids)
+        for given in ("0b59-a7:1/x", "x" * 128):
+            response = await client.get("/health", headers={"X-Request-Id": given})
+            assert response.headers["x-request-id"] == given
+        for given in ("", "x" * 129, "two words", "<b>", "a\tb"):
+            response = await client.get("/health", headers={"X-Request-Id": given})
+            assert response.headers["x-request-id"].startswith("req_")
+
+
+def error_of(response: httpx.Response) -> str:
+    return str(response.json()["error"]["message"])
+
+
+@in_loop
+async def test_on_loopback_without_a_key_no_name_of_a_web_site_counts(loaded: Loaded) -> None:
+    ours = ["localhost:8000", "LOCALHOST", "localhost.", "a.localhost", "own-name:8000", ""]
+    ours += ["127.0.0.1:80", "192.168.1.5", "[::1]:8000", "[fd00::1]", "host.docker.internal:1"]
+    others = ["evil.example:8000", "evil.example.", "localhost.evil.example", "local"]
+    others += ["127.0.0.1.evil.example", "[evil.example]", "evil.example]"]
+    async with client_of(loaded, host="own-name") as (client, _):
+        for path in ("/v1/models", "/health", "/metrics"):
+            for host in ours:
+                response = await client.get(path, headers={"Host": host})
+                assert response.status_code == 200, host
+            for host in others:
+                response = await client.get(path, headers={"Host": host})
+                assert refusal(response) == (403, "host_forbidden")
+                assert host in error_of(response) and "--api-key" in error_of(response)
+
+
+@in_loop
+@pytest.mark.parametrize(
+    "options", [{"api_key": "secret"}, {"listens_on": "0.0.0.0"}, {"listens_on": "::"}]
+)
+async def test_behind_a_key_or_on_a_network_any_name_counts(
+    loaded: Loaded, options: dict[str, str]
+) -> None:
+    async with client_of(loaded, **options) as (client, _):
+        headers = {"Host": "vlm.example.org", "Authorization": "Bearer secret"}
+        assert (await client.get("/v1/models", headers=headers)).status_code == 200
+        assert (await client.get("/health", headers=headers)).status_code == 200
 
 
 @in_loop
@@ -166,19 +233,29 @@ async def test_a_dead_engine(loaded: Loaded) -> None:
         assert refusal(await client.get("/health")) == (503, "engine_stopped")
 
 
-@in_loop
-async def test_a_bug_is_a_500_that_tells_nothing(
-    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "bug",
+    [KeyError("a secret"), BaseException("a secret"), SystemExit("a secret"), StopIteration()],
+    ids=lambda bug: type(bug).__name__,
+)
+def test_a_bug_is_a_500_that_tells_nothing(
+    bug: BaseException, loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*arguments: object) -> None:
-        raise KeyError("a secret")
+        raise bug
 
-    monkeypatch.setattr("vlmbatch.serve.preparation.prepare", broken)
-    async with client_of(loaded) as (client, service):
-        response = await client.post(CHAT, json=chat_body())
-        assert refusal(response) == (500, "internal_error")
-        assert "secret" not in response.text
-        assert service.slots.in_use == 0
+    @in_loop
+    async def ask() -> None:
+        async with client_of(loaded) as (client, service):
+            with monkeypatch.context() as patch:
+                patch.setattr("vlmbatch.serve.preparation.prepare", broken)
+                response = await client.post(CHAT, json=chat_body())
+            assert refusal(response) == (500, "internal_error")
+            assert "secret" not in response.text
+            assert service.slots.in_use == 0
+            assert (await client.post(CHAT, json=chat_body())).status_code == 200
+
+    ask()
 
 
 @in_loop
@@ -209,7 +286,14 @@ def test_a_kv_cache_smaller_than_the_context_is_refused(loaded: Loaded) -> None:
         check_context(engine)
 
 
-@pytest.mark.parametrize("fields", [{"port": 65536}, {"api_key": ""}, {"request_timeout_s": 0.0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"port": 65536},
+        {"request_timeout_s": 0.0},
+        *({"api_key": key} for key in ("", " \n", "cl\u00e9", "a\nb", "a\x7f")),
+    ],
+)
 def test_settings_out_of_range(loaded: Loaded, fields: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ServeConfig(job=loaded[0], **fields)

@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import openai
 import pytest
 from server_process import (
@@ -51,6 +52,24 @@ def test_chat_stream_adds_up_to_the_answer(client: openai.OpenAI) -> None:
     reasons = [chunk.choices[0].finish_reason for chunk in chunks]
     assert reasons == [None] * (len(chunks) - 1) + ["stop"]
     assert len({chunk.id for chunk in chunks}) == 1
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_stream_that_tells_the_usage_all_along(server: ServerProcess, chat: bool) -> None:
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    body: dict[str, Any] = chat_body(max_tokens=9, stream=True, stream_options=options)
+    body |= {"ignore_eos": True, "stop": ["never so"]}
+    if not chat:
+        del body["messages"]
+        body["prompt"] = "USER: Hi ASSISTANT:"
+    path = "/v1/chat/completions" if chat else "/v1/completions"
+    *events, done, _ = httpx.post(f"{server.url}{path}", json=body).text.split("\n\n")
+    assert done == "data: [DONE]"
+    usages = [json.loads(event.removeprefix("data: "))["usage"] for event in events]
+    counts = [usage["completion_tokens"] for usage in usages]
+    assert counts == sorted(counts) and counts[0] < 9 and counts[-2:] == [9, 9]
+    assert len({usage["prompt_tokens"] for usage in usages}) == 1
+    assert all(u["total_tokens"] == u["prompt_tokens"] + u["completion_tokens"] for u in usages)
 
 
 def test_a_long_answer_comes_in_many_pieces(client: openai.OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""The README's section on the server: its snippets run, against a server on another port."""
+"""The page on the server: its snippets run, against a server on another port."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import re
 import shutil
 import subprocess
-from pathlib import Path
 
 import pytest
-from server_process import ROOT, ServerProcess
+from documentation import ROOT, section
+from server_process import ServerProcess
 
-SECTION = (ROOT / "README.md").read_text().partition("\n## Server\n")[2].partition("\n## ")[0]
+from vlmbatch.shipped import find_chat_template
+
+SECTION = section("docs/server.md", "Server")
 BLOCKS = [
     re.sub(r"^    ", "", block, flags=re.MULTILINE)
     for block in re.findall(r"(?:^    .*\n|^\n(?=    ))+", SECTION, re.MULTILINE)
@@ -19,7 +21,7 @@ BLOCKS = [
 START, PYTHON, CURL = (block.strip("\n") for block in BLOCKS)
 
 
-def test_the_server_is_started_as_the_section_says() -> None:
+def test_the_server_is_started_as_the_page_says() -> None:
     # As ``serving`` starts it, but for the port.
     assert START == "vlmbatch serve -m samples/tiny-llava"
 
@@ -29,7 +31,7 @@ def test_the_python_snippet(
 ) -> None:
     monkeypatch.chdir(ROOT)
     code = PYTHON.replace("http://localhost:8000", server.url)
-    exec(compile(code, "README.md, Server", "exec"), {"__name__": "__main__"})
+    exec(compile(code, "docs/server.md", "exec"), {"__name__": "__main__"})
     assert capsys.readouterr().out.splitlines() == re.findall(r"print\(.*\)  # (.*)", PYTHON)
 
 
@@ -42,6 +44,6 @@ def test_the_curl_snippet(server: ServerProcess) -> None:
     assert json.loads(done.stdout)["choices"][0]["text"] == "92", done.stderr
 
 
-def test_the_template_that_the_section_names_is_there() -> None:
-    assert "configs/llava-1.5.jinja" in SECTION
-    assert Path(ROOT / "configs/llava-1.5.jinja").is_file()
+def test_the_template_that_the_page_names_is_there() -> None:
+    assert "`--chat-template llava-1.5`" in SECTION
+    assert find_chat_template("llava-1.5").is_file()

@@ -1,4 +1,4 @@
-"""The command's beginning and its end."""
+"""How the command starts, and how it stops."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from types import SimpleNamespace
 
-from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
+from vlmbatch.engine.outputs import EngineStatus, SequenceFailure, TokenOutput
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.types import FinishReason, Request
@@ -54,6 +54,10 @@ class FakeEngine:
     @property
     def fills_step(self) -> bool:
         return bool(self._waiting)
+
+    @property
+    def status(self) -> EngineStatus:
+        return EngineStatus(len(self._running), len(self._waiting), 0, 0, 0)
 
     def add(self, request: Request) -> Sequence:
         max_len = len(request.token_ids) + request.sampling.max_tokens
@@ -105,7 +109,13 @@ class FakeEngine:
         self._waiting.clear()
         return dropped
 
-    def finish(self, sequence: Sequence, reason: FinishReason) -> None:
+    def reset(self) -> None:
+        self._waiting.clear()
+        self._running.clear()
+
+    def finish(self, sequence: Sequence, reason: FinishReason | None) -> None:
+        if sequence in self._waiting:
+            self._waiting.remove(sequence)
         self._running.pop(sequence, None)
 
 

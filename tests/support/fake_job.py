@@ -8,7 +8,9 @@ Run as a program of its own, so that signals, pipes, terminals and exit statuses
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -51,6 +53,10 @@ def refused(config: RunConfig, stats: RunStats) -> None:
 
 def disk_full(config: RunConfig, stats: RunStats) -> None:
     raise OutputError(f"cannot write {config.output}: No space left on device")
+
+
+def no_files(config: RunConfig, stats: RunStats) -> None:
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.txt")
 
 
 def bug(config: RunConfig, stats: RunStats) -> None:

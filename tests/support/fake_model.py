@@ -8,12 +8,19 @@ without any engine.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import cycle
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vlmbatch.attention.base import AttentionMetadata, LayerKVCache
+from vlmbatch.config import EngineConfig
+from vlmbatch.engine.assembly import make_engine
+from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.lanes import Lane, Lanes
+from vlmbatch.engine.overlap import OverlapPolicy
+from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.models.config import ModelConfig, TextConfig
 from vlmbatch.models.family import Embedded
 from vlmbatch.types import ImageGrid, PixelImage, Request
@@ -143,3 +150,33 @@ def fake_config(max_position_embeddings: int = 256) -> ModelConfig:
         eos_token_ids=(EOS,),
         dtype="float32",
     )
+
+
+def small_engine(
+    model: FakeModel | None = None,
+    granules_per_block: int = 1,
+    ahead: bool = False,
+    overlaps: list[bool] | None = None,
+    **options: object,
+) -> Engine:
+    """An engine on the CPU; ``overlaps``: steps that run in lanes, over and over; None: never."""
+    return make_engine(
+        model or FakeModel(granules_per_block),
+        fake_config(),
+        EngineConfig(**({"kv_cache_tokens": 400} | options)),
+        FakeBackend(granules_per_block),
+        torch.device("cpu"),
+        torch.float64,
+        ahead=ahead,
+        lanes=None if overlaps is None else Lanes(Lane(), Lane()),
+        overlap=None if overlaps is None else FixedPolicy(overlaps),
+    )
+
+
+class FixedPolicy(OverlapPolicy):
+    def __init__(self, overlaps: list[bool]) -> None:
+        super().__init__(fake_config().text, 8)
+        self._overlaps = cycle(overlaps)
+
+    def wants_overlap(self, scheduler: Scheduler, overlapping: bool) -> bool:
+        return next(self._overlaps) and not scheduler.is_recovering

@@ -187,7 +187,7 @@ def become(request: dict[str, Any]) -> int:
 
 def leave(status: int) -> NoReturn:
     """End as the interpreter does, but for freeing its memory, which takes it longer than all."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     threading._shutdown()
     atexit._run_exitfuncs()

@@ -16,6 +16,7 @@ from in_process import call
 from torch import Tensor
 
 from vlmbatch.config import EngineConfig
+from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.engine import Engine
 from vlmbatch.models.config import ModelConfig
 
@@ -113,7 +114,7 @@ def free_engine(folder: Path, config: ModelConfig, *_: object, **__: object) -> 
     """In the place of ``build_engine``."""
     limits = EngineConfig(kv_cache_tokens=2048, max_num_seqs=8, max_batched_tokens=512)
     backend, device = FakeBackend(), torch.device("cpu")
-    return Engine(FreeModel(config), config, limits, backend, device, torch.float64)
+    return make_engine(FreeModel(config), config, limits, backend, device, torch.float64)
 
 
 def run_manifest(manifest: Path, *options: object, model: Path = MODEL) -> tuple[int, Path]:

@@ -19,7 +19,8 @@ typer.main.get_command = cache(typer.main.get_command)
 @contextmanager
 def own_process() -> Iterator[None]:
     """Give back the log and signal handlers that ``main`` takes over."""
-    root, handler = logging.getLogger(), signal.getsignal(signal.SIGTERM)
+    root = logging.getLogger()
+    signals = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
     handlers, level = root.handlers[:], root.level
     try:
         yield
@@ -28,7 +29,8 @@ def own_process() -> Iterator[None]:
         root.setLevel(level)
         logging.getLogger("vlmbatch").setLevel(logging.NOTSET)
         logging.captureWarnings(False)
-        signal.signal(signal.SIGTERM, handler)
+        for each, handler in signals.items():
+            signal.signal(each, handler)
 
 
 def call(arguments: Sequence[object]) -> int:

@@ -16,8 +16,10 @@ import pyarrow.parquet as pq
 from vlmbatch.data.durable_file import FILES, FileSystem
 from vlmbatch.data.journal_writer import JournalWriter
 from vlmbatch.data.reorder import ReorderBuffer
+from vlmbatch.data.run_paths import work_folder_path
 from vlmbatch.data.run_record import RunRecord
 from vlmbatch.data.schema import RESULT_SCHEMA
+from vlmbatch.data.shards import ShardedParquetWriter
 from vlmbatch.data.spill import Spill
 from vlmbatch.data.work_folder import FINGERPRINT_KEY, RUN_ID_KEY, WorkFolder
 from vlmbatch.data.writer import ParquetResultWriter
@@ -26,6 +28,7 @@ from vlmbatch.types import Result
 FINGERPRINT = "f" * 64
 FINISHING_ORDER = (2, 0, 1, 5, 3, 4, 8, 6, 7)
 NUM_ROWS = len(FINISHING_ORDER)
+ROWS_A_SHARD = 5
 _ROWS_A_GROUP = 2
 _SEGMENT_BYTES = 250  # a new segment after every second group
 
@@ -45,7 +48,7 @@ def run(
 ) -> None:
     """Answer the rows that no earlier attempt did, write the output, complete the run.
 
-    Results go into ``acknowledged`` once they are so.
+    An output that is a folder gets shards. Results go into ``acknowledged`` once they are so.
     """
     with WorkFolder(output, files) as work:
         record = work.current_run()
@@ -58,9 +61,15 @@ def run(
         writer = journal_writer(work.path, record.run_id, files=files, segment_bytes=_SEGMENT_BYTES)
         metadata = {FINGERPRINT_KEY: record.fingerprint, RUN_ID_KEY: record.id}
         try:
-            parquet = ParquetResultWriter(
-                output, RESULT_SCHEMA, metadata, temporary=work.temporary_output, files=files
-            )
+            parquet: ParquetResultWriter | ShardedParquetWriter
+            if output.is_dir():
+                parquet = ShardedParquetWriter(
+                    output, RESULT_SCHEMA, metadata, ROWS_A_SHARD, NUM_ROWS, files=files
+                )
+            else:
+                parquet = ParquetResultWriter(
+                    output, RESULT_SCHEMA, metadata, temporary=work.temporary_output, files=files
+                )
             try:
                 order = ReorderBuffer(Spill(2**20))
                 group: list[Result] = []
@@ -72,16 +81,13 @@ def run(
                         writer.append(result)
                         group.append(result)
                         if len(group) == _ROWS_A_GROUP:
-                            writer.sync()
-                            for member in group:
-                                acknowledged[member.index] = member
-                            group.clear()
+                            acknowledge(writer, group, acknowledged)
                     order.push(result)
                     for ready in order.ready():
+                        if output.is_dir():  # a shard keeps what this attempt has answered
+                            acknowledge(writer, group, acknowledged)
                         parquet.write(ready)
-                writer.sync()
-                for member in group:
-                    acknowledged[member.index] = member
+                acknowledge(writer, group, acknowledged)
                 parquet.close()
             except BaseException:
                 parquet.abort()
@@ -92,17 +98,30 @@ def run(
         work.complete(record)
 
 
+def acknowledge(
+    writer: JournalWriter, group: list[Result], acknowledged: MutableMapping[int, Result]
+) -> None:
+    writer.sync()
+    for member in group:
+        acknowledged[member.index] = member
+    group.clear()
+
+
 def check_finished(output: Path, acknowledged: dict[int, Result], attempts: int) -> None:
     """Every row once, in order; acknowledged ones as they were; nothing else left over."""
-    rows = pq.read_table(output).to_pylist()
+    rows = pq.read_table(output).to_pylist()  # of a folder: without what begins with _
     assert [row["row_index"] for row in rows] == list(range(NUM_ROWS))
     for index, row in enumerate(rows):
         assert row["id"] == f"id-{index}"
         if index in acknowledged:
             assert row["text"] == acknowledged[index].text, "an acknowledged row was lost"
         assert row["text"] in {answer(index, n).text for n in range(1, attempts + 1)}
-    work = output.with_name(f"{output.name}.vlmbatch")
-    assert {path.name for path in output.parent.iterdir()} == {output.name, work.name}
+    work = work_folder_path(output)
+    if output.is_dir():
+        assert {*output.iterdir()} == {work, *output.glob("part-*.parquet")}
+        assert {*output.parent.iterdir()} == {output}
+    else:
+        assert {*output.parent.iterdir()} == {output, work}
     assert {path.name for path in work.iterdir()} == {"lock", "run.json"}
 
 

@@ -13,6 +13,8 @@ import pyarrow.parquet as pq
 from fast_command import Command, FastCommands
 from PIL import Image
 
+from vlmbatch.data.run_paths import work_folder_path
+
 WITH_ERRORS = 1  # the exit status of a run to the end, on these manifests
 
 
@@ -126,7 +128,7 @@ class ResumableRun:
 
     def committed(self) -> dict[str, tuple[str, str]]:
         """Run id and digest of the output's files; whoever looks must find each of them whole."""
-        files = self.output.glob("[!.]*") if self.output.is_dir() else [self.output]
+        files = self.output.glob("part-*") if self.output.is_dir() else [self.output]
         found = {}
         for file in files:
             if file.exists():
@@ -136,7 +138,7 @@ class ResumableRun:
 
     def run_id(self) -> str | None:
         """The run that the work folder is of."""
-        record = self.folder / f"{self.output.name}.vlmbatch" / "run.json"
+        record = work_folder_path(self.output) / "run.json"
         return json.loads(record.read_text())["id"] if record.exists() else None
 
     def check_finished(self, expected: Sequence[dict[str, Any]]) -> None:
@@ -144,12 +146,13 @@ class ResumableRun:
         rows = read_rows(self.output)
         assert [row["id"] for row in rows] == [row["id"] for row in expected]
         assert rows == expected
-        work = self.folder / f"{self.output.name}.vlmbatch"
-        assert {path.name for path in self.folder.iterdir()} == {self.output.name, work.name}
+        work = work_folder_path(self.output)
+        assert {*self.folder.iterdir()} == {self.output, work} - {*self.output.glob("_*")}
         kept = {path.name.partition("-")[0] for path in work.iterdir()}
         assert kept == {"lock", "run.json", "keys"}
         if self.output.is_dir():
-            assert all(path.name.startswith("part-") for path in self.output.iterdir())
+            others = {*self.output.iterdir()} - {*self.output.glob("part-*.parquet")}
+            assert others <= {work}
 
     def finish(self, expected: Sequence[dict[str, Any]]) -> None:
         """Run to the end and check the rows; a run that has ended already has nothing to do."""

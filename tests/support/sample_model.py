@@ -65,9 +65,9 @@ class SampleModel:
             requests.append(prepared.request)
         return cls(config, inputs, requests)
 
-    def endless_requests(self, count: int) -> list[Request]:
-        """The first of them, answered with 200 tokens each: prompt and answer take over 256."""
-        endless = SamplingParams(max_tokens=200, ignore_eos=True)
+    def endless_requests(self, count: int, max_tokens: int = 200) -> list[Request]:
+        """The first of them, each answered with ``max_tokens``; 200 and the prompt are over 256."""
+        endless = SamplingParams(max_tokens=max_tokens, ignore_eos=True)
         return [replace(request, sampling=endless) for request in self.requests[:count]]
 
     def engine(self, settings: EngineConfig) -> Engine:

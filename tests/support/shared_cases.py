@@ -1,4 +1,4 @@
-"""Decode steps whose rows have beginnings in common, judged by the rule for every Triton kernel."""
+"""Decode steps whose rows share prefixes, judged by the rule for every Triton kernel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_shared(
 ) -> kernel_cases.Make:
     """Rows with so many keys in all; ``heads``: query heads, key-value heads, their size.
 
-    Rows behind a tile's first hold NaN where the beginning is: they must read the first's.
+    Rows behind a tile's first hold NaN in the prefix: they must read the first's.
     """
     make_decode = kernel_cases._decode(totals, *heads, softcap=softcap, page_size=page_size)
 
@@ -32,7 +32,7 @@ def make_shared(
         for first, count, shared in tiles:
             lens[first : first + count] = shared
             for row in range(first + 1, first + count):
-                own = beginning(table[row], shared, layout)
+                own = prefix_slots(table[row], shared, layout)
                 keys[own] = values[own] = torch.nan
         padded = [*((first, count) for first, count, _ in tiles), (0, 0)]
         shared_by = lens, torch.tensor(padded, dtype=torch.int32)
@@ -41,7 +41,7 @@ def make_shared(
     return make
 
 
-def beginning(table: torch.Tensor, tokens: int, layout: PageLayout) -> torch.Tensor:
+def prefix_slots(table: torch.Tensor, tokens: int, layout: PageLayout) -> torch.Tensor:
     """Slots of a row's first tokens."""
     at = torch.arange(tokens)
     return table[at // layout.page_size].long() * layout.granule + at % layout.page_size
@@ -58,7 +58,7 @@ SHARED_CASES: dict[str, kernel_cases.Make] = {
     "mqa-128": make_shared(*MIXED, (40, 1, 128)),
     "softcap": make_shared(*MIXED, (4, 2, 32), softcap=1.5),
     "pages-of-16": make_shared(*MIXED, (4, 2, 32), page_size=16),
-    "a-beginning-of-many-pages": make_shared([4500, 4400], [(0, 2, 4384)], (2, 2, 16)),
+    "a-prefix-of-many-pages": make_shared([4500, 4400], [(0, 2, 4384)], (2, 2, 16)),
 }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 from vlmbatch.answer import Answer
 from vlmbatch.api.outputs import RequestOutput, to_output
@@ -14,12 +13,10 @@ from vlmbatch.host_memory import HostMemory
 from vlmbatch.image_workers.loader import ImageLoader
 from vlmbatch.models.family import Processor
 from vlmbatch.prepare import RowFeed, prepare
+from vlmbatch.replicas.replica import Replica
 from vlmbatch.stats import RunStats
 from vlmbatch.stopping import StopRequest
 from vlmbatch.types import Row
-
-if TYPE_CHECKING:
-    from vlmbatch.engine.engine import Engine
 
 _DEPTH = 128  # rows that are prepared ahead of the engine
 _WINDOW = 4096  # rows that are read but not yet handed out: what may wait for a slow one
@@ -27,7 +24,7 @@ _WINDOW = 4096  # rows that are read but not yet handed out: what may wait for a
 
 def answer_rows(
     rows: Iterator[Row],
-    engine: Engine,
+    replica: Replica,
     processor: Processor,
     loader: ImageLoader,
     threads: int,
@@ -38,8 +35,8 @@ def answer_rows(
 ) -> Generator[RequestOutput]:
     """Answers of ``rows``, which are read and prepared on other threads, a bounded number ahead.
 
-    The engine works while an answer is asked for. When the caller loses interest, or anything is
-    raised, the engine gives up the rows under way.
+    ``replica`` works while an answer is asked for. When the caller loses interest, or anything is
+    raised, it gives up the rows under way.
 
     Raises:
         RowError: with ``strict``, the first error that comes.
@@ -55,7 +52,7 @@ def answer_rows(
         max_pixel_bytes=memory.pixels,
     )
     finished = _Answers(in_order, strict)
-    loop = AnswerLoop(feed, engine, processor.tokenizer, finished, RunStats(), StopRequest())
+    loop = AnswerLoop(feed, replica, finished, RunStats(), StopRequest())
     try:
         going = True
         while going:
@@ -65,8 +62,8 @@ def answer_rows(
                 yield to_output(answer, processor.tokenizer)
     finally:
         feed.close()
-        if engine.num_unfinished:
-            engine.reset()
+        if replica.num_unfinished:
+            replica.reset()
 
 
 class _Answers:

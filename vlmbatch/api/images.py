@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from vlmbatch.config import ImageInputType, ImageLimits
 from vlmbatch.data.features import GridOf, feature_image
 from vlmbatch.data.images import copy_image
 from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.typed import shown
 from vlmbatch.types import FeatureImage, ImageRef
 
 if TYPE_CHECKING:
@@ -98,8 +100,29 @@ class ImageReader:
             return self._pixels(given.image)
         raise RowError(
             ErrorCode.IMAGE_INVALID,
-            f"an image is an ImagePixelData or an ImageFeatureData, got {_shown(given)}",
+            f"an image is an ImagePixelData or an ImageFeatureData, got {shown(given)}",
         )
+
+    def read_plain(self, given: Any) -> Iterator[ImageRef]:
+        """The images of ``{"image": given}``: one or several, without the class around them.
+
+        An array or tensor with one axis more than an image has holds several, as in vLLM.
+
+        Raises:
+            RowError: as ``read`` does.
+        """
+        kind = ImagePixelData if self.input_type == "pixel_values" else ImageFeatureData
+        num_axes = 4 if self.input_type == "pixel_values" else 3
+        is_array = isinstance(given, np.ndarray) or _is_tensor(given)
+        if given is None:
+            return
+        if isinstance(given, list | tuple) or (is_array and given.ndim == num_axes):
+            several: Iterable[Any] = given
+        else:
+            several = (given,)
+        for each in several:
+            is_wrapped = isinstance(each, ImagePixelData | ImageFeatureData)
+            yield self.read(each if is_wrapped else kind(each))
 
     def _pixels(self, source: object) -> ImageRef:
         if isinstance(source, str | os.PathLike):
@@ -115,7 +138,7 @@ class ImageReader:
         raise RowError(
             ErrorCode.IMAGE_INVALID,
             "an image is a PIL image, a path, bytes, or an array or tensor of uint8, "
-            f"got {_shown(source)}",
+            f"got {shown(source)}",
         )
 
     def _features(self, source: object) -> ImageRef:
@@ -130,7 +153,7 @@ class ImageReader:
             raise RowError(
                 ErrorCode.FEATURES_INVALID,
                 "features are an array or tensor of float16, bfloat16, float32 or float64, or a "
-                f"path, got {kind or _shown(source)}",
+                f"path, got {kind or shown(source)}",
             )
         return HeldFeatures(features=feature_image(values.copy(), self.feature_grid, "features"))
 
@@ -198,7 +221,3 @@ def _array_image(values: NDArray[Any]) -> Image.Image:
             f"an array of shape {values.shape}, expected (height, width, 3) or (3, height, width)",
         )
     return Image.fromarray(np.ascontiguousarray(pixels))
-
-
-def _shown(value: object) -> str:
-    return f"{value!r:.80} ({type(value).__name__})"

@@ -9,11 +9,11 @@ import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Self, overload
 
+from vlmbatch import typed
 from vlmbatch.api.answering import answer_rows
-from vlmbatch.api.arguments import choice, image_shape, path_text
+from vlmbatch.api.arguments import choice, image_shape, optional, path, path_text
 from vlmbatch.api.images import ImageReader
 from vlmbatch.api.loader import HeldImageLoader
 from vlmbatch.api.outputs import RequestOutput
@@ -36,7 +36,9 @@ from vlmbatch.cores import default_image_workers
 from vlmbatch.errors import UsageError
 from vlmbatch.host_memory import HostMemory
 from vlmbatch.inputs import open_images, open_model
+from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.run import load_engine
+from vlmbatch.shipped import find_chat_template
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
@@ -62,11 +64,11 @@ class LLM:
 
     ``model``: a checkpoint's folder or a Hugging Face id, at ``revision``. ``tokenizer`` and
     ``image_processor`` are taken from it, or from a folder or id of their own; ``chat_template`` is
-    a Jinja file in place of the model's own. ``image_token_id``, ``image_input_shape``
-    ("1,3,336,336" or four numbers) and ``image_feature_size`` are the model's; where given, they
-    must agree with it. With ``image_input_type`` "image_features" images are ``ImageFeatureData``,
-    and the vision tower is not loaded. ``None`` and "auto" elsewhere stand for what suits model and
-    device.
+    a Jinja file, or the name of one of ours ("llava-1.5"), in place of the model's own.
+    ``image_token_id``, ``image_input_shape`` ("1,3,336,336" or four numbers) and
+    ``image_feature_size`` are the model's; where given, they must agree with it. With
+    ``image_input_type`` "image_features" images are ``ImageFeatureData``, and the vision tower is
+    not loaded. ``None`` and "auto" elsewhere stand for what suits model and device.
 
     Each call keeps the engine full: all its requests are batched, and images are decoded and
     prompts tokenized while the model works. One call at a time: not from several threads, and not
@@ -113,10 +115,11 @@ class LLM:
         ``image_workers`` 0 decodes files in this process. ``host_memory``: bytes that requests and
         images may take while they wait.
         """
+        count = partial(optional, typed.integer, at_least=1)
         config = RunConfig(
-            model=os.fspath(model),
-            revision=revision,
-            tokenizer=path_text(tokenizer),
+            model=path_text("model", model),
+            revision=optional(typed.text, "revision", revision),
+            tokenizer=optional(path_text, "tokenizer", tokenizer),
             manifest=ManifestConfig("-"),
             output="-",
             engine=EngineConfig(
@@ -125,45 +128,46 @@ class LLM:
                 attention_backend=choice(
                     "attention_backend", attention_backend, AttentionBackendName
                 ),
-                max_num_seqs=max_num_seqs,
-                max_batched_tokens=max_num_batched_tokens,
-                kv_cache_tokens=kv_cache_tokens,
-                max_model_len=max_model_len,
-                enable_prefix_caching=enable_prefix_caching,
-                cpu_threads=cpu_threads,
+                max_num_seqs=count("max_num_seqs", max_num_seqs),
+                max_batched_tokens=count("max_num_batched_tokens", max_num_batched_tokens),
+                kv_cache_tokens=count("kv_cache_tokens", kv_cache_tokens),
+                max_model_len=count("max_model_len", max_model_len),
+                enable_prefix_caching=typed.boolean("enable_prefix_caching", enable_prefix_caching),
+                cpu_threads=count("cpu_threads", cpu_threads),
             ),
             image_arguments=ImageArguments(
                 choice("image_input_type", image_input_type, ImageInputType),
-                image_token_id,
-                image_shape(image_input_shape),
-                image_feature_size,
-                strict_image_tokens,
-                path_text(image_processor),
-                image_processor_revision,
-                disable_image_processor,
+                optional(typed.integer, "image_token_id", image_token_id),
+                optional(image_shape, "image_input_shape", image_input_shape),
+                optional(typed.integer, "image_feature_size", image_feature_size),
+                typed.boolean("strict_image_tokens", strict_image_tokens),
+                optional(path_text, "image_processor", image_processor),
+                optional(typed.text, "image_processor_revision", image_processor_revision),
+                typed.boolean("disable_image_processor", disable_image_processor),
             ),
             image_limits=ImageLimits(
-                max_pixels=max_image_pixels,
-                root=None if image_root is None else Path(image_root),
+                max_pixels=typed.integer("max_image_pixels", max_image_pixels, at_least=1),
+                root=optional(path, "image_root", image_root),
             ),
-            image_workers=image_workers,
-            image_timeout_s=image_timeout_s,
-            host_memory=host_memory,
+            image_workers=optional(typed.integer, "image_workers", image_workers),
+            image_timeout_s=typed.number("image_timeout_s", image_timeout_s),
+            host_memory=optional(typed.integer, "host_memory", host_memory),
             prompt=PromptConfig(
-                chat_template=None if chat_template is None else Path(chat_template)
+                chat_template=None if chat_template is None else find_chat_template(chat_template)
             ),
         )
         inputs = open_model(config)
         self.model_config = inputs.model
         self._processor = inputs.processor
         self._engine: Engine | None = load_engine(config, inputs)
-        if image_workers is None:
+        num_workers = config.image_workers
+        if num_workers is None:
             on_cpu = self._engine.device.type == "cpu"
-            image_workers = default_image_workers(engine_on_cpu=on_cpu)
-        self._memory = HostMemory.divide(host_memory)
-        self._prepare_threads = max(2, 2 * image_workers)  # most of them wait for an image
+            num_workers = default_image_workers(engine_on_cpu=on_cpu)
+        self._memory = HostMemory.divide(config.host_memory)
+        self._prepare_threads = max(2, 2 * num_workers)  # most of them wait for an image
         self._images = HeldImageLoader(
-            self._processor, partial(open_images, config, inputs, image_workers)
+            self._processor, partial(open_images, config, inputs, num_workers)
         )
         self._reader = RequestReader(
             ImageReader(image_input_type, self._processor.feature_grid, config.image_limits)
@@ -216,9 +220,11 @@ class LLM:
         92
         image_missing
 
-        ``prompts``: text, or a dict of ``prompt`` and ``multi_modal_data`` (one image or a list),
-        or of ``messages`` as for ``chat``. A prompt has as many ``<image>`` tokens as its images
-        have features, or one for each image.
+        ``prompts``: text, or a dict of ``prompt`` and ``multi_modal_data``, or of ``messages`` as
+        for ``chat``. ``multi_modal_data`` is one image or a list, or, as in vLLM,
+        ``{"image": ...}`` with one or several of what ``ImagePixelData`` (``ImageFeatureData``)
+        takes. A prompt has as many ``<image>`` tokens as its images have features, or one for each
+        image.
 
         ``sampling_params``: one for all, whose seed each request varies by its position, as
         ``vlmbatch run`` does; or one for each, taken as it is. Greedy with at most 256 tokens where
@@ -230,6 +236,7 @@ class LLM:
         Raises:
             RowError: with ``strict``, what is wrong with a request.
             ConfigError: another number of ``sampling_params`` than of requests.
+            TypeError: prompts or parameters of other types than these.
             UsageError: an earlier call is unfinished, or the model is closed.
         """
         outputs = self._answer(prompts, sampling_params, strict, in_order=True)
@@ -275,9 +282,14 @@ class LLM:
         Raises:
             ConfigError: as by ``generate``; or the model has no chat template, and
                 ``LLM(chat_template=...)`` gave none.
-            RowError, UsageError: as by ``generate``.
+            RowError, TypeError, UsageError: as by ``generate``.
         """
         _ = self._processor.chat_template  # no request could be answered without one
+        if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
+            raise TypeError(
+                "messages must be a list of messages, or a list or iterator of such lists, got "
+                f"{typed.shown(messages)}"
+            )
         if not isinstance(messages, Sequence):
             return self.generate(
                 ({"messages": conversation} for conversation in messages),
@@ -343,7 +355,7 @@ class LLM:
         if isinstance(requests, str | Mapping):
             requests = [requests]
         source = RowSource(requests, sampling, self._reader.read)
-        call = self._call(source, strict, in_order)
+        call = self._call(source, typed.boolean("strict", strict), in_order)
         self._calls.add(call)
         return call
 
@@ -351,7 +363,7 @@ class LLM:
         with self._sole_use() as engine:
             yield from answer_rows(
                 source.rows(),
-                engine,
+                LocalReplica(engine, self._processor.tokenizer),
                 self._processor,
                 self._images,
                 self._prepare_threads,

@@ -13,10 +13,12 @@ from vlmbatch.data.rows import derive_seed
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.openai.errors import ApiError
 from vlmbatch.openai.image_urls import ImageUrls
+from vlmbatch.typed import shown
 from vlmbatch.types import ImageRef, Row
 
 Message = Mapping[str, Any]
-# Text; or a dict of prompt and multi_modal_data (one image or a list), or of messages alone.
+# Text; or a dict of prompt and multi_modal_data (an image, a list, or {"image": ...} with either),
+# or of messages alone.
 PromptInput = str | Mapping[str, Any]
 _DATA_URLS = ImageUrls()
 _KEYS = ("prompt", "multi_modal_data", "messages")
@@ -28,14 +30,20 @@ class RequestReader:
 
     images: ImageReader
 
-    def read(self, index: int, request: object, sampling: SamplingParams) -> Row:
+    def read(self, index: int, request: object, sampling: object) -> Row:
         """The row of the request at ``index``."""
-        row = Row(index, str(index), index + 1, "requests", sampling=sampling)
+        row = Row(index, str(index), index + 1, "requests")
         try:
+            if not isinstance(sampling, SamplingParams):
+                raise RowError(
+                    ErrorCode.SAMPLING_INVALID,
+                    f"sampling_params[{index}] is no SamplingParams: {shown(sampling)}",
+                )
+            row = replace(row, sampling=sampling)
             if isinstance(request, str):
                 return replace(row, prompt=request)
             if not isinstance(request, Mapping):
-                raise _invalid(f"a request is a string or a dict, got {_shown(request)}")
+                raise _invalid(f"a request is a string or a dict, got {shown(request)}")
             if unknown := [key for key in request if key not in _KEYS]:
                 raise _invalid(f"unknown key {unknown[0]!r:.80}; a request has {', '.join(_KEYS)}")
             if "messages" in request:
@@ -43,15 +51,24 @@ class RequestReader:
                 return replace(row, messages=messages, images=images)
             prompt = request.get("prompt")
             if not isinstance(prompt, str):
-                raise _invalid(f"prompt must be a string, got {_shown(prompt)}")
+                raise _invalid(f"prompt must be a string, got {shown(prompt)}")
             row = replace(row, prompt=prompt)
             return replace(row, images=self._data(request.get("multi_modal_data")))
         except RowError as error:
             return replace(row, error=error)
+        except Exception as error:  # noqa: BLE001  the request's own objects may raise anything
+            failure = f"the request cannot be read: {type(error).__name__}: {error}"
+            return replace(row, error=RowError(ErrorCode.REQUEST_INVALID, failure))
 
     def _data(self, given: object) -> tuple[ImageRef, ...]:
         if given is None:
             return ()
+        if isinstance(given, Mapping):
+            if unknown := [key for key in given if key != "image"]:
+                raise _invalid(
+                    f"multi_modal_data has the key 'image' alone, got {unknown[0]!r:.80}"
+                )
+            return tuple(self.images.read_plain(given.get("image")))
         several = given if isinstance(given, list | tuple) else (given,)
         return tuple(self.images.read(each) for each in several)
 
@@ -63,12 +80,12 @@ class RequestReader:
             raise _invalid("messages bring their own images: leave out prompt and multi_modal_data")
         given = request["messages"]
         if not isinstance(given, Sequence) or isinstance(given, str):
-            raise _invalid(f"messages must be a list, got {_shown(given)}")
+            raise _invalid(f"messages must be a list, got {shown(given)}")
         messages: list[dict[str, Any]] = []
         images: list[ImageRef] = []
         for number, message in enumerate(given, 1):
             if not isinstance(message, Mapping):
-                raise _invalid(f"message {number} must be a dict, got {_shown(message)}")
+                raise _invalid(f"message {number} must be a dict, got {shown(message)}")
             content = message.get("content")
             if isinstance(content, list | tuple):
                 content = [self._part(part, number, images) for part in content]
@@ -106,18 +123,21 @@ class RowSource:
 
     What reading a request raises is kept in ``failure`` and ends the rows, so that those before it
     are answered first.
+
+    Raises:
+        TypeError: there is nothing to read requests or their parameters from.
+        ConfigError: lists of different lengths.
     """
 
     def __init__(
         self,
         requests: Iterable[object],
         sampling: SamplingParams | Iterable[SamplingParams] | None,
-        read: Callable[[int, object, SamplingParams], Row],
+        read: Callable[[int, object, object], Row],
     ) -> None:
-        self._requests = requests
-        self._sampling = sampling
+        self._requests, self._sampling = open_call(requests, sampling)
         self._read = read
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
 
     def rows(self) -> Iterator[Row]:
         try:
@@ -125,48 +145,64 @@ class RowSource:
                 with_sampling(self._requests, self._sampling)
             ):
                 yield self._read(index, request, sampling)
-        except Exception as error:  # noqa: BLE001  the caller's own, raised again after the rows
+        except BaseException as error:  # noqa: BLE001  the caller's own, raised again after the rows
             self.failure = error
 
 
+def open_call(
+    requests: object, sampling: object
+) -> tuple[Iterator[object], SamplingParams | Iterator[object] | None]:
+    """Requests and their parameters as they are read one by one, once both are known to be some.
+
+    Raises:
+        TypeError: they are not, or a list of parameters holds something else.
+        ConfigError: lists of different lengths.
+    """
+    each = _iterator(requests, "prompts must be a string, a dict, or a list or iterator")
+    if sampling is None or isinstance(sampling, SamplingParams):
+        return each, sampling
+    params = _iterator(sampling, "sampling_params must be a SamplingParams, or one for each")
+    if isinstance(sampling, Sequence):
+        for index, given in enumerate(sampling):
+            if not isinstance(given, SamplingParams):
+                raise TypeError(f"sampling_params[{index}] is no SamplingParams: {shown(given)}")
+        if isinstance(requests, Sequence) and len(requests) != len(sampling):
+            raise ConfigError(
+                f"{len(requests)} requests, but {len(sampling)} sampling_params: give one for "
+                "all, or one for each"
+            )
+    return each, params
+
+
+def _iterator(values: Any, expected: str) -> Iterator[object]:
+    if not isinstance(values, str | bytes | bytearray | Mapping):
+        try:
+            return iter(values)
+        except TypeError as error:  # also of arrays without an axis, which pass for iterable
+            raise TypeError(f"{expected}, got {shown(values)}") from error
+    raise TypeError(f"{expected}, got {shown(values)}")
+
+
 def with_sampling(
-    requests: Iterable[object], sampling: SamplingParams | Iterable[SamplingParams] | None
-) -> Iterator[tuple[object, SamplingParams]]:
+    requests: Iterator[object], sampling: SamplingParams | Iterator[object] | None
+) -> Iterator[tuple[object, object]]:
     """Each request with its parameters; those shared by all get a seed by its position.
 
     Raises:
-        ConfigError: fewer parameters than requests, or lists of different lengths.
-        TypeError: something else in the place of parameters.
+        ConfigError: fewer parameters than requests.
     """
     if sampling is None or isinstance(sampling, SamplingParams):
         shared = sampling or SamplingParams()
         for index, request in enumerate(requests):
             yield request, replace(shared, seed=derive_seed(shared.seed, index))
         return
-    if isinstance(requests, Sequence) and isinstance(sampling, Sequence):
-        _check_lengths(len(requests), len(sampling))
-    each = iter(sampling)
     for index, request in enumerate(requests):
         try:
-            params = next(each)
+            params = next(sampling)
         except StopIteration as end:
             raise ConfigError(f"more requests than the {index} sampling_params") from end
-        if not isinstance(params, SamplingParams):
-            raise TypeError(f"sampling_params[{index}] is no SamplingParams: {_shown(params)}")
         yield request, params
-
-
-def _check_lengths(num_requests: int, num_params: int) -> None:
-    if num_requests != num_params:
-        raise ConfigError(
-            f"{num_requests} requests, but {num_params} sampling_params: give one for all, or one "
-            "for each"
-        )
 
 
 def _invalid(message: str) -> RowError:
     return RowError(ErrorCode.PROMPT_INVALID, message)
-
-
-def _shown(value: object) -> str:
-    return f"{value!r:.80} ({type(value).__name__})"

@@ -6,6 +6,7 @@ import os
 import resource
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,6 +25,8 @@ class Monitor:
 
     ``peak_rss``: bytes; pages that processes share count once for each. ``cpu_share``: of the time
     of all cores. ``gpu_share``: None without a GPU, or where its driver does not tell.
+
+    Raises what ended the sampling early, when the block ends without an error of its own.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -35,11 +38,11 @@ class Monitor:
             self._gpu = GpuUsage(str(torch.cuda.get_device_properties(device).uuid))
         self._gpu_samples: list[float] = []
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="monitor", daemon=True)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="monitor")
 
     def __enter__(self) -> Self:
         self._started = (time.perf_counter(), _cpu_seconds())
-        self._thread.start()
+        self._watching = self._thread.submit(self._watch)
         return self
 
     def __exit__(
@@ -49,12 +52,14 @@ class Monitor:
         traceback: TracebackType | None,
     ) -> None:
         self._stop.set()
-        self._thread.join()
+        self._thread.shutdown()
         wall, cpu = self._started
         available = (time.perf_counter() - wall) * available_cores()
         self.cpu_share = (_cpu_seconds() - cpu) / available
         if self._gpu_samples:
             self.gpu_share = sum(self._gpu_samples) / len(self._gpu_samples)
+        if error is None:
+            self._watching.result()
 
     def _watch(self) -> None:
         if self._gpu is None:

@@ -15,6 +15,7 @@ from vlmbatch.config import RunConfig
 from vlmbatch.engine.engine import Engine
 from vlmbatch.image_workers.pool import ImageWorkers
 from vlmbatch.inputs import open_inputs
+from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.run import answer_manifest, open_output, start_images
 from vlmbatch.stats import RunStats
 from vlmbatch.stopping import StopRequest
@@ -55,13 +56,14 @@ def timed_run(
     inputs = open_inputs(config)
     stats = RunStats()
     stop = StopRequest(config.grace_s)
+    replica = LocalReplica(engine, inputs.processor.tokenizer)
     with closing(start_images(config, inputs)) as images:
         if isinstance(images, ImageWorkers):
             images.wait_ready()  # as they are in a run, where the engine takes longer to load
         with Monitor(device) as monitor:
             started = time.perf_counter()
             with open_output(config, inputs, stats) as output:
-                answer_manifest(config, inputs, engine, images, output, stats, stop)
+                answer_manifest(config, inputs, replica, images, output, stats, stop)
             seconds = time.perf_counter() - started
     answered = stats.rows_done - stats.num_errors
     assert inputs.processor.images is not None

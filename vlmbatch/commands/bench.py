@@ -12,6 +12,7 @@ from vlmbatch import log
 from vlmbatch.commands import options
 from vlmbatch.commands.checks import check_report_file
 from vlmbatch.commands.exits import early_exits
+from vlmbatch.commands.places import check_places, input_places, report_places
 from vlmbatch.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -88,7 +89,10 @@ def bench(
     on a CPU. Exits 1 when rows failed.
     """
     log.configure(verbose=verbose, quiet=quiet)
-    check_report_file("--json", json, manifest="-")
+    check_report_file("--json", json)
+    check_places(
+        [*report_places(json=json), *input_places(config=config, folders={"model": model})]
+    )
     from vlmbatch.bench.workloads import parse_workloads
 
     chosen = parse_workloads(workloads)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlmbatch.config import FEATURE_MANIFEST, ImageArguments, ImageInputType, parse_image_shape
+from vlmbatch.commands.places import is_stream
+from vlmbatch.config import ImageArguments, ImageInputType, parse_image_shape
+from vlmbatch.data.run_paths import WORK_SUFFIX, real_output, work_folder_path
 from vlmbatch.errors import ConfigError, UsageError
 
 
@@ -36,6 +39,7 @@ def checked_output(
 
     Raises:
         UsageError: none given for a manifest file, of another kind than we write, or in the way.
+            What it is beside other files, ``check_places`` looks at.
     """
     if output is None and manifest == "-":
         output = "-"
@@ -50,12 +54,17 @@ def checked_output(
             raise UsageError("--shard-rows needs a folder: standard output is one stream")
         return output
     with _looking_at(f"output {output}"):
-        _check_place(output, manifest, overwrite=overwrite, sharded=shard_rows is not None)
+        _check_place(output, overwrite=overwrite, sharded=shard_rows is not None)
     return output
 
 
-def _check_place(output: str, manifest: str, *, overwrite: bool, sharded: bool) -> None:
+def _check_place(output: str, *, overwrite: bool, sharded: bool) -> None:
     path = Path(output)
+    if is_stream(output):
+        raise UsageError(
+            f"output {output} is a device or a pipe, and what a run keeps needs a file: use -o - "
+            "for JSONL on standard output"
+        )
     folder = sharded or is_folder(output)
     if path.is_dir() and not folder:
         raise UsageError(
@@ -75,19 +84,21 @@ def _check_place(output: str, manifest: str, *, overwrite: bool, sharded: bool) 
             f"output {output} is of no kind that can be written: choose a name that ends in "
             ".parquet, a folder, or - for JSONL on standard output"
         )
-    if not path.parent.is_dir():
-        raise UsageError(f"output {output}: there is no folder {path.parent}; create it first")
-    if _is_same_file(output, manifest):
-        raise UsageError(f"output {output} is the manifest itself: choose another name")
-    if path.suffix == ".jsonl" and not folder:
-        from vlmbatch.data.openai_lines import errors_path
-
-        if _is_same_file(str(errors_path(path)), manifest):
-            raise UsageError(
-                f"output {output} has its errors in {errors_path(path)}, which is the manifest "
-                "itself: choose another name"
-            )
-    has_run = path.with_name(f"{path.name}.vlmbatch").is_dir()
+    target = real_output(path)
+    if not target.parent.is_dir():
+        raise UsageError(f"output {output}: there is no folder {target.parent}; create it first")
+    if not folder and target.suffix != path.suffix:
+        raise UsageError(
+            f"output {output} is a symbolic link to {target}, whose name does not end in "
+            f"{path.suffix}: name the file itself, or another"
+        )
+    if WORK_SUFFIX in (path.suffix, target.suffix):
+        raise UsageError(
+            f"output {output}: names that end in {WORK_SUFFIX} are those of work folders: choose "
+            "another name"
+        )
+    _check_length(target, is_file=not folder)
+    has_run = work_folder_path(path).is_dir()
     if path.is_file() and not overwrite and not has_run:
         raise UsageError(
             f"output {output} exists, and no run on it is known: add --overwrite to replace it, or "
@@ -95,7 +106,26 @@ def _check_place(output: str, manifest: str, *, overwrite: bool, sharded: bool) 
         )
 
 
-def checked_feature_folder(output: str | None, manifest: str) -> str:
+def _check_length(path: Path, *, is_file: bool) -> None:
+    """Refuse a name that leaves no room for those of the files beside it."""
+    names = [f"{path.name}{WORK_SUFFIX}"]
+    if is_file:
+        names.append(f".{path.name}{WORK_SUFFIX}.tmp")
+    if path.suffix == ".jsonl":
+        from vlmbatch.data.openai_lines import errors_path
+
+        names.append(f".{errors_path(path).name}{WORK_SUFFIX}.tmp")
+    longest = max(len(os.fsencode(name)) for name in names)
+    limit = os.pathconf(path.parent, "PC_NAME_MAX")
+    if longest > limit:
+        length = len(os.fsencode(path.name))
+        raise UsageError(
+            f"output {path}: the name has {length} bytes, and {limit - longest + length} are "
+            f"possible: files beside it have longer names, and the file system allows {limit} bytes"
+        )
+
+
+def checked_feature_folder(output: str | None) -> str:
     """Where features go.
 
     Raises:
@@ -109,8 +139,6 @@ def checked_feature_folder(output: str | None, manifest: str) -> str:
             raise UsageError(f"output {output} is a file: name a folder for the features")
         if not path.parent.is_dir():
             raise UsageError(f"output {output}: there is no folder {path.parent}; create it first")
-    if _is_same_file(str(path / FEATURE_MANIFEST), manifest):
-        raise UsageError(f"output {output} is where the manifest itself lies: name a new folder")
     return output
 
 
@@ -137,11 +165,11 @@ def check_resume_options(
         raise UsageError(f"{chosen[0]} needs an output file: standard output keeps nothing")
 
 
-def check_report_file(option: str, path: str | None, manifest: str) -> None:
-    """Refuse now what could not be written at the end, or would replace the manifest.
+def check_report_file(option: str, path: str | None) -> None:
+    """Refuse now what could not be written at the end.
 
     Raises:
-        UsageError: the path of ``option`` is a folder, is in none, or is the manifest.
+        UsageError: the path of ``option`` is a folder, or is in none.
     """
     if path is None or path == "-":
         return
@@ -152,23 +180,12 @@ def check_report_file(option: str, path: str | None, manifest: str) -> None:
             raise UsageError(
                 f"{option} {path}: there is no folder {Path(path).parent}; create it first"
             )
-    if _is_same_file(path, manifest):
-        raise UsageError(f"{option} {path} is the manifest itself: choose another name")
 
 
 def check_stdout_use(option: str, path: str | None, *, data_on_stdout: bool) -> None:
     """Refuse two kinds of data on one standard output."""
     if path == "-" and data_on_stdout:
         raise UsageError(f"{option} - would mix with the data on standard output: name a file")
-
-
-def _is_same_file(path: str, manifest: str) -> bool:
-    if manifest == "-":
-        return False
-    try:
-        return Path(path).samefile(manifest)
-    except (OSError, ValueError):  # one of them is not there; reading the manifest tells why not
-        return False
 
 
 @contextmanager

@@ -9,37 +9,72 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import typer
 
-from vlmbatch.errors import OutputError
+from vlmbatch.errors import OutputError, VlmbatchError, is_shortage
 from vlmbatch.log import logger
+from vlmbatch.signals import ending_signals
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM
+HUNG_UP = 128 + signal.SIGHUP
 CLOSED_PIPE = 128 + signal.SIGPIPE
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EPIPE, errno.EBADF)
 
 
 class Terminated(SystemExit):
-    """SIGTERM arrived; unwinds the stack so that temporary files are removed."""
+    """SIGTERM or SIGHUP arrived; unwinds the stack so that temporary files are removed."""
+
+    def __init__(self, number: int) -> None:
+        self.status = 128 + number
+        super().__init__(self.status)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated(128 + signum)
+    raise Terminated(signum)
+
+
+def status_of(error: BaseException) -> int:
+    """The exit status of a command that ``error`` has ended; 70 where it is a bug of ours."""
+    if isinstance(error, VlmbatchError):
+        return error.exit_status
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    if isinstance(error, typer.Exit):
+        return error.exit_code
+    if is_shortage(error):
+        return OutputError.exit_status
+    return error.status if isinstance(error, Terminated) else VlmbatchError.exit_status
+
+
+def fill_closed_descriptors() -> None:
+    """Open /dev/null where standard input, output or error is closed.
+
+    The next file would take its number: a journal that reads as standard input, or log lines in it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number is free
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  lives as long as the process
 
 
 def install_signal_handlers() -> None:
-    """Make SIGTERM unwind the main thread as Ctrl-C does. Call it from the main thread."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Make SIGTERM and SIGHUP unwind the main thread as Ctrl-C does. Call it from that thread."""
+    for number in ending_signals():
+        if number != signal.SIGINT:
+            signal.signal(number, _terminate)
 
 
 @contextmanager
 def early_exits(describe: Callable[[], str]) -> Iterator[None]:
-    """End the command with 130, 143 or 141 on SIGINT, SIGTERM or a closed standard output.
+    """End the command with 130, 143, 129 or 141 on SIGINT, SIGTERM, SIGHUP or a closed output.
 
-    ``describe`` says what became of the work, for the first two; a closed pipe ends quietly, as
+    ``describe`` says what became of the work, for the signals; a closed pipe ends quietly, as
     ``vlmbatch ... | head`` should.
     """
     try:
@@ -49,14 +84,14 @@ def early_exits(describe: Callable[[], str]) -> Iterator[None]:
         raise typer.Exit(INTERRUPTED) from error
     except Terminated as error:
         logger.error("terminated: %s", describe())
-        raise typer.Exit(TERMINATED) from error
+        raise typer.Exit(error.status) from error
     except BrokenPipeError as error:
-        _leave_closed_stdout()
+        _leave(sys.stdout)
         raise typer.Exit(CLOSED_PIPE) from error
     except OutputError as error:
         if not isinstance(error.__cause__, BrokenPipeError):
             raise
-        _leave_closed_stdout()
+        _leave(sys.stdout)
         raise typer.Exit(CLOSED_PIPE) from error
 
 
@@ -75,7 +110,7 @@ def stdout_failures() -> Iterator[None]:
         failure = _stdout_failure(error)
         if failure is None:  # it is another file that failed
             raise
-        _leave_closed_stdout()
+        _leave(sys.stdout)
         if isinstance(failure, BrokenPipeError):
             raise typer.Exit(CLOSED_PIPE) from error
         if isinstance(error, OutputError):
@@ -95,6 +130,14 @@ def _stdout_failure(error: Exception) -> OSError | None:
     return None
 
 
-def _leave_closed_stdout() -> None:
-    """Point standard output elsewhere, so that the interpreter's last flush meets no pipe."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def leave_failed_stderr() -> None:
+    """Drop what standard error does not take: the interpreter would change the exit status."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        _leave(sys.stderr)
+
+
+def _leave(stream: TextIO) -> None:
+    """Point a stream elsewhere, so that the interpreter's last flush meets no failure."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

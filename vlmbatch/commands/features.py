@@ -15,6 +15,7 @@ from vlmbatch.commands.checks import (
     image_arguments,
 )
 from vlmbatch.commands.exits import early_exits
+from vlmbatch.commands.places import check_places, feature_places, input_places, report_places
 from vlmbatch.commands.reporting import Reporting
 from vlmbatch.commands.validate import ErrorFile
 from vlmbatch.config import (
@@ -67,14 +68,30 @@ def features(
     images cannot be read keep them, and are listed. Exits as `validate` does.
     """
     log.configure(verbose=verbose, quiet=quiet, log_format=log_format)
-    check_report_file("--errors", errors, manifest)
-    check_report_file("--summary-json", summary_json, manifest)
+    check_report_file("--errors", errors)
+    check_report_file("--summary-json", summary_json)
     check_stdout_use("--summary-json", summary_json, data_on_stdout=errors == "-")
+    output = checked_feature_folder(output)
+    check_places(
+        [
+            *feature_places(output),
+            *report_places(errors=errors, summary_json=summary_json),
+            *input_places(
+                manifest,
+                config=config,
+                image_root=image_root,
+                folders={"model": model, "image_processor": image_processor},
+            ),
+        ],
+        manifest,
+    )
     run_config = RunConfig(
         model=checked_model(model),
         revision=revision,
-        manifest=ManifestConfig(manifest, prompt_column, image_column, id_column, limit),
-        output=checked_feature_folder(output, manifest),
+        manifest=ManifestConfig(
+            manifest, prompt_column, image_column, id_column, limit, column_prefix=None
+        ),
+        output=output,
         engine=EngineConfig(dtype=dtype, device=device, attention_backend=attention_backend),
         image_arguments=image_arguments(
             "pixel_values",

@@ -16,6 +16,7 @@ from vlmbatch.commands.values import parse_duration, parse_share, parse_size
 from vlmbatch.config import AttentionBackendName, Device, DType, ImageInputType, ManifestFormat
 from vlmbatch.log import LogFormat as LogFormatName
 from vlmbatch.settings import load_settings
+from vlmbatch.shipped import find_chat_template, find_config
 
 _option = partial(typer.Option, show_envvar=False)
 _input = partial(_option, rich_help_panel="Input and output")
@@ -30,8 +31,12 @@ _report = partial(_option, rich_help_panel="Reporting")
 
 def _apply_config_file(ctx: typer.Context, path: Path | None) -> Path | None:
     if path is not None and not ctx.resilient_parsing:
-        ctx.default_map = load_settings(path)
+        ctx.default_map = load_settings(find_config(path))
     return path
+
+
+def _named_template(path: Path | None) -> Path | None:
+    return None if path is None else find_chat_template(path)
 
 
 def _at_least(minimum: int) -> Callable[[int | None], int | None]:
@@ -136,6 +141,23 @@ Limit = Annotated[
 PromptColumn = Annotated[str, _input(metavar="NAME", help="Column of the prompts.")]
 ImageColumn = Annotated[str, _input(metavar="NAME", help="Column of the images.")]
 IdColumn = Annotated[str, _input(metavar="NAME", help="Column of the row ids.")]
+ColumnPrefix = Annotated[
+    str,
+    _input(
+        metavar="TEXT",
+        show_default=False,
+        help="Put this before the names of the output's own columns, where the manifest has some "
+        "of the same name.",
+    ),
+]
+KeepInputs = Annotated[
+    bool,
+    _input(
+        "--keep-inputs",
+        metavar="",
+        help="Write prompts and images beside the answers, as the manifest has them.",
+    ),
+]
 ConfigFile = Annotated[
     Path | None,
     _input(
@@ -143,7 +165,8 @@ ConfigFile = Annotated[
         metavar="FILE",
         is_eager=True,
         callback=_apply_config_file,
-        help="TOML file of options, such as max_tokens = 64.",
+        help="TOML file of options, such as max_tokens = 64, or the name of one that comes with "
+        "vlmbatch, such as llava-1.5-7b.",
     ),
 ]
 Model = Annotated[
@@ -253,7 +276,13 @@ Chat = Annotated[
     _prompt("--chat", metavar="", help="Apply the model's chat template, image first."),
 ]
 ChatTemplate = Annotated[
-    Path | None, _prompt(metavar="FILE", help="Jinja template in place of the model's.")
+    Path | None,
+    _prompt(
+        metavar="FILE",
+        callback=_named_template,
+        help="Jinja template in place of the model's, or the name of one that comes with vlmbatch: "
+        "llava-1.5.",
+    ),
 ]
 PromptTemplate = Annotated[
     str | None, _prompt(metavar="TEXT", help="Text around each prompt, which replaces {prompt}.")

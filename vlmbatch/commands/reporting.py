@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from vlmbatch import log
-from vlmbatch.commands.exits import early_exits
+from vlmbatch.commands.exits import early_exits, status_of
 from vlmbatch.errors import OutputError, VlmbatchError
 
 if TYPE_CHECKING:
@@ -59,7 +59,8 @@ class Reporting:
             status = stopped.exit_status
         else:
             status = 1 if stats.num_errors and not self.exit_zero else 0
-        figures = self._figures(stats, details, status, stopped)
+        message = None if stopped is None else str(stopped)
+        figures = self._figures(stats, details, status, message)
         with early_exits(lambda: "the work itself is done" if stopped is None else str(stopped)):
             if self.summary_json is not None:
                 write_json(figures, self.summary_json)
@@ -78,15 +79,9 @@ class Reporting:
         """Write ``--summary-json`` also when the work fails: an old one would pass for its own."""
         try:
             yield
-        except typer.Exit as end:
-            self._summarise_failure(self._figures(stats, details, end.exit_code))
-            raise
-        except VlmbatchError as error:
-            self._summarise_failure(self._figures(stats, details, error.exit_status, error))
-            raise
-        except Exception as error:  # a bug of ours, reported further up
-            status = VlmbatchError.exit_status
-            self._summarise_failure(self._figures(stats, details, status, error))
+        except BaseException as error:
+            message = None if isinstance(error, typer.Exit) else str(error)
+            self._summarise_failure(self._figures(stats, details, status_of(error), message))
             raise
 
     def _summarise_failure(self, figures: Mapping[str, Any]) -> None:
@@ -104,7 +99,6 @@ class Reporting:
         stats: RunStats,
         details: Mapping[str, Any],
         status: int,
-        error: Exception | None = None,
+        error: str | None,
     ) -> dict[str, Any]:
-        message = None if error is None else str(error)
-        return {**stats.summary(), **details, "exit_status": status, "error": message}
+        return {**stats.summary(), **details, "exit_status": status, "error": error}

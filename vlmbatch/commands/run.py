@@ -18,6 +18,7 @@ from vlmbatch.commands.checks import (
     is_folder,
 )
 from vlmbatch.commands.exits import early_exits
+from vlmbatch.commands.places import check_places, input_places, output_places, report_places
 from vlmbatch.commands.reporting import Reporting
 from vlmbatch.commands.values import parse_duration, parse_share, parse_size
 from vlmbatch.config import (
@@ -53,6 +54,8 @@ def run(
     prompt_column: options.PromptColumn = "prompt",
     image_column: options.ImageColumn = "image",
     id_column: options.IdColumn = "id",
+    column_prefix: options.ColumnPrefix = "",
+    keep_inputs: options.KeepInputs = False,
     config: options.ConfigFile = None,
     model: options.Model = None,
     revision: options.Revision = None,
@@ -110,17 +113,43 @@ def run(
     check_resume_options(
         output, overwrite=overwrite, retry_failed=retry_failed, incremental=incremental
     )
-    check_report_file("--summary-json", summary_json, manifest)
+    check_report_file("--summary-json", summary_json)
     check_stdout_use("--summary-json", summary_json, data_on_stdout=output == "-")
+    shard_rows = shard_rows or (DEFAULT_SHARD_ROWS if is_folder(output) else None)
+    check_places(
+        [
+            *output_places(output, sharded=shard_rows is not None),
+            *report_places(summary_json=summary_json),
+            *input_places(
+                manifest,
+                config=config,
+                chat_template=chat_template,
+                image_root=image_root,
+                folders={
+                    "model": model,
+                    "tokenizer": tokenizer,
+                    "image_processor": image_processor,
+                },
+            ),
+        ],
+        manifest,
+    )
     run_config = RunConfig(
         model=checked_model(model),
         revision=revision,
         tokenizer=tokenizer,
         manifest=ManifestConfig(
-            manifest, prompt_column, image_column, id_column, limit, format=format
+            manifest,
+            prompt_column,
+            image_column,
+            id_column,
+            limit,
+            format=format,
+            column_prefix=column_prefix,
+            keep_inputs=keep_inputs,
         ),
         output=output,
-        shard_rows=shard_rows or (DEFAULT_SHARD_ROWS if is_folder(output) else None),
+        shard_rows=shard_rows,
         overwrite=overwrite,
         retry_failed=retry_failed,
         incremental=incremental,
@@ -184,7 +213,7 @@ def _run(config: RunConfig, report: Reporting) -> None:
     stats = RunStats()
     details = {"model": config.model, "output": config.output}
     stopped = None
-    if config.manifest.source == "-" and sys.stdin.isatty():
+    if config.manifest.source == "-" and sys.stdin is not None and sys.stdin.isatty():
         log.logger.info("reading rows from the terminal: end them with Ctrl-D")
     with (
         report.failures_summarised(stats, details),

@@ -118,8 +118,8 @@ def serve(
     """Answer requests of OpenAI's API about images, over HTTP.
 
     /v1/chat/completions, /v1/completions, /v1/models, /health and /metrics.
-    SIGTERM or SIGINT stops the server. Exits 0 when requests under way were
-    answered within --grace, 143 or 130 when some were given up, 2 when it cannot
+    SIGTERM, SIGINT or SIGHUP stops the server. Exits 0 when requests under way were
+    answered within --grace, 143, 130 or 129 when some were given up, 2 when it cannot
     start as given.
     """
     log.configure(verbose=verbose, quiet=quiet, log_format=log_format)

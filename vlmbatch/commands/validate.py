@@ -17,6 +17,7 @@ from vlmbatch.commands.checks import (
     image_arguments,
 )
 from vlmbatch.commands.exits import early_exits
+from vlmbatch.commands.places import check_places, input_places, report_places
 from vlmbatch.commands.reporting import Reporting
 from vlmbatch.config import (
     IMAGE_TIMEOUT_S,
@@ -41,6 +42,8 @@ def validate(
     prompt_column: options.PromptColumn = "prompt",
     image_column: options.ImageColumn = "image",
     id_column: options.IdColumn = "id",
+    column_prefix: options.ColumnPrefix = "",
+    keep_inputs: options.KeepInputs = False,
     config: options.ConfigFile = None,
     model: options.Model = None,
     revision: options.Revision = None,
@@ -78,15 +81,39 @@ def validate(
     cannot be run as given.
     """
     log.configure(verbose=verbose, quiet=quiet, log_format=log_format)
-    check_report_file("--errors", errors, manifest)
-    check_report_file("--summary-json", summary_json, manifest)
+    check_report_file("--errors", errors)
+    check_report_file("--summary-json", summary_json)
     check_stdout_use("--summary-json", summary_json, data_on_stdout=errors == "-")
+    check_places(
+        [
+            *report_places(errors=errors, summary_json=summary_json),
+            *input_places(
+                manifest,
+                config=config,
+                chat_template=chat_template,
+                image_root=image_root,
+                folders={
+                    "model": model,
+                    "tokenizer": tokenizer,
+                    "image_processor": image_processor,
+                },
+            ),
+        ],
+        manifest,
+    )
     run_config = RunConfig(
         model=checked_model(model),
         revision=revision,
         tokenizer=tokenizer,
         manifest=ManifestConfig(
-            manifest, prompt_column, image_column, id_column, limit, format=format
+            manifest,
+            prompt_column,
+            image_column,
+            id_column,
+            limit,
+            format=format,
+            column_prefix=column_prefix,
+            keep_inputs=keep_inputs,
         ),
         output="-",
         engine=EngineConfig(max_model_len=max_model_len),

@@ -47,12 +47,16 @@ def to_rgb(image: Image.Image, transparent: Colour | None) -> Image.Image:
 
 
 def _grey_from_integers(image: Image.Image, transparent: Colour | None) -> Image.Image:
-    """16-bit grey, or integers of 32 bits that may hold 16-bit values, to their high bytes.
+    """16-bit grey, or integers of 32 bits, of which the values alone tell how many they use.
 
-    The high byte is also what Pillow keeps of 16-bit colour, so grey and colour agree.
+    Of 16 bits the high byte is taken, which is also what Pillow keeps of 16-bit colour: grey and
+    colour agree.
     """
     values = np.asarray(image)
-    shift = 8 if values.max(initial=0) < 2**16 else 23
+    most = values.max(initial=0)
+    shift = 8 if most < 2**16 else 23
+    if image.mode == "I" and most < 2**8:  # a mask, say, that was saved from integers
+        shift = 0
     grey = (values.clip(min=0) >> shift).astype(np.uint8)
     if isinstance(transparent, int):
         grey[values == transparent] = 255

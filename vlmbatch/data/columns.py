@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import difflib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,9 @@ SAMPLING_COLUMNS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop
 class Columns:
     """The input columns' names. All others pass through to the output.
 
+    ``prefix``: of the output's own columns; None where there is no such output. ``kept``: inputs
+    that are written beside the answers; ``dropped``: those that are not.
+
     Raises:
         ConfigError: one name given to two columns.
     """
@@ -25,7 +29,11 @@ class Columns:
     prompt: str = "prompt"
     image: str = "image"
     id: str = "id"
+    prefix: str | None = ""
+    keep_inputs: bool = False
     inputs: frozenset[str] = field(init=False)
+    kept: frozenset[str] = field(init=False, default=frozenset())
+    dropped: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
         names = [self.prompt, self.image, self.id, MESSAGES_COLUMN, *SAMPLING_COLUMNS]
@@ -36,18 +44,41 @@ class Columns:
                     f'"{self.prompt}", image from "{self.image}", id from "{self.id}"'
                 )
         object.__setattr__(self, "inputs", frozenset(names))
+        if self.keep_inputs:
+            kept = frozenset({self.prompt, self.image, MESSAGES_COLUMN})
+            object.__setattr__(self, "kept", kept)
+        object.__setattr__(self, "dropped", self.inputs - self.kept)
 
     @classmethod
     def from_config(cls, config: ManifestConfig) -> Columns:
-        return cls(config.prompt_column, config.image_column, config.id_column)
+        return cls(
+            config.prompt_column,
+            config.image_column,
+            config.id_column,
+            config.column_prefix,
+            config.keep_inputs,
+        )
 
-    def image_of(self, values: Mapping[str, Any]) -> Any:
-        """What tells a row's first image from others: a path, bytes, or a list or dict of them."""
-        return values.get(self.image)
+    @property
+    def renamed(self) -> dict[str, str]:
+        """The input columns that have another name than by default: option to name."""
+        given = {
+            "--prompt-column": self.prompt,
+            "--image-column": self.image,
+            "--id-column": self.id,
+        }
+        return {option: name for option, name in given.items() if name != option[2:-7]}
+
+    def images_of(self, values: Mapping[str, Any]) -> Sequence[Any]:
+        """A row's images, not checked yet: each a path, bytes, or a dict of both."""
+        images = values.get(self.image)
+        return images if isinstance(images, list) else (images,)
 
     def is_reserved(self, name: str) -> bool:
-        """Whether a pass-through column of this name would collide with one of the output."""
-        return name in RESERVED_COLUMNS and name not in self.inputs
+        """Whether a column of this name in the output would collide with one of its own."""
+        if self.prefix is None or name in self.dropped:
+            return False
+        return name.startswith(self.prefix) and name.removeprefix(self.prefix) in RESERVED_COLUMNS
 
 
 def is_request(values: Mapping[str, object]) -> bool:
@@ -55,9 +86,20 @@ def is_request(values: Mapping[str, object]) -> bool:
     return "custom_id" in values and "body" in values
 
 
+def missing_message(option: str, name: str, present: Sequence[str]) -> str:
+    """What to do about an input column that was named and is nowhere."""
+    message = f'{option} {name}: no row has a column "{name}" (present: {", ".join(present):.200})'
+    if name.rpartition(".")[0] in present:
+        return f"{message}; a field of a column cannot be named: make it a column of its own"
+    if close := difflib.get_close_matches(name, present, n=1):
+        return f'{message}; did you mean "{close[0]}"?'
+    return message
+
+
 def reserved_message(name: str) -> str:
     """What to do about a pass-through column whose name the output needs."""
     return (
-        f'column "{name}" has a name that the output reserves: rename it, or, if it is an input, '
-        "name it with --prompt-column, --image-column or --id-column"
+        f'column "{name}" has a name that the output reserves: give the output\'s own columns '
+        "others with --column-prefix, such as --column-prefix vlmbatch_, or rename it, or, if it "
+        "is an input, name it with --prompt-column, --image-column or --id-column"
     )

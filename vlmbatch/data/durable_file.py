@@ -25,7 +25,8 @@ class FileSystem:
     """
 
     def open(self, path: Path, flags: int) -> int:
-        return os.open(path, flags | os.O_CLOEXEC, 0o666)
+        """Symbolic links are not followed: our names can be foreseen by whoever shares a folder."""
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
 
     def write(self, descriptor: int, data: ReadableBuffer) -> int:
         """Write from the start of ``data``; returns how many bytes were taken."""
@@ -144,12 +145,20 @@ def output_error(path: Path, error: Exception) -> OutputError:
     """What the user reads when ``path`` cannot be written: the cause and what to do."""
     reason = getattr(error, "strerror", None) or str(error)
     number: Any = getattr(error, "errno", None)
+    if number == errno.ELOOP:
+        link = getattr(error, "filename", None) or path
+        return OutputError(
+            f"{link} is a symbolic link in the place of a file of our own, and is not followed: "
+            "remove it, then run again"
+        )
     return OutputError(f"{path} cannot be written: {reason}. {_advice(number)}, then run again")
 
 
 def _advice(number: int | None) -> str:
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if number in (errno.ENOSPC, errno.EDQUOT):
         return "Free space on its disk (or raise the quota)"
+    if number == errno.EFBIG:
+        return "Raise the limit on the size of files (ulimit -f)"
     if number in (errno.EROFS, errno.EACCES, errno.EPERM):
         return "Make its folder writable"
     if number in (errno.ENOENT, errno.ESTALE, errno.ENOTDIR):

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
 
 from vlmbatch.data.columns import Columns, reserved_message
+from vlmbatch.data.huggingface import (
+    features_metadata,
+    image_feature,
+    image_type,
+    read_features,
+)
 from vlmbatch.data.inference import InferredColumn, common_type
+from vlmbatch.data.stored_types import stored_type
 from vlmbatch.errors import ManifestError
 
 _BATCH_ROWS = 4096
@@ -16,15 +24,19 @@ MAX_COLUMNS = 1000
 
 
 class ExtraColumns:
-    """The union of the pass-through columns of all rows, in order of first appearance.
+    """The union of the columns of all rows that the output has too, in order of first appearance.
 
     Columns of JSONL rows are typed from their values, by batch; a column without a common type is
-    written as JSON text (see ``JSON_TEXT``). Columns of Parquet files keep their types.
+    written as JSON text (see ``JSON_TEXT``). Columns of Parquet files keep their types, and what
+    Hugging Face's datasets says of them.
     """
 
     def __init__(self, columns: Columns) -> None:
+        self.partition: Mapping[str, str | None] = {}  # columns of rows and files without them
+        self.inputs: set[str] = set()  # names of input columns that were met
         self._columns = columns
         self._inferred: dict[str, InferredColumn] = {}
+        self._features: dict[str, Any] = {}
         self._declared: dict[str, tuple[pa.DataType, str]] = {}
         self._rows = 0
         self._bytes = 0
@@ -35,11 +47,15 @@ class ExtraColumns:
         Raises:
             ManifestError: a reserved name, or too many columns.
         """
-        inputs = self._columns.inputs
+        if self.partition:
+            values = {**self.partition, **values}
+        inputs, kept = self._columns.inputs, self._columns.kept
         inferred = self._inferred
         for name, value in values.items():
             if name in inputs:
-                continue
+                self.inputs.add(name)
+                if name not in kept:
+                    continue
             column = inferred.get(name)
             if column is None:
                 self._check_name(name, len(inferred), where)
@@ -54,12 +70,25 @@ class ExtraColumns:
         """Take in the columns of one Parquet file.
 
         Raises:
-            ManifestError: a reserved name, or a type that contradicts another file's.
+            ManifestError: a reserved name, or a type that cannot be written or contradicts
+                another file's.
         """
-        for field in schema:
+        features = read_features(schema)
+        lacking = [name for name in self.partition if name not in schema.names]
+        for field in (*schema, *(pa.field(name, pa.string()) for name in lacking)):
             if field.name in self._columns.inputs:
-                continue
-            data_type = stored_type(field.type)
+                self.inputs.add(field.name)
+                if field.name not in self._columns.kept:
+                    continue
+            is_image = field.name == self._columns.image
+            try:
+                data_type = (image_type if is_image else stored_type)(field.type)
+            except pa.ArrowException as error:
+                raise ManifestError(
+                    f'{where}: column "{field.name}" has the type {field.type}, which cannot be '
+                    f"written to the output: leave it out, or cast it to another ({error})"
+                ) from error
+            self._add_feature(field.name, features.get(field.name), data_type, is_image)
             known = self._declared.get(field.name)
             if known is None:
                 self._check_name(field.name, len(self._declared), where)
@@ -73,11 +102,25 @@ class ExtraColumns:
                     f"{where}: the files of a folder must agree on their columns' types"
                 ) from error
 
+    @property
+    def names(self) -> list[str]:
+        """All columns that were met."""
+        return [*self._declared, *self._inferred, *sorted(self.inputs)]
+
     def schema(self) -> pa.Schema:
         """The pass-through part of the output's schema."""
         self._flush()
         declared = [pa.field(name, known[0]) for name, known in self._declared.items()]
-        return pa.schema([*declared, *(column.field() for column in self._inferred.values())])
+        inferred = [column.field() for column in self._inferred.values()]
+        features = {name: one for name, one in self._features.items() if one is not None}
+        return pa.schema([*declared, *inferred], features_metadata(features) or None)
+
+    def _add_feature(self, name: str, feature: Any, data_type: pa.DataType, is_image: bool) -> None:
+        """Take in the feature of a column in one file; files that disagree leave it without one."""
+        if is_image:  # what is kept is an image whatever the manifest calls it
+            feature = image_feature(data_type)
+        if self._features.setdefault(name, feature) != feature:
+            self._features[name] = None
 
     def _check_name(self, name: str, num_columns: int, where: str) -> None:
         if self._columns.is_reserved(name):
@@ -93,8 +136,3 @@ class ExtraColumns:
         for column in self._inferred.values():
             column.flush()
         self._rows = self._bytes = 0
-
-
-def stored_type(data_type: pa.DataType) -> pa.DataType:
-    """The type in the output: a dictionary is an encoding, which Parquet applies by itself."""
-    return data_type.value_type if pa.types.is_dictionary(data_type) else data_type

@@ -22,7 +22,7 @@ class ImageUses:
         self._keys = array("q")
 
     def add(self, value: Any) -> None:
-        """Take in the image column of the next row, whatever it holds."""
+        """Take in the first image of the next row, whatever stands there."""
         self._keys.append(_key(value))
 
     def last_uses(self) -> NDArray[np.int64] | None:
@@ -46,8 +46,6 @@ class ImageUses:
 
 
 def _key(value: Any) -> int:
-    if isinstance(value, list):
-        value = value[0] if value else None
     if isinstance(value, dict):
         data = value.get("bytes")
         value = value.get("path") if data is None else data

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -146,7 +146,7 @@ class Journal:
                 f'{self._folder}: row {row.index} is "{row.id}" in the manifest but "{result.id}" '
                 "in the journal. Run with --overwrite to start anew"
             )
-        return replace(result, extra=row.extra)
+        return result.of_row(row, row.error)
 
     def close(self) -> None:
         """Close the segments' files."""

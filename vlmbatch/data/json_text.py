@@ -9,6 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from vlmbatch.data.arrow_values import time_text
+
 
 def dump_json(value: Any) -> str:
     """``value`` as JSON on one line.
@@ -26,19 +28,8 @@ def _jsonable(value: Any) -> Any:
     if isinstance(value, bytes):
         return base64.b64encode(value).decode("ascii")
     if isinstance(value, pa.Scalar):
-        try:
-            return value.cast(pa.string()).as_py()
-        except pa.ArrowNotImplementedError:  # nested; Arrow has no text form for it
-            return _nested(value)
+        return time_text(value)
     return str(value)
-
-
-def _nested(scalar: pa.Scalar) -> Any:
-    if isinstance(scalar, pa.StructScalar):
-        return {name: scalar[name] for name in scalar}
-    if isinstance(scalar, pa.ListScalar):
-        return list(scalar)
-    return repr(scalar)
 
 
 def _finite(value: Any) -> Any:

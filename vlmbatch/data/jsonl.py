@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 from collections.abc import Callable, Collection, Generator, Iterator
 from typing import Any, BinaryIO, NoReturn
 
 from vlmbatch.data.lines import Hasher, Line, read_lines
 from vlmbatch.data.scan import Record, Scan
+from vlmbatch.data.second_pass import StreamDigest, same_stream
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
 
 MAX_NESTING = 64
@@ -24,13 +25,14 @@ class NotAnObjectError(RowError):
 class JsonlFile:
     """One JSONL file, read from its start by each pass.
 
-    ``open_stream`` returns the decompressed bytes.
+    ``open_stream`` returns the decompressed bytes. After ``scan`` all passes end where it did.
     """
 
     def __init__(self, name: str, open_stream: Callable[[], BinaryIO], max_line_bytes: int) -> None:
         self.name = name
         self._open_stream = open_stream
         self._max_line_bytes = max_line_bytes
+        self._seen: StreamDigest | None = None  # by scan
 
     def scan(self, scan: Scan, limit: int | None) -> str:
         """Gather ids and columns of at most ``limit`` rows; the digest of the bytes they take.
@@ -39,19 +41,23 @@ class JsonlFile:
             ManifestError: the file cannot be read, its first line is not a JSON object, or a
                 column's name is reserved.
         """
-        hasher = hashlib.sha256()
-        if limit == 0:
-            return hasher.hexdigest()
-        for count, (line, values) in enumerate(self._parsed(hasher), 1):
+        seen = StreamDigest()
+        rows = self._parsed(seen) if limit != 0 else ()
+        for count, (line, values) in enumerate(rows, 1):
             scan.add_row(values)
             if isinstance(values, dict):
                 scan.extras.add_values(values, len(line.raw), f"{self.name}:{line.number}")
             if count == limit:
                 break
-        return hasher.hexdigest()
+        self._seen = seen
+        return seen.hexdigest()
 
     def records(self, columns: Collection[str] | None = None) -> Generator[Record, None, None]:
-        """Yield (line number, object or what is wrong with the line); all columns always."""
+        """Yield (line number, object or what is wrong with the line); all columns always.
+
+        Raises:
+            ManifestError: as ``scan``, or the file is no longer what it has seen.
+        """
         for line, values in self._parsed(None):
             yield line.number, values
 
@@ -60,6 +66,8 @@ class JsonlFile:
             stream = self._open_stream()
         except OSError as error:
             raise ManifestError(f"{self.name}: cannot be read: {error.strerror}") from error
+        if self._seen is not None:
+            stream = same_stream(stream, self._seen, self.name)
         first = True
         with stream:
             for line in read_lines(stream, self.name, self._max_line_bytes, hasher):
@@ -91,7 +99,8 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
 
     Raises:
         NotAnObjectError: not JSON, or another value than an object.
-        RowError: an object, but with invalid UTF-8, lone surrogates, or nested too deeply.
+        RowError: an object, but with invalid UTF-8, lone surrogates, a key twice, a number that
+            float64 does not hold, or nested too deeply.
     """
     raw = raw.rstrip(b"\r\n")  # or an error at the end would count as column 1 of a next line
     try:
@@ -107,7 +116,7 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
         if not raw.lstrip().startswith(b"{"):
             raise NotAnObjectError(f"{where}: not a JSON object but nested arrays") from error
         raise _too_deep(where) from error
-    except ValueError as error:  # NaN, or an integer of thousands of digits
+    except ValueError as error:  # NaN, 1e400, a key twice, an integer of thousands of digits
         raise RowError(ErrorCode.MANIFEST_LINE_INVALID, f"{where}: {error}") from error
     if not isinstance(values, dict):
         raise NotAnObjectError(f"{where}: not a JSON object but {_kind(values)}")
@@ -128,7 +137,27 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON: write null")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(
+            f"the number {digits:.40} is beyond a float64's range: write it as a string"
+        )
+    return number
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f'the key "{twice:.80}" is twice in one object: which value counts?')
+    return values
+
+
+_DECODER = json.JSONDecoder(
+    parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_unique
+)
 
 
 def _too_deep(where: str) -> RowError:

@@ -11,9 +11,9 @@ from vlmbatch.errors import OutputError
 from vlmbatch.types import Result
 
 
-def result_line(result: Result) -> dict[str, Any]:
-    """The output schema's keys, nulls included, then what passes through."""
-    values = result_values(result)
+def result_line(result: Result, prefix: str = "") -> dict[str, Any]:
+    """The output schema's keys behind ``prefix``, nulls included, then what passes through."""
+    values = {f"{prefix}{name}": value for name, value in result_values(result).items()}
     extra = {name: value for name, value in result.extra.items() if name not in values}
     return {**values, **extra}
 

@@ -10,6 +10,7 @@ from typing import BinaryIO, NamedTuple, Protocol
 
 import zstandard
 
+from vlmbatch.data.compressed import WindowError
 from vlmbatch.errors import ManifestError
 
 _SKIP_BYTES = 2**20
@@ -63,6 +64,8 @@ def read_lines(
                 f"{name}: cannot be decompressed: {error}; the file is damaged or cut short: "
                 "fetch it or compress it again"
             ) from error
+        except WindowError as error:
+            raise ManifestError(f"{name}: cannot be decompressed: {error}") from error
         except OSError as error:
             raise ManifestError(f"{name}: cannot be read after line {number}: {error}") from error
         if number == 1 and raw.startswith(codecs.BOM_UTF8):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,9 +15,12 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vlmbatch.config import ManifestConfig, SamplingParams
-from vlmbatch.data.columns import Columns, reserved_message
+from vlmbatch.data.columns import Columns, missing_message, reserved_message
+from vlmbatch.data.huggingface import image_value
+from vlmbatch.data.ids import SeenIds
 from vlmbatch.data.jsonl import JsonlFile
 from vlmbatch.data.openai_batch import BatchRowBuilder, holds_requests
+from vlmbatch.data.partitions import without_partitions
 from vlmbatch.data.rows import RowBuilder
 from vlmbatch.data.scan import ManifestFile, Scan, record_id
 from vlmbatch.data.sources import find_files, stdin_file
@@ -30,18 +34,20 @@ _NO_DOMAINS = AllowedDomains()
 @dataclass(frozen=True, slots=True)
 class ManifestInfo:
     """What the first pass found. ``sha256`` is the digest of the decompressed content; for a
-    folder, of its files' names and digests."""
+    folder, of its files' names and digests. ``image_base``: where relative image paths start; None
+    where no row has one."""
 
     num_rows: int
     sha256: str
     extra_schema: pa.Schema
     files: tuple[str, ...]
+    image_base: Path | None
 
 
 class Manifest:
     """Rows in order, from one or more files, in bounded memory.
 
-    ``scan`` is the first pass, ``rows`` the second; passes must not overlap. ``last_image_uses`` is
+    ``scan`` is the first pass, ``rows`` the second, which must not overlap. ``last_image_uses`` is
     what ``ImageUses`` says after ``scan``.
     """
 
@@ -52,11 +58,13 @@ class Manifest:
         files: Sequence[ManifestFile],
         builder: RowBuilder | BatchRowBuilder,
         limit: int | None,
+        image_base: Path,
         *,
         streaming: bool,
     ) -> None:
         self._files = files
         self._builder = builder
+        self._image_base = image_base
         self._limit = limit
         self._streaming = streaming
         self._info: ManifestInfo | None = None
@@ -67,7 +75,8 @@ class Manifest:
         return "openai" if isinstance(self._builder, BatchRowBuilder) else "manifest"
 
     def scan(self) -> ManifestInfo:
-        """Count the rows, hash the content, type the pass-through columns, compare the ids.
+        """Count the rows, hash the content, type the pass-through columns, compare the ids, see
+        that columns that were given a name are there.
 
         Raises:
             ManifestError: nothing may run on this manifest; the message names file and line.
@@ -78,6 +87,10 @@ class Manifest:
         for file in self._files:
             left = None if self._limit is None else self._limit - scan.num_rows
             digests.append(file.scan(scan, left))
+        names = scan.extras.names
+        for option, name in self._builder.columns.renamed.items():
+            if names and name not in names:
+                raise ManifestError(missing_message(option, name, names))
         if repeated := scan.ids.repeated():
             self._refuse_duplicates(repeated, scan.num_rows)
         self.last_image_uses = scan.images.last_uses()
@@ -86,6 +99,7 @@ class Manifest:
             self._combined(digests),
             scan.extras.schema(),
             tuple(file.name for file in self._files),
+            self._image_base if scan.has_relative_images else None,
         )
         return self._info
 
@@ -94,7 +108,7 @@ class Manifest:
 
         Raises:
             ManifestError: the first line of a file is not a JSON object, or the manifest changed
-                after ``scan``.
+                after ``scan``: before a row that it has not seen is given out.
         """
         limit = self._limit if self._info is None else self._info.num_rows
         index = 0
@@ -105,11 +119,7 @@ class Manifest:
                 break
             yield row
             index += 1
-        if self._info is not None and index < self._info.num_rows:
-            raise ManifestError(
-                f"{self._files[-1].name}: changed while it was being read: it had "
-                f"{self._info.num_rows} rows, now it has {index}"
-            )
+        assert self._info is None or index == self._info.num_rows, "a file was not compared"
 
     def rows_with_values(self) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield every row with the values it was built from, none where its line has none."""
@@ -122,25 +132,53 @@ class Manifest:
                 yield row, {} if isinstance(values, RowError) else values
                 index += 1
 
+    def kept_inputs(self) -> Iterator[dict[str, Any]]:
+        """The input columns of every row that the output keeps, as it keeps them; none of a line
+        that has none. May be read beside ``rows``.
+
+        Raises:
+            ManifestError: the manifest cannot be read, or has fewer rows than ``scan`` found.
+        """
+        assert self._info is not None, "what a stream keeps is in its rows"
+        columns = self._builder.columns
+        index = 0
+        for file in self._files:
+            for _, values in file.records(columns.kept):
+                kept = {} if isinstance(values, RowError) else dict(values)
+                kept = {name: value for name, value in kept.items() if name in columns.kept}
+                if columns.image in kept:
+                    kept[columns.image] = image_value(kept[columns.image])
+                yield kept
+                index += 1
+        if index < self._info.num_rows:
+            raise self._changed(index)
+
     def _all_rows(self) -> Iterator[Row]:
         return (row for row, _ in self.rows_with_values())
 
     def _checked_stream(self, rows: Iterator[Row]) -> Iterator[Row]:
         """What ``scan`` refuses the whole manifest for is an error of the row in a stream."""
         columns = self._builder.columns
-        seen: set[int] = set()  # eight-byte hashes: two different ids practically never share one
+        seen = SeenIds()
         for row in rows:
             error = row.error
+            is_known = seen.add(row.id)
             if reserved := next(filter(columns.is_reserved, row.extra), None):
                 if row.index == 0:
                     raise ManifestError(f"{row.file}:{row.line}: {reserved_message(reserved)}")
                 error = RowError(ErrorCode.MANIFEST_LINE_INVALID, reserved_message(reserved))
-            elif hash(row.id) in seen:
+            elif is_known:
                 error = RowError(
                     ErrorCode.ID_DUPLICATE, f'an earlier row has the id "{row.id}" too'
                 )
-            seen.add(hash(row.id))
             yield row if error is row.error else replace(row, error=error)
+
+    def _changed(self, num_rows: int) -> ManifestError:
+        assert self._info is not None
+        return ManifestError(
+            f"{self._files[-1].name}: changed while it was being read: it had "
+            f"{self._info.num_rows} rows, now it has {num_rows}"
+        )
 
     def _refuse_duplicates(self, repeated: frozenset[int], num_rows: int) -> None:
         """Look again at the ids whose hashes collide; only equal ids are an error."""
@@ -209,11 +247,17 @@ def open_manifest(
         folder = source if source.is_dir() else source.parent
     folder = image_base or folder
     builder: RowBuilder | BatchRowBuilder
-    if _is_batch(config, files, streaming=streaming):
-        builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model)
+    if _is_batch(config, bare := without_partitions(files), streaming=streaming):
+        if config.keep_inputs:
+            raise ManifestError(
+                f"{config.source}: --keep-inputs is for manifests of columns; prompts and images "
+                "of OpenAI's batch requests are in their bodies"
+            )
+        files = bare  # a request has no columns
+        builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model, config.column_prefix)
     else:
-        builder = RowBuilder(columns, defaults, folder)
-    return Manifest(files, builder, config.limit, streaming=streaming)
+        builder = RowBuilder(columns, defaults, folder, with_kept=streaming)
+    return Manifest(files, builder, config.limit, folder, streaming=streaming)
 
 
 def _is_batch(config: ManifestConfig, files: Sequence[ManifestFile], *, streaming: bool) -> bool:
@@ -234,6 +278,8 @@ def _stdin() -> BinaryIO:
     Raises:
         ManifestError: standard input is closed.
     """
+    if sys.stdin is None:  # its number may be another file's by now
+        raise ManifestError("standard input is closed: redirect it from a file, or name a manifest")
     try:
         return os.fdopen(os.dup(0), "rb")
     except OSError as error:

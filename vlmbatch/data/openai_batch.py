@@ -7,7 +7,7 @@ The format is that of OpenAI's Batch API, and of ``vllm run-batch``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,9 +19,10 @@ from vlmbatch.data.ids import read_id, unknown_id
 from vlmbatch.data.jsonl import JsonlFile
 from vlmbatch.data.rows import derive_seed
 from vlmbatch.data.scan import ManifestFile
-from vlmbatch.errors import ErrorCode, ManifestError, RowError
+from vlmbatch.errors import ManifestError, RowError
 from vlmbatch.log import logger
-from vlmbatch.openai.errors import ApiError
+from vlmbatch.openai.errors import ApiError, bad_request
+from vlmbatch.openai.fields import kind_of, missing
 from vlmbatch.openai.image_urls import ImageUrls
 from vlmbatch.openai.requests import (
     CHAT_URL,
@@ -42,18 +43,22 @@ class BatchColumns(Columns):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "inputs", frozenset({"custom_id", "method", "body"}))
+        object.__setattr__(self, "dropped", self.inputs)
 
-    def image_of(self, values: Mapping[str, Any]) -> Any:
-        """The first image's URL, as far as the request, not checked yet, is well-formed."""
+    @property
+    def renamed(self) -> dict[str, str]:
+        return {}
+
+    def images_of(self, values: Mapping[str, Any]) -> Sequence[Any]:
+        """The images' URLs, as far as the request, not checked yet, is well-formed."""
         body = values.get("body")
-        if urls := _list(_field(body, "images")):
-            return urls[0]
+        urls = [*_list(_field(body, "images"))]
         for message in _list(_field(body, "messages")):
             for part in _list(_field(message, "content")):
                 image = _field(part, "image_url")
                 if isinstance(url := _field(image, "url") or image, str):
-                    return url
-        return None
+                    urls.append(url)
+        return urls
 
 
 class BatchRowBuilder:
@@ -63,8 +68,14 @@ class BatchRowBuilder:
     one that answers: that is told once.
     """
 
-    def __init__(self, defaults: SamplingParams, urls: ImageUrls, model: str) -> None:
-        self.columns: Columns = BatchColumns()
+    def __init__(
+        self,
+        defaults: SamplingParams,
+        urls: ImageUrls,
+        model: str,
+        column_prefix: str | None = "",
+    ) -> None:
+        self.columns: Columns = BatchColumns(prefix=column_prefix)
         self._defaults = defaults
         self._urls = urls
         self._model = model
@@ -100,10 +111,10 @@ class BatchRowBuilder:
 
     def _request(self, index: int, values: dict[str, Any]) -> ChatRequest | CompletionRequest:
         if values.get(self.columns.id) is None:
-            raise _invalid('"custom_id" is missing')
+            raise missing("custom_id")
         method, url, body = values.get("method"), values.get("url"), values.get("body")
         if method != "POST":
-            raise _invalid(f'"method" must be "POST", got {method!r:.80}')
+            raise bad_request(f"'method' must be \"POST\", got {kind_of(method)}", "method")
         defaults = replace(self._defaults, seed=derive_seed(self._defaults.seed, index))
         request: ChatRequest | CompletionRequest
         if url == CHAT_URL:
@@ -111,9 +122,15 @@ class BatchRowBuilder:
         elif url == COMPLETION_URL:
             request = parse_completion_request(body, defaults, self._urls)
         else:
-            raise _invalid(f'"url" must be "{CHAT_URL}" or "{COMPLETION_URL}", got {url!r:.80}')
+            raise bad_request(
+                f'\'url\' must be "{CHAT_URL}" or "{COMPLETION_URL}", got {kind_of(url)}', "url"
+            )
         if request.stream:
-            raise _invalid("'stream' is not possible in a batch file: leave it out")
+            raise bad_request(
+                "'stream' is not possible in a batch file: leave it out",
+                "stream",
+                "unsupported_parameter",
+            )
         return request
 
     def _note_model(self, name: str | None, file: str, line: int) -> None:
@@ -150,7 +167,3 @@ def _field(value: Any, name: str) -> Any:
 
 def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []
-
-
-def _invalid(message: str) -> RowError:
-    return RowError(ErrorCode.REQUEST_INVALID, message)

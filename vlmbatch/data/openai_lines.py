@@ -36,11 +36,20 @@ HEAD_BYTES = 128  # of a line, with its id in it
 
 @dataclass(frozen=True, slots=True)
 class BatchLines:
-    """Makes the lines of one run. ``created``: seconds since 1970; ``model`` has answered."""
+    """Makes the lines of one run. ``created``: seconds since 1970; ``model`` has answered.
+
+    Answers name the model as a server would by default, and not where it lies on this machine: by
+    its Hub id, or by its folder's name.
+    """
 
     run_id: str  # hexadecimal
     created: int
-    model: str
+    model: str  # as the run was given it; kept as the name
+
+    def __post_init__(self) -> None:
+        folder = Path(self.model)
+        if folder.is_dir():
+            object.__setattr__(self, "model", folder.resolve().name)
 
     @classmethod
     def new(cls, model: str) -> BatchLines:
@@ -60,7 +69,12 @@ class BatchLines:
         elif result.error_code is ErrorCode.MANIFEST_LINE_INVALID:
             error = {"code": str(result.error_code), "message": result.error_message}
         else:
-            failure = api_error(result.error_code, result.error_message or "")
+            failure = api_error(
+                result.error_code,
+                result.error_message or "",
+                result.error_param,
+                result.error_api_code,
+            )
             response = {
                 "status_code": failure.status,
                 "request_id": f"req_{name}",
@@ -118,8 +132,16 @@ def parse_line(raw: bytes) -> Result:
             return Result(head[1], values["custom_id"], error_code=code, error_message=message)
         body = values["response"]["body"]
         if "error" in body:
-            code, message = row_code(body["error"]["code"]), body["error"]["message"]
-            return Result(head[1], values["custom_id"], error_code=code, error_message=message)
+            failure = body["error"]
+            code, api_code = row_code(failure["code"])
+            return Result(
+                head[1],
+                values["custom_id"],
+                error_code=code,
+                error_message=failure["message"],
+                error_param=failure["param"],
+                error_api_code=api_code,
+            )
         choice, tokens = body["choices"][0], body["usage"]
         text = choice["message"]["content"] if "message" in choice else choice["text"]
         return Result(

@@ -13,15 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from vlmbatch.data.schema import RESULT_SCHEMA
+from vlmbatch.data.parquet_file import LocalParquetFile
+from vlmbatch.data.schema import RESULT_SCHEMA, column_prefix
 from vlmbatch.data.shards import finished_shards
 from vlmbatch.errors import OutputError, UsageError
 
-_READ_BYTES = 2**20
-
 
 class OutputReader:
-    """The result columns of ``output``, in manifest order. Holds one file open. Not thread-safe.
+    """The result columns of ``output``, in manifest order, by their names without a prefix.
+
+    Holds one file open. Not thread-safe.
 
     Raises:
         UsageError: a shard is missing, or something else has changed the columns.
@@ -62,11 +63,14 @@ class OutputReader:
         return int(np.searchsorted(self.starts, row_index, side="right")) - 1
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
-        """Some columns of a row group."""
+        """Some columns of a row group, in the order of the schema."""
         path, number = self._groups[group]
         file = self._open(path)
+        prefix = column_prefix(file.metadata.metadata)
+        names = [f"{prefix}{name}" for name in columns]
         try:
-            return file.read_row_group(number, columns=list(columns), use_threads=False)
+            table = file.read_row_group(number, columns=names, use_threads=False)
+            return table.rename_columns([name.removeprefix(prefix) for name in table.column_names])
         except (pa.ArrowException, OSError) as error:
             raise unreadable_output(path, error) from error
 
@@ -83,16 +87,16 @@ class OutputReader:
         if path != self._path or self._file is None:
             self.close()
             try:
-                # Without these pyarrow would hold all of a row group's bytes at once.
-                self._file = pq.ParquetFile(path, pre_buffer=False, buffer_size=_READ_BYTES)
+                self._file = LocalParquetFile(path)
             except (pa.ArrowException, OSError) as error:
                 raise unreadable_output(path, error) from error
             self._path = path
         return self._file
 
     def _check_columns(self, path: Path, schema: pa.Schema) -> None:
+        prefix = column_prefix(schema.metadata)
         if len(schema) < len(RESULT_SCHEMA) or any(
-            not schema.field(position).equals(expected)
+            not schema.field(position).equals(expected.with_name(f"{prefix}{expected.name}"))
             for position, expected in enumerate(RESULT_SCHEMA)
         ):
             self.close()

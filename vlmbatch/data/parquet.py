@@ -4,22 +4,35 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlmbatch.data.arrow_values import ValueReader
+from vlmbatch.data.ids import may_hold_ids
+from vlmbatch.data.parquet_batches import BatchReader
+from vlmbatch.data.parquet_file import LocalParquetFile
 from vlmbatch.data.scan import Record, Scan
+from vlmbatch.data.second_pass import changed_while_read
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
 
-_BATCH_BYTES = 8 * 2**20
-_BATCH_ROWS = 4096
 _READ_BYTES = 2**20
 _ENCRYPTED_MAGIC = b"PARE"
 # A group of equal rows takes some hundred bytes for a million of them. A footer that declares more
 # is damaged, or made to fill the memory with error rows.
 _MAX_ROWS_PER_BYTE = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The file as a scan has found it; ``digest`` is of the bytes up to ``end``."""
+
+    state: tuple[int, ...]
+    end: int | None
+    digest: str
 
 
 class ParquetFile:
@@ -28,6 +41,7 @@ class ParquetFile:
     def __init__(self, path: Path) -> None:
         self.name = str(path)
         self._path = path
+        self._seen: _Seen | None = None  # by scan
 
     def scan(self, scan: Scan, limit: int | None) -> str:
         """Gather ids and columns of at most ``limit`` rows, and the digest of the file's bytes.
@@ -35,13 +49,27 @@ class ParquetFile:
         With a limit, the digest is of the bytes up to the last row group that it reaches.
 
         Raises:
-            ManifestError: the file cannot be read, or a column's name is reserved or used twice.
+            ManifestError: the file cannot be read, a column's or a field's name is reserved or
+                used twice, or the ids are of a type that can be none.
         """
+        state = self._state()
         with self._open() as file:
             names = file.schema_arrow.names
             for name in names:
                 if names.count(name) > 1:
                     raise ManifestError(f'{self.name}: two columns are called "{name}"')
+            for field in file.schema_arrow:
+                if repeated := _repeated_name(field.type):
+                    raise ManifestError(
+                        f'{self.name}: column "{field.name}": two fields of a struct are called '
+                        f'"{repeated}": rename one of them'
+                    )
+                if field.name == scan.columns.id and not may_hold_ids(field.type):
+                    raise ManifestError(
+                        f'{self.name}: column "{field.name}" has the type {field.type}, which has '
+                        "no text to be an id: cast it to a string, or name another column with "
+                        "--id-column"
+                    )
             scan.extras.add_schema(file.schema_arrow, self.name)
             num_rows = file.metadata.num_rows
             end = None
@@ -52,44 +80,48 @@ class ParquetFile:
         records = self.records([scan.columns.id, image_column])
         for _, (_, values) in zip(range(num_rows), records, strict=False):
             scan.add_row(values)
-        return self._digest(end)
+        self._seen = _Seen(state, end, self._digest(end))
+        self._check_unchanged()
+        return self._seen.digest
 
     def records(self, columns: Collection[str] | None = None) -> Iterator[Record]:
         """Yield (row number from 1, values). A row group that cannot be read yields errors.
 
         A column of structs may be named with a field of it, as in ``image.path``.
         """
-        with self._open() as file:
-            wanted = names = file.schema_arrow.names
+        with BatchReader(self._open) as reader:
+            wanted = names = reader.names
             if columns is not None:
                 wanted = [c for c in columns if c in names or c.rpartition(".")[0] in names]
             first = 1
-            for group in range(file.num_row_groups):
-                yield from self._group_records(file, group, wanted, first)
-                first += file.metadata.row_group(group).num_rows
+            for group in range(reader.metadata.num_row_groups):
+                yield from self._group_records(reader, group, wanted, first)
+                first += reader.metadata.row_group(group).num_rows
 
     def _group_records(
-        self, file: pq.ParquetFile, group: int, names: list[str], first: int
+        self, reader: BatchReader, group: int, names: list[str], first: int
     ) -> Iterator[Record]:
-        metadata = file.metadata.row_group(group)
+        metadata = reader.metadata.row_group(group)
         line, end = first, first + metadata.num_rows
         if not names:
             for number in range(line, end):
                 yield number, {}
             return
-        row_bytes = max(metadata.total_byte_size, 0) // max(metadata.num_rows, 1) + 1
-        batch_rows = max(1, min(_BATCH_ROWS, _BATCH_BYTES // row_bytes))
-        batches = file.iter_batches(batch_rows, row_groups=[group], columns=names)
+        values = ValueReader()
         cause: Exception | str = "it ends there"
         try:
-            for batch in batches:
-                columns = [_column_values(column) for column in batch.columns]
-                for values in zip(*columns, strict=True):
-                    record = dict(zip(batch.schema.names, values, strict=True))
+            for batch in reader.batches(group, names):
+                self._check_unchanged()
+                fields = batch.schema.names
+                columns = [values.column(*column) for column in zip(fields, batch, strict=True)]
+                del batch  # before the next one is read
+                for row in zip(*columns, strict=True):
+                    record = dict(zip(fields, row, strict=True))
                     yield line, self._checked(record, line)
                     line += 1
         except (pa.ArrowException, OSError) as error:
             cause = error
+        self._check_unchanged()
         for number in range(line, end):
             yield (
                 number,
@@ -109,10 +141,10 @@ class ParquetFile:
                 )
         return record
 
-    def _open(self) -> pq.ParquetFile:
+    def _open(self, dictionaries: Collection[str] = ()) -> pq.ParquetFile:
+        """Open the file; columns of these paths are read as dictionary arrays."""
         try:
-            # By default pyarrow would hold whole column chunks of a row group, not pages.
-            file = pq.ParquetFile(self._path, pre_buffer=False, buffer_size=_READ_BYTES)
+            file = LocalParquetFile(self._path, dictionaries)
             num_bytes = self._path.stat().st_size
         except (pa.ArrowException, OSError) as error:
             raise ManifestError(f"{self.name}: {self._why_unreadable(error)}") from error
@@ -132,6 +164,27 @@ class ParquetFile:
         if magic == _ENCRYPTED_MAGIC:
             return "is encrypted: decrypt it first"
         return f"is not a complete Parquet file (no valid footer): {error}"
+
+    def _check_unchanged(self) -> None:
+        """After a scan: that the file is what it has seen, also where it was replaced meanwhile.
+
+        Raises:
+            ManifestError: it is not.
+        """
+        if self._seen is None or (state := self._state()) == self._seen.state:
+            return
+        if self._digest(self._seen.end) != self._seen.digest:
+            raise changed_while_read(self.name)
+        self._seen = replace(self._seen, state=state)
+
+    def _state(self) -> tuple[int, ...]:
+        """Another one after any change of the file."""
+        try:
+            status = self._path.stat()
+        except OSError as error:
+            raise ManifestError(f"{self.name}: cannot be read: {error.strerror}") from error
+        times = status.st_mtime_ns, status.st_ctime_ns
+        return status.st_dev, status.st_ino, status.st_size, *times
 
     def _digest(self, end: int | None) -> str:
         hasher = hashlib.sha256()
@@ -162,6 +215,17 @@ def _image_name(file: pq.ParquetFile, column: str) -> str:
     return column
 
 
+def _repeated_name(data_type: pa.DataType) -> str | None:
+    """A name that two fields of a struct have, anywhere in the type."""
+    if isinstance(data_type, pa.BaseExtensionType):
+        data_type = data_type.storage_type
+    fields = [data_type.field(place) for place in range(data_type.num_fields)]
+    names: list[str] = [field.name for field in fields]
+    if pa.types.is_struct(data_type) and len({*names}) < len(names):
+        return next(name for name in names if names.count(name) > 1)
+    return next(filter(None, (_repeated_name(field.type) for field in fields)), None)
+
+
 def _implausible(metadata: pq.FileMetaData, num_bytes: int) -> str | None:
     """What is wrong with the numbers of rows that a footer declares."""
     groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
@@ -185,32 +249,3 @@ def _end_of_rows(metadata: pq.FileMetaData, num_rows: int) -> int:
             end = max(end, start + column.total_compressed_size)
         num_rows -= group.num_rows
     return end
-
-
-def _column_values(column: pa.Array) -> list[Any]:
-    """Python values; Arrow scalars where Python's types would lose range or resolution.
-
-    A string that is not UTF-8 becomes its ``UnicodeDecodeError``.
-    """
-    if _is_temporal(column.type):
-        return [scalar if scalar.is_valid else None for scalar in column]
-    try:
-        values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:
-        return [_value(scalar) for scalar in column]
-    return values
-
-
-def _value(scalar: pa.Scalar) -> Any:
-    try:
-        return scalar.as_py()
-    except UnicodeDecodeError as error:
-        return error
-
-
-def _is_temporal(data_type: pa.DataType) -> bool:
-    if pa.types.is_temporal(data_type):
-        return True
-    if pa.types.is_dictionary(data_type):
-        return _is_temporal(data_type.value_type)
-    return any(_is_temporal(data_type.field(i).type) for i in range(data_type.num_fields))

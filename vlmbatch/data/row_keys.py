@@ -164,6 +164,23 @@ def copy_row_keys(source: Path, target: Path, files: FileSystem = FILES) -> None
             writer.append(chunk[: len(chunk) - len(chunk) % KEY_BYTES])
 
 
+def rows_match(path: Path, rows: Iterator[Row], least: int = 0) -> bool:
+    """Whether the first of ``rows`` have the keys at ``path``, in order, and these are at least so
+    many.
+
+    Raises:
+        OutputError: ``path`` cannot be read.
+    """
+    num_keys = 0
+    with _reading(path), path.open("rb") as file:
+        while len(key := file.read(KEY_BYTES)) == KEY_BYTES:
+            row = next(rows, None)
+            if row is None or row_key(row) != key:
+                return False
+            num_keys += 1
+    return num_keys >= least
+
+
 class RowKeys:
     """Finds rows by their keys: 24 bytes of memory a row.
 

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from vlmbatch.config import SamplingParams
+from vlmbatch.data.arrow_values import shown_with_type, times_as_text
 from vlmbatch.data.columns import MESSAGES_COLUMN, Columns, is_request
 from vlmbatch.data.ids import read_id, unknown_id
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
+from vlmbatch.openai.errors import ApiError
+from vlmbatch.openai.image_urls import ImageUrls
 from vlmbatch.types import ImageRef, Row
 
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_DATA_URL = re.compile("data:", re.IGNORECASE)
+# How JPEG, PNG, GIF, WebP and TIFF begin in base64. Anything in its alphabet that is longer than a
+# path may be is none either.
+_BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|.{4096})[A-Za-z0-9+/=_\s-]*")
+_MIN_BASE64 = 48  # characters: no image is shorter
+_DATA_URLS = ImageUrls()
 _MASK = 2**64 - 1
 
 
 class RowBuilder:
-    """Reads rows by the names of ``columns``; relative image paths start from ``image_base``."""
+    """Reads rows by the names of ``columns``; relative image paths start from ``image_base``.
 
-    def __init__(self, columns: Columns, defaults: SamplingParams, image_base: Path) -> None:
+    ``with_kept``: inputs that are kept are among the values that pass through.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        defaults: SamplingParams,
+        image_base: Path,
+        *,
+        with_kept: bool = False,
+    ) -> None:
         self.columns = columns
+        self._left_out = columns.dropped if with_kept else columns.inputs
         self._defaults = defaults
         self._image_base = image_base
 
@@ -29,8 +51,8 @@ class RowBuilder:
         """The row, with ``error`` set when its values (or the lack of any) rule out an answer."""
         if isinstance(values, RowError):
             return Row(index, unknown_id(index), line, file, error=values)
-        inputs = self.columns.inputs
-        extra = {name: value for name, value in values.items() if name not in inputs}
+        left_out = self._left_out
+        extra = {name: value for name, value in values.items() if name not in left_out}
         row_id = unknown_id(index)
         try:
             row_id = read_id(values.get(self.columns.id), index)
@@ -59,7 +81,7 @@ class RowBuilder:
             elif prompt is None:
                 message = f'column "{column}" is null'
             else:
-                message = f'column "{column}" must be a string, got {_shown(prompt)}'
+                message = f'column "{column}" must be a string, got {shown_with_type(prompt)}'
             raise RowError(ErrorCode.PROMPT_INVALID, message)
         if prompt is not None:
             raise RowError(
@@ -70,11 +92,11 @@ class RowBuilder:
             raise RowError(
                 ErrorCode.PROMPT_INVALID,
                 f'column "{MESSAGES_COLUMN}" must be a list of objects with "role" and "content", '
-                f"got {_shown(messages)}",
+                f"got {shown_with_type(messages)}",
             )
         if not messages:
             raise RowError(ErrorCode.PROMPT_INVALID, f'column "{MESSAGES_COLUMN}" is empty')
-        return None, messages
+        return None, times_as_text(messages)
 
     def _images(self, value: Any) -> tuple[ImageRef, ...]:
         if value is None:
@@ -85,7 +107,7 @@ class RowBuilder:
 
     def _image(self, value: Any) -> ImageRef:
         if isinstance(value, str):
-            return ImageRef(self._path(value))
+            return self._named(value)
         if isinstance(value, bytes):
             return ImageRef(data=value)
         if isinstance(value, dict):
@@ -93,12 +115,21 @@ class RowBuilder:
             if isinstance(data, bytes) and isinstance(path, str | None):
                 return ImageRef(path, data)
             if data is None and isinstance(path, str):
-                return ImageRef(self._path(path))
+                return self._named(path)
         raise RowError(
             ErrorCode.IMAGE_INVALID,
-            f'column "{self.columns.image}" must hold a path, or {{"bytes", "path"}} with binary '
-            f"bytes or a path, or a list of these; got {_shown(value)}",
+            f'column "{self.columns.image}" must hold a path or data: URL, or {{"bytes", "path"}} '
+            f"with binary bytes or a path, or a list of these; got {shown_with_type(value)}",
         )
+
+    def _named(self, text: str) -> ImageRef:
+        """The image of a path or ``data:`` URL."""
+        if not _DATA_URL.match(text):
+            return ImageRef(self._path(text))
+        try:
+            return _DATA_URLS.read(text, f'column "{self.columns.image}"')
+        except ApiError as error:
+            raise error.to_row_error() from error
 
     def _path(self, path: str) -> str:
         if not path or "\0" in path:
@@ -107,7 +138,14 @@ class RowBuilder:
         if _URL.match(path):
             raise RowError(
                 ErrorCode.IMAGE_INVALID,
-                f"{path:.200} is a URL: images are read from local files, or from bytes in Parquet",
+                f"{path:.200} is a URL: images are read from local files, data: URLs or bytes in "
+                "Parquet",
+            )
+        if len(path) >= _MIN_BASE64 and _BASE64.fullmatch(path):
+            raise RowError(
+                ErrorCode.IMAGE_INVALID,
+                f"{path[:20]}… is no path but looks like base64: put data:image/jpeg;base64, (or "
+                "the like) before it, or store bytes in Parquet",
             )
         return str(self._image_base / path)
 
@@ -148,8 +186,8 @@ def derive_seed(run_seed: int, index: int) -> int:
 
 
 def _integer(values: dict[str, Any], name: str) -> int | None:
-    value = values.get(name)
-    if isinstance(value, float) and value.is_integer():
+    value = _present(values, name)
+    if isinstance(value, float | Decimal) and value % 1 == 0:
         return int(value)  # a column of integers with nulls is often stored as floats
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
@@ -157,15 +195,21 @@ def _integer(values: dict[str, Any], name: str) -> int | None:
 
 
 def _number(values: dict[str, Any], name: str) -> float | None:
-    value = values.get(name)
+    value = _present(values, name)
     if value is None:
         return None
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
         try:
             return float(value)
         except OverflowError as error:
             raise _sampling_error(name, "a number", value) from error
     raise _sampling_error(name, "a number", value)
+
+
+def _present(values: dict[str, Any], name: str) -> Any:
+    """The value; None for NaN, by which some libraries mean that there is none."""
+    value = values.get(name)
+    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _strings(values: dict[str, Any], name: str) -> tuple[str, ...] | None:
@@ -180,8 +224,6 @@ def _strings(values: dict[str, Any], name: str) -> tuple[str, ...] | None:
 
 
 def _sampling_error(name: str, expected: str, value: Any) -> RowError:
-    return RowError(ErrorCode.SAMPLING_INVALID, f"{name} must be {expected}, got {_shown(value)}")
-
-
-def _shown(value: Any) -> str:
-    return f"{value!r:.80} ({type(value).__name__})"
+    return RowError(
+        ErrorCode.SAMPLING_INVALID, f"{name} must be {expected}, got {shown_with_type(value)}"
+    )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from vlmbatch.data.columns import Columns
@@ -23,12 +24,27 @@ class Scan:
         self.extras = ExtraColumns(columns)
         self.ids = IdHashes()
         self.images = ImageUses()
+        self.has_relative_images = False
         self.num_rows = 0
+        self._partition: Mapping[str, str | None] = {}
+
+    @contextmanager
+    def in_partition(self, values: Mapping[str, str | None]) -> Iterator[None]:
+        """Give rows and files that come meanwhile these columns, where they have none."""
+        self._partition = self.extras.partition = values
+        try:
+            yield
+        finally:
+            self._partition = self.extras.partition = {}
 
     def add_row(self, values: dict[str, Any] | RowError) -> None:
         """Count a row, its id and its image."""
+        if self._partition and isinstance(values, dict):
+            values = {**self._partition, **values}
         self.ids.add(record_id(values, self.columns.id, self.num_rows))
-        self.images.add(None if isinstance(values, RowError) else self.columns.image_of(values))
+        images = () if isinstance(values, RowError) else self.columns.images_of(values)
+        self.images.add(images[0] if images else None)
+        self.has_relative_images = self.has_relative_images or any(map(_is_relative, images))
         self.num_rows += 1
 
 
@@ -40,6 +56,13 @@ def record_id(values: dict[str, Any] | RowError, id_column: str, index: int) -> 
         return read_id(values.get(id_column), index)
     except RowError:
         return unknown_id(index)  # becomes an error row in the second pass
+
+
+def _is_relative(image: Any) -> bool:
+    """Whether an image is looked for by a path that starts from the manifest's folder."""
+    if isinstance(image, dict) and image.get("bytes") is None:
+        image = image.get("path")
+    return isinstance(image, str) and not image.startswith(("/", "data:")) and "://" not in image
 
 
 class ManifestFile(Protocol):

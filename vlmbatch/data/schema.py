@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -29,9 +30,23 @@ RESERVED_COLUMNS = frozenset(RESULT_SCHEMA.names)
 JSON_TEXT = {b"vlmbatch.encoding": b"json"}
 
 
-def output_schema(extra: pa.Schema) -> pa.Schema:
-    """The result columns, then the manifest's ``extra`` columns in its order."""
-    return pa.schema([*RESULT_SCHEMA, *extra])
+# In the metadata of an output whose own columns have a prefix.
+COLUMN_PREFIX_KEY = b"vlmbatch.column_prefix"
+
+
+def output_schema(extra: pa.Schema, prefix: str = "") -> pa.Schema:
+    """The result columns, their names behind ``prefix``, then the manifest's ``extra`` columns in
+    its order. It has the metadata of ``extra``, and the prefix."""
+    own = [field.with_name(f"{prefix}{field.name}") for field in RESULT_SCHEMA]
+    metadata = dict(extra.metadata or {})
+    if prefix:
+        metadata[COLUMN_PREFIX_KEY] = prefix.encode()
+    return pa.schema([*own, *extra], metadata or None)
+
+
+def column_prefix(metadata: Mapping[bytes, bytes] | None) -> str:
+    """The prefix of an output's own columns, by its metadata."""
+    return (metadata or {}).get(COLUMN_PREFIX_KEY, b"").decode()
 
 
 def result_values(result: Result) -> dict[str, Any]:

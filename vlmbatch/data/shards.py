@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vlmbatch.data.durable_file import FILES, FileSystem, reported
+from vlmbatch.data.parquet_file import read_footer
 from vlmbatch.data.work_folder import FINGERPRINT_KEY, RUN_ID_KEY
 from vlmbatch.data.writer import ParquetResultWriter
 from vlmbatch.errors import OutputError, UsageError
@@ -59,7 +59,7 @@ def read_shard(path: Path) -> Shard | None:
         OutputError: the file cannot be read.
     """
     try:
-        footer = pq.read_metadata(path)
+        footer = read_footer(path)
     except pa.ArrowInvalid:
         return None
     except OSError as error:
@@ -92,7 +92,12 @@ def finished_shards(folder: Path) -> list[Shard]:
     num_shards = shards[0].num_shards if shards else 1
     found = {shard.number: shard for shard in shards}
     for number in range(max(num_shards, len(shards))):
-        shard = found.get(number)
+        shard, path = found.get(number), folder / shard_name(number)
+        if shard is None and path.exists():
+            raise UsageError(
+                f"{path} is damaged, or was not written by vlmbatch: put the right file back, or "
+                "move this one away and run with --overwrite to start anew"
+            )
         if shard is None:
             problem = "is missing"
         elif shard.run_id != shards[0].run_id:
@@ -100,8 +105,7 @@ def finished_shards(folder: Path) -> list[Shard]:
         else:
             continue
         raise UsageError(
-            f"{folder / shard_name(number)} {problem}: put the right file back, or run with "
-            "--overwrite to start anew"
+            f"{path} {problem}: put the right file back, or run with --overwrite to start anew"
         )
     return shards
 

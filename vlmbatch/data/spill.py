@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import tempfile
 from pathlib import Path
 from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
 
 from vlmbatch.data.durable_file import reported
 
@@ -59,7 +62,7 @@ class Spill(Generic[T]):
         if self._num_loose < self._max_loose:
             self._num_loose += 1
             return value
-        data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        data = _pickled(value)
         if self.num_bytes + len(data) <= self._max_bytes:
             self.num_bytes += len(data)
             return data
@@ -101,6 +104,32 @@ class Spill(Generic[T]):
             del self._segments[number]
             segment.close()
         return data
+
+
+def _pickled(value: object) -> bytes:
+    buffer = io.BytesIO()
+    pickler = pickle.Pickler(buffer, pickle.HIGHEST_PROTOCOL)
+    pickler.dispatch_table = _REDUCERS
+    pickler.dump(value)
+    return buffer.getvalue()
+
+
+def _reduce_time(time: pa.Scalar) -> tuple[Any, ...]:
+    return pa.scalar, (time.value, time.type)
+
+
+# Arrow would pickle its scalars as Python's values, which do not hold every time.
+_REDUCERS = dict.fromkeys(
+    (
+        pa.Date32Scalar,
+        pa.Date64Scalar,
+        pa.DurationScalar,
+        pa.Time32Scalar,
+        pa.Time64Scalar,
+        pa.TimestampScalar,
+    ),
+    _reduce_time,
+)
 
 
 class _Segment:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+from vlmbatch.data.held_images import HeldImages
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.models.family import Tokens
 from vlmbatch.types import ImageGrid, ImageRef, Row
 
 _WINDOW = 64
+_WINDOW_BYTES = 2**27  # of embedded images, and one row more
 
 
 class PromptEncoder(Protocol):
@@ -73,10 +75,12 @@ def validate_rows(
     """Yield every row, in order, with the first thing that is wrong with it.
 
     ``check_image`` raises RowError, or says what the model makes of an image; it runs on
-    ``threads`` threads, ``_WINDOW`` rows ahead at most. Tokenizers stay on the caller's thread.
+    ``threads`` threads, at most ``_WINDOW`` rows or ``_WINDOW_BYTES`` of images ahead. Tokenizers
+    stay on the caller's thread.
     """
     check = partial(_image_error, encoder=encoder, check_image=check_image)
     window: deque[tuple[Row, Future[RowError | None] | RowError | None]] = deque()
+    held = HeldImages()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="validate")
     try:
         for row in rows:
@@ -85,7 +89,9 @@ def validate_rows(
                 window.append((row, outcome))
             else:
                 window.append((row, pool.submit(check, row, outcome) if row.images else None))
-            if len(window) == _WINDOW:
+            held.add(row.images)
+            while len(window) == _WINDOW or held.num_bytes > _WINDOW_BYTES:
+                held.remove(window[0][0].images)
                 yield _settled(*window.popleft())
         while window:
             yield _settled(*window.popleft())

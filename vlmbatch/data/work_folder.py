@@ -6,18 +6,20 @@
       journal-000001   finished rows, until the output is complete
       keys-...         a digest of every row's content, for --incremental
 
+In a folder that is a disk of its own it is inside, as ``out/_vlmbatch/``; see ``run_paths``.
 A run begins when ``run.json`` names it, and is complete when the output carries its id: each is the
 rename of one file. What other runs left is no part of it, and goes at the next opportunity.
 """
 
 from __future__ import annotations
 
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vlmbatch.crash_points import crash_point
 from vlmbatch.data.durable_file import FILES, FileSystem, reported
@@ -25,28 +27,16 @@ from vlmbatch.data.journal import Journal
 from vlmbatch.data.journal_frames import HEADER_BYTES, segment_header
 from vlmbatch.data.journal_writer import JournalWriter, list_segments
 from vlmbatch.data.lock import OutputLock, lock_holder, locked_error
-from vlmbatch.data.openai_lines import HEAD_BYTES, is_batch_output, line_head
+from vlmbatch.data.openai_lines import HEAD_BYTES, errors_path, is_batch_output, line_head
+from vlmbatch.data.parquet_file import read_footer
+from vlmbatch.data.run_paths import LOCK_FILE, RECORD_FILE, real_output, work_folder_path
 from vlmbatch.data.run_record import RunRecord, read_record, write_record
 from vlmbatch.errors import OutputError
 
 RUN_ID_KEY = "vlmbatch.run_id"
 FINGERPRINT_KEY = "vlmbatch.run_fingerprint"
 
-RECORD_FILE = "run.json"
-LOCK_FILE = "lock"
-_SUFFIX = ".vlmbatch"
-
-
-def work_folder_path(output: Path) -> Path:
-    """Where the work folder of ``output``, a file or a folder, lies."""
-    return output.with_name(f"{output.name}{_SUFFIX}")
-
-
-def output_of(path: Path) -> Path:
-    """The output that ``path``, itself or its work folder, stands for."""
-    if path.name.endswith(_SUFFIX) and path.is_dir():
-        return path.with_name(path.name.removesuffix(_SUFFIX))
-    return path
+_SHARDS = "part-*.parquet"
 
 
 def check_unlocked(output: Path) -> None:
@@ -63,16 +53,21 @@ def check_unlocked(output: Path) -> None:
 class WorkFolder:
     """The work folder of one output, created when missing and locked until ``close``.
 
+    ``output`` is what a link of that name leads to.
+
     Raises:
+        UsageError: by the constructor, when that is nothing.
         OutputLockedError: another run writes this output.
         OutputError: by every method, when the file system refuses.
     """
 
     def __init__(self, output: Path, files: FileSystem = FILES) -> None:
-        self.output = output
+        self.output = real_output(output)
         self.path = work_folder_path(output)
         self._files = files
         with reported(self.path):
+            if self.path.is_symlink():  # what is in the folder is written and removed by name
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(self.path))
             files.make_folder(self.path)
             files.fsync_folder(self.path.parent)
         self._lock = OutputLock(self.path / LOCK_FILE, output)
@@ -100,9 +95,7 @@ class WorkFolder:
         record = read_record(self.path / RECORD_FILE)
         if record is None:
             return None
-        commit = read_commit(self.output)
-        committed = commit is not None and commit.run_id == record.id
-        if committed or (record.state == "complete" and names_no_run(self.output)):
+        if is_output_of(self.output, record):
             return self.complete(record)
         return record if record.state == "running" else None
 
@@ -136,9 +129,13 @@ class WorkFolder:
     def _foreign_segments(self, record: RunRecord) -> list[Path]:
         found = []
         for number, path in list_segments(self.path):
-            with reported(path), path.open("rb") as file:
-                if file.read(HEADER_BYTES) != segment_header(record.run_id, number):
-                    found.append(path)
+            try:
+                with path.open("rb") as file:
+                    is_own = file.read(HEADER_BYTES) == segment_header(record.run_id, number)
+            except OSError:  # those of this run were written just now
+                is_own = False
+            if not is_own:
+                found.append(path)
         return found
 
     def _foreign_keys(self, record: RunRecord) -> list[Path]:
@@ -177,7 +174,7 @@ def read_commit(output: Path) -> OutputCommit | None:
     if is_batch_output(output):
         return _batch_commit(output)
     try:
-        metadata = pq.read_metadata(output).metadata or {}
+        metadata = read_footer(output).metadata or {}
     except pa.ArrowInvalid:
         return None
     except OSError as error:
@@ -191,11 +188,29 @@ def read_commit(output: Path) -> OutputCommit | None:
     )
 
 
-def names_no_run(output: Path) -> bool:
-    """Whether it is a finished output for all it says: a folder, or a file without a line."""
-    return output.is_dir() or (
-        is_batch_output(output) and output.is_file() and output.stat().st_size == 0
-    )
+def is_output_of(output: Path, record: RunRecord) -> bool:
+    """Whether a run has finished ``output``, by what its files say of themselves.
+
+    Of a folder one is enough: whoever reads the output finds out which are missing.
+
+    Raises:
+        OutputError: a file cannot be read.
+    """
+    if _names(output, record):
+        return True
+    if record.state != "complete":  # shards are there long before
+        return False
+    if output.is_dir():
+        return any(_names(path, record) for path in sorted(output.glob(_SHARDS)))
+    if not (is_batch_output(output) and output.is_file() and output.stat().st_size == 0):
+        return False
+    errors = errors_path(output)  # no request was answered
+    return not errors.exists() or _names(errors, record)
+
+
+def _names(path: Path, record: RunRecord) -> bool:
+    commit = read_commit(path)
+    return commit is not None and commit.run_id == record.id
 
 
 def _batch_commit(output: Path) -> OutputCommit | None:

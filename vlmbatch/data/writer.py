@@ -12,9 +12,12 @@ from typing import Any, Protocol
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from vlmbatch.data.arrow_values import shown
 from vlmbatch.data.durable_file import FILES, DurableFile, FileSystem, output_error, publish
 from vlmbatch.data.json_text import dump_json
+from vlmbatch.data.parquet_file import read_footer
 from vlmbatch.data.schema import RESULT_SCHEMA, is_json_text, result_values
+from vlmbatch.data.stored_types import UNFIT, to_array
 from vlmbatch.errors import OutputError
 from vlmbatch.types import Result
 
@@ -61,7 +64,8 @@ class ParquetResultWriter:
         files: FileSystem = FILES,
     ) -> None:
         self._path = path
-        self._schema = schema.with_metadata(dict(metadata))
+        own = {name: value.encode("utf-8", "backslashreplace") for name, value in metadata.items()}
+        self._schema = schema.with_metadata({**(schema.metadata or {}), **own})
         self._temporary = temporary or path.with_name(f".vlmbatch-{secrets.token_hex(6)}.tmp")
         self._files = files
         self._results: list[Result] = []
@@ -90,7 +94,7 @@ class ParquetResultWriter:
             self._writer.close()
             self._file.sync()
             self._file.close()
-            written = pq.read_metadata(self._temporary).num_rows
+            written = read_footer(self._temporary).num_rows
             if written != self._num_rows:
                 raise OutputError(
                     f"{self._path}: {self._num_rows} rows were written but {written} read back: "
@@ -130,7 +134,7 @@ def results_table(results: list[Result], schema: pa.Schema) -> pa.Table:
     columns = []
     for position, field in enumerate(schema):
         if position < len(RESULT_SCHEMA):
-            values = [row[field.name] for row in rows]
+            values = [row[RESULT_SCHEMA.names[position]] for row in rows]
         else:
             values = [result.extra.get(field.name) for result in results]
             if is_json_text(field):
@@ -141,27 +145,23 @@ def results_table(results: list[Result], schema: pa.Schema) -> pa.Table:
 
 def _array(values: list[Any], field: pa.Field) -> pa.Array:
     try:
-        return pa.array(values, type=field.type)
-    except _UNFIT:
-        return pa.array([_fitted(value, field) for value in values], type=field.type)
-
-
-# What pyarrow raises for a value that is not of the array's type.
-_UNFIT = (pa.ArrowException, OverflowError, TypeError, ValueError)
+        return to_array(values, field.type)
+    except UNFIT:
+        return to_array([_fitted(value, field) for value in values], field.type)
 
 
 def _fitted(value: Any, field: pa.Field) -> Any:
     """The value, or its nearest of the column's type; a row is never lost for one value."""
     for candidate in _candidates(value, field.type):
         try:
-            pa.array([candidate], type=field.type)
-        except _UNFIT:
+            to_array([candidate], field.type)
+        except UNFIT:
             continue
         return candidate
     logger.warning(
-        'column "%s": %.80r does not fit the type %s; null is written',
+        'column "%s": %s does not fit the type %s; null is written',
         field.name,
-        value,
+        shown(value),
         field.type,
     )
     return None
@@ -174,9 +174,6 @@ def _candidates(value: Any, data_type: pa.DataType) -> Iterator[Any]:
     elif isinstance(value, int) and pa.types.is_floating(data_type):
         with contextlib.suppress(OverflowError):
             yield float(value)
-    elif isinstance(value, pa.Scalar):  # another file of the folder had another unit of time
-        with contextlib.suppress(pa.ArrowException):
-            yield value.cast(data_type)
 
 
 def _approximate_bytes(value: Any) -> int:

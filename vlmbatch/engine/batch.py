@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlmbatch.attention.base import AttentionMetadata, SampledQueries, SharedPrefixes
-from vlmbatch.engine.scheduler import ScheduledChunk
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.shared_prefix import find_shared_prefixes, sort_by_prefix
+from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.types import ImageInput
 
 
@@ -85,25 +85,13 @@ def build_step_inputs(
     starts = np.fromiter((chunk.start for chunk in chunks), np.int64, len(chunks))
     positions = np.arange(num_tokens) + np.repeat(starts - offsets[:-1], lengths)
 
-    tables = np.zeros((len(chunks), max(len(chunk.sequence.blocks) for chunk in chunks)), np.int32)
-    for row, chunk in zip(tables, chunks, strict=True):
-        blocks = chunk.sequence.blocks
-        row[: len(blocks)] = [block.start for block in blocks]
+    tables = _block_tables(chunks)
     owner = np.repeat(np.arange(len(chunks)), lengths)
     slots = tables[owner, positions // block_size].astype(np.int64) * granule
     slots += positions % block_size
-
-    token_ids: list[int] = []
-    pending: list[tuple[int, Sequence]] = []
+    token_ids, pending = _token_ids(chunks)
     image_rows: list[ImageRows] = []
     for chunk, first_token in zip(chunks, offsets.tolist(), strict=False):
-        sequence = chunk.sequence
-        end = chunk.start + chunk.length
-        token_ids += sequence.token_ids[chunk.start : end]
-        if end > sequence.num_known_tokens:
-            assert end == sequence.num_known_tokens + 1, "two steps are under way at most"
-            token_ids[-1] = 0
-            pending.append((len(token_ids) - 1, sequence))
         image_rows += _image_rows(chunk, first_token)
 
     metadata = AttentionMetadata(
@@ -118,7 +106,7 @@ def build_step_inputs(
         max_seqlen_k=max(ends),
         shared=_shared_prefixes(singles, granule, device) if share_prefixes else None,
     )
-    sampling = [i for i, chunk in enumerate(chunks) if chunk.samples]
+    sampling = [i for i, chunk in enumerate(chunks) if chunk.needs_sampling]
     if len(sampling) < num_tokens:
         metadata.sampled = _sampled_queries(metadata, tables, offsets, sampling, device)
     return StepInputs(
@@ -131,6 +119,30 @@ def build_step_inputs(
         image_rows=image_rows,
         copies=_copies(chunks, device),
     )
+
+
+def _block_tables(chunks: Seq[ScheduledChunk]) -> NDArray[np.int32]:
+    """(B, longest) first granules of each sequence's blocks, zeros behind them."""
+    tables = np.zeros((len(chunks), max(len(chunk.sequence.blocks) for chunk in chunks)), np.int32)
+    for row, chunk in zip(tables, chunks, strict=True):
+        blocks = chunk.sequence.blocks
+        row[: len(blocks)] = [block.start for block in blocks]
+    return tables
+
+
+def _token_ids(chunks: Seq[ScheduledChunk]) -> tuple[list[int], list[tuple[int, Sequence]]]:
+    """The step's T token ids, and its pending tokens as ``StepInputs`` has them."""
+    token_ids: list[int] = []
+    pending: list[tuple[int, Sequence]] = []
+    for chunk in chunks:
+        sequence = chunk.sequence
+        end = chunk.start + chunk.length
+        token_ids += sequence.token_ids[chunk.start : end]
+        if end > sequence.num_known_tokens:
+            assert end == sequence.num_known_tokens + 1, "two steps are under way at most"
+            token_ids[-1] = 0
+            pending.append((len(token_ids) - 1, sequence))
+    return token_ids, pending
 
 
 def _shared_prefixes(

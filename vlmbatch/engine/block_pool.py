@@ -5,7 +5,7 @@ as a backend's page or shorter: a sequence's last page need only be as long as w
 With pages of one granule this is the usual pool of equal blocks.
 
 A block whose tokens are known can be registered under a hash of its content, once for each granule
-that is full: what is found may be the beginning of a block only. When its last holder frees it, it
+that is full: what is found may be a prefix of a block only. When its last holder frees it, it
 keeps its place until the space is needed, least recently used first.
 """
 

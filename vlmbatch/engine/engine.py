@@ -8,21 +8,16 @@ from itertools import islice
 
 import torch
 
-from vlmbatch.attention.base import AttentionBackend
-from vlmbatch.config import EngineConfig
-from vlmbatch.engine.batch import StepInputs, build_step_inputs
-from vlmbatch.engine.block_pool import BlockPool
-from vlmbatch.engine.kv_cache import KVCache, pool_granules
-from vlmbatch.engine.lanes import DEPTH, Lane, Lanes, make_lanes
+from vlmbatch.engine.batch import StepInputs
+from vlmbatch.engine.lanes import DEPTH, Lane, Lanes
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.model_runner import ModelRunner
-from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
+from vlmbatch.engine.outputs import EngineStatus, SequenceFailure, TokenOutput
 from vlmbatch.engine.overlap import OverlapPolicy
-from vlmbatch.engine.scheduler import ScheduledChunk, Scheduler
+from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.engine.sequence import Sequence
+from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.errors import ErrorCode, RowError
-from vlmbatch.models.config import ModelConfig
-from vlmbatch.models.family import VisionLanguageModel
 from vlmbatch.types import FinishReason, Request
 
 # What torch raises on inputs that a model cannot take, running out of memory included.
@@ -48,55 +43,61 @@ class Engine:
 
     def __init__(
         self,
-        model: VisionLanguageModel,
-        model_config: ModelConfig,
-        config: EngineConfig,
-        backend: AttentionBackend,
+        runner: ModelRunner,
+        make_scheduler: Callable[[], Scheduler],
+        lay_out: Callable[[list[ScheduledChunk]], StepInputs],
+        main: Lane,
+        lanes: Lanes | None,
+        overlap: OverlapPolicy,
+        limits: Limits,
+        *,
+        eos_token_ids: frozenset[int],
         device: torch.device,
-        dtype: torch.dtype,
-        ahead: bool | None = None,
-        lanes: Lanes | None = None,
+        ahead: bool,
     ) -> None:
-        """``ahead``: prepare a step while the one before is computed; None: on a GPU.
+        """The parts come from ``assembly.make_engine``.
 
-        ``lanes``: to run prefill beside decode in; None: as the device and ``config`` allow.
+        ``make_scheduler`` gives one whose pool is as large as the runner's KV cache. ``main`` is
+        for steps of all kinds, ``lanes`` for prefill beside decode where ``overlap`` wants it.
+        ``ahead``: launch a step before the results of the one before are in.
         """
-        text = model_config.text
-        limits = Limits.resolve(config, text, device.type)
-        self.max_model_len = limits.max_model_len
-        granules = pool_granules(config.kv_cache_tokens, text, limits, backend.granule, dtype)
-        self.kv_cache_tokens = granules * backend.granule
-        kv_cache = KVCache(
-            text, self.kv_cache_tokens, backend.granule, backend.block_size, dtype, device
-        )
-        self._new_scheduler: Callable[[], Scheduler] = lambda: Scheduler(
-            BlockPool(granules, backend.block_size // backend.granule),
-            granule=backend.granule,
-            max_num_seqs=limits.max_num_seqs,
-            max_batched_tokens=limits.max_batched_tokens,
-            enable_prefix_caching=config.enable_prefix_caching,
-        )
-        self.scheduler = self._new_scheduler()
-        self.runner = ModelRunner(
-            model,
-            kv_cache,
-            device,
-            cached_image_tokens=limits.cached_image_tokens,
-            vision_tokens=limits.vision_tokens,
-        )
-        self.device = device
-        self._ahead = device.type == "cuda" if ahead is None else ahead
-        self._main, own_lanes = make_lanes(
-            config, backend, device, limits.max_num_seqs, limits.max_model_len, kv_cache.spare_slot
-        )
-        self._lanes = lanes or own_lanes
-        self._overlap = OverlapPolicy(text, dtype.itemsize)
+        self.runner = runner
+        self._make_scheduler = make_scheduler
+        self.scheduler = make_scheduler()
+        self._lay_out = lay_out
+        self._main = main
+        self._lanes = lanes
+        self._overlap = overlap
         self._overlapping = False
+        self._limits = limits
+        self._eos_token_ids = eos_token_ids
+        self.device = device
+        self._ahead = ahead
         self._failures = 0  # sequences given up since a step went well
-        self._eos_token_ids = frozenset(model_config.eos_token_ids)
-        self._backend = backend
-        windows = text.sliding_windows or (None,)
-        self._share_prefixes = backend.shares_prefixes and None in windows
+
+    @property
+    def max_model_len(self) -> int:
+        """Tokens that prompt and answer may have together."""
+        return self._limits.max_model_len
+
+    @property
+    def kv_cache_tokens(self) -> int:
+        """Tokens that the KV cache holds."""
+        return self.scheduler.pool.num_granules * self.scheduler.granule
+
+    @property
+    def status(self) -> EngineStatus:
+        """How much there is to do, and how full the KV cache is. Between two steps."""
+        scheduler = self.scheduler
+        waiting = len(scheduler.waiting)
+        used = scheduler.pool.num_granules - scheduler.pool.num_available
+        return EngineStatus(
+            running=scheduler.num_unfinished - waiting,
+            waiting=waiting,
+            kv_used_tokens=used * scheduler.granule,
+            kv_total_tokens=self.kv_cache_tokens,
+            preemptions=scheduler.num_preemptions,
+        )
 
     @property
     def num_unfinished(self) -> int:
@@ -217,13 +218,7 @@ class Engine:
         return None
 
     def _inputs(self, chunks: list[ScheduledChunk]) -> StepInputs:
-        inputs = build_step_inputs(
-            chunks,
-            self._backend.block_size,
-            self._backend.granule,
-            self.device,
-            self._share_prefixes,
-        )
+        inputs = self._lay_out(chunks)
         inputs.upcoming_images = (
             image
             for sequence in islice(self.scheduler.waiting, _UPCOMING)
@@ -294,7 +289,7 @@ class Engine:
         for lane in self._all_lanes:
             lane.clear()
         self._await_device()
-        self.scheduler = self._new_scheduler()
+        self.scheduler = self._make_scheduler()
 
     def finish(self, sequence: Sequence, reason: FinishReason | None) -> None:
         """End a sequence early, as on a stop string, or give it up (no reason).

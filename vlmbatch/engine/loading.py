@@ -11,6 +11,7 @@ import torch
 
 from vlmbatch.attention import make_backend
 from vlmbatch.config import Device, DType, EngineConfig
+from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside
@@ -59,7 +60,7 @@ def build_engine(
             model, model_config, limits, backend, device, dtype, processor.largest_image()
         )
         config = replace(config, kv_cache_tokens=tokens)
-    engine = Engine(model, model_config, config, backend, device, dtype)
+    engine = make_engine(model, model_config, config, backend, device, dtype)
     logger.debug(
         "engine on %s in %s: %s attention, a KV cache of %d tokens, context length %d",
         device,

@@ -19,8 +19,8 @@ from vlmbatch.engine.kv_cache import (
 )
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.model_runner import ModelRunner
-from vlmbatch.engine.scheduler import ScheduledChunk
 from vlmbatch.engine.sequence import Sequence
+from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import ModelConfig, TextConfig
 from vlmbatch.models.family import VisionLanguageModel
@@ -145,5 +145,5 @@ def _largest_chunks(
             next_position=1,
         )
         sequence = Sequence(request, length + 1, frozenset())
-        chunks.append(ScheduledChunk(sequence, 0, length, samples=True))
+        chunks.append(ScheduledChunk(sequence, 0, length, needs_sampling=True))
     return chunks

@@ -1,4 +1,4 @@
-"""What a step of the engine gives back. No torch."""
+"""What the engine gives back: the outputs of a step, and how it is doing. No torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vlmbatch.errors import RowError
 from vlmbatch.types import FinishReason
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: made for every token, in a third of the time
 class TokenOutput:
     """A new token of a sequence; ``finish_reason`` is set on its last one."""
 
@@ -24,3 +24,18 @@ class SequenceFailure:
 
     sequence: Sequence
     error: RowError
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """The engine between two steps.
+
+    ``kv_used_tokens``: held by running sequences; cached prefixes are free to be taken.
+    ``preemptions``: since the engine was made or reset.
+    """
+
+    running: int
+    waiting: int
+    kv_used_tokens: int
+    kv_total_tokens: int
+    preemptions: int

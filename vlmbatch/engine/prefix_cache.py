@@ -1,4 +1,4 @@
-"""Finds what the pool already holds of a sequence's beginning. No torch."""
+"""Finds the prefix of a sequence that the pool already holds. No torch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class PrefixCache:
         self._copying: deque[list[Block]] = deque()  # of steps that run beside others, in order
 
     def find(self, sequence: Sequence) -> Prefix:
-        """The longest beginning of the sequence that can be taken over."""
+        """The longest cached prefix of the sequence."""
         prefix = Prefix()
         # At least one token has to be computed: its logits are what the step is for.
         num_granules = (sequence.num_tokens - 1) // self._granule
@@ -85,7 +85,7 @@ class PrefixCache:
         self._fresh.clear()
 
     def end_step(self, beside_others: bool = False) -> None:
-        """Every sequence of the step has its blocks: none can overwrite what is to be copied.
+        """All blocks of the step are allocated, so it can no longer evict copy sources.
 
         Steps that run beside it could: then the sources are held until ``end_copies``.
         """

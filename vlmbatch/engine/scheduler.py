@@ -9,43 +9,21 @@ A sequence shares the full blocks of a prefix that others have computed. What it
 the beginning of a further block is copied into a block of its own, once the step that computes it
 has been launched: until then the sequence is passed over.
 
-When a step fails, its sequences are set apart in two halves, each computed anew by itself. A half
-that fails is halved again, until the sequence that makes steps fail stands alone.
+When a step fails, its sequences are computed anew in smaller steps (see ``quarantine``).
 """
 
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Iterator
+from itertools import chain
 
 from vlmbatch.engine.block_pool import BlockPool
 from vlmbatch.engine.prefix_cache import Prefix, PrefixCache
+from vlmbatch.engine.quarantine import Quarantine
 from vlmbatch.engine.sequence import Sequence
+from vlmbatch.engine.step import GranuleCopy, ScheduledChunk
 from vlmbatch.types import FinishReason
-
-
-@dataclass(frozen=True, slots=True)
-class GranuleCopy:
-    """``count`` granules of the pool to copy before a step: from ``source`` on, to ``target``."""
-
-    source: int
-    target: int
-    count: int
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduledChunk:
-    """Tokens ``start`` to ``start + length`` of a sequence, computed in one step.
-
-    ``samples`` is set when the chunk ends at the sequence's last token: the step then samples the
-    next one. ``copy``: what the sequence takes over of another's block, before ``start``.
-    """
-
-    sequence: Sequence
-    start: int
-    length: int
-    samples: bool
-    copy: GranuleCopy | None = None
 
 
 class Scheduler:
@@ -70,13 +48,13 @@ class Scheduler:
         self.max_batched_tokens = max_batched_tokens
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
-        self._suspects: deque[deque[Sequence]] = deque()  # groups, the one being computed first
+        self._quarantine = Quarantine()
         self._prefixes = PrefixCache(pool, granule) if enable_prefix_caching else None
         self.num_preemptions = 0
 
     @property
     def num_unfinished(self) -> int:
-        return len(self.waiting) + len(self.running) + sum(map(len, self._suspects))
+        return len(self.waiting) + len(self.running) + self._quarantine.num_waiting
 
     def fits(self, num_tokens: int) -> bool:
         """Whether a sequence of ``num_tokens`` can run at all, alone in the pool."""
@@ -101,7 +79,7 @@ class Scheduler:
     @property
     def is_recovering(self) -> bool:
         """Whether sequences of a step that failed are set apart."""
-        return bool(self._suspects)
+        return self._quarantine.is_active
 
     def schedule(self) -> list[ScheduledChunk]:
         """The next step's chunks. Empty when nothing can run until results come in."""
@@ -206,23 +184,15 @@ class Scheduler:
         Returns the sequence that makes steps fail, once it is known, for the caller to finish.
         Until then the step's sequences are set apart in halves. No other step may be under way.
         """
-        failed = {id(chunk.sequence): chunk.start for chunk in chunks}
+        starts = {id(chunk.sequence): chunk.start for chunk in chunks}
         for sequence in reversed(self.running[:]):
-            first = failed.get(id(sequence), sequence.num_tokens) // self.block_size
+            first = starts.get(id(sequence), sequence.num_tokens) // self.block_size
             for block in sequence.blocks[first:]:
                 self.pool.forget(block)
             sequence.drop_pending()
             self._preempt(sequence)
-        # Results of an earlier step may have ended a sequence after this one was scheduled.
-        apart = [chunk.sequence for chunk in chunks if not chunk.sequence.finished]
-        if len(chunks) == len(apart) == 1:
-            return apart[0]
-        queue = self._next_queue()
-        for sequence in apart:
-            queue.remove(sequence)
-        half = len(apart) // 2
-        self._suspects.extendleft((deque(apart[half:]), deque(apart[:half])))
-        return None
+        failed = [chunk.sequence for chunk in chunks]
+        return self._quarantine.set_apart(failed, self._next_queue())
 
     def check_integrity(self) -> None:
         """Assert that blocks are held exactly by the running sequences, each within its bounds."""
@@ -236,7 +206,7 @@ class Scheduler:
         for block in self._prefixes.held() if self._prefixes is not None else ():
             holds[block.start] = holds.get(block.start, 0) + 1
         assert holds == self.pool.holds(), "blocks are held by no running sequence"
-        assert all(not s.blocks for queue in (self.waiting, *self._suspects) for s in queue)
+        assert all(not s.blocks for queue in self._queues() for s in queue)
         assert len(self.running) <= self.max_num_seqs
 
     def _admit_waiting(self, chunks: list[ScheduledChunk], budget: int) -> None:
@@ -268,9 +238,9 @@ class Scheduler:
         self, sequence: Sequence, length: int, copy: GranuleCopy | None = None
     ) -> ScheduledChunk:
         start = sequence.num_computed_tokens
-        samples = sequence.advance(length)
+        needs_sampling = sequence.advance(length)
         self._register(sequence)
-        return ScheduledChunk(sequence, start, length, samples, copy)
+        return ScheduledChunk(sequence, start, length, needs_sampling, copy)
 
     def _copy(self, sequence: Sequence, prefix: Prefix) -> GranuleCopy | None:
         if prefix.source is None:
@@ -334,10 +304,11 @@ class Scheduler:
         queue.appendleft(sequence)
 
     def _next_queue(self) -> deque[Sequence]:
-        """Where sequences are admitted from: the suspects one group at a time, then all others."""
-        while self._suspects and not self._suspects[0] and not self.running:
-            self._suspects.popleft()
-        return self._suspects[0] if self._suspects else self.waiting
+        """Where sequences are admitted from, and put back to."""
+        return self._quarantine.queue(self.waiting, idle=not self.running)
+
+    def _queues(self) -> Iterator[deque[Sequence]]:
+        return chain((self.waiting,), self._quarantine.groups)
 
     def _remove(self, sequence: Sequence) -> None:
         sequence.drop_pending()
@@ -345,7 +316,7 @@ class Scheduler:
             self.running.remove(sequence)
             self._release(sequence)
         else:
-            next(q for q in (self.waiting, *self._suspects) if sequence in q).remove(sequence)
+            next(queue for queue in self._queues() if sequence in queue).remove(sequence)
 
     def _release(self, sequence: Sequence) -> None:
         # Last block first: what comes earlier is the prefix of more sequences.

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
-from vlmbatch.engine.scheduler import ScheduledChunk
+from vlmbatch.engine.step import ScheduledChunk
 
 MAX_ROWS = 16  # of a tile
 STEP = 32  # keys that the kernel reads at a time: a row's own part begins at a multiple

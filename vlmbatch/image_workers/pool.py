@@ -10,7 +10,7 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 
 from vlmbatch.config import ImageLimits
-from vlmbatch.errors import RowError, VlmbatchError
+from vlmbatch.errors import OutputError, RowError, VlmbatchError, is_shortage
 from vlmbatch.image_workers.process import Decoded, WorkerLostError, WorkerProcess
 from vlmbatch.image_workers.protocol import file_identity
 from vlmbatch.image_workers.recent import ImageKey, RecentImages
@@ -82,7 +82,8 @@ class ImageWorkers:
         """Begin with an image, or join in where it is under way.
 
         Raises:
-            VlmbatchError: the worker processes cannot be kept running.
+            VlmbatchError: the worker processes cannot be kept running; an OutputError where the
+            system is short of what they take.
             CancelledError: the pool is closed.
         """
         digest = None if ref.data is None else hashlib.blake2b(ref.data, digest_size=16).digest()
@@ -141,7 +142,7 @@ class ImageWorkers:
         """The life of one worker's thread. If it cannot go on, nobody shall wait for it."""
         try:
             self._serve()
-        except Exception as error:
+        except BaseException as error:
             self._stop(error)
             raise
 
@@ -223,8 +224,10 @@ class ImageWorkers:
             logger.debug("an image worker is replaced: %s", loss)
             self._ended.wait(_PAUSE_SECONDS * 2 ** (losses / len(self._threads)))
             return
+        cause = loss.__cause__
+        kind = OutputError if cause is not None and is_shortage(cause) else VlmbatchError
         self._stop(
-            VlmbatchError(
+            kind(
                 f"image workers cannot be kept running: {losses} ended one after another, the "
                 f"last with: {loss}; --image-workers 0 decodes without them, and without their "
                 "protection from images that crash or hang"

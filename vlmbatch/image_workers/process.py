@@ -71,26 +71,25 @@ class WorkerProcess:
         """Start the process; ``mine`` closes what this side keeps open."""
         self._connection, theirs = socket.socketpair()
         mine.enter_context(self._connection)
-        self._stderr = anonymous_file("vlmbatch-worker-stderr")
-        mine.callback(os.close, self._stderr)
-        fcntl.fcntl(self._stderr, fcntl.F_SETFL, os.O_APPEND)
-        pixels = anonymous_file("vlmbatch-pixels")
-        try:
+        with theirs, contextlib.ExitStack() as passed:
+            self._stderr = anonymous_file("vlmbatch-worker-stderr")
+            mine.callback(os.close, self._stderr)
+            fcntl.fcntl(self._stderr, fcntl.F_SETFL, os.O_APPEND)
+            pixels = anonymous_file("vlmbatch-pixels")
+            passed.callback(os.close, pixels)
             os.ftruncate(pixels, self._max_bytes)
             self._pixels = mine.enter_context(mmap.mmap(pixels, 0))
             command = [sys.executable, "-P", "-W", "ignore", "-m", "vlmbatch.image_workers.worker"]
+            descriptors = [_beyond_standard(each, passed) for each in (theirs.fileno(), pixels)]
             self._process = subprocess.Popen(
-                [*command, str(theirs.fileno()), str(pixels)],
+                [*command, *map(str, descriptors)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=self._stderr,
-                pass_fds=(theirs.fileno(), pixels),
+                pass_fds=descriptors,
                 env=_environment(),
                 process_group=0,  # out of reach of the terminal's Ctrl-C and Ctrl-Z
             )
-        finally:
-            os.close(pixels)
-            theirs.close()
 
     def wait_ready(self) -> None:
         """Wait until the process has imported what it needs.
@@ -174,6 +173,16 @@ class WorkerProcess:
             return f"signal {-status}{hint}"
         last_words = tail.decode(errors="replace").strip().rpartition("\n")[2]
         return f"exit status {status}: {last_words}" if last_words else f"exit status {status}"
+
+
+def _beyond_standard(descriptor: int, closing: contextlib.ExitStack) -> int:
+    """A duplicate that is above 2: below, the process has its standard streams.
+
+    In a program that has closed its own, as daemons do, files get these numbers.
+    """
+    duplicate = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    closing.callback(os.close, duplicate)
+    return duplicate
 
 
 def _environment() -> dict[str, str]:

@@ -34,8 +34,8 @@ def receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
     """Read one frame: header and body.
 
     Raises:
-        EOFError: the other side is gone, or out of its mind.
-        ConnectionError: it is gone, and left unread what was sent to it.
+        EOFError: the connection is closed, or the other side sent a malformed frame.
+        ConnectionError: it is closed, and what was sent was not read.
         TimeoutError: nothing came within the socket's timeout.
     """
     header_length, body_length = _LENGTHS.unpack(_read(connection, _LENGTHS.size))

@@ -41,9 +41,9 @@ _ORPHAN_SECONDS = 2.0
 
 def main() -> None:
     """Serve until the other end of the socket closes."""
-    # Both reach a whole group of processes at once; ending a run is its parent's business.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # They reach a whole group of processes at once; ending a run is its parent's business.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     connection = socket.socket(fileno=int(sys.argv[1]))
     pixels = mmap.mmap(int(sys.argv[2]), 0)
     with contextlib.suppress(EOFError, ConnectionError):

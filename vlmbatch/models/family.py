@@ -112,8 +112,8 @@ class Processor(Protocol):
         ...
 
     @property
-    def fingerprint(self) -> str:
-        """Changes with anything that changes the token ids or the pixels of a row."""
+    def settings(self) -> dict[str, Any]:
+        """All that decides the token ids and the pixels of a row, by name; of files the digest."""
         ...
 
     @property

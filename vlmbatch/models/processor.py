@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,18 +84,20 @@ class PromptProcessor(ABC):
         """See ``Processor``."""
 
     @cached_property
-    def fingerprint(self) -> str:
-        parts = (
-            self.tokenizer.fingerprint,
-            None if self.images is None else self.images.fingerprint,
-            self._model.image_token_id,
-            self._model.image_feature_size,
-            self._strict,
-            self._prompt.prompt_template,
-            self._prompt.system_prompt,
-            self.chat_template.source if self._names_template else None,
-        )
-        return hashlib.blake2b(repr(parts).encode(), digest_size=16).hexdigest()
+    def settings(self) -> dict[str, Any]:
+        """See ``Processor``."""
+        template = self.chat_template.source if self._names_template else None
+        return {
+            "tokenizer": self.tokenizer.fingerprint,
+            "image_processor": None if self.images is None else self.images.fingerprint,
+            "image_token_id": self._model.image_token_id,
+            "image_feature_size": self._model.image_feature_size,
+            "strict_image_tokens": self._strict,
+            "prompt_template": self._prompt.prompt_template,
+            "system_prompt": self._prompt.system_prompt,
+            "chat": self._prompt.chat,
+            "chat_template": None if template is None else _digest(template),
+        }
 
     def tokenize(self, row: Row) -> Tokens:
         """See ``Processor``: where all images take as many tokens, the whole prompt is checked."""
@@ -187,6 +190,10 @@ def _check_prompt_options(prompt: PromptConfig) -> None:
         )
     if prompt.system_prompt is not None and not prompt.chat:
         raise ConfigError("a system prompt needs the chat template: give --chat as well")
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _is_system(message: Message) -> bool:

@@ -29,15 +29,27 @@ _LOOK_EVERY = 2**20
 
 # Methods and filters whose result can be as large as their arguments multiplied.
 _GROWING = ("center", "format", "join", "replace")
-GROWING_METHODS = frozenset(
-    (*_GROWING, "expandtabs", "format_map", "ljust", "rjust", "to_bytes", "translate", "zfill")
-)
-GROWING_FILTERS = frozenset(
+_GROWING_METHODS = frozenset({*_GROWING, "format_map", "ljust", "rjust", "zfill"}) | {
+    *("decode", "encode", "expandtabs", "to_bytes", "translate")
+}
+_GROWING_FILTERS = frozenset(
     (*_GROWING, "batch", "indent", "round", "slice", "tojson", "urlize", "wordwrap")
 )
+# Those that compare each character of a text with each of their argument.
+_COMPARING = frozenset(
+    ("lstrip", "rfind", "rindex", "rpartition", "rsplit", "rstrip", "strip", "trim")
+)
+_COMPARISONS = 2**8  # that take as long as an operation's other work on a character
+# Filters that make an item of each character of a text.
+_ITEMIZING = frozenset({"batch", "groupby", "list", "max", "min", "slice", "sort", "sum"}) | {
+    *("map", "reject", "rejectattr", "select", "selectattr", "unique")
+}
+# Others (punycode, idna) take time that grows with the square of the text.
+_CODECS = frozenset(("ascii", "latin1", "utf8", "ignore", "replace", "strict"))
+_MAX_TIME_FORMAT = 1000  # characters
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _CONTAINERS = (list, dict, tuple, range, *_VIEWS)
-FORMATTERS = frozenset(("format", "format_map"))
+_FORMATTERS = frozenset(("format", "format_map"))
 
 
 class Meter:
@@ -80,7 +92,7 @@ def size_of(value: Any) -> int:
     A value that is held in several places counts in each of them, as it is printed in each.
 
     Raises:
-        SecurityError: nested too deeply.
+        SecurityError: nested too deeply, or a number that is too large to be computed with.
     """
     if isinstance(value, str):
         return len(value)
@@ -88,7 +100,12 @@ def size_of(value: Any) -> int:
         return _tree_size(value)
     if isinstance(value, bytes):
         return len(value)
-    return value.bit_length() // 3 if isinstance(value, int) else _ITEM
+    if isinstance(value, int):
+        bits = value.bit_length()
+        if bits > _MAX_INTEGER_BITS:
+            raise SecurityError(f"a number of more than {_MAX_INTEGER_BITS} bits")
+        return bits // 3
+    return _ITEM
 
 
 def _tree_size(value: Any) -> int:
@@ -132,6 +149,57 @@ def _width(value: Any) -> int:
     if isinstance(value, list | tuple):  # the arguments of "%"
         return size_of(value) + sum(map(_width, value[:1000]))
     return abs(value) if isinstance(value, int) else size_of(value)
+
+
+def filter_cost(name: str, value: Any, arguments: Collection[Any]) -> int:
+    """What a filter counts, in characters. Not all are as quick as their result is short."""
+    size = size_of(value)
+    if name in _GROWING_FILTERS:
+        cost = growth(value, arguments, is_format=name in _FORMATTERS)
+    else:
+        cost = size + sum(map(size_of, arguments))
+    if name in _COMPARING:
+        cost += _comparisons(size, arguments)
+    elif name == "urlize" or (name in _ITEMIZING and isinstance(value, str | bytes)):
+        cost = max(cost, _ITEM * size)
+    elif name == "wordwrap":  # a long word is copied for each line
+        cost = max(cost, size * size // 2**12)
+    if name == "sum" and any(isinstance(start, list | tuple) for start in arguments):
+        # Each item makes a copy of the list so far.
+        cost = max(cost, size // _ITEM * (size + sum(map(size_of, arguments))) // 2**12)
+    return cost
+
+
+def call_cost(method: Any, arguments: Collection[Any]) -> int:
+    """What calling a method of a value, a macro or a function counts, in characters.
+
+    Raises:
+        SecurityError: there is no saying what it takes.
+    """
+    owner, name = getattr(method, "__self__", None), getattr(method, "__name__", "")
+    if not isinstance(owner, str | bytes | int):
+        return sum(map(size_of, arguments))
+    if name in ("decode", "encode"):
+        for text in arguments:
+            if not isinstance(text, str) or re.sub("[-_ ]", "", text.lower()) not in _CODECS:
+                raise SecurityError(f"the encoding {text!r:.80}")
+    if name in _COMPARING:
+        size = size_of(owner)
+        return size + sum(map(size_of, arguments)) + _comparisons(size, arguments)
+    if name in _GROWING_METHODS:
+        return growth(owner, arguments, is_format=name in _FORMATTERS)
+    return sum(map(size_of, arguments))
+
+
+def _comparisons(size: int, arguments: Collection[Any]) -> int:
+    lengths = (len(each) for each in arguments if isinstance(each, str | bytes))
+    return size * sum(lengths) // _COMPARISONS
+
+
+def check_time_format(form: str) -> None:
+    """Refuse a long format: Python makes room for 256 times its length."""
+    if len(form) > _MAX_TIME_FORMAT:
+        raise SecurityError(f"a format of more than {_MAX_TIME_FORMAT} characters for a time")
 
 
 def check_product(left: Any, right: Any) -> None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
-from types import BuiltinMethodType, GeneratorType
+from types import GeneratorType
 from typing import Any
 
 import jinja2
@@ -20,12 +20,12 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
 from vlmbatch.models.template_limits import (
-    FORMATTERS,
-    GROWING_FILTERS,
-    GROWING_METHODS,
     Meter,
     Metering,
+    call_cost,
     check_product,
+    check_time_format,
+    filter_cost,
     growth,
     size_of,
 )
@@ -123,11 +123,7 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         args = tuple(map(self._at_hand, args))
         given = [*args, *(v for name, v in kwargs.items() if name not in _FRAME_VARIABLES)]
         method = getattr(obj, "__wrapped__", obj)  # the sandbox wraps str.format
-        if isinstance(method, BuiltinMethodType) and method.__name__ in GROWING_METHODS:
-            is_format = method.__name__ in FORMATTERS
-            meter.charge(growth(method.__self__, given, is_format=is_format))
-        else:
-            meter.charge(sum(map(size_of, given)))
+        meter.charge(call_cost(method, given))
         result = super().call(context, obj, *args, **kwargs)
         meter.charge(size_of(result))
         return result
@@ -151,18 +147,12 @@ class TemplateSandbox(ImmutableSandboxedEnvironment):
         return value
 
     def _metered_filter(self, name: str) -> Callable[..., Any]:
-        grows, is_format = name in GROWING_FILTERS, name in FORMATTERS
-
         # Those that take a context are not run when the template is compiled.
         @pass_context
         def run(context: Context, value: Any, *args: Any, **kwargs: Any) -> Any:
             meter = self._thread.meter
             value = self._at_hand(value)
-            given = [*args, *kwargs.values()]
-            if grows:
-                meter.charge(growth(value, given, is_format=is_format))
-            else:
-                meter.charge(sum(map(size_of, given), size_of(value)))
+            meter.charge(filter_cost(name, value, [*args, *kwargs.values()]))
             result = self._plain.call_filter(name, value, args, kwargs, context)
             meter.charge(size_of(result))
             return result
@@ -202,4 +192,5 @@ def _raise_exception(message: str) -> None:
 
 
 def _strftime_now(form: str) -> str:
+    check_time_format(form)
     return datetime.now().strftime(form)

@@ -71,8 +71,10 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Changes with anything that changes token ids."""
-        return hashlib.blake2b(self._backend.to_str().encode(), digest_size=16).hexdigest()
+        """Changes with anything that changes token ids, or what a chat template is told."""
+        digest = hashlib.blake2b(self._backend.to_str().encode(), digest_size=16)
+        digest.update(repr(sorted(self.special_tokens.items())).encode())
+        return digest.hexdigest()
 
     @property
     def bos_token(self) -> str | None:
@@ -157,7 +159,7 @@ def _read_backend(path: Path) -> Any:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        return Backend.from_file(str(path))
+        return Backend.from_buffer(path.read_bytes())  # which, unlike from_file, takes any name
     except Exception as error:  # tokenizers raises nothing narrower
         raise CheckpointError(f"{path}: not a usable tokenizer: {error}") from error
 

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -126,17 +126,26 @@ def _open_shards(folder: Path) -> Iterator[dict[str, Any]]:
         shards = {}
         for file in _shard_files(folder):
             path = folder / file
-            try:
-                path.open("rb").close()  # safe_open calls a file that it may not read missing
+            try:  # safe_open calls a file that it may not read missing
+                opened = stack.enter_context(path.open("rb"))
             except OSError as error:
                 raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
             try:
-                shards[file] = stack.enter_context(safe_open(path, "pt"))
+                shards[file] = stack.enter_context(safe_open(_utf8_path(path, opened), "pt"))
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
                     f"{path} cannot be read as safetensors ({error}); fetch the file again"
                 ) from error
         yield shards
+
+
+def _utf8_path(path: Path, opened: BinaryIO) -> str:
+    """A path of an open file that safetensors takes, which wants UTF-8."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return f"/proc/self/fd/{opened.fileno()}"
+    return str(path)
 
 
 def _shard_files(folder: Path) -> list[str]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmbatch.errors import ErrorCode, RowError, VlmbatchError
+from vlmbatch.errors import ErrorCode, RequestError, VlmbatchError
 
 INVALID_REQUEST = "invalid_request_error"
 SERVER_ERROR = "server_error"
 
 # Where OpenAI has a code of its own for what a row's code says.
 _CODES = {ErrorCode.PROMPT_TOO_LONG: "context_length_exceeded"}
-_ROW_CODES = {theirs: ours for ours, theirs in _CODES.items()}
+_ROW_CODES = {_CODES.get(code, str(code)): code for code in ErrorCode}
 _STATUSES = {ErrorCode.ENGINE_ERROR: 500}  # all others are of the client's making: 400
 
 
@@ -36,9 +36,6 @@ class ApiError(VlmbatchError):
         self.param = param
         self.code = code
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ApiError, (self.status, self.message, self.type, self.param, self.code)
-
     def to_json(self) -> dict[str, Any]:
         """The response's body."""
         return {
@@ -50,13 +47,10 @@ class ApiError(VlmbatchError):
             }
         }
 
-    def to_row_error(self) -> RowError:
+    def to_row_error(self) -> RequestError:
         """The same as the error of a manifest's row: ``request_invalid``, or the image's code."""
-        try:
-            code = row_code(self.code or "")
-        except ValueError:
-            code = ErrorCode.REQUEST_INVALID
-        return RowError(code, self.message)
+        code, api_code = row_code(self.code)
+        return RequestError(code, self.message, self.param, api_code)
 
 
 def bad_request(message: str, param: str | None, code: str | None = "invalid_value") -> ApiError:
@@ -64,17 +58,17 @@ def bad_request(message: str, param: str | None, code: str | None = "invalid_val
     return ApiError(400, message, INVALID_REQUEST, param, code)
 
 
-def api_error(code: ErrorCode, message: str, param: str | None = None) -> ApiError:
-    """What a client is told of a row's error."""
+def api_error(
+    code: ErrorCode, message: str, param: str | None = None, api_code: str | None = None
+) -> ApiError:
+    """What a client is told of a row's error. ``api_code``: OpenAI's, if ``code`` does not tell."""
     status = _STATUSES.get(code, 400)
     kind = INVALID_REQUEST if status < 500 else SERVER_ERROR
-    return ApiError(status, message, kind, param, _CODES.get(code, str(code)))
+    return ApiError(status, message, kind, param, api_code or _CODES.get(code, str(code)))
 
 
-def row_code(code: str) -> ErrorCode:
-    """The row's code that ``api_error`` has made ``code`` of.
-
-    Raises:
-        ValueError: there is none.
-    """
-    return _ROW_CODES.get(code) or ErrorCode(code)
+def row_code(code: str | None) -> tuple[ErrorCode, str | None]:
+    """The row's code that ``api_error`` makes ``code`` of, and the ``api_code`` that it needs."""
+    if code is not None and code in _ROW_CODES:
+        return _ROW_CODES[code], None
+    return ErrorCode.REQUEST_INVALID, code

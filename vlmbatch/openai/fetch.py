@@ -5,7 +5,7 @@ from __future__ import annotations
 import ssl
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,14 +13,12 @@ import httpcore
 
 from vlmbatch import __version__
 from vlmbatch.errors import ErrorCode, RowError
-from vlmbatch.openai.addresses import refusal, resolve
+from vlmbatch.openai.addresses import Resolver, refusal, resolve, resolve_within
 from vlmbatch.openai.image_urls import AllowedDomains, forbidden_host, host_of, shown
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _PORTS = {"http": 80, "https": 443}
 _SAFE = "!$%&'()*+,/:;=?@[]~"  # left as they are in a request's target: escapes stay escapes
-
-Resolver = Callable[[str, int], list[str]]  # host, port -> addresses; raises OSError, UnicodeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,8 +34,8 @@ class ImageFetcher:
     """Fetches images over http(s). Thread-safe; no proxy, no cookies, no cache.
 
     Every host, also that of a redirect, must be one of ``domains``. Its name is resolved once, all
-    its addresses must be public, and the connection goes to one that was checked. TLS verifies the
-    name by the system's certificates. ``resolve`` and ``refusal`` are for tests.
+    its addresses must be public, and the connection goes to the first of them that takes it. TLS
+    verifies the name by the system's certificates. ``resolve`` and ``refusal`` are for tests.
     """
 
     def __init__(
@@ -83,9 +81,9 @@ class ImageFetcher:
         if not self._domains.allows(target.host):
             message = forbidden_host(url, target.host, self._domains)
             raise RowError(ErrorCode.IMAGE_FORBIDDEN, message)
-        address = self._checked_address(target, url)
+        addresses = self._checked_addresses(target, url, _seconds_left(deadline))
         origin = httpcore.Origin(target.scheme.encode(), target.host.encode("ascii"), target.port)
-        backend = _PinnedBackend(address, deadline)
+        backend = _PinnedBackend(addresses, deadline)
         tls = self._tls if target.scheme == "https" else None
         with (
             httpcore.HTTPConnection(origin, ssl_context=tls, network_backend=backend) as connection,
@@ -112,10 +110,12 @@ class ImageFetcher:
                 raise self._too_large(url)
         return bytes(body)
 
-    def _checked_address(self, target: _Target, url: str) -> str:
-        """One address to connect to, when all of the host's are public."""
+    def _checked_addresses(self, target: _Target, url: str, seconds: float) -> list[str]:
+        """The host's addresses, one at least, when all of them are public."""
         try:
-            addresses = self._resolve(target.host, target.port)
+            addresses = resolve_within(seconds, self._resolve, target.host, target.port)
+        except TimeoutError:  # an OSError; that of the whole
+            raise
         except (OSError, UnicodeError) as error:
             raise _failed(url, f"the host {target.host} is not found: {error}") from error
         for address in addresses:
@@ -127,7 +127,7 @@ class ImageFetcher:
                 )
         if not addresses:
             raise _failed(url, f"the host {target.host} has no address")
-        return addresses[0]
+        return addresses
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
@@ -193,10 +193,13 @@ class _Target:
 
 
 class _PinnedBackend(httpcore.NetworkBackend):
-    """Connects to one address whatever the host's name, and ends all waiting at ``deadline``."""
+    """Connects to one of ``addresses`` whatever the host's name; no waiting beyond ``deadline``.
 
-    def __init__(self, address: str, deadline: float) -> None:
-        self._address = address
+    They are tried in their order, each for its share of the time that is left.
+    """
+
+    def __init__(self, addresses: Sequence[str], deadline: float) -> None:
+        self._addresses = addresses
         self._deadline = deadline
         self._backend = httpcore.SyncBackend()
 
@@ -208,9 +211,21 @@ class _PinnedBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        left = _seconds_left(self._deadline)
-        stream = self._backend.connect_tcp(self._address, port, left, local_address, socket_options)
-        return _TimedStream(stream, self._deadline)
+        for num_left in range(len(self._addresses), 0, -1):
+            try:
+                stream = self._backend.connect_tcp(
+                    self._addresses[-num_left],
+                    port,
+                    _seconds_left(self._deadline) / num_left,
+                    local_address,
+                    socket_options,
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout):
+                if num_left == 1:
+                    raise
+            else:
+                return _TimedStream(stream, self._deadline)
+        raise AssertionError("there is no address")
 
 
 class _TimedStream(httpcore.NetworkStream):

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from vlmbatch.openai.errors import ApiError, bad_request
 
 Json = dict[str, Any]
+
+# OpenAI's limits for what is attached to a request.
+_MAX_TAGS = 16
+_MAX_TAG_NAME = 64  # characters
+_MAX_TAG_VALUE = 512
+_MAX_SHOWN = 80
 
 
 def object_body(body: object) -> Json:
@@ -59,6 +66,31 @@ def number(body: Json, name: str) -> float | None:
     raise wrong_type(name, "a number", value)
 
 
+def json_object(body: Json, name: str) -> Json | None:
+    """An object; None when it is absent or null."""
+    value = body.get(name)
+    if value is None or isinstance(value, dict):
+        return value
+    raise wrong_type(name, "an object", value)
+
+
+def tags(body: Json, name: str) -> dict[str, str] | None:
+    """A few short strings by name; None when they are absent or null."""
+    found = json_object(body, name) or {}
+    if len(found) > _MAX_TAGS:
+        raise bad_request(f"'{name}' has {len(found)} entries, at most {_MAX_TAGS} fit", name)
+    for key, value in found.items():
+        if not isinstance(value, str):
+            raise wrong_type(f"{name}.{key:.{_MAX_TAG_NAME}}", "a string", value)
+        if len(key) > _MAX_TAG_NAME or len(value) > _MAX_TAG_VALUE:
+            raise bad_request(
+                f"an entry of '{name}' has a name of {len(key)} characters and a value of "
+                f"{len(value)}, at most {_MAX_TAG_NAME} and {_MAX_TAG_VALUE} fit",
+                name,
+            )
+    return body.get(name)
+
+
 def wrong_type(param: str, expected: str, value: object) -> ApiError:
     """The 400 for a value of another type."""
     return bad_request(
@@ -79,8 +111,18 @@ def kind_of(value: object) -> str:
         return "an object"
     if isinstance(value, list):
         return "an array"
+    return as_json(value)
+
+
+def as_json(value: object) -> str:
+    """A value as the client has written it, or its beginning."""
+    text = ""
     try:
-        text = repr(value)
+        # Piece by piece, in Python: a large value is not written out to be cut.
+        for piece in json.JSONEncoder(ensure_ascii=False).iterencode(value):
+            text += piece[: _MAX_SHOWN + 1]
+            if len(text) > _MAX_SHOWN:
+                return f"{text[: _MAX_SHOWN - 1]}…"
     except ValueError:  # an integer of thousands of digits
-        text = "a number"
-    return text if len(text) <= 80 else f"{text[:79]}…"
+        return "a number"
+    return text

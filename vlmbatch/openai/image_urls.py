@@ -145,6 +145,8 @@ def host_of(url: str) -> str:
     host = (parts.hostname or "").removesuffix(".")
     if not host:
         raise ValueError("the URL has no host")
+    if "" in host.split("."):
+        raise ValueError(f"the host {host!r:.100} has two dots in a row, or one in front")
     try:
         return host if host.isascii() else host.encode("idna").decode().lower()
     except UnicodeError as error:

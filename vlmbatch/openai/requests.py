@@ -7,7 +7,15 @@ from typing import Any
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.openai.errors import bad_request
-from vlmbatch.openai.fields import Json, boolean, missing, object_body, string, wrong_type
+from vlmbatch.openai.fields import (
+    Json,
+    boolean,
+    json_object,
+    missing,
+    object_body,
+    string,
+    wrong_type,
+)
 from vlmbatch.openai.image_urls import ImageUrls
 from vlmbatch.openai.messages import read_messages
 from vlmbatch.openai.sampling import SAMPLING_FIELDS, read_sampling
@@ -20,8 +28,8 @@ COMPLETION_URL = "/v1/completions"
 _COMMON = SAMPLING_FIELDS | {"model", "stream", "stream_options"}
 _CHAT_FIELDS = _COMMON | {"messages", "max_completion_tokens"}
 _COMPLETION_FIELDS = _COMMON | {"prompt", "images"}  # images: ours; OpenAI's has none
-# vLLM's, and only if false; OpenAI's obfuscation pads what is streamed, and is a matter of taste.
-_STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation", "continuous_usage_stats"})
+# The last is vLLM's; OpenAI's obfuscation pads what is streamed, and is a matter of taste.
+_STREAM_OPTIONS = ("include_usage", "include_obfuscation", "continuous_usage_stats")
 
 NO_URLS = ImageUrls()
 
@@ -39,7 +47,8 @@ class ChatRequest:
     images: tuple[ImageRef, ...]
     sampling: SamplingParams
     stream: bool = False
-    include_usage: bool = False  # of a stream
+    include_usage: bool = False  # at the end of a stream
+    continuous_usage: bool = False  # and in each of its chunks
     user: str | None = None
 
 
@@ -52,7 +61,8 @@ class CompletionRequest:
     images: tuple[ImageRef, ...]
     sampling: SamplingParams
     stream: bool = False
-    include_usage: bool = False  # of a stream
+    include_usage: bool = False  # at the end of a stream
+    continuous_usage: bool = False  # and in each of its chunks
     user: str | None = None
 
 
@@ -71,15 +81,8 @@ def parse_chat_request(
     check_fields(body, _CHAT_FIELDS, NEUTRAL_CHAT)
     messages, images = read_messages(body.get("messages"), urls)
     sampling = read_sampling(body, defaults)
-    stream, include_usage = _stream(body)
     return ChatRequest(
-        string(body, "model"),
-        messages,
-        images,
-        sampling,
-        stream,
-        include_usage,
-        string(body, "user"),
+        string(body, "model"), messages, images, sampling, *_stream(body), string(body, "user")
     )
 
 
@@ -98,9 +101,8 @@ def parse_completion_request(
     prompt = _prompt(body.get("prompt"))
     images = _images(body.get("images"), urls)
     sampling = read_sampling(body, defaults)
-    stream, include_usage = _stream(body)
     return CompletionRequest(
-        string(body, "model"), prompt, images, sampling, stream, include_usage, string(body, "user")
+        string(body, "model"), prompt, images, sampling, *_stream(body), string(body, "user")
     )
 
 
@@ -124,14 +126,12 @@ def _prompt(value: object) -> str:
     return value
 
 
-def _stream(body: Json) -> tuple[bool, bool]:
-    """Whether to stream, and whether to tell the usage at the end of the stream."""
+def _stream(body: Json) -> tuple[bool, bool, bool]:
+    """``stream``, ``include_usage`` and ``continuous_usage`` of a request."""
     stream = boolean(body, "stream")
-    options = body.get("stream_options")
+    options = json_object(body, "stream_options")
     if options is None:
-        return stream, False
-    if not isinstance(options, dict):
-        raise wrong_type("stream_options", "an object", options)
+        return stream, False, False
     if not stream:
         raise bad_request(
             "'stream_options' is only allowed when 'stream' is true", "stream_options"
@@ -143,10 +143,5 @@ def _stream(body: Json) -> tuple[bool, bool]:
                 "stream_options",
                 "unknown_parameter",
             )
-    if boolean(options, "continuous_usage_stats", "stream_options."):
-        raise bad_request(
-            "'stream_options.continuous_usage_stats' is not supported",
-            "stream_options.continuous_usage_stats",
-            "unsupported_parameter",
-        )
-    return stream, boolean(options, "include_usage", "stream_options.")
+    usage, _, continuous = (boolean(options, name, "stream_options.") for name in _STREAM_OPTIONS)
+    return stream, usage, usage and continuous  # as vLLM: the one asks for the other

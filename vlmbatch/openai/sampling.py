@@ -17,6 +17,7 @@ SAMPLING_FIELDS = frozenset(
 )
 
 _MAX_STOPS = 4
+_MAX_TEMPERATURE = 2.0  # OpenAI's
 
 
 def read_sampling(body: Json, defaults: SamplingParams) -> SamplingParams:
@@ -34,7 +35,7 @@ def read_sampling(body: Json, defaults: SamplingParams) -> SamplingParams:
     seed = integer(body, "seed")
     changes: dict[str, tuple[str, Any]] = {
         "max_tokens": (max_name, integer(body, max_name)),
-        "temperature": ("temperature", number(body, "temperature")),
+        "temperature": ("temperature", _temperature(body)),
         "top_p": ("top_p", number(body, "top_p")),
         "top_k": ("top_k", 0 if top_k == -1 else top_k),
         "seed": ("seed", None if seed is None else seed % 2**63),  # OpenAI's may be negative
@@ -52,6 +53,15 @@ def read_sampling(body: Json, defaults: SamplingParams) -> SamplingParams:
     if body.get("ignore_eos") is not None:
         sampling = replace(sampling, ignore_eos=boolean(body, "ignore_eos"))
     return sampling
+
+
+def _temperature(body: Json) -> float | None:
+    value = number(body, "temperature")
+    if value is not None and value > _MAX_TEMPERATURE:
+        raise bad_request(
+            f"temperature must be at most {_MAX_TEMPERATURE:g}, got {value:g}", "temperature"
+        )
+    return value
 
 
 def _stop(value: object) -> tuple[str, ...] | None:

@@ -5,18 +5,26 @@ The latter are refused, except where they ask for what happens anyhow.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from vlmbatch.openai.errors import bad_request
-from vlmbatch.openai.fields import Json, kind_of
+from vlmbatch.openai.fields import Json, as_json, boolean, integer, json_object, string, tags
 
-# Of accounts, logs and caches: without a bearing on the answer.
-HARMLESS = frozenset(
-    {"user", "metadata", "store", "service_tier", "safety_identifier", "parallel_tool_calls"}
-    | {"prompt_cache_key", "prompt_cache_retention", "prompt_cache_options"}
-    | {"request_id", "priority"}
-)
+# Of accounts, logs and caches: without a bearing on the answer. Only their types are looked at.
+HARMLESS: dict[str, Callable[[Json, str], object]] = {
+    "user": string,
+    "metadata": tags,
+    "store": boolean,
+    "service_tier": string,
+    "safety_identifier": string,
+    "parallel_tool_calls": boolean,
+    "prompt_cache_key": string,
+    "prompt_cache_retention": string,
+    "prompt_cache_options": json_object,
+    "request_id": string,
+    "priority": integer,
+}
 
 # By field: the values that ask for nothing. Null does for all of them.
 _BOTH: dict[str, tuple[Any, ...]] = {
@@ -71,7 +79,10 @@ def check_fields(
         ApiError: 400; ``param`` names the field.
     """
     for name, value in body.items():
-        if name in supported or name in HARMLESS:
+        if name in supported:
+            continue
+        if name in HARMLESS:
+            HARMLESS[name](body, name)
             continue
         if name not in neutral:
             raise bad_request(
@@ -81,10 +92,10 @@ def check_fields(
             )
         if value is None or any(_same(value, allowed) for allowed in neutral[name]):
             continue
-        instead = " or ".join(_as_json(allowed) for allowed in neutral[name])
+        instead = " or ".join(as_json(allowed) for allowed in neutral[name])
         hint = f"leave it out, or set it to {instead}" if instead else "leave it out"
         raise bad_request(
-            f"'{name}' with {kind_of(value)} is not supported: {hint}",
+            f"'{name}' with {as_json(value)} is not supported: {hint}",
             name,
             "unsupported_parameter",
         )
@@ -93,7 +104,3 @@ def check_fields(
 def _same(value: object, allowed: object) -> bool:
     """Equality, for which true is no 1."""
     return isinstance(value, bool) == isinstance(allowed, bool) and value == allowed
-
-
-def _as_json(value: object) -> str:
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value)

@@ -17,6 +17,7 @@ from vlmbatch.openai.errors import SERVER_ERROR, ApiError
 from vlmbatch.openai.responses import model_list, model_object
 from vlmbatch.serve.completions import CHAT, COMPLETION, CompletionEndpoint, Service
 from vlmbatch.serve.errors import error_response, on_bug, on_error, on_http_error
+from vlmbatch.serve.hosts import CheckHost, is_loopback
 from vlmbatch.serve.json_response import JsonResponse
 from vlmbatch.serve.metrics import HEALTH_PATH, METRICS_PATH
 from vlmbatch.serve.middleware import Observe, RequireKey
@@ -24,8 +25,11 @@ from vlmbatch.serve.middleware import Observe, RequireKey
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def make_app(service: Service) -> ASGIApp:
-    """The ASGI application. The key, where there is one, is for ``/v1`` alone."""
+def make_app(service: Service, listens_on: str) -> ASGIApp:
+    """The ASGI application. The key, where there is one, is for ``/v1`` alone.
+
+    ``listens_on``: the address of the socket that brings the requests.
+    """
     config = service.config
     started = int(time.time())
 
@@ -55,7 +59,7 @@ def make_app(service: Service) -> ASGIApp:
         Route("/models", models),
         Route("/models/{name:path}", model),
     ]
-    app = Starlette(
+    app: ASGIApp = Starlette(
         routes=[
             Mount("/v1", routes=v1, middleware=guards),
             Route(HEALTH_PATH, health),
@@ -67,4 +71,6 @@ def make_app(service: Service) -> ASGIApp:
             Exception: on_bug,
         },
     )
+    if config.api_key is None and is_loopback(listens_on):
+        app = CheckHost(app, config.host)
     return Observe(app, service.metrics)

@@ -168,9 +168,10 @@ class CompletionEndpoint:
             while reason is None:
                 chunk = await generation.next_chunk()
                 reason = chunk.finish_reason
-                text = text_stream.push(chunk.token_ids, last=reason is not None)
+                text = text_stream.push(chunk)
                 if asked.stream:
-                    await self._put(stream, head, text, reason)
+                    usage = self._usage(prepared, generation) if asked.continuous_usage else None
+                    await self._put(stream, head, text, reason, usage)
                 else:
                     texts.append(text)
         if generation.first_token_at is not None:
@@ -185,12 +186,19 @@ class CompletionEndpoint:
             await JsonResponse(response)(scope, receive, send)
 
     async def _put(
-        self, stream: EventStream, head: ResponseHead, text: str, reason: FinishReason | None
+        self,
+        stream: EventStream,
+        head: ResponseHead,
+        text: str,
+        reason: FinishReason | None,
+        usage: JsonObject | None,
     ) -> None:
+        """``usage``, of the tokens so far, goes into each chunk if it is given."""
+        more = {} if usage is None else {"usage": usage}
         if not stream.started and self._dialect.first_chunk is not None:
-            await stream.put(self._dialect.first_chunk(head))
+            await stream.put(self._dialect.first_chunk(head) | more)
         if text or reason is not None:
-            await stream.put(self._dialect.chunk(head, text, reason))
+            await stream.put(self._dialect.chunk(head, text, reason) | more)
 
     def _usage(self, prepared: PreparedRequest, generation: Generation) -> JsonObject:
         request = prepared.request

@@ -13,7 +13,8 @@ class ServeConfig:
     """What is served, and within which limits.
 
     ``job``: model, engine, prompts and images as those of a run; its manifest and output play no
-    part. ``api_key`` None lets everybody in. Times are in seconds.
+    part. ``api_key`` None lets everybody in; blanks around it, as a file's last newline, are
+    cut off. Times are in seconds.
 
     Raises:
         ConfigError: a value out of range.
@@ -33,8 +34,9 @@ class ServeConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.port < 2**16:
             raise ConfigError(f"the port must be from 0 to {2**16 - 1}, got {self.port}")
-        if self.api_key == "":
-            raise ConfigError("the API key is empty: leave it out to let everybody in")
+        if self.api_key is not None:
+            object.__setattr__(self, "api_key", self.api_key.strip())
+            _check_key(self.api_key)
         if self.request_timeout_s <= 0:
             raise ConfigError(f"the request timeout must be above 0, got {self.request_timeout_s}")
 
@@ -42,3 +44,14 @@ class ServeConfig:
     def model_name(self) -> str:
         """What requests call the model."""
         return self.served_model_name or self.job.model
+
+
+def _check_key(key: str) -> None:
+    if not key:
+        raise ConfigError("the API key is empty: leave it out to let everybody in")
+    for place, character in enumerate(key, 1):
+        if not " " <= character <= "~":
+            raise ConfigError(
+                f"character {place} of the API key cannot be sent in a header, as clients send it: "
+                "use ASCII letters, digits and punctuation"
+            )

@@ -9,7 +9,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import generate_latest
 from prometheus_client.registry import Collector
 
-from vlmbatch.serve.engine_thread import EngineStatus
+from vlmbatch.replicas.replica import ReplicaStatus
 
 CHAT_PATH, COMPLETIONS_PATH, MODELS_PATH = "/v1/chat/completions", "/v1/completions", "/v1/models"
 HEALTH_PATH, METRICS_PATH = "/health", "/metrics"
@@ -21,7 +21,7 @@ _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80,
 class ServerMetrics:
     """Counters of one server; ``engine_status`` is asked for the engine's at each scrape."""
 
-    def __init__(self, engine_status: Callable[[], EngineStatus]) -> None:
+    def __init__(self, engine_status: Callable[[], ReplicaStatus]) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_EngineCollector(engine_status))
         ProcessCollector(registry=self._registry)
@@ -62,7 +62,7 @@ class ServerMetrics:
 
 
 class _EngineCollector(Collector):
-    def __init__(self, status: Callable[[], EngineStatus]) -> None:
+    def __init__(self, status: Callable[[], ReplicaStatus]) -> None:
         self._status = status
 
     def collect(self) -> Iterable[Metric]:

@@ -9,8 +9,11 @@ import secrets
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
 
 from vlmbatch.config import SamplingParams
+from vlmbatch.errors import VlmbatchError
 from vlmbatch.image_workers.loader import ImageLoader
 from vlmbatch.models.family import Processor
 from vlmbatch.openai.errors import ApiError, bad_request
@@ -19,6 +22,7 @@ from vlmbatch.openai.requests import ChatRequest, CompletionRequest
 from vlmbatch.prepare import prepare
 from vlmbatch.types import Request, Result, Row
 
+T = TypeVar("T")
 ApiRequest = ChatRequest | CompletionRequest
 Parse = Callable[[object, SamplingParams, ImageUrls], ApiRequest]
 
@@ -73,10 +77,12 @@ class Preparation:
             RowError: prompt or images cannot be used.
         """
         loop = asyncio.get_running_loop()
-        here = await loop.run_in_executor(self._threads, self._parse, body, parse, defaults)
+        parsing = partial(self._parse, body, parse, defaults)
+        here = await loop.run_in_executor(self._threads, _contained, parsing)
         if here.request is not None:
             return PreparedRequest(here.asked, here.request)
-        request = await loop.run_in_executor(self._fetchers, self._to_request, here.asked)
+        fetching = partial(self._to_request, here.asked)
+        request = await loop.run_in_executor(self._fetchers, _contained, fetching)
         return PreparedRequest(here.asked, request)
 
     def close(self) -> None:
@@ -122,6 +128,20 @@ class Preparation:
             raise prepared.error
         assert prepared.request is not None
         return prepared.request
+
+
+def _contained(work: Callable[[], T]) -> T:
+    """``work``, of which no failure reaches beyond its own request.
+
+    On an event loop SystemExit and KeyboardInterrupt end the loop, and a future that is given a
+    StopIteration never wakes up who waits for it.
+    """
+    try:
+        return work()
+    except VlmbatchError:
+        raise
+    except BaseException as error:
+        raise RuntimeError(f"a request could not be prepared: {error!r}") from error
 
 
 def _nothing_known(row: Row) -> Result | None:

@@ -21,13 +21,16 @@ from vlmbatch.inputs import ModelInputs, open_images, open_model
 from vlmbatch.log import logger
 from vlmbatch.openai.fetch import ImageFetcher
 from vlmbatch.openai.image_urls import AllowedDomains, ImageUrls
+from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.run import freeze_loaded, load_engine
 from vlmbatch.serve.app import make_app
 from vlmbatch.serve.completions import RequestSlots, Service
 from vlmbatch.serve.config import ServeConfig
 from vlmbatch.serve.engine_thread import EngineThread
+from vlmbatch.serve.hosts import is_loopback
 from vlmbatch.serve.metrics import ServerMetrics
 from vlmbatch.serve.preparation import Preparation
+from vlmbatch.signals import ending_signals
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
@@ -40,7 +43,7 @@ _LAST_WORDS_S = 2.0  # for responses that say that the grace time is over
 
 
 def serve(config: ServeConfig) -> int:
-    """Answer requests until SIGINT or SIGTERM; the exit status.
+    """Answer requests until SIGINT, SIGTERM or SIGHUP; the exit status.
 
     0 when all requests under way were answered within the time of grace, 130 or 143 when some had
     to be given up.
@@ -82,7 +85,7 @@ def make_service(
         num_workers = default_image_workers(engine_on_cpu=engine.device.type == "cpu")
     loader = UrlLoader(open_images(job, inputs, num_workers), ImageFetcher(domains))
     tokenizer = inputs.processor.tokenizer
-    engine_thread = EngineThread(engine, tokenizer)
+    engine_thread = EngineThread(LocalReplica(engine, tokenizer))
     return Service(
         config=config,
         tokenizer=tokenizer,
@@ -110,7 +113,8 @@ async def _serve(
 ) -> int:
     service = make_service(config, inputs, engine, domains)
     try:
-        server = _Server(make_app(service), config.grace_s, lambda: _announce(config, listener))
+        app = make_app(service, listener.getsockname()[0])
+        server = _Server(app, config.grace_s, lambda: _announce(config, listener))
         stop = GracefulStop(server, service, config.grace_s)
         with stop.on_signals():
             await server.serve(sockets=[listener])
@@ -164,8 +168,8 @@ class GracefulStop:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Within, SIGINT and SIGTERM stop the server. Main thread only."""
-        numbers = (signal.SIGINT, signal.SIGTERM)
+        """Within, SIGINT, SIGTERM and SIGHUP stop the server. Main thread only."""
+        numbers = ending_signals()
         for number in numbers:
             self._loop.add_signal_handler(number, self.stop, number)
         try:
@@ -177,7 +181,8 @@ class GracefulStop:
     def stop(self, number: int) -> None:
         """What a signal does."""
         if self._server.should_exit:
-            self._give_up(number)
+            if number != signal.SIGHUP:  # of which a closed terminal sends several
+                self._give_up(number)
             return
         self._server.should_exit = True
         if self._service.slots.in_use:
@@ -225,5 +230,5 @@ def _announce(config: ServeConfig, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
     logger.info("serving %s on http://%s:%d", config.model_name, shown, port)
-    if config.api_key is None and config.host not in ("127.0.0.1", "::1", "localhost"):
+    if config.api_key is None and not is_loopback(host):
         logger.warning("anybody who can reach %s may use the server: see --api-key", config.host)

@@ -5,31 +5,33 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vlmbatch.models.tokenizer import IncrementalDecoder, Tokenizer
-from vlmbatch.stop_strings import cut_at_stop
+from vlmbatch.serve.engine_thread import TokenChunk
 
 
 class TextStream:
     """The text of one answer, piece by piece.
 
-    The pieces add up to what ``decode`` of all tokens gives, cut at the first stop string. Text
-    that a stop string may begin in is held back until it is known whether it does.
+    The pieces add up to what ``decode`` of all tokens gives, cut where the last chunk says. Text
+    that one of the ``stop`` strings may begin in is held back until it is known whether it does.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:
         self._decoder = IncrementalDecoder(tokenizer)
         self._stop = stop
         self._held = ""
+        self._num_given = 0  # characters
 
-    def push(self, token_ids: Sequence[int], last: bool) -> str:
-        """The text that these tokens make final; ``last``: no others follow.
-
-        A whole stop string may only stand among the last ones, as it ends the answer.
-        """
-        text = self._held + "".join(map(self._decoder.push, token_ids))
-        if last:
-            return cut_at_stop(text + self._decoder.flush(), self._stop)
+    def push(self, chunk: TokenChunk) -> str:
+        """The text that these tokens make final."""
+        text = self._held + "".join(map(self._decoder.push, chunk.token_ids))
+        if chunk.finish_reason is not None:
+            text += self._decoder.flush()
+            end = len(text) if chunk.text_end is None else chunk.text_end - self._num_given
+            assert end >= 0
+            return text[:end]
         end = len(text) - max((_overlap(text, stop) for stop in self._stop), default=0)
         self._held = text[end:]
+        self._num_given += end
         return text[:end]
 
 

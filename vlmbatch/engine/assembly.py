@@ -1,0 +1,84 @@
+"""Builds an engine from its parts: pool, KV cache, scheduler, runner and lanes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+
+from vlmbatch.attention.base import AttentionBackend
+from vlmbatch.config import EngineConfig
+from vlmbatch.engine.batch import build_step_inputs
+from vlmbatch.engine.block_pool import BlockPool
+from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.kv_cache import KVCache, pool_granules
+from vlmbatch.engine.lanes import Lanes, make_lanes
+from vlmbatch.engine.limits import Limits
+from vlmbatch.engine.model_runner import ModelRunner
+from vlmbatch.engine.overlap import OverlapPolicy
+from vlmbatch.engine.scheduler import Scheduler
+from vlmbatch.models.config import ModelConfig
+from vlmbatch.models.family import VisionLanguageModel
+
+
+def make_engine(
+    model: VisionLanguageModel,
+    model_config: ModelConfig,
+    config: EngineConfig,
+    backend: AttentionBackend,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    ahead: bool | None = None,
+    lanes: Lanes | None = None,
+    overlap: OverlapPolicy | None = None,
+) -> Engine:
+    """An engine around ``model``, whose weights are on ``device`` in ``dtype``.
+
+    ``ahead``: prepare a step while the one before is computed; None: on a GPU. ``lanes``: to run
+    prefill beside decode in; None: as the device and ``config`` allow. ``overlap``: when to use
+    them; None: where it pays by the shape of the model.
+
+    Raises:
+        ConfigError: the KV cache that ``config`` asks for is less than a granule.
+    """
+    text = model_config.text
+    limits = Limits.resolve(config, text, device.type)
+    granule, block_size = backend.granule, backend.block_size
+    granules = pool_granules(config.kv_cache_tokens, text, limits, granule, dtype)
+    kv_cache = KVCache(text, granules * granule, granule, block_size, dtype, device)
+    runner = ModelRunner(
+        model,
+        kv_cache,
+        device,
+        cached_image_tokens=limits.cached_image_tokens,
+        vision_tokens=limits.vision_tokens,
+    )
+    main, own_lanes = make_lanes(
+        config, backend, device, limits.max_num_seqs, limits.max_model_len, kv_cache.spare_slot
+    )
+    has_full_attention = None in (text.sliding_windows or (None,))
+    return Engine(
+        runner,
+        lambda: Scheduler(
+            BlockPool(granules, block_size // granule),
+            granule=granule,
+            max_num_seqs=limits.max_num_seqs,
+            max_batched_tokens=limits.max_batched_tokens,
+            enable_prefix_caching=config.enable_prefix_caching,
+        ),
+        partial(
+            build_step_inputs,
+            block_size=block_size,
+            granule=granule,
+            device=device,
+            share_prefixes=backend.shares_prefixes and has_full_attention,
+        ),
+        main,
+        lanes or own_lanes,
+        overlap or OverlapPolicy(text, dtype.itemsize),
+        limits,
+        eos_token_ids=frozenset(model_config.eos_token_ids),
+        device=device,
+        ahead=device.type == "cuda" if ahead is None else ahead,
+    )
