@@ -138,8 +138,9 @@ def _grid(shape: tuple[int, ...], grid_of: GridOf, label: str) -> ImageGrid:
 
 def _wrong_type(found: str, label: str) -> RowError:
     hint = "; bfloat16 needs .safetensors" if found.endswith("V2") else ""
+    shown = found if found.isprintable() else ascii(found)
     return _invalid(
-        label, f"numbers of type {found}, expected float16, bfloat16, float32 or float64{hint}"
+        label, f"numbers of type {shown}, expected float16, bfloat16, float32 or float64{hint}"
     )
 
 
