@@ -37,6 +37,7 @@ EPILOG = (
     "--max-tokens), or in a --config file (max_tokens = 64). Flags win over variables, and "
     "variables over the file."
 )
+_COMPLETION = "_VLMBATCH_COMPLETE"  # set by a shell that asks for completions
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 COMMAND: dict[str, Any] = {
     "epilog": EPILOG,

@@ -13,8 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from vlmbatch.config import EngineConfig, ManifestConfig, SessionConfig
 from vlmbatch.cores import default_cpu_threads, default_image_workers
 from vlmbatch.data.feature_folder import FeatureFolder, FeatureManifest
@@ -29,13 +27,15 @@ from vlmbatch.stats import RunStats
 from vlmbatch.types import ImageRef, PixelImage, Row
 
 if TYPE_CHECKING:
-    from vlmbatch.models.llava import LlavaVision
+    import torch
 
-_BATCH_IMAGES = 32
+    from vlmbatch.engine.image_upload import ImageUpload
+    from vlmbatch.models.family import VisionModel
+
 _WINDOW_ROWS = 128  # rows read ahead of the tower, but no more of them than have
 _WINDOW_BYTES = 2**27  # of embedded images, and one row
 _WRITERS = 4  # threads: most of their time they wait for the disk
-_MAX_UNWRITTEN = 4 * _BATCH_IMAGES
+_MAX_UNWRITTEN = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +66,7 @@ def write_features(
         OutputLockedError: another process writes the folder.
         OutputError: the folder cannot be written.
     """
+    from vlmbatch.engine.limits import VISION_TOKENS
     from vlmbatch.engine.loading import resolve_device, resolve_dtype
 
     stats.stage = opening_stage(config)
@@ -85,7 +86,7 @@ def write_features(
         folder = stack.enter_context(FeatureFolder(output))
         manifest = FeatureManifest(folder)
         stack.callback(manifest.close)
-        tower = TowerWriter(config, inputs, folder)
+        tower = TowerWriter(config, inputs, folder, VISION_TOKENS[device.type])
         stack.callback(tower.close)
         threads = ThreadPoolExecutor(max(2, 2 * num_workers), thread_name_prefix="features")
         stack.callback(threads.shutdown, cancel_futures=True)
@@ -122,11 +123,11 @@ class ImageReader:
         images: ImageLoader,
         dtype: str,
     ) -> None:
-        assert inputs.processor.image_processor is not None
+        assert inputs.processor.images is not None
         self._limits = config.image_limits
         self._folder = folder
         self._images = images
-        digests = (checkpoint_digest(inputs.folder), inputs.processor.image_processor.fingerprint)
+        digests = (checkpoint_digest(inputs.folder), inputs.processor.images.fingerprint)
         self._context = hashlib.blake2b(repr((*digests, dtype)).encode()).digest()
 
     def read(self, row: Row) -> list[Outcome]:
@@ -153,11 +154,17 @@ class TowerWriter:
     The tower is loaded when the first image needs it.
     """
 
-    def __init__(self, config: SessionConfig, inputs: Inputs, folder: FeatureFolder) -> None:
+    def __init__(
+        self, config: SessionConfig, inputs: Inputs, folder: FeatureFolder, batch_tokens: int
+    ) -> None:
+        """``batch_tokens``: image tokens of a full batch."""
         self._config = config
         self._inputs = inputs
         self._folder = folder
-        self._tower: LlavaVision | None = None
+        self._batch_tokens = batch_tokens
+        self._num_tokens = 0  # of the batch
+        self._vision: VisionModel | None = None
+        self._upload: ImageUpload | None = None
         self._batch: dict[str, PixelImage] = {}
         self._unwritten: dict[str, Future[None]] = {}
         self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="feature-writer")
@@ -171,8 +178,12 @@ class TowerWriter:
             name = outcome.name
             if name in self._batch or name in self._unwritten or self._folder.has(name):
                 continue
+            num_tokens = outcome.pixels.grid.num_tokens
+            if self._batch and self._num_tokens + num_tokens > self._batch_tokens:
+                self._encode()
             self._batch[name] = outcome.pixels
-            if len(self._batch) == _BATCH_IMAGES:
+            self._num_tokens += num_tokens
+            if self._num_tokens >= self._batch_tokens:
                 self._encode()
 
     def finish(self) -> None:
@@ -185,19 +196,33 @@ class TowerWriter:
         self._writers.shutdown(cancel_futures=True)
 
     def _encode(self) -> None:
-        import torch
         from safetensors.torch import save
 
-        tower = self._tower = self._tower or self._load()
-        pixels = torch.from_numpy(np.stack([image.pixels for image in self._batch.values()]))
-        features = tower.extract_features(pixels.to(next(tower.parameters()).device)).cpu()
         metadata = {"model": _as_utf8(self._config.model)}
-        for name, tensor in zip(self._batch, features, strict=True):
-            data = save({TENSOR_NAME: tensor.contiguous()}, metadata)
+        features = self._extract(list(self._batch.values()))
+        for (name, image), tensor in zip(self._batch.items(), features, strict=True):
+            shape = self._inputs.processor.feature_shape(image.grid)
+            data = save({TENSOR_NAME: tensor.reshape(shape).contiguous()}, metadata)
             self._unwritten[name] = self._writers.submit(self._folder.write, name, data)
         self.num_encoded += len(self._batch)
         self._batch.clear()
+        self._num_tokens = 0
         self._wait(_MAX_UNWRITTEN)
+
+    def _extract(self, images: list[PixelImage]) -> list[torch.Tensor]:
+        """Features (tokens, C) of each image, on the host."""
+        import torch
+
+        from vlmbatch.engine.image_upload import ImageUpload
+        from vlmbatch.engine.loading import resolve_device
+
+        vision = self._vision = self._vision or self._load()
+        upload = self._upload = self._upload or ImageUpload(
+            resolve_device(self._config.engine.device)
+        )
+        pixels = upload.pixels([image.pixels for image in images])
+        features = vision.extract_features(pixels)
+        return list(torch.split(torch.cat(features).cpu(), [len(each) for each in features]))
 
     def _wait(self, most: int) -> None:
         """Wait until at most so many files are not yet durable. Raises what writing raised."""
@@ -206,16 +231,15 @@ class TowerWriter:
                 future.result()
                 del self._unwritten[name]
 
-    def _load(self) -> LlavaVision:
+    def _load(self) -> VisionModel:
         from vlmbatch.engine.loading import build_vision
 
-        images = self._inputs.processor.image_processor
+        images = self._inputs.processor.images
         assert images is not None
         settings: EngineConfig = self._config.engine
         if settings.cpu_threads is None:
             settings = replace(settings, cpu_threads=default_cpu_threads())
-        inputs = self._inputs
-        return build_vision(inputs.folder, inputs.model, settings, images.scale, images.bias)
+        return build_vision(self._inputs.folder, self._inputs.model, settings, images)
 
 
 def _in_order(

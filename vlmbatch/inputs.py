@@ -21,11 +21,11 @@ from vlmbatch.errors import ConfigError
 from vlmbatch.host_memory import HostMemory
 from vlmbatch.image_workers.loader import FeatureLoader, ImageLoader, InProcessLoader
 from vlmbatch.image_workers.pool import ImageWorkers
-from vlmbatch.models.config import ModelConfig, check_image_arguments, load_model_config
+from vlmbatch.models.config import ModelConfig, check_image_arguments
+from vlmbatch.models.family import Processor, load_model_config, load_processor
 from vlmbatch.models.hub import resolve_model
-from vlmbatch.models.processor import LlavaProcessor
 from vlmbatch.openai.image_urls import AllowedDomains
-from vlmbatch.types import ImageRef
+from vlmbatch.types import ImageGrid, ImageRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class ModelInputs:
 
     folder: Path
     model: ModelConfig
-    processor: LlavaProcessor
+    processor: Processor
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +67,7 @@ def open_model(config: SessionConfig) -> ModelInputs:
     folder = resolve_model(config.model, config.revision)
     model = load_model_config(folder)
     check_image_arguments(model, config.image_arguments)
-    processor = LlavaProcessor.load(
+    processor = load_processor(
         folder,
         model,
         config.prompt,
@@ -145,9 +145,9 @@ def open_images(config: SessionConfig, inputs: ModelInputs, num_workers: int) ->
 
 def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
     """Processes that decode images, or for none of them this one, which also reads features."""
-    limits, processor = config.image_limits, inputs.processor.image_processor
+    limits, processor = config.image_limits, inputs.processor.images
     if processor is None:
-        return FeatureLoader(limits, inputs.model.feature_shape)
+        return FeatureLoader(limits, inputs.processor)
     if num_workers == 0:
         return InProcessLoader(limits, processor)
     slots = 4 * num_workers  # so that workers find another image at hand, also while threads wait
@@ -157,13 +157,14 @@ def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int)
     )
 
 
-def image_prober(config: SessionConfig, inputs: ModelInputs) -> Callable[[ImageRef], object]:
-    """A check of an image by the header of its file alone; it raises RowError.
+def image_prober(config: SessionConfig, inputs: ModelInputs) -> Callable[[ImageRef], ImageGrid]:
+    """What the model makes of an image, by the header of its file alone; raises RowError."""
+    limits, images = config.image_limits, inputs.processor.images
+    if images is None:
+        return partial(probe_features, limits=limits, grid_of=inputs.processor.feature_grid)
 
-    Nothing is fetched: an image behind a URL passes.
-    """
-    probe: Callable[[ImageRef], object] = partial(probe_image, limits=config.image_limits)
-    if inputs.processor.image_processor is None:
-        shape = inputs.model.feature_shape
-        probe = partial(probe_features, limits=config.image_limits, shape=shape)
-    return lambda ref: None if ref.url is not None else probe(ref)
+    def probe(ref: ImageRef) -> ImageGrid:
+        header = probe_image(ref, limits)
+        return images.grid(header.height, header.width)
+
+    return probe

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
-from vlmbatch.data.held_images import HeldImages
+from vlmbatch.byte_budget import EncodedBudget, PixelBudget
 from vlmbatch.errors import RowError
 from vlmbatch.grouping import RowGroups, in_groups
 from vlmbatch.image_workers.loader import ImageLoader
-from vlmbatch.models.processor import LlavaProcessor
-from vlmbatch.types import ImageRef, Request, Result, Row
+from vlmbatch.models.family import EncodedPrompt, Processor
+from vlmbatch.types import ImageInput, ImageRef, Request, Result, Row
 
 _CLOSE_SECONDS = 1.0  # for the reader to end; it cannot while it waits for standard input
 
@@ -31,7 +31,7 @@ class Prepared:
 
 def prepare(
     row: Row,
-    processor: LlavaProcessor,
+    processor: Processor,
     loader: ImageLoader,
     known: Callable[[Row], Result | None],
 ) -> Prepared:
@@ -44,7 +44,7 @@ def prepare(
 
 def start_preparing(
     row: Row,
-    processor: LlavaProcessor,
+    processor: Processor,
     loader: ImageLoader,
     known: Callable[[Row], Result | None],
 ) -> Future[Prepared]:
@@ -56,7 +56,7 @@ def start_preparing(
         outcome.set_result(Prepared(light, known=result, error=None if result else row.error))
         return outcome
     try:
-        encoded = processor.encode(row)
+        tokens = processor.tokenize(row)
         loading = [loader.submit(image) for image in row.images]
     except RowError as error:
         outcome.set_result(Prepared(light, error=_without_frames(error)))
@@ -67,8 +67,9 @@ def start_preparing(
             pending.add_done_callback(go_on)
             return
         try:
-            request = processor.to_request(light, encoded, [image.result() for image in loading])
-            outcome.set_result(Prepared(light, request=request))
+            images = [image.result() for image in loading]
+            encoded = processor.place(tokens, [image.grid for image in images])
+            outcome.set_result(Prepared(light, request=_request(light, encoded, images)))
         except RowError as error:
             outcome.set_result(Prepared(light, error=_without_frames(error)))
         except BaseException as error:  # noqa: BLE001  raised again to whoever takes the outcome
@@ -76,6 +77,20 @@ def start_preparing(
 
     go_on()
     return outcome
+
+
+def _request(row: Row, encoded: EncodedPrompt, images: Sequence[ImageInput]) -> Request:
+    """The row in the engine's terms."""
+    assert row.sampling is not None
+    return Request(
+        index=row.index,
+        token_ids=encoded.token_ids,
+        sampling=row.sampling,
+        images=tuple(images),
+        image_spans=encoded.image_spans,
+        positions=encoded.positions,
+        next_position=encoded.next_position,
+    )
 
 
 def _without_frames(error: RowError) -> RowError:
@@ -96,10 +111,12 @@ class RowFeed:
     """Reads rows on one thread, prepares them on others, and hands them out as they are ready.
 
     At most ``depth`` rows are in work or wait, with at most ``max_bytes`` of encoded images that
-    they bring along and ``max_pixel_bytes`` of pixels, ``image_bytes`` an image (but always one
-    row). ``window`` bounds the rows that are read but not yet written: a row counts until
-    ``release`` is called for it. ``groups`` reads ahead, and decides on the order. ``prepare_row``
-    may return before all is done, and give a future.
+    they bring along and ``max_pixel_bytes`` of pixels (but always one row). An image that is not
+    decoded yet counts as much as those before it did on average, the first ones as ``image_bytes``;
+    where images turn out larger, no row is begun until there is room again. ``window`` bounds the
+    rows that are read but not yet written: a row counts until ``release`` is called for it.
+    ``groups`` reads ahead, and decides on the order. ``prepare_row`` may return before all is done,
+    and give a future.
     """
 
     def __init__(
@@ -118,12 +135,12 @@ class RowFeed:
         self._rows = rows
         self._groups = groups
         self._prepare = prepare_row
-        self._ready: queue.SimpleQueue[Future[Prepared] | None] = queue.SimpleQueue()
+        # With the bytes of pixels that each row holds.
+        self._ready: queue.SimpleQueue[tuple[Future[Prepared], int] | None] = queue.SimpleQueue()
         self._places = threading.Semaphore(depth)
         self._window = threading.Semaphore(window)
         self._encoded = EncodedBudget(max_bytes)
-        self._image_bytes = image_bytes
-        self._pixel_bytes = ByteBudget(max_pixel_bytes)
+        self._pixels = PixelBudget(max_pixel_bytes, image_bytes)
         self._closed = threading.Event()
         self._num_read = 0
         self._num_given = 0
@@ -142,17 +159,17 @@ class RowFeed:
         """
         while not self.exhausted:
             try:
-                future = self._ready.get(timeout > 0, timeout)
+                ready = self._ready.get(timeout > 0, timeout)
             except queue.Empty:
                 return None
-            if future is None:
+            if ready is None:
                 self._all_read = True
                 continue
+            future, pixel_bytes = ready
             self._num_given += 1
             self._places.release()
-            prepared = future.result()
-            self._pixel_bytes.release(len(prepared.row.images) * self._image_bytes)
-            return prepared
+            self._pixels.release(pixel_bytes)
+            return future.result()
         if self._failure is not None:
             raise self._failure
         return None
@@ -177,7 +194,7 @@ class RowFeed:
         self._window.release()
         self._places.release()
         self._encoded.close()
-        self._pixel_bytes.close()
+        self._pixels.close()
         self._reader.join(_CLOSE_SECONDS)
         self._workers.shutdown(cancel_futures=True)
 
@@ -186,11 +203,11 @@ class RowFeed:
             for row in self._in_order():
                 self._places.acquire()
                 self._encoded.acquire(row.images)
-                self._pixel_bytes.acquire(len(row.images) * self._image_bytes)
+                reserved = self._pixels.reserve(len(row.images))
                 if self._closed.is_set():
                     return
                 self._num_read += 1
-                self._workers.submit(self._start, row)
+                self._workers.submit(self._start, row, reserved)
         except BaseException as error:  # noqa: BLE001  raised again by poll, on the main thread
             self._failure = error
         finally:
@@ -208,7 +225,8 @@ class RowFeed:
     def _may_read(self, wait: bool) -> bool:
         return self._window.acquire(blocking=wait) and not self._closed.is_set()
 
-    def _start(self, row: Row) -> None:
+    def _start(self, row: Row, reserved: int) -> None:
+        self._pixels.wait_for_room(reserved)
         outcome: Future[Prepared] = Future()
         try:
             prepared = self._prepare(row)
@@ -218,70 +236,12 @@ class RowFeed:
                 outcome.set_result(prepared)
         except BaseException as error:  # noqa: BLE001  raised again by poll, on the main thread
             outcome.set_exception(error)
-        outcome.add_done_callback(partial(self._end, row.images))
+        outcome.add_done_callback(partial(self._end, row.images, reserved))
 
-    def _end(self, images: tuple[ImageRef, ...], outcome: Future[Prepared]) -> None:
+    def _end(self, images: tuple[ImageRef, ...], reserved: int, outcome: Future[Prepared]) -> None:
         self._encoded.release(images)
-        self._ready.put(outcome)
-
-
-class ByteBudget:
-    """Lets bytes in up to a limit; more than the limit alone."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._used = 0
-        self._closed = False
-        self._changed = threading.Condition()
-
-    def acquire(self, size: int) -> None:
-        if size == 0:
-            return
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._closed or self._used == 0 or self._used + size <= self._limit
-            )
-            self._used += size
-
-    def release(self, size: int) -> None:
-        if size:
-            with self._changed:
-                self._used -= size
-                self._changed.notify_all()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-
-
-class EncodedBudget:
-    """Lets rows' embedded images in up to a limit of bytes; a row with more than the limit alone.
-
-    Bytes that rows share count once: they are freed with the last of them.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._held = HeldImages()
-        self._closed = False
-        self._changed = threading.Condition()
-
-    def acquire(self, images: tuple[ImageRef, ...]) -> None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._has_room(images))
-            self._held.add(images)
-
-    def _has_room(self, images: tuple[ImageRef, ...]) -> bool:
-        held, new = self._held.num_bytes, self._held.new_bytes(images)
-        return held == 0 or new == 0 or held + new <= self._limit
-
-    def release(self, images: tuple[ImageRef, ...]) -> None:
-        with self._changed:
-            self._held.remove(images)
-            self._changed.notify_all()
-
-    def close(self) -> None:
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        failed = outcome.exception() is not None
+        request = None if failed else outcome.result().request
+        sizes = [] if request is None else [image.num_bytes for image in request.images]
+        self._pixels.settle(reserved, sizes)
+        self._ready.put((outcome, sum(sizes)))

@@ -126,7 +126,7 @@ def answer_manifest(
             depth=config.queue_rows,
             window=memory.window_rows,
             max_bytes=memory.encoded,
-            image_bytes=inputs.processor.image_bytes,
+            image_bytes=inputs.processor.largest_grid.num_bytes,
             max_pixel_bytes=memory.pixels,
             groups=groups,
         )
@@ -193,12 +193,10 @@ def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
     """Load the weights onto the device and build the engine around them."""
     from vlmbatch.engine.loading import build_engine
 
-    images = inputs.processor.image_processor
     settings = config.engine
     if settings.cpu_threads is None:
         settings = replace(settings, cpu_threads=default_cpu_threads())
-    scale, bias = (None, None) if images is None else (images.scale, images.bias)
-    engine = build_engine(inputs.folder, inputs.model, settings, scale, bias)
+    engine = build_engine(inputs.folder, inputs.model, settings, inputs.processor)
     if engine.device.type == "cuda":
         sys.setswitchinterval(_SWITCH_INTERVAL_S)
     return engine
@@ -242,6 +240,8 @@ def validate(
     images = open_images(config, inputs, num_workers)
     try:
         threads = max(2, 2 * num_workers)
-        yield from validate_rows(rows, processor, lambda ref: images.submit(ref).result(), threads)
+        yield from validate_rows(
+            rows, processor, lambda ref: images.submit(ref).result().grid, threads
+        )
     finally:
         images.close()

@@ -48,28 +48,54 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class PixelImage:
-    """A decoded, resized and cropped image, ready for a vision tower.
+class ImageGrid:
+    """What a model makes of an image, known from the size in its header.
 
-    ``pixels``: (height, width, 3) uint8, RGB. ``content_hash``: digest of the pixels, their shape
-    and the processor's fingerprint: the image's identity in the encoder and prefix caches.
+    ``height`` and ``width`` count the patches that the decoder sees, merged where the model merges
+    them; ``num_tokens`` is how many tokens of a prompt the image takes, ``num_bytes`` the memory
+    that it takes on its way to the engine, as pixels.
+    """
+
+    height: int
+    width: int
+    num_tokens: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class PixelImage:
+    """A decoded and resized image, ready for a vision tower.
+
+    ``pixels``: (height, width, 3) uint8, RGB, of any size that the model takes. ``content_hash``:
+    digest of the pixels, their shape, the grid and the image processor's fingerprint: the image's
+    identity in the encoder and prefix caches.
     """
 
     pixels: NDArray[np.uint8] = field(repr=False)
     content_hash: bytes
+    grid: ImageGrid
+
+    @property
+    def num_bytes(self) -> int:
+        return self.pixels.nbytes
 
 
 @dataclass(frozen=True, slots=True, weakref_slot=True)
 class FeatureImage:
-    """An image as the vision tower's output, before the projector.
+    """An image as the vision tower's output, before the projector where there is one.
 
-    ``features``: (image_feature_size, C * len(feature_layers)) float16 or float32, or uint16 that
-    holds the bits of bfloat16, which numpy lacks. ``content_hash``: digest of the features, their
-    shape and dtype: the image's identity in the encoder and prefix caches.
+    ``features``: (grid.num_tokens, C) float16 or float32, or uint16 that holds the bits of
+    bfloat16, which numpy lacks. ``content_hash``: digest of the features, their stored shape and
+    dtype: the image's identity in the encoder and prefix caches.
     """
 
     features: NDArray[np.float16 | np.float32 | np.uint16] = field(repr=False)
     content_hash: bytes
+    grid: ImageGrid
+
+    @property
+    def num_bytes(self) -> int:
+        return self.features.nbytes
 
 
 ImageInput = PixelImage | FeatureImage
@@ -92,8 +118,9 @@ class ImageSpan:
 class Request:
     """A row as the engine takes it: token ids and pixels or features, no text and no files.
 
-    ``positions`` is (T,) or (3, T) int64 when a model's processor computes its own positions;
-    ``None`` means 0..T-1.
+    ``positions``: of the prompt's T tokens, (T,) or (3, T) int64, where a model's processor counts
+    them itself; ``None`` stands for 0 to T - 1. Token i of the answer is at ``next_position`` + i,
+    in all three rows; ``None`` stands for T.
     """
 
     index: int
@@ -102,6 +129,7 @@ class Request:
     images: tuple[ImageInput, ...] = ()
     image_spans: tuple[ImageSpan, ...] = ()
     positions: NDArray[np.int64] | None = field(default=None, repr=False)
+    next_position: int | None = None
 
     @property
     def num_image_tokens(self) -> int:

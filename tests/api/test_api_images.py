@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from feature_shapes import takes
 from PIL import Image
 
 from vlmbatch import ImageFeatureData, ImagePixelData
@@ -22,7 +23,7 @@ SHAPE = (4, 6)
 
 
 def reader(input_type: ImageInputType = "pixel_values", max_pixels: int = 1000) -> ImageReader:
-    return ImageReader(input_type, SHAPE, ImageLimits(max_pixels=max_pixels))
+    return ImageReader(input_type, takes(SHAPE), ImageLimits(max_pixels=max_pixels))
 
 
 def pixels_of(ref: ImageRef) -> np.ndarray[Any, Any]:

@@ -390,8 +390,9 @@ def test_features_in_place_of_pixels(llm: LLM, samples: Path, tmp_path: Path) ->
     features = []
     for row in requests:
         with Image.open(samples / row["image"]) as image:
-            pixels = llm._processor.process_image(image.convert("RGB")).pixels
-        features.append(engine.runner._model.extract_features(torch.from_numpy(pixels)[None]))
+            pixels = llm._processor.images.process(image.convert("RGB")).pixels
+        (given_out,) = engine.runner._model.extract_features([torch.from_numpy(pixels)])
+        features.append(given_out[None])
     np.save(tmp_path / "features.npy", features[0].numpy())
     given: list[Any] = [
         tmp_path / "features.npy",

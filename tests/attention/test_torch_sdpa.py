@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 from paged_batch import make_pool, make_step, write_and_attend
 
 from vlmbatch.attention.base import AttentionSpec
@@ -104,15 +106,22 @@ def test_plan_is_made_once_a_step_and_spec() -> None:
     assert step.metadata.plans[wide] is plan
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_dense_matches_reference(causal: bool) -> None:
+@settings(deadline=None)
+@given(lengths=st.lists(st.integers(0, 20), max_size=6).filter(any), causal=st.booleans())
+@example(lengths=[13, 13, 13], causal=False)
+@example(lengths=[64, 64, 8, 64, 1], causal=True)
+def test_sequences_without_a_cache_attend_within_themselves(
+    lengths: list[int], causal: bool
+) -> None:
     spec = AttentionSpec(4, 2, 8, 0.3, causal=causal)
     generator = torch.Generator().manual_seed(6)
-    query = torch.randn(3, 13, 4, 8, generator=generator)
-    key, value = torch.randn(2, 3, 13, 2, 8, generator=generator)
-    got = TorchSdpaBackend().dense(query, key, value, spec)
-    want = [reference_dense(*row, spec) for row in zip(query, key, value, strict=True)]
-    torch.testing.assert_close(got, torch.stack(want))
+    query = torch.randn(sum(lengths), 4, 8, generator=generator)
+    key, value = torch.randn(2, sum(lengths), 2, 8, generator=generator)
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
+    got = TorchSdpaBackend().varlen(query, key, value, cu_seqlens, max(lengths), spec)
+    parts = [torch.split(tensor, lengths) for tensor in (query, key, value)]
+    want = [reference_dense(*sequence, spec) for sequence in zip(*parts, strict=True)]
+    torch.testing.assert_close(got, torch.cat(want))
 
 
 def _check(

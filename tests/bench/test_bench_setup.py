@@ -82,5 +82,5 @@ def test_the_table_of_workloads(
     assert workload.image_size == image_size
     assert workload.num_images(workload.gpu_rows) == images
     assert workload.gpu_rows == images * workload.questions == rows
-    assert workload.prompt_tokens(image_feature_size=576) == prompt_tokens
+    assert workload.text_tokens + 576 == prompt_tokens
     assert workload.max_tokens == max_tokens

@@ -6,18 +6,24 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pixel_scaling import scaling
 
 from vlmbatch.attention import make_backend
-from vlmbatch.bench.bounds import model_costs, workload_bounds
+from vlmbatch.bench.bounds import ModelCosts, model_costs, workload_bounds
 from vlmbatch.bench.device_rates import DeviceRates, measure_rates
 from vlmbatch.bench.random_checkpoint import prepare_checkpoint
 from vlmbatch.bench.workloads import WORKLOADS
-from vlmbatch.models.config import ModelConfig, load_model_config
+from vlmbatch.models.config import ModelConfig
+from vlmbatch.models.family import load_model_config
 from vlmbatch.models.registry import build_model
 from vlmbatch.models.weights import weight_slots
+from vlmbatch.types import ImageGrid
 
 H100 = DeviceRates(flops_per_second=800e12, bytes_per_second=3.1e12)
 POOL = 118_000
+
+
+GRID = ImageGrid(24, 24, 576, 336 * 336 * 3)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +33,12 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> ModelConfig:
     return load_model_config(folder)
 
 
+def costs_of(llava: ModelConfig) -> ModelCosts:
+    return model_costs(llava, 2, GRID)
+
+
 def test_costs_of_llava(llava: ModelConfig) -> None:
-    costs = model_costs(llava, itemsize=2)
+    costs = model_costs(llava, 2, GRID)
     # 32 layers of 4 x 4096 x 4096 and 3 x 4096 x 11008 weights, two operations each.
     assert costs.token_flops == 32 * 2 * (4 * 4096**2 + 3 * 4096 * 11_008) == 12_952_010_752
     mean_keys = 300  # of a prompt of 600
@@ -43,14 +53,14 @@ def test_costs_of_llava(llava: ModelConfig) -> None:
 def test_weights_are_those_of_the_model(llava: ModelConfig) -> None:
     """Counted in the model as it is built, norms apart."""
     backend = make_backend("torch", "cpu")
-    model = build_model(llava, (1.0,) * 3, (0.0,) * 3, backend)
+    model = build_model(llava, scaling(), backend)
     sizes = {name: slot.target.numel() for name, slot in weight_slots(model)}
     decoder = sum(
         size
         for name, size in sizes.items()
         if name.startswith(("language_model.", "lm_head.")) and "norm" not in name
     )
-    assert 2 * decoder == model_costs(llava, itemsize=2).decoder_bytes
+    assert 2 * decoder == model_costs(llava, 2, GRID).decoder_bytes
 
 
 @pytest.mark.parametrize(
@@ -67,7 +77,7 @@ def test_bounds_of_a_row(
     llava: ModelConfig, name: str, arithmetic_ms: float, bytes_ms: float
 ) -> None:
     workload = WORKLOADS[name]
-    bounds = workload_bounds(workload, workload.gpu_rows, llava, 2, POOL, H100)
+    bounds = workload_bounds(workload, workload.gpu_rows, costs_of(llava), 576, POOL, H100)
     assert 1000 / bounds.arithmetic_rows_per_second == pytest.approx(arithmetic_ms, rel=0.02)
     assert 1000 / bounds.bytes_rows_per_second == pytest.approx(bytes_ms, rel=0.02)
     serial = 1000 / (arithmetic_ms + bytes_ms)
@@ -78,7 +88,7 @@ def test_the_decode_batch_is_what_the_pool_holds_and_the_rows_fill(llava: ModelC
     caption = WORKLOADS["caption"]
 
     def batch(rows: int, pool: int) -> int:
-        return workload_bounds(caption, rows, llava, 2, pool, H100).decode_batch
+        return workload_bounds(caption, rows, costs_of(llava), 576, pool, H100).decode_batch
 
     assert batch(768, POOL) == POOL // (614 + 128)
     assert batch(20, POOL) == 20
@@ -89,9 +99,10 @@ def test_questions_of_one_image_pay_for_it_once(llava: ModelConfig) -> None:
     vqa = WORKLOADS["vqa"]
     apart = replace(vqa, questions=1)
     shared, single = (
-        workload_bounds(workload, 1024, llava, 2, 10**6, H100) for workload in (vqa, apart)
+        workload_bounds(workload, 1024, costs_of(llava), 576, 10**6, H100)
+        for workload in (vqa, apart)
     )
-    costs = model_costs(llava, 2)
+    costs = model_costs(llava, 2, GRID)
     image = costs.image_flops + 576 * costs.token_flops + costs.pair_flops * 576 * 577 // 2
     assert single.row_flops - shared.row_flops == pytest.approx(image * 7 / 8)
     assert single.row_bytes - shared.row_bytes == pytest.approx(
@@ -101,8 +112,8 @@ def test_questions_of_one_image_pay_for_it_once(llava: ModelConfig) -> None:
 
 def test_grouped_queries_and_tied_tables_cost_less(llava: ModelConfig) -> None:
     text = replace(llava.text, num_kv_heads=8)
-    grouped = model_costs(replace(llava, text=text, tie_word_embeddings=True), itemsize=2)
-    plain = model_costs(llava, itemsize=2)
+    grouped = model_costs(replace(llava, text=text, tie_word_embeddings=True), 2, GRID)
+    plain = model_costs(llava, 2, GRID)
     assert grouped.kv_bytes_per_token * 4 == plain.kv_bytes_per_token
     assert plain.token_flops - grouped.token_flops == 32 * 2 * 4096 * 2 * 3072
     assert grouped.decoder_bytes == grouped.step_bytes

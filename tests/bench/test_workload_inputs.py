@@ -11,12 +11,13 @@ from PIL import Image
 
 from vlmbatch.bench.inputs import write_inputs
 from vlmbatch.bench.photos import make_photo, write_photos
-from vlmbatch.bench.random_checkpoint import BUILT_IN, make_tokenizer, prepare_checkpoint
+from vlmbatch.bench.random_checkpoint import built_in_configs, make_tokenizer, prepare_checkpoint
 from vlmbatch.bench.workloads import WORKLOADS, parse_workloads
 from vlmbatch.config import ImageArguments, PromptConfig
 from vlmbatch.errors import CheckpointError, ConfigError
-from vlmbatch.models.config import load_model_config
-from vlmbatch.models.processor import LlavaProcessor
+from vlmbatch.models import family
+from vlmbatch.models.family import load_model_config
+from vlmbatch.models.llava.processor import LlavaProcessor
 from vlmbatch.types import ImageRef, Row
 
 SAMPLE = Path(__file__).parents[2] / "samples/tiny-llava"
@@ -32,7 +33,7 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> LlavaProcessor:
 
 def load_processor(folder: Path, max_model_len: int | None = None) -> LlavaProcessor:
     config = load_model_config(folder)
-    return LlavaProcessor.load(folder, config, PromptConfig(), ImageArguments(), max_model_len)
+    return family.load_processor(folder, config, PromptConfig(), ImageArguments(), max_model_len)
 
 
 def read_rows(manifest: Path) -> list[dict[str, str]]:
@@ -42,9 +43,9 @@ def read_rows(manifest: Path) -> list[dict[str, str]]:
 def prompt_lengths(processor: LlavaProcessor, rows: list[dict[str, str]]) -> set[int]:
     return {
         len(
-            processor.encode(
+            processor.tokenize(
                 Row(index, "", 1, "", prompt=row["prompt"], images=(ImageRef(row["image"]),))
-            ).token_ids
+            ).encoded.token_ids
         )
         for index, row in enumerate(rows)
     }
@@ -70,7 +71,7 @@ def test_prompts_of_a_smaller_model_keep_their_text(name: str, tmp_path: Path) -
     sample = load_processor(SAMPLE)
     workload = WORKLOADS[name]
     manifest = write_inputs(workload, 1, tmp_path / name, sample, seed=5, processes=1)
-    expected = workload.prompt_tokens(576) - 576 + sample.config.image_feature_size
+    expected = workload.text_tokens + sample.config.image_feature_size
     assert prompt_lengths(sample, read_rows(manifest)) == {expected}
 
 
@@ -159,12 +160,12 @@ def test_a_checkpoint_from_a_config_file(tmp_path: Path) -> None:
         prepare_checkpoint(str(source), tmp_path / "made")
         processor = load_processor(tmp_path / "made")
         assert processor.config == load_model_config(SAMPLE)
-        assert processor.image_processor.output_size == (80, 80)
+        assert processor.images.output_size == (80, 80)
 
 
 def test_the_hub_id_of_a_built_in_config(tmp_path: Path) -> None:
     prepare_checkpoint("llava-hf/llava-1.5-7b-hf", tmp_path)
-    assert json.loads((tmp_path / "config.json").read_text()) == BUILT_IN["llava-1.5-7b"]
+    assert json.loads((tmp_path / "config.json").read_text()) == built_in_configs()["llava-1.5-7b"]
 
 
 def test_an_unknown_config_is_refused(tmp_path: Path) -> None:

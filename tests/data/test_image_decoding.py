@@ -207,6 +207,8 @@ class TestOrientation:
         expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
         np.testing.assert_array_equal(decoded(data), np.asarray(expected))
         assert decoded(data).shape == ((30, 20, 3) if orientation > 4 else (20, 30, 3))
+        header = probe_image(ImageRef(data=data), LIMITS)
+        assert (header.height, header.width) == decoded(data).shape[:2]
 
     def test_quarter_turn_by_hand(self):
         exif = Image.Exif()

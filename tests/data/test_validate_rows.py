@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,24 +13,29 @@ from vlmbatch.data import validate
 from vlmbatch.data.images import decode_image, probe_image
 from vlmbatch.data.validate import ValidationReport, validate_rows
 from vlmbatch.errors import ErrorCode, RowError
-from vlmbatch.types import ImageRef, Row
+from vlmbatch.models.family import Tokens
+from vlmbatch.types import ImageGrid, ImageRef, Row
 
 LIMITS = ImageLimits()
 
 
 class Encoder:
-    """Refuses prompts that say so."""
+    """Refuses prompts that say so, and images of more than 8 tokens together."""
 
-    def encode(self, row: Row) -> list[int]:
+    def tokenize(self, row: Row) -> Tokens:
         if row.prompt == "long":
             raise RowError(ErrorCode.PROMPT_TOO_LONG, "9 tokens, over the limit of 8")
-        return [1]
+        return Tokens([1])
+
+    def place(self, tokens: Tokens, grids: Sequence[ImageGrid]) -> None:
+        if sum(grid.num_tokens for grid in grids) > 8:
+            raise RowError(ErrorCode.PROMPT_TOO_LONG, "over the limit of 8")
 
 
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "good.jpg"
-    Image.effect_noise((64, 64), 50).convert("RGB").save(path)
+    Image.effect_noise((32, 64), 50).convert("RGB").save(path)
     return path
 
 
@@ -37,8 +44,11 @@ def row(index: int, prompt: str = "p", images: tuple[Path, ...] = (), error=None
     return Row(index, f"r{index}", index + 1, "m.jsonl", prompt, images=refs, error=error)
 
 
-def probe(ref: ImageRef) -> object:
-    return probe_image(ref, LIMITS)
+def probe(ref: ImageRef) -> ImageGrid:
+    """A token for each 16 x 16 pixels."""
+    header = probe_image(ref, LIMITS)
+    height, width = header.height // 16, header.width // 16
+    return ImageGrid(height, width, height * width, 0)
 
 
 def codes(rows, check_image=probe) -> list[ErrorCode | None]:
@@ -64,10 +74,30 @@ def test_each_row_with_its_first_error(image, tmp_path):
     ]
 
 
+def test_images_count_in_the_prompt_by_their_sizes(image, tmp_path):
+    rows = [row(0, images=(image,)), row(1, images=(image, image)), row(2, images=(tmp_path,))]
+    assert codes(rows) == [None, ErrorCode.PROMPT_TOO_LONG, ErrorCode.IMAGE_UNREADABLE]
+
+
+def test_what_is_behind_a_url_is_not_fetched(image):
+    refs = (ImageRef(str(image)), ImageRef(url="https://example.com/a.png"))
+    good, bad = (replace(row(n), images=refs[n:]) for n in range(2))
+    assert codes([good, bad, replace(row(2, "long"), images=refs)]) == [
+        None,
+        None,
+        ErrorCode.PROMPT_TOO_LONG,
+    ]
+
+
 def test_only_decoding_finds_a_truncated_image(image):
     image.write_bytes(image.read_bytes()[:-500])
     assert codes([row(0, images=(image,))]) == [None]
-    decoded = codes([row(0, images=(image,))], lambda ref: decode_image(ref, LIMITS))
+
+    def decode(ref: ImageRef) -> ImageGrid:
+        decode_image(ref, LIMITS)
+        return probe(ref)
+
+    decoded = codes([row(0, images=(image,))], decode)
     assert decoded == [ErrorCode.IMAGE_UNREADABLE]
 
 
@@ -98,7 +128,7 @@ def test_embedded_images_are_held_up_to_a_limit_of_bytes(monkeypatch, shared, ah
         )
         for _ in itertools.count()
     )
-    checked = validate_rows(rows, Encoder(), lambda ref: None)
+    checked = validate_rows(rows, Encoder(), lambda ref: ImageGrid(1, 1, 1, 3))
     for _ in range(10):
         next(checked)
     assert next(taken) == 9 + ahead

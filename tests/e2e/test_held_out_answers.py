@@ -94,7 +94,7 @@ def engine_tokens(manifest: Path, engine_config: EngineConfig) -> list[list[int]
     config, inputs = open_manifest_inputs(manifest, engine_config)
     engine = load_engine(config, inputs)
     sequences = []
-    loader = InProcessLoader(config.image_limits, inputs.processor.image_processor)
+    loader = InProcessLoader(config.image_limits, inputs.processor.images)
     for row in inputs.manifest.rows():
         prepared = prepare(row, inputs.processor, loader, known=lambda row: None)
         assert prepared.request is not None, prepared.error

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from fake_model import IMAGE_TOKENS, FakeBackend, FakeModel, fake_config
+from fake_model import IMAGE_TOKENS, FakeBackend, FakeModel, fake_config, fake_image
 from hypothesis import given
 from hypothesis import strategies as st
 from llava_7b import TEXT
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from vlmbatch.attention import make_backend
 from vlmbatch.attention.base import AttentionMetadata, LayerKVCache
-from vlmbatch.config import EngineConfig
+from vlmbatch.config import EngineConfig, ImageArguments, PromptConfig
 from vlmbatch.engine.kv_cache import kv_bytes_per_token
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside, kv_tokens_within, run_largest_step
 from vlmbatch.errors import ConfigError
-from vlmbatch.models.config import load_model_config
+from vlmbatch.models.family import Embedded, load_model_config, load_processor
 from vlmbatch.models.registry import random_model
+from vlmbatch.types import FeatureImage, ImageInput
 
 CPU = torch.device("cpu")
 SAMPLE = Path(__file__).parents[2] / "samples" / "tiny-llava"
@@ -41,20 +43,20 @@ class WatchedModel(FakeModel):
         input_ids: Tensor,
         features: Tensor | None = None,
         feature_rows: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Embedded:
         if feature_rows is not None:
             self.image_tokens = int((feature_rows >= 0).sum())
         return super().embed(input_ids, features, feature_rows)
 
     def forward(
         self,
-        embeds: Tensor,
+        embedded: Embedded,
         positions: Tensor,
         kv_caches: list[LayerKVCache],
         metadata: AttentionMetadata,
     ) -> Tensor:
-        self.tokens, self.lengths = len(embeds), list(metadata.query_lens)
-        return super().forward(embeds, positions, kv_caches, metadata)
+        self.tokens, self.lengths = len(embedded.hidden), list(metadata.query_lens)
+        return super().forward(embedded, positions, kv_caches, metadata)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         self.sampled = len(hidden)
@@ -70,14 +72,18 @@ class WatchedModel(FakeModel):
 def test_the_step_measured_is_as_large_as_any(
     max_num_seqs: int, max_batched_tokens: int, max_model_len: int, pixels: bool
 ) -> None:
-    limits = Limits(max_num_seqs, max_batched_tokens, max_model_len, vision_batch=5)
+    limits = Limits(max_num_seqs, max_batched_tokens, max_model_len, vision_tokens=5 * IMAGE_TOKENS)
     model = WatchedModel()
-    run_largest_step(model, fake_config(), limits, FakeBackend(), CPU, torch.float64, pixels=pixels)
+    image: ImageInput = fake_image(1)
+    if not pixels:
+        image = FeatureImage(np.zeros((IMAGE_TOKENS, 3), np.float32), b"", image.grid)
+    run_largest_step(model, fake_config(), limits, FakeBackend(), CPU, torch.float64, image)
     assert model.tokens == min(max_batched_tokens, max_num_seqs * max_model_len)
     assert model.sampled == min(max_num_seqs, max_batched_tokens)
     assert max(model.lengths) <= max_model_len
+    if max_model_len > 1 and max_batched_tokens > max_num_seqs:
+        assert model.num_encoded == 5, "also where no prompt can hold a whole image"
     if max_model_len > IMAGE_TOKENS and max_batched_tokens > max_num_seqs + IMAGE_TOKENS:
-        assert model.num_encoded == 5
         room = (max_batched_tokens - model.sampled) // IMAGE_TOKENS
         assert model.image_tokens == IMAGE_TOKENS * min(max_num_seqs, room)
 
@@ -128,11 +134,13 @@ def test_what_the_step_takes_and_images_and_graphs_is_left_free(
 ) -> None:
     config = load_model_config(SAMPLE)
     backend = make_backend("torch", "cpu")
-    scaling = ((1.0,) * 3, (0.0,) * 3) if pixels else (None, None)
-    model = random_model(config, *scaling, CPU, torch.float32, backend)
-    limits = Limits(10**6, 256, 512, vision_batch=2)
-    tokens = kv_tokens_beside(model, config, limits, backend, CPU, torch.float32, pixels=pixels)
-    images = limits.max_cached_images * config.image_feature_size * config.text.hidden_size * 4
+    arguments = ImageArguments("pixel_values" if pixels else "image_features")
+    processor = load_processor(SAMPLE, config, PromptConfig(), arguments)
+    model = random_model(config, processor.images, CPU, torch.float32, backend)
+    limits = Limits(10**6, 256, 512, vision_tokens=200)
+    largest = processor.largest_image()
+    tokens = kv_tokens_beside(model, config, limits, backend, CPU, torch.float32, largest)
+    images = limits.cached_image_tokens * config.text.hidden_size * 4
     left = gpu["free"] - 2 * 2**30 - images - 3 * 2**29
     assert tokens == left // kv_bytes_per_token(config.text, torch.float32) // 16 * 16
 
@@ -143,9 +151,9 @@ def test_a_step_that_finds_no_room_is_refused_with_both_numbers(gpu: dict[str, i
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     gpu["free"] = 2**29
-    limits = Limits(4, 64, 32, vision_batch=2)
+    limits = Limits(4, 64, 32, vision_tokens=12)
     message = "0.5 GiB, too little for a step of 64 tokens; .*--max-batched-tokens"
     with pytest.raises(ConfigError, match=message):
         kv_tokens_beside(
-            LargeModel(), fake_config(), limits, FakeBackend(), CPU, torch.float64, pixels=True
+            LargeModel(), fake_config(), limits, FakeBackend(), CPU, torch.float64, fake_image(1)
         )

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pixel_scaling import GRID
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.engine.block_pool import BlockPool
@@ -98,7 +99,7 @@ def reference_output(sequence: Sequence, pool: ContentPool) -> list[int]:
 
 
 def image(name: bytes) -> PixelImage:
-    return PixelImage(np.zeros((1, 1, 3), np.uint8), name)
+    return PixelImage(np.zeros((1, 1, 3), np.uint8), name, GRID)
 
 
 @st.composite

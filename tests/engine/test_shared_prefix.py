@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pixel_scaling import GRID
 from sample_model import SampleModel, answer, make_rows
 from torch import Tensor
 from vlmbatch_kernels.shared_decode import MAX_TILE_ROWS, shared_decode
@@ -51,7 +52,7 @@ def row(
     images: tuple[PixelImage, ...] = ()
     spans: tuple[ImageSpan, ...] = ()
     if image:
-        images = (PixelImage(np.zeros((1, 1, 3), np.uint8), image.encode()),)
+        images = (PixelImage(np.zeros((1, 1, 3), np.uint8), image.encode(), GRID),)
         spans = (ImageSpan(0, image_tokens, 0),)
     tokens = [IMAGE_TOKEN] * image_tokens + token_ids
     request = Request(0, tokens, SamplingParams(), images, spans)

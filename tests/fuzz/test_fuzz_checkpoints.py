@@ -12,10 +12,11 @@ import torch
 from fuzzing import MODEL, REFUSED, damaged, damaged_json, examples, run_manifest
 from hypothesis import given
 from hypothesis import strategies as st
+from pixel_scaling import scaling
 from safetensors.torch import save_file
 
 from vlmbatch.attention import make_backend
-from vlmbatch.models.config import load_model_config
+from vlmbatch.models.family import load_model_config
 from vlmbatch.models.registry import build_model
 from vlmbatch.models.weights import weight_slots
 
@@ -45,8 +46,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config["vision_config"] |= SMALL
     (folder / "config.json").write_text(json.dumps(config))
     model_config = load_model_config(folder)
-    scale = (1.0, 1.0, 1.0)
-    model = build_model(model_config, scale, scale, make_backend("torch", "cpu"))
+    model = build_model(model_config, scaling(), make_backend("torch", "cpu"))
     generator = torch.Generator().manual_seed(0)
     tensors = {
         name: torch.randn(slot.shape, generator=generator) * 0.02

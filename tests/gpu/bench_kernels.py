@@ -34,10 +34,12 @@ from vlmbatch_kernels import (
 from vlmbatch_kernels.paged_attention import PageLayout, Scores
 
 from vlmbatch.attention.base import AttentionMetadata, LayerKVCache
-from vlmbatch.models.config import TextConfig, VisionConfig
+from vlmbatch.models.config import TextConfig
 from vlmbatch.models.decoder import Decoder
+from vlmbatch.models.family import Embedded
+from vlmbatch.models.llava.vision import VisionTower
+from vlmbatch.models.llava.vision_config import VisionConfig
 from vlmbatch.models.parallel import SINGLE_DEVICE
-from vlmbatch.models.vision import VisionTower
 from vlmbatch.models.weights import materialise, random_weights
 
 SETS = 4  # of inputs
@@ -284,7 +286,7 @@ def decode() -> Callable[[], Tensor]:
     embeds = randn(rows, HIDDEN)
     positions = torch.full((rows,), at, device="cuda")
     backend = FlashAttnBackend()
-    return lambda: decoder(embeds, positions, caches, metadata, backend)
+    return lambda: decoder(Embedded(embeds), positions, caches, metadata, backend)
 
 
 def tower() -> Callable[[], Tensor]:

@@ -105,16 +105,21 @@ def test_pages_are_shared_within_the_step_that_fills_them(backend_name: str) -> 
     assert (got.float() - exact).norm() / exact.norm() < 5e-3
 
 
+@pytest.mark.parametrize(
+    "lengths", [[577, 577, 577], [64, 1, 700, 64, 33]], ids=["equal", "ragged"]
+)
 @pytest.mark.parametrize("backend_name", BACKENDS)
-def test_dense_attention_sees_both_ways(backend_name: str) -> None:
+def test_images_attend_both_ways_within_themselves(backend_name: str, lengths: list[int]) -> None:
     spec = AttentionSpec(16, 16, 64, 0.125, causal=False)
-    shape = (3, 577, 16, 64)
-    query, key, value = (torch.randn(shape, generator=_seed()) for _ in range(3))
-    tensors = [t.to("cuda", torch.bfloat16) for t in (query, key, value)]
-    got = make_backend(backend_name, "cuda").dense(*tensors, spec)
-    for image in range(3):
-        exact = reference_dense(*(t[image].float() for t in tensors), spec)
-        assert (got[image].float() - exact).norm() / exact.norm() < 5e-3
+    # As a fused projection leaves them: a token's queries, keys and values beside each other.
+    qkv = torch.randn(sum(lengths), 3, 16, 64, generator=_seed()).to("cuda", torch.bfloat16)
+    tensors = qkv.unbind(1)
+    cu_seqlens = torch.tensor([0, *lengths], device="cuda").cumsum(0).int()
+    backend = make_backend(backend_name, "cuda")
+    got = backend.varlen(*tensors, cu_seqlens, max(lengths), spec)
+    for image, *parts in zip(*(torch.split(t, lengths) for t in (got, *tensors)), strict=True):
+        exact = reference_dense(*(part.float() for part in parts), spec)
+        assert (image.float() - exact).norm() / exact.norm() < 5e-3
 
 
 def test_a_large_step_is_captured_after_a_small_one() -> None:

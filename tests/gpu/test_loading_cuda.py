@@ -8,19 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pixel_scaling import scaling
 
 from vlmbatch.attention import make_backend
+from vlmbatch.config import EngineConfig, ImageArguments, PromptConfig
 from vlmbatch.engine.image_upload import ImageUpload
 from vlmbatch.engine.kv_cache import KVCache
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside, run_largest_step
 from vlmbatch.models import pinned_loader
-from vlmbatch.models.config import load_model_config
-from vlmbatch.models.llava import LlavaForConditionalGeneration
+from vlmbatch.models.family import load_model_config, load_processor
+from vlmbatch.models.llava.model import Model as LlavaModel
 from vlmbatch.models.registry import load_model, random_model
 
 SAMPLE = Path(__file__).parents[2] / "samples" / "tiny-llava"
-SCALING = (1 / 255,) * 3, (0.0,) * 3
 CUDA = torch.device("cuda")
 
 
@@ -31,9 +32,9 @@ def test_weights_are_those_that_a_cpu_loads(
 ) -> None:
     monkeypatch.setattr(pinned_loader, "_BUFFER_BYTES", buffer_bytes)
 
-    def load(device: torch.device) -> LlavaForConditionalGeneration:
+    def load(device: torch.device) -> LlavaModel:
         backend = make_backend("torch", device.type)
-        return load_model(SAMPLE, load_model_config(SAMPLE), *SCALING, device, dtype, backend)
+        return load_model(SAMPLE, load_model_config(SAMPLE), scaling(), device, dtype, backend)
 
     ours, theirs = load(CUDA), load(torch.device("cpu"))
     expected = dict(chain(theirs.named_parameters(), theirs.named_buffers()))
@@ -47,10 +48,11 @@ def test_batches_sent_one_after_another_do_not_mix() -> None:
     upload = ImageUpload(CUDA)
     sent = []
     for value in range(100):
-        images = [np.full((336, 336, 3), (value + n) % 256, np.uint8) for n in range(8)]
+        sizes = [(336 + n, 300) for n in range(8)]
+        images = [np.full((*size, 3), (value + n) % 256, np.uint8) for n, size in enumerate(sizes)]
         # The current stream is busy: the copies are long done when it takes them.
         torch.cuda._sleep(1_000_000)
-        sent.append(upload.pixels(images).amax(dim=(1, 2, 3)) * 1)
+        sent.append(torch.stack([image.amax() for image in upload.pixels(images)]))
     for value, largest in enumerate(sent):
         assert largest.tolist() == [(value + n) % 256 for n in range(8)]
 
@@ -60,14 +62,15 @@ def test_batches_sent_one_after_another_do_not_mix() -> None:
 def test_the_largest_step_fits_beside_the_kv_cache(pixels: bool) -> None:
     config = load_model_config(SAMPLE)
     backend = make_backend("auto", "cuda", torch.bfloat16)
-    scaling = SCALING if pixels else (None, None)
-    model = random_model(config, *scaling, CUDA, torch.bfloat16, backend)
-    limits = Limits(512, 8192, config.text.max_position_embeddings)
-    given = (model, config, limits, backend, CUDA, torch.bfloat16)
-    tokens = kv_tokens_beside(*given, pixels=pixels)
+    arguments = ImageArguments("pixel_values" if pixels else "image_features")
+    processor = load_processor(SAMPLE, config, PromptConfig(), arguments)
+    model = random_model(config, processor.images, CUDA, torch.bfloat16, backend)
+    limits = Limits.resolve(EngineConfig(), config.text, "cuda")
+    given = (model, config, limits, backend, CUDA, torch.bfloat16, processor.largest_image())
+    tokens = kv_tokens_beside(*given)
     granule, page = backend.granule, backend.block_size
     cache = KVCache(config.text, tokens, granule, page, torch.bfloat16, CUDA)
-    run_largest_step(*given, pixels=pixels)
+    run_largest_step(*given)
     assert torch.cuda.mem_get_info()[0] > 2**30, "what graphs take"
     del cache
     torch.cuda.empty_cache()

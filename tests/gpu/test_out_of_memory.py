@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vlmbatch.config import EngineConfig
 from vlmbatch.errors import ErrorCode
+from vlmbatch.models.family import Embedded
 
 NUM_ROWS = 60
 LIMIT = 300  # tokens of a step: room for two prompts, and for a decode step of all rows
@@ -28,12 +29,13 @@ class Greedy:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
 
-    def forward(self, embeds: Tensor, *args: Any) -> Tensor:
-        if len(embeds) > self._limit:
-            self.refused.append(len(embeds))
-            total = torch.cuda.get_device_properties(embeds.device).total_memory
-            torch.empty(2 * total, dtype=torch.uint8, device=embeds.device)
-        out: Tensor = self._model.forward(embeds, *args)
+    def forward(self, embedded: Embedded, *args: Any) -> Tensor:
+        hidden = embedded.hidden
+        if len(hidden) > self._limit:
+            self.refused.append(len(hidden))
+            total = torch.cuda.get_device_properties(hidden.device).total_memory
+            torch.empty(2 * total, dtype=torch.uint8, device=hidden.device)
+        out: Tensor = self._model.forward(embedded, *args)
         return out
 
 

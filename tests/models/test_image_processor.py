@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from vlmbatch.config import ImageLimits
 from vlmbatch.data.images import decode_image
 from vlmbatch.errors import CheckpointError, ErrorCode, RowError
-from vlmbatch.models.image_processor import ImageProcessor
+from vlmbatch.models.llava.image_processor import LlavaImageProcessor
 from vlmbatch.types import ImageRef
 
 PHOTOS = sorted((Path(__file__).parents[1] / "photos").glob("*.jpg"))
@@ -34,9 +35,14 @@ CLASSES = {
 }
 
 
-def load(folder: Path, config: dict[str, Any]) -> ImageProcessor:
+MODEL = SimpleNamespace(  # of a ``LlavaConfig``, what counts an image's tokens
+    vision=SimpleNamespace(image_size=336, patch_size=14), image_feature_size=576
+)
+
+
+def load(folder: Path, config: dict[str, Any]) -> LlavaImageProcessor:
     (folder / "preprocessor_config.json").write_text(json.dumps(config))
-    return ImageProcessor.load(folder)
+    return LlavaImageProcessor.load(folder, MODEL)
 
 
 def random_image(width: int, height: int) -> Image.Image:
@@ -174,7 +180,7 @@ def test_resizing_only_the_middle_is_near_the_whole(
     image = Image.fromarray((128 + 60 * waves).astype(np.uint8)).convert("RGB")
     processor = load(tmp_path, CLIP_336)
     whole = processor.process(image).pixels.astype(int)
-    monkeypatch.setattr("vlmbatch.models.image_processor._MAX_RESIZED_PIXELS", 1000)
+    monkeypatch.setattr("vlmbatch.models.llava.image_processor._MAX_RESIZED_PIXELS", 1000)
     middle = processor.process(image).pixels
     assert np.ptp(whole) > 50
     assert np.abs(whole - middle).max() <= 1
@@ -226,7 +232,7 @@ def test_processor_config_comes_first(tmp_path: Path) -> None:
     (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": SIGLIP}))
     assert load(tmp_path, CLIP_336).output_size == (224, 224)
     (tmp_path / "processor_config.json").write_text(json.dumps({"patch_size": 14}))
-    assert ImageProcessor.load(tmp_path).output_size == (336, 336)
+    assert LlavaImageProcessor.load(tmp_path, MODEL).output_size == (336, 336)
 
 
 @pytest.mark.parametrize(
@@ -270,4 +276,4 @@ def test_refusals_name_field_and_value(change: dict[str, Any], said: str, tmp_pa
 
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"preprocessor_config\.json: no such file"):
-        ImageProcessor.load(tmp_path)
+        LlavaImageProcessor.load(tmp_path, MODEL)

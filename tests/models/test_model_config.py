@@ -11,7 +11,9 @@ from transformers import LlavaConfig
 
 from vlmbatch.config import ImageArguments
 from vlmbatch.errors import CheckpointError, ConfigError
-from vlmbatch.models.config import ModelConfig, check_image_arguments, load_model_config
+from vlmbatch.models.config import check_image_arguments
+from vlmbatch.models.family import load_model_config
+from vlmbatch.models.llava.config import LlavaConfig as OurConfig
 
 LLAVA_7B: dict[str, Any] = {  # as published: most fields left out
     "architectures": ["LlavaForConditionalGeneration"],
@@ -51,7 +53,7 @@ def config_with(text: dict[str, Any] | None = None, **top: Any) -> dict[str, Any
     return {**LLAVA_7B, "text_config": {**LLAVA_7B["text_config"], **(text or {})}, **top}
 
 
-def load(folder: Path, config: object, generation: object = None) -> ModelConfig:
+def load(folder: Path, config: object, generation: object = None) -> OurConfig:
     (folder / "config.json").write_text(json.dumps(config))
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))

@@ -18,8 +18,8 @@ from transformers import AutoProcessor
 
 from vlmbatch.config import ImageArguments, PromptConfig, SamplingParams
 from vlmbatch.errors import CheckpointError, ConfigError, ErrorCode, RowError, VlmbatchError
-from vlmbatch.models.config import load_model_config
-from vlmbatch.models.processor import LlavaProcessor
+from vlmbatch.models.family import EncodedPrompt, load_model_config, load_processor
+from vlmbatch.models.llava.processor import LlavaProcessor
 from vlmbatch.types import ImageRef, ImageSpan, Row
 
 ROOT = Path(__file__).parents[2]
@@ -100,7 +100,7 @@ def load(
     images: ImageArguments | None = None,
     max_model_len: int | None = None,
 ) -> LlavaProcessor:
-    return LlavaProcessor.load(
+    return load_processor(
         folder,
         load_model_config(folder),
         prompt or PromptConfig(),
@@ -124,6 +124,12 @@ def row(
     )
 
 
+def encode(processor: LlavaProcessor, row: Row) -> EncodedPrompt:
+    """As a run does it: grids come with the images."""
+    grids = [processor.images.grid(48, 64) for _ in row.images]
+    return processor.place(processor.tokenize(row), grids)
+
+
 def photo() -> Image.Image:
     with Image.open(PHOTO) as image:
         return image.convert("RGB")
@@ -144,15 +150,13 @@ def assert_equal(folder: Path, prompt: str, num_images: int) -> None:
     images = [photo()] * num_images
     expected = theirs(text=prompt, images=images or None, return_tensors="np")
     ours = load(folder, max_model_len=None)
-    encoded = ours.encode(row(prompt, num_images=num_images))
+    encoded = encode(ours, row(prompt, num_images=num_images))
     assert encoded.token_ids == expected["input_ids"][0].tolist()
     size = ours.config.image_feature_size
     assert [span.length for span in encoded.image_spans] == [size] * num_images
     for index, image in enumerate(images):
-        pixels = ours.process_image(image).pixels
-        scale, bias = (
-            np.float32(x) for x in (ours.image_processor.scale, ours.image_processor.bias)
-        )
+        pixels = ours.images.process(image).pixels
+        scale, bias = (np.float32(x) for x in (ours.images.scale, ours.images.bias))
         np.testing.assert_allclose(
             (pixels * scale + bias).transpose(2, 0, 1), expected["pixel_values"][index], atol=1e-5
         )
@@ -191,14 +195,14 @@ def test_chat_equals_transformers(tmp_path: Path, bos: str) -> None:
     tokenized = theirs.tokenizer(
         text.replace("<image>", "<image>" * SIZE), add_special_tokens=not bos
     )
-    encoded = load(tmp_path).encode(row(messages=MESSAGES, num_images=1))
+    encoded = encode(load(tmp_path), row(messages=MESSAGES, num_images=1))
     assert encoded.token_ids == tokenized["input_ids"]
     assert encoded.token_ids.count(1) == 1
 
 
 def decoded(processor: LlavaProcessor, row: Row) -> str:
     """The encoded prompt as text, with one <image> for each run."""
-    encoded = processor.encode(row)
+    encoded = encode(processor, row)
     text = processor.tokenizer._backend.decode(encoded.token_ids, skip_special_tokens=False)
     assert isinstance(text, str)
     return text.replace("<image>" * SIZE, "<image>")
@@ -225,7 +229,7 @@ def test_system_message_does_not_make_up_for_messages(folder: Path) -> None:
     processor = load(folder, PromptConfig(chat=True, system_prompt="Be brief."))
     for messages in ([], ["hello"]):
         with pytest.raises(RowError, match=r"empty|'hello'"):
-            processor.encode(row(messages=messages))
+            processor.tokenize(row(messages=messages))
 
 
 def test_chat_template_from_a_file(folder: Path) -> None:
@@ -245,27 +249,20 @@ def test_prompt_template(folder: Path) -> None:
 
 
 def test_full_count_is_taken_as_it_is(folder: Path) -> None:
-    single = load(folder).encode(row("a <image> b", num_images=1))
+    single = encode(load(folder), row("a <image> b", num_images=1))
     full = row(f"a {'<image>' * SIZE} b", num_images=1)
-    assert load(folder).encode(full) == single
+    assert encode(load(folder), full) == single
     strict = load(folder, images=ImageArguments(strict_image_tokens=True))
-    assert strict.encode(full) == single
+    assert encode(strict, full) == single
     with pytest.raises(RowError, match="expected 16 image tokens in the prompt, found 1"):
-        strict.encode(row("a <image> b", num_images=1))
+        strict.tokenize(row("a <image> b", num_images=1))
 
 
-def test_request(folder: Path) -> None:
-    processor = load(folder)
-    given = row("<image>x", num_images=1)
-    encoded = processor.encode(given)
-    image = processor.process_image(photo())
-    request = processor.to_request(given, encoded, [image])
-    assert (request.index, request.sampling) == (4, SamplingParams())
-    assert request.token_ids == [1, *[IMAGE_ID] * SIZE, encoded.token_ids[-1]]
-    assert request.image_spans == (ImageSpan(1, SIZE, 0),)
-    assert request.num_image_tokens == SIZE
-    assert request.images == (image,)
-    assert request.positions is None
+def test_what_the_engine_is_given(folder: Path) -> None:
+    encoded = encode(load(folder), row("<image>x", num_images=1))
+    assert encoded.token_ids == [1, *[IMAGE_ID] * SIZE, encoded.token_ids[-1]]
+    assert encoded.image_spans == (ImageSpan(1, SIZE, 0),)
+    assert encoded.positions is None and encoded.next_position is None
 
 
 @pytest.mark.parametrize(
@@ -288,16 +285,16 @@ def test_request(folder: Path) -> None:
 )
 def test_row_errors(folder: Path, bad: Row, code: ErrorCode, said: str) -> None:
     with pytest.raises(RowError) as caught:
-        load(folder).encode(bad)
+        load(folder).tokenize(bad)
     assert caught.value.code == code
     assert said in caught.value.message
 
 
 def test_room_for_one_new_token(folder: Path) -> None:
     prompt = row("<image>", num_images=1)
-    assert len(load(folder, max_model_len=SIZE + 2).encode(prompt).token_ids) == SIZE + 1
+    assert len(encode(load(folder, max_model_len=SIZE + 2), prompt).token_ids) == SIZE + 1
     with pytest.raises(RowError) as caught:
-        load(folder, max_model_len=SIZE + 1).encode(prompt)
+        load(folder, max_model_len=SIZE + 1).tokenize(prompt)
     assert caught.value.code == ErrorCode.PROMPT_TOO_LONG
     assert "17 tokens" in caught.value.message
 
@@ -306,7 +303,7 @@ def test_prompt_without_any_token(folder: Path) -> None:
     tokenizer = json.loads((folder / "tokenizer.json").read_text()) | {"post_processor": None}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(RowError, match="the prompt is empty"):
-        load(folder).encode(row(""))
+        load(folder).tokenize(row(""))
 
 
 @pytest.mark.parametrize(
@@ -365,10 +362,10 @@ def test_image_token_that_the_tokenizer_splits(folder: Path) -> None:
 def test_missing_template_matters_to_chats_alone(folder: Path) -> None:
     (folder / "chat_template.jinja").unlink()
     processor = load(folder)
-    assert processor.encode(row("x"))
+    assert processor.tokenize(row("x"))
     for _ in range(2):
         with pytest.raises(RowError, match="no chat template; give one with") as caught:
-            processor.encode(row(messages=MESSAGES, num_images=1))
+            processor.tokenize(row(messages=MESSAGES, num_images=1))
         assert caught.value.code == ErrorCode.PROMPT_INVALID
     with pytest.raises(ConfigError, match="no chat template"):
         load(folder, PromptConfig(chat=True))
@@ -377,9 +374,9 @@ def test_missing_template_matters_to_chats_alone(folder: Path) -> None:
 def test_a_broken_template_is_an_error_of_rows_that_need_it(folder: Path) -> None:
     (folder / "chat_template.jinja").write_text("{% if %}")
     processor = load(folder)
-    assert processor.encode(row("x"))
+    assert processor.tokenize(row("x"))
     with pytest.raises(RowError, match="not valid Jinja"):
-        processor.encode(row(messages=MESSAGES, num_images=1))
+        processor.tokenize(row(messages=MESSAGES, num_images=1))
     with pytest.raises(ConfigError, match="not valid Jinja"):
         load(folder, PromptConfig(chat_template=folder / "chat_template.jinja"))
 
@@ -410,11 +407,11 @@ def test_neither_torch_nor_transformers_is_imported(folder: Path) -> None:
 import sys
 from pathlib import Path
 from vlmbatch.config import ImageArguments, PromptConfig
-from vlmbatch.models.config import load_model_config
+from vlmbatch.models.family import EncodedPrompt, load_model_config, load_processor
 from vlmbatch.models.hub import resolve_model
-from vlmbatch.models.processor import LlavaProcessor
+from vlmbatch.models.llava.processor import LlavaProcessor
 folder = resolve_model({str(folder)!r})
-LlavaProcessor.load(folder, load_model_config(folder), PromptConfig(chat=True), ImageArguments())
+load_processor(folder, load_model_config(folder), PromptConfig(chat=True), ImageArguments())
 print([name for name in ("torch", "transformers", "huggingface_hub.hf_api") if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -11,12 +11,13 @@ import pytest
 import torch
 from checkpoints import make_checkpoint
 from paged_batch import forward_in_chunks
+from pixel_scaling import scaling
 from torch import Tensor
 
 from vlmbatch.attention import make_backend
 from vlmbatch.errors import ConfigError
-from vlmbatch.models.config import load_model_config
-from vlmbatch.models.llava import LlavaForConditionalGeneration
+from vlmbatch.models.family import load_model_config
+from vlmbatch.models.llava.model import Model as LlavaModel
 from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
 from vlmbatch.models.registry import build_model, load_model
 
@@ -45,17 +46,17 @@ class ThreadedContext(ParallelContext):
         return total
 
 
-def load(folder: Path, parallel: ParallelContext) -> LlavaForConditionalGeneration:
+def load(folder: Path, parallel: ParallelContext) -> LlavaModel:
     config, cpu = load_model_config(folder), torch.device("cpu")
     backend = make_backend("torch", "cpu")
-    mean = (0.01, 0.02, 0.03), (-1.0, -1.0, -1.0)
-    return load_model(folder, config, *mean, cpu, torch.float32, backend, parallel)
+    images = scaling((0.01, 0.02, 0.03), (-1.0, -1.0, -1.0))
+    return load_model(folder, config, images, cpu, torch.float32, backend, parallel)
 
 
-def run(model: LlavaForConditionalGeneration) -> Tensor:
+def run(model: LlavaModel) -> Tensor:
     generator = torch.Generator().manual_seed(2)
     pixels = torch.randint(256, (2, 24, 24, 3), generator=generator, dtype=torch.uint8)
-    embeds = [*model.encode_images(pixels), model.embed(torch.arange(30))]
+    embeds = [*model.encode_images(pixels), model.embed(torch.arange(30)).hidden]
     return torch.cat(forward_in_chunks(model, embeds, [7, 1, 30]))
 
 
@@ -83,4 +84,4 @@ def test_indivisible_heads_are_refused(tmp_path: Path) -> None:
     make_checkpoint("llama", "clip", tmp_path)
     config, backend = load_model_config(tmp_path), make_backend("torch", "cpu")
     with pytest.raises(ConfigError, match="cannot be divided over 3 devices"):
-        build_model(config, (1.0,) * 3, (0.0,) * 3, backend, ParallelContext(0, 3))
+        build_model(config, scaling(), backend, ParallelContext(0, 3))

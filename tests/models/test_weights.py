@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoints import make_checkpoint
+from pixel_scaling import scaling
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlmbatch.attention import make_backend
 from vlmbatch.errors import CheckpointError
-from vlmbatch.models.config import load_model_config
-from vlmbatch.models.llava import LlavaForConditionalGeneration
+from vlmbatch.models.family import load_model_config
+from vlmbatch.models.llava.model import Model as LlavaModel
 from vlmbatch.models.registry import build_model, load_model, load_vision, random_model
 from vlmbatch.models.weights import materialise, random_weights, weight_slots
 
@@ -35,10 +36,10 @@ def folder(original: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(original, tmp_path / "copy"))
 
 
-def load(folder: Path, dtype: torch.dtype = torch.float32) -> LlavaForConditionalGeneration:
+def load(folder: Path, dtype: torch.dtype = torch.float32) -> LlavaModel:
     config, cpu = load_model_config(folder), torch.device("cpu")
     backend = make_backend("torch", "cpu")
-    return load_model(folder, config, (1.0,) * 3, (0.0,) * 3, cpu, dtype, backend)
+    return load_model(folder, config, scaling(), cpu, dtype, backend)
 
 
 def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
@@ -140,33 +141,34 @@ def test_tensors_without_use_are_skipped(folder: Path) -> None:
 def test_a_model_that_is_given_features_has_no_tower(folder: Path) -> None:
     config, cpu = load_model_config(folder), torch.device("cpu")
     backend = make_backend("torch", "cpu")
-    model = load_model(folder, config, None, None, cpu, torch.float32, backend)
-    made_up = random_model(config, None, None, cpu, torch.float32, backend)
+    model = load_model(folder, config, None, cpu, torch.float32, backend)
+    made_up = random_model(config, None, cpu, torch.float32, backend)
     for each in (model, made_up):
         assert not [name for name, _ in each.named_parameters() if "vision" in name]
     whole = load(folder)
     size = config.vision.image_size
     pixels = torch.randint(256, (2, size, size, 3), dtype=torch.uint8)
     features = whole.extract_features(pixels)
-    assert features.shape == (2, config.image_feature_size, config.feature_size)
-    assert torch.equal(model.project_features(features), whole.encode_images(pixels))
-    assert model.project_features(features.double()).dtype == torch.float32
+    assert [each.shape for each in features] == 2 * [config.feature_shape]
+    projected = model.project_features(features)
+    assert all(map(torch.equal, projected, whole.encode_images(pixels)))
+    assert model.project_features([each.double() for each in features])[0].dtype == torch.float32
 
 
 def test_the_tower_alone_needs_nothing_else_of_the_checkpoint(folder: Path) -> None:
     whole = load(folder)
     edit(folder, drop_language_model)
     config, cpu = load_model_config(folder), torch.device("cpu")
-    scale, bias = (1.0,) * 3, (0.0,) * 3
     backend = make_backend("torch", "cpu")
-    vision = load_vision(folder, config, scale, bias, cpu, torch.float32, backend)
+    vision = load_vision(folder, config, scaling(), cpu, torch.float32, backend)
     pixels = torch.randint(256, (1, *config.image_input_shape[2:], 3), dtype=torch.uint8)
-    assert torch.equal(vision.extract_features(pixels), whole.extract_features(pixels))
+    (ours,), (expected,) = vision.extract_features(pixels), whole.extract_features(pixels)
+    assert torch.equal(ours, expected)
     assert {name.partition(".")[0] for name, _ in vision.named_parameters()} == {"vision_tower"}
 
     edit(folder, lambda tensors: tensors.pop(next(n for n in tensors if "layers.0.mlp.fc1" in n)))
     with pytest.raises(CheckpointError, match="missing: vision_tower"):
-        load_vision(folder, config, scale, bias, cpu, torch.float32, backend)
+        load_vision(folder, config, scaling(), cpu, torch.float32, backend)
 
 
 def test_tied_checkpoint_may_bring_a_head(tmp_path: Path) -> None:
@@ -261,7 +263,7 @@ def test_dtype_is_converted_and_tables_follow(folder: Path, original: Path) -> N
     assert model.language_model.rotary.cos.dtype == torch.bfloat16
     assert model.pixel_normalizer.scale.dtype == torch.float32
     pixels = torch.zeros(1, 24, 24, 3, dtype=torch.uint8)
-    assert model.encode_images(pixels).dtype == torch.bfloat16
+    assert model.encode_images(pixels)[0].dtype == torch.bfloat16
 
 
 def test_slots_cover_every_parameter_once(original: Path) -> None:
@@ -276,7 +278,7 @@ def test_slots_cover_every_parameter_once(original: Path) -> None:
 def test_random_weights_repeat(original: Path) -> None:
     def build(seed: int) -> list[Tensor]:
         config, backend = load_model_config(original), make_backend("torch", "cpu")
-        model = build_model(config, (1.0,) * 3, (0.0,) * 3, backend)
+        model = build_model(config, scaling(), backend)
         assert next(model.parameters()).is_meta
         materialise(model, torch.device("cpu"), torch.float32)
         random_weights(model, seed)
@@ -286,11 +288,3 @@ def test_random_weights_repeat(original: Path) -> None:
     first, again, other = build(1), build(1), build(2)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-
-
-def test_unknown_architecture(original: Path) -> None:
-    from dataclasses import replace
-
-    config = replace(load_model_config(original), architecture="GptForPictures")
-    with pytest.raises(CheckpointError, match=r"'GptForPictures'.*LlavaForConditionalGeneration"):
-        build_model(config, (1.0,) * 3, (0.0,) * 3, make_backend("torch", "cpu"))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from checkpoints import EOS_TOKEN_ID, IMAGE_TOKEN_ID
-from parity_pair import MEAN, STD, Pair, make_pair
+from parity_pair import IMAGES, Pair, make_pair
 
 from vlmbatch.config import EngineConfig, SamplingParams
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.loading import build_engine
-from vlmbatch.models.config import load_model_config
-from vlmbatch.types import ImageSpan, PixelImage, Request
+from vlmbatch.models.family import load_model_config
+from vlmbatch.types import ImageGrid, ImageSpan, PixelImage, Request
 
 MAX_TOKENS = 24
 COMBINATIONS = [
@@ -43,9 +44,8 @@ class Case:
     expected: list[list[int]]
 
     def engine(self, config: EngineConfig) -> Engine:
-        scale = tuple(1 / 255 / std for std in STD)
-        bias = tuple(-mean / std for mean, std in zip(MEAN, STD, strict=True))
-        return build_engine(self.folder, load_model_config(self.folder), config, scale, bias)
+        processor = SimpleNamespace(images=IMAGES)
+        return build_engine(self.folder, load_model_config(self.folder), config, processor)
 
     def answers(self, engine: Engine) -> list[list[int]]:
         sequences = [engine.add(request) for request in self.requests]
@@ -77,7 +77,8 @@ def _requests(pair: Pair) -> list[Request]:
     for index, (ids, pixels) in enumerate(zip(pair.prompts, pair.pixels, strict=True)):
         places = (ids == IMAGE_TOKEN_ID).nonzero().squeeze(1).tolist()
         spans = (ImageSpan(places[0], len(places), 0),)
-        image = PixelImage(pixels.numpy(), b"image %d" % index)
+        grid = ImageGrid(1, len(places), len(places), pixels.nbytes)
+        image = PixelImage(pixels.numpy(), b"image %d" % index, grid)
         sampling = SamplingParams(max_tokens=MAX_TOKENS)
         requests.append(Request(index, ids.tolist(), sampling, (image,), spans))
     return [*requests, *requests]

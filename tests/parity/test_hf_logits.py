@@ -9,9 +9,10 @@ import torch
 from checkpoints import make_checkpoint
 from paged_batch import forward_in_chunks
 from parity_pair import Pair, make_pair
+from pixel_scaling import scaling
 
 from vlmbatch.attention import make_backend
-from vlmbatch.models.config import load_model_config
+from vlmbatch.models.family import load_model_config
 from vlmbatch.models.registry import load_model
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
@@ -31,8 +32,9 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_image_features(pair: Pair) -> None:
     with torch.inference_mode():
         theirs = pair.theirs.get_image_features(pair.pixel_values(), return_dict=True)
-    features = torch.stack(list(theirs.pooler_output))
-    torch.testing.assert_close(pair.ours.encode_images(pair.pixels), features, **TOLERANCE)
+    ours = pair.ours.encode_images(pair.pixels)
+    for mine, features in zip(ours, theirs.pooler_output, strict=True):
+        torch.testing.assert_close(mine, features, **TOLERANCE)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 10_000, "mixed"])
@@ -62,8 +64,7 @@ def test_scaled_rope(rope: str, tmp_path: Path) -> None:
     ours = load_model(
         tmp_path,
         config,
-        (1.0,) * 3,
-        (0.0,) * 3,
+        scaling(),
         torch.device("cpu"),
         torch.float32,
         make_backend("torch", "cpu"),

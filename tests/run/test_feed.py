@@ -6,12 +6,16 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
+from worker_processes import wait_until
 
+from vlmbatch.config import SamplingParams
 from vlmbatch.errors import ManifestError
 from vlmbatch.prepare import Prepared, RowFeed
-from vlmbatch.types import ImageRef, Row
+from vlmbatch.types import ImageGrid, ImageRef, PixelImage, Request, Row
 
 
 def rows(count: int) -> Iterator[Row]:
@@ -103,6 +107,74 @@ def test_bytes_that_rows_share_count_once() -> None:
     assert len(under_way) == 10, "one row still has the photo"
     gate.release(21)
     assert sorted(take_all(feed)) == list(range(30))
+    feed.close()
+
+
+def with_pixels(row: Row, num_bytes: int) -> Prepared:
+    pixels = np.zeros((num_bytes // 3, 1, 3), np.uint8)
+    image = PixelImage(pixels, b"", ImageGrid(1, 1, 1, num_bytes))
+    return Prepared(row, Request(row.index, [1], SamplingParams(), (image,)))
+
+
+def with_an_image(count: int) -> Iterator[Row]:
+    for row in rows(count):
+        yield replace(row, images=(ImageRef("photo"),))
+
+
+@pytest.mark.parametrize(("num_bytes", "ready"), [(30, 11), (150, 2)])
+def test_pixels_count_as_many_bytes_as_they_have(num_bytes: int, ready: int) -> None:
+    """And not as many as the largest image, once one is seen: 330 bytes are allowed."""
+    feed = RowFeed(
+        with_an_image(60),
+        partial(with_pixels, num_bytes=num_bytes),
+        threads=1,
+        depth=60,
+        window=100,
+        image_bytes=300,
+        max_pixel_bytes=330,
+    )
+    wait_until(lambda: feed.num_begun >= ready)
+    time.sleep(0.1)
+    assert feed.num_begun == ready
+    assert len(take_all(feed)) == 60
+    feed.close()
+
+
+def test_no_row_is_begun_while_images_take_more_than_was_expected_of_them() -> None:
+    begun: list[int] = []
+
+    def prepare(row: Row) -> Prepared:
+        begun.append(row.index)
+        return with_pixels(row, 3 if row.index < 3 else 900)
+
+    feed = RowFeed(
+        with_an_image(40),
+        prepare,
+        threads=1,
+        depth=40,
+        window=100,
+        image_bytes=3,
+        max_pixel_bytes=300,
+    )
+    wait_until(lambda: len(begun) == 4)
+    time.sleep(0.1)
+    assert begun == [0, 1, 2, 3]
+    assert sorted(take_all(feed)) == list(range(40)), "one that is too large alone is let in"
+    feed.close()
+
+
+def test_a_row_of_more_images_than_there_is_room_for_comes_alone() -> None:
+    images = (ImageRef("photo"),) * 5
+    feed = RowFeed(
+        (replace(row, images=images) for row in rows(6)),
+        partial(with_pixels, num_bytes=300),
+        threads=2,
+        depth=6,
+        window=10,
+        image_bytes=300,
+        max_pixel_bytes=400,
+    )
+    assert sorted(take_all(feed)) == list(range(6))
     feed.close()
 
 

@@ -70,8 +70,8 @@ def test_features_need_no_image_processor(model: Path, tmp_path: Path, disabled:
     move(model, tmp_path / "other", *PROCESSOR_FILES)
     images = ImageArguments("image_features", disable_image_processor=disabled)
     inputs = open_model(config(model, image_arguments=images))
-    assert inputs.processor.image_processor is None
-    assert inputs.processor.image_bytes == 100 * 128 * 4
+    assert inputs.processor.images is None
+    assert inputs.processor.largest_grid.num_bytes == 100 * 128 * 4
     assert isinstance(open_images(config(model), inputs, 3), FeatureLoader)
 
 
@@ -107,8 +107,8 @@ def test_what_needs_an_image_processor_cannot_do_without() -> None:
         ImageArguments("image_features", image_processor="a/b", disable_image_processor=True)
 
 
-def test_a_look_at_headers_fetches_nothing(model: Path) -> None:
+def test_headers_say_how_many_tokens_an_image_takes(model: Path) -> None:
     probe = image_prober(config(model), open_model(config(model)))
-    probe(ImageRef(url="https://example.com/a.png"))
+    assert probe(ImageRef(str(MODEL.parent / "images/1001000001.jpg"))).num_tokens == 100
     with pytest.raises(RowError):
         probe(ImageRef("none.png"))

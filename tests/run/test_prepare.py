@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pixel_scaling import GRID
 
 from vlmbatch.config import ImageLoading, ManifestConfig, SamplingParams, SessionConfig
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
-from vlmbatch.models.processor import LlavaProcessor
+from vlmbatch.models.llava.processor import LlavaProcessor
 from vlmbatch.prepare import RowFeed, prepare, start_preparing
 from vlmbatch.run import open_inputs
 from vlmbatch.types import ImageRef, PixelImage, Row
@@ -41,7 +42,7 @@ class HeldLoader:
                     )
                 else:
                     name = str(path).encode()
-                    waiting.set_result(PixelImage(np.zeros((80, 80, 3), np.uint8), name))
+                    waiting.set_result(PixelImage(np.zeros((80, 80, 3), np.uint8), name, GRID))
         return future
 
     def close(self) -> None:
@@ -102,7 +103,7 @@ def test_settings_out_of_range_are_refused(workers: int, timeout: float, message
         ImageLoading(workers=workers, timeout_s=timeout)
 
 
-PIXELS = PixelImage(np.zeros((80, 80, 3), np.uint8), b"pixels")
+PIXELS = PixelImage(np.zeros((80, 80, 3), np.uint8), b"pixels", GRID)
 
 
 class SlowLoader:

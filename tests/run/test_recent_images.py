@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
+from pixel_scaling import GRID
 
 from vlmbatch.image_workers.process import Decoded
 from vlmbatch.image_workers.recent import RecentImages
@@ -16,7 +17,7 @@ OPERATIONS = st.lists(
 
 
 def decoded(num_bytes: int) -> Decoded:
-    return Decoded(PixelImage(np.zeros(num_bytes, np.uint8), b""), None)
+    return Decoded(PixelImage(np.zeros(num_bytes, np.uint8), b"", GRID), None)
 
 
 @given(OPERATIONS)

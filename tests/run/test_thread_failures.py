@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from in_process import call
+from pixel_scaling import GRID
 from worker_processes import PROCESSOR
 
 import vlmbatch.sink
@@ -30,7 +31,7 @@ from vlmbatch.data.validate import validate_rows
 from vlmbatch.features import ImageReader
 from vlmbatch.image_workers.pool import ImageWorkers
 from vlmbatch.image_workers.process import WorkerProcess
-from vlmbatch.models.processor import LlavaProcessor
+from vlmbatch.models.processor import PromptProcessor
 from vlmbatch.prepare import Prepared, RowFeed, start_preparing
 from vlmbatch.types import ImageRef, PixelImage, Row
 
@@ -93,9 +94,9 @@ class StubProcessor:
     """Fails where a request is made of an image that has come."""
 
     def __init__(self, error: BaseException) -> None:
-        self.to_request = partial(fail, error)
+        self.place = partial(fail, error)
 
-    def encode(self, row: Row) -> None:
+    def tokenize(self, row: Row) -> None:
         pass
 
 
@@ -117,7 +118,7 @@ def test_where_an_image_comes_late(error: BaseException) -> None:
     start = partial(start_preparing, processor=processor, loader=loader, known=lambda row: None)
     feed = RowFeed(iter([row(0, "a")]), start, threads=1, depth=3, window=3)
     assert feed.poll(timeout=0.1) is None
-    loader.image.set_result(PixelImage(np.zeros((2, 2, 3), np.uint8), b""))
+    loader.image.set_result(PixelImage(np.zeros((2, 2, 3), np.uint8), b"", GRID))
     assert take_until_it_raises(feed) == ([], error)
 
 
@@ -140,7 +141,7 @@ def test_in_an_image_workers_thread(
 @every_kind
 def test_in_a_validating_thread(error: BaseException) -> None:
     checked = validate_rows(
-        [row(0), row(1, "a.jpg"), row(2)], LlavaEncoder(), partial(fail, error), threads=2
+        [row(0), row(1, "a.jpg"), row(2)], StubEncoder(), partial(fail, error), threads=2
     )
     assert next(checked)[0].index == 0
     with pytest.raises(type(error)) as caught:
@@ -148,8 +149,8 @@ def test_in_a_validating_thread(error: BaseException) -> None:
     assert caught.value is error
 
 
-class LlavaEncoder:
-    def encode(self, row: Row) -> None:
+class StubEncoder:
+    def tokenize(self, row: Row) -> None:
         pass
 
 
@@ -209,8 +210,8 @@ def test_a_run_says_so_and_goes_on_when_run_again(
             case "reader":
                 patch.setattr(Manifest, "rows", lambda self: broken_rows(error, self))
             case "preparing":
-                broken = failing_at(6, error, LlavaProcessor.encode)
-                patch.setattr(LlavaProcessor, "encode", broken)
+                broken = failing_at(6, error, PromptProcessor.tokenize)
+                patch.setattr(PromptProcessor, "tokenize", broken)
             case "writer":
                 broken = failing_at(6, error, vlmbatch.sink.to_result)
                 patch.setattr(vlmbatch.sink, "to_result", broken)

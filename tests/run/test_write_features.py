@@ -18,7 +18,7 @@ from real_command import run
 
 from vlmbatch.answer import Answer, to_result
 from vlmbatch.features import TowerWriter
-from vlmbatch.models.llava import LlavaForConditionalGeneration
+from vlmbatch.models.llava.model import Model as LlavaModel
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import Result
 
@@ -59,11 +59,11 @@ def lines(path: Path) -> list[dict[str, Any]]:
 def test_tokens_from_features_are_those_from_pixels(
     samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    models: list[LlavaForConditionalGeneration] = []
+    models: list[LlavaModel] = []
     tokens: list[dict[int, tuple[int, ...]]] = []
-    original = LlavaForConditionalGeneration.__init__
+    original = LlavaModel.__init__
 
-    def noted(self: LlavaForConditionalGeneration, *arguments: Any) -> None:
+    def noted(self: LlavaModel, *arguments: Any) -> None:
         original(self, *arguments)
         models.append(self)
         tokens.append({})
@@ -72,7 +72,7 @@ def test_tokens_from_features_are_those_from_pixels(
         tokens[-1][answer.row.index] = answer.token_ids
         return to_result(answer, tokenizer)
 
-    monkeypatch.setattr(LlavaForConditionalGeneration, "__init__", noted)
+    monkeypatch.setattr(LlavaModel, "__init__", noted)
     monkeypatch.setattr("vlmbatch.sink.to_result", noted_result)
     from_pixels = answers(samples / "manifest.jsonl", tmp_path / "pixels.parquet")
     from_features = answers(

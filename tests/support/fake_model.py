@@ -7,6 +7,7 @@ without any engine.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import cycle
 
 import numpy as np
@@ -20,8 +21,9 @@ from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.lanes import Lane, Lanes
 from vlmbatch.engine.overlap import OverlapPolicy
 from vlmbatch.engine.scheduler import Scheduler
-from vlmbatch.models.config import ModelConfig, TextConfig, VisionConfig
-from vlmbatch.types import PixelImage, Request
+from vlmbatch.models.config import ModelConfig, TextConfig
+from vlmbatch.models.family import Embedded
+from vlmbatch.types import ImageGrid, PixelImage, Request
 
 VOCAB = 97
 IMAGE_TOKEN_ID = 96
@@ -49,36 +51,37 @@ class FakeModel:
         self.fail_on = fail_on
         self.num_encoded = 0
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        self.num_encoded += len(pixels)
-        value = pixels.double().mean(dim=(1, 2, 3)).round()
-        return value[:, None, None] + torch.arange(IMAGE_TOKENS).double()[None, :, None]
+    def encode_images(self, images: Sequence[Tensor]) -> list[Tensor]:
+        self.num_encoded += len(images)
+        values = [pixels.double().mean().round() for pixels in images]
+        return [value + torch.arange(IMAGE_TOKENS).double()[:, None] for value in values]
 
-    def project_features(self, features: Tensor) -> Tensor:
+    def project_features(self, features: Sequence[Tensor]) -> list[Tensor]:
         self.num_encoded += len(features)
-        return features[:, :, :1].double()
+        return [each[:, :1].double() for each in features]
 
     def embed(
         self,
         input_ids: Tensor,
         features: Tensor | None = None,
         feature_rows: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Embedded:
         if self.fail_on is not None and (input_ids == self.fail_on).any():
             raise RuntimeError("the fake model fails on this token")
         embeds = input_ids.double()[:, None]
         if features is not None and feature_rows is not None:
             placed = feature_rows >= 0
             embeds[placed] = features[feature_rows[placed]]
-        return embeds
+        return Embedded(embeds)
 
     def forward(
         self,
-        embeds: Tensor,
+        embedded: Embedded,
         positions: Tensor,
         kv_caches: list[LayerKVCache],
         metadata: AttentionMetadata,
     ) -> Tensor:
+        embeds = embedded.hidden
         keys = kv_caches[0].key
         keys[metadata.slot_mapping, 0, 0] = (embeds[:, 0] + positions).to(keys.dtype)
         hidden = torch.zeros_like(embeds)
@@ -121,7 +124,8 @@ def reference(request: Request, num_tokens: int) -> list[int]:
 
 
 def fake_image(value: int) -> PixelImage:
-    return PixelImage(np.full((2, 2, 3), value, np.uint8), b"image %d" % value)
+    grid = ImageGrid(1, IMAGE_TOKENS, IMAGE_TOKENS, num_bytes=12)
+    return PixelImage(np.full((2, 2, 3), value, np.uint8), b"image %d" % value, grid)
 
 
 def fake_config(max_position_embeddings: int = 256) -> ModelConfig:
@@ -138,17 +142,10 @@ def fake_config(max_position_embeddings: int = 256) -> ModelConfig:
         max_position_embeddings=max_position_embeddings,
         sliding_windows=(None,),
     )
-    vision = VisionConfig("clip_vision_model", 1, 1, 1, 1, 2, 1, "quick_gelu", 1e-5)
     return ModelConfig(
-        architecture="fake",
+        model_type="fake",
         text=text,
-        vision=vision,
         image_token_id=IMAGE_TOKEN_ID,
-        feature_layers=(0,),
-        drop_class_token=True,
-        projector_act="gelu",
-        projector_bias=True,
-        image_feature_size=IMAGE_TOKENS,
         tie_word_embeddings=False,
         eos_token_ids=(EOS,),
         dtype="float32",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,11 +103,11 @@ class FreeModel(FakeModel):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        assert config.image_feature_size is not None
         self._image_tokens = config.image_feature_size
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        value = pixels.double().mean(dim=(1, 2, 3))
-        return value[:, None, None].expand(-1, self._image_tokens, 1)
+    def encode_images(self, images: Sequence[Tensor]) -> list[Tensor]:
+        return [pixels.double().mean().expand(self._image_tokens, 1) for pixels in images]
 
 
 def free_engine(folder: Path, config: ModelConfig, *_: object, **__: object) -> Engine:

@@ -13,7 +13,8 @@ from vlmbatch.attention.base import (
     AttentionSpec,
     LayerKVCache,
 )
-from vlmbatch.models.llava import LlavaForConditionalGeneration
+from vlmbatch.models.family import Embedded
+from vlmbatch.models.llava.model import Model as LlavaModel
 
 
 @dataclass
@@ -132,7 +133,7 @@ def on_device(metadata: AttentionMetadata, device: torch.device | str) -> Attent
 
 
 def forward_in_chunks(
-    model: LlavaForConditionalGeneration,
+    model: LlavaModel,
     embeds: list[Tensor],
     chunks: list[int],
     *,
@@ -167,7 +168,7 @@ def forward_in_chunks(
         )
         device = embeds[0].device
         hidden = model(
-            torch.cat([embeds[i][start:end] for i, start, end in spans]),
+            Embedded(torch.cat([embeds[i][start:end] for i, start, end in spans])),
             torch.cat([torch.arange(start, end, device=device) for _, start, end in spans]),
             caches,
             on_device(metadata, device),

@@ -7,21 +7,26 @@ from pathlib import Path
 
 import torch
 from checkpoints import IMAGE_SIZE, IMAGE_TOKEN_ID, VOCAB_SIZE, make_checkpoint, num_image_tokens
+from pixel_scaling import scaling
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration as ReferenceModel
 
 from vlmbatch.attention import make_backend
-from vlmbatch.models.config import load_model_config
-from vlmbatch.models.llava import LlavaForConditionalGeneration
+from vlmbatch.models.family import load_model_config
+from vlmbatch.models.llava.model import Model as LlavaModel
 from vlmbatch.models.registry import load_model
 
 TEXTS_AFTER = [21, 5, 40, 1]  # text tokens behind the image of each prompt
 MEAN, STD = (0.48, 0.46, 0.41), (0.27, 0.26, 0.28)
+IMAGES = scaling(
+    tuple(1 / 255 / std for std in STD),
+    tuple(-mean / std for mean, std in zip(MEAN, STD, strict=True)),
+)
 
 
 @dataclass
 class Pair:
-    ours: LlavaForConditionalGeneration
+    ours: LlavaModel
     theirs: ReferenceModel
     pixels: Tensor  # (n, H, W, 3) uint8, an image a prompt
     prompts: list[Tensor]
@@ -33,7 +38,7 @@ class Pair:
         for ids, features in zip(self.prompts, features_of_all, strict=True):
             is_image = ids == IMAGE_TOKEN_ID
             feature_rows = torch.where(is_image, is_image.cumsum(0) - 1, -1)
-            embeds.append(self.ours.embed(ids, features, feature_rows))
+            embeds.append(self.ours.embed(ids, features, feature_rows).hidden)
         return embeds
 
     def pixel_values(self) -> Tensor:
@@ -63,8 +68,7 @@ def make_pair(
     ours = load_model(
         folder,
         load_model_config(folder),
-        image_scale=tuple(1 / 255 / std for std in STD),
-        image_bias=tuple(-mean / std for mean, std in zip(MEAN, STD, strict=True)),
+        IMAGES,
         device=torch.device(device),
         dtype=dtype,
         backend=make_backend(backend, device),

@@ -53,7 +53,7 @@ class SampleModel:
         config = SessionConfig(str(MODEL))
         sampling = SamplingParams(max_tokens=MAX_TOKENS)
         inputs = open_inputs(config, ManifestConfig(str(manifest)), sampling)
-        loader = InProcessLoader(config.image_limits, inputs.processor.image_processor)
+        loader = InProcessLoader(config.image_limits, inputs.processor.images)
         requests = []
         for row in inputs.manifest.rows():
             prepared = prepare(row, inputs.processor, loader, known=lambda row: None)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlmbatch.models.image_processor import ImageProcessor
+from vlmbatch.models.llava.image_processor import LlavaImageProcessor
 
 HOSTILE_DECODERS = Path(__file__).with_name("hostile_decoders")
 PHOTOS = Path(__file__).parents[1] / "photos"
 
-PROCESSOR = ImageProcessor(
+PROCESSOR = LlavaImageProcessor(
     resize_to=48,
     resample=Image.Resampling.BICUBIC,
     crop_to=(48, 64),
@@ -22,6 +22,8 @@ PROCESSOR = ImageProcessor(
     mean=(0.5, 0.5, 0.5),
     std=(0.5, 0.5, 0.5),
     output_size=(48, 64),
+    patches=(3, 4),
+    num_tokens=12,
 )
 
 

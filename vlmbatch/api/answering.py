@@ -11,7 +11,7 @@ from vlmbatch.errors import RowError
 from vlmbatch.generate import AnswerLoop
 from vlmbatch.host_memory import HostMemory
 from vlmbatch.image_workers.loader import ImageLoader
-from vlmbatch.models.processor import LlavaProcessor
+from vlmbatch.models.family import Processor
 from vlmbatch.prepare import RowFeed, prepare
 from vlmbatch.replicas.replica import Replica
 from vlmbatch.stats import RunStats
@@ -25,7 +25,7 @@ _WINDOW = 4096  # rows that are read but not yet handed out: what may wait for a
 def answer_rows(
     rows: Iterator[Row],
     replica: Replica,
-    processor: LlavaProcessor,
+    processor: Processor,
     loader: ImageLoader,
     threads: int,
     memory: HostMemory,
@@ -48,7 +48,7 @@ def answer_rows(
         depth=_DEPTH,
         window=_WINDOW,
         max_bytes=memory.encoded,
-        image_bytes=processor.image_bytes,
+        image_bytes=processor.largest_grid.num_bytes,
         max_pixel_bytes=memory.pixels,
     )
     finished = _Answers(in_order, strict)

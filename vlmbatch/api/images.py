@@ -15,7 +15,7 @@ from PIL import Image
 
 from vlmbatch.config import ImageInputType, ImageLimits
 from vlmbatch.config.typed import shown
-from vlmbatch.data.features import feature_image
+from vlmbatch.data.features import GridOf, feature_image
 from vlmbatch.data.images import copy_image
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.types import FeatureImage, ImageRef
@@ -45,9 +45,10 @@ class ImagePixelData:
 class ImageFeatureData:
     """An image as the vision tower's output, for a model of image_input_type "image_features".
 
-    ``features``: a torch tensor or numpy array (image_feature_size, C), or with a 1 before, of
-    float16, bfloat16, float32 or float64, copied when its request is read; or the path of a
-    ``.npy`` or ``.safetensors`` file. For LLaVA-1.5-7B it is (576, 1024), before the projector.
+    ``features``: a torch tensor or numpy array of float16, bfloat16, float32 or float64, copied
+    when its request is read; or the path of a ``.npy`` or ``.safetensors`` file. Its shape is that
+    which ``vlmbatch features`` stores: (image_feature_size, C), or with a 1 before, where all
+    images take as many tokens. For LLaVA-1.5-7B it is (576, 1024), before the projector.
     """
 
     features: FeatureSource
@@ -72,15 +73,15 @@ class HeldFeatures(ImageRef):
 
     @property
     def num_bytes(self) -> int:
-        return self.features.features.nbytes
+        return self.features.num_bytes
 
 
 @dataclass(frozen=True, slots=True)
 class ImageReader:
-    """Turns what callers give into references; ``feature_shape``: (image_feature_size, C)."""
+    """Turns what callers give into references; ``feature_grid``: see ``Processor``."""
 
     input_type: ImageInputType
-    feature_shape: tuple[int, int]
+    feature_grid: GridOf
     limits: ImageLimits
 
     def read(self, given: object) -> ImageRef:
@@ -154,7 +155,7 @@ class ImageReader:
                 "features are an array or tensor of float16, bfloat16, float32 or float64, or a "
                 f"path, got {kind or shown(source)}",
             )
-        return HeldFeatures(features=feature_image(values.copy(), self.feature_shape, "features"))
+        return HeldFeatures(features=feature_image(values.copy(), self.feature_grid, "features"))
 
     def _other_kind(self, given: str, needed: str) -> RowError:
         return RowError(

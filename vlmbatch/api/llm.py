@@ -127,7 +127,7 @@ class LLM:
             self._processor, partial(open_images, config, inputs, num_workers)
         )
         self._reader = RequestReader(
-            ImageReader(image_input_type, inputs.model.feature_shape, config.image_limits)
+            ImageReader(image_input_type, self._processor.feature_grid, config.image_limits)
         )
         self._in_use = threading.Lock()
         self._calls: weakref.WeakSet[Generator[RequestOutput]] = weakref.WeakSet()

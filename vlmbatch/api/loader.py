@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from vlmbatch.api.images import HeldFeatures, HeldImage
 from vlmbatch.errors import RowError
 from vlmbatch.image_workers.loader import ImageLoader
-from vlmbatch.models.processor import LlavaProcessor
+from vlmbatch.models.family import Processor
 from vlmbatch.types import ImageInput, ImageRef
 
 
@@ -19,8 +19,8 @@ class HeldImageLoader:
     All others go to the loader that ``open_files`` opens when the first one comes.
     """
 
-    def __init__(self, processor: LlavaProcessor, open_files: Callable[[], ImageLoader]) -> None:
-        self._processor = processor
+    def __init__(self, processor: Processor, open_files: Callable[[], ImageLoader]) -> None:
+        self._images = processor.images
         self._open_files = open_files
         self._files: ImageLoader | None = None
         self._lock = threading.Lock()
@@ -29,7 +29,8 @@ class HeldImageLoader:
         future: Future[ImageInput] = Future()
         try:
             if isinstance(ref, HeldImage):
-                future.set_result(self._processor.process_image(ref.image))
+                assert self._images is not None, "images come as features"
+                future.set_result(self._images.process(ref.image))
             elif isinstance(ref, HeldFeatures):
                 future.set_result(ref.features)
             else:

@@ -27,15 +27,10 @@ class AttentionSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerKVCache:
-    """One layer's share of the paged pool; ``key`` and ``value``: (S, K, D).
-
-    The scales belong to quantized caches: stored values times the scale are the true ones.
-    """
+    """One layer's share of the paged pool; ``key`` and ``value``: (S, K, D)."""
 
     key: Tensor
     value: Tensor
-    key_scale: float = 1.0
-    value_scale: float = 1.0
 
 
 @dataclass(slots=True)
@@ -114,6 +109,20 @@ class AttentionBackend(Protocol):
         """
         ...
 
-    def dense(self, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
-        """Attend without a cache, as vision towers do. (N, L, H or K, D) to (N, L, H, D)."""
+    def varlen(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        spec: AttentionSpec,
+    ) -> Tensor:
+        """Attend without a cache, each sequence within itself, as vision towers do.
+
+        The B sequences, images or windows of them, lie behind each other: ``query`` (T, H, D),
+        ``key`` and ``value`` (T, K, D), ``cu_seqlens`` (B + 1,) int32 their offsets. ``max_seqlen``
+        is the length of the longest; where all have it, that is found out without a look at
+        ``cu_seqlens``. Returns (T, H, D).
+        """
         ...

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from flash_attn import flash_attn_func, flash_attn_with_kvcache
+from flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
 
 # The functions of the package itself allocate their output: one more copy in a mixed step.
 from flash_attn.flash_attn_interface import flash_attn_gpu
@@ -58,11 +58,26 @@ class FlashAttnBackend(PagedBackend):
         Raises:
             RuntimeError: flash-attn does not support this GPU, or was built without kernels for it.
         """
-        query, key, value = torch.zeros(3, 1, 8, 1, 64, dtype=torch.float16, device=device)
-        self.dense(query, key, value, AttentionSpec(1, 1, 64, scale=1.0))
+        query, key, value = torch.zeros(3, 8, 1, 64, dtype=torch.float16, device=device)
+        offsets = torch.tensor([0, 8], dtype=torch.int32, device=device)
+        self.varlen(query, key, value, offsets, 8, AttentionSpec(1, 1, 64, scale=1.0))
 
-    def dense(self, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
-        out: Tensor = flash_attn_func(query, key, value, **_options(spec))
+    def varlen(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        spec: AttentionSpec,
+    ) -> Tensor:
+        if len(query) == (len(cu_seqlens) - 1) * max_seqlen:
+            # The kernel for equal lengths divides the keys of a sequence where there are few.
+            batch = (x.view(-1, max_seqlen, *x.shape[1:]) for x in (query, key, value))
+            equal: Tensor = flash_attn_func(*batch, **_options(spec))
+            return equal.flatten(0, 1)
+        ends, longest = (cu_seqlens, cu_seqlens), (max_seqlen, max_seqlen)
+        out: Tensor = flash_attn_varlen_func(query, key, value, *ends, *longest, **_options(spec))
         return out
 
     def _attend(

@@ -7,6 +7,7 @@ are laid beside each other as rows of one query, so keys and values are never re
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -58,8 +59,16 @@ class TorchSdpaBackend(PagedBackend):
                 out.index_copy_(0, block.tokens, self._attend_block(rows, cache, block, spec))
         return out
 
-    def dense(self, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
-        return dense_sdpa(query, key, value, spec)
+    def varlen(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        spec: AttentionSpec,
+    ) -> Tensor:
+        return varlen_sdpa(query, key, value, cu_seqlens, max_seqlen, spec)
 
     def _attend_block(
         self, query: Tensor, cache: LayerKVCache, block: Block, spec: AttentionSpec
@@ -100,17 +109,46 @@ class TorchSdpaBackend(PagedBackend):
         return buffer[:size].view(shape)
 
 
-def dense_sdpa(query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
-    """``AttentionBackend.dense`` with torch's attention."""
+def varlen_sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    cu_seqlens: Tensor,
+    max_seqlen: int,
+    spec: AttentionSpec,
+) -> Tensor:
+    """``AttentionBackend.varlen`` with torch's attention: sequences of one length together."""
+    if len(query) == (len(cu_seqlens) - 1) * max_seqlen:
+        return _equal_lengths(query, key, value, max_seqlen, spec)
+    by_length: dict[int, list[int]] = {}
+    for start, end in pairwise(cu_seqlens.tolist()):
+        by_length.setdefault(end - start, []).append(start)
+    out = torch.empty_like(query)
+    for length, starts in by_length.items():
+        first = torch.tensor(starts, device=query.device)[:, None]
+        tokens = (first + torch.arange(length, device=query.device)).flatten()
+        if length:
+            out[tokens] = _equal_lengths(query[tokens], key[tokens], value[tokens], length, spec)
+    return out
+
+
+def _equal_lengths(
+    query: Tensor, key: Tensor, value: Tensor, length: int, spec: AttentionSpec
+) -> Tensor:
+    """Attend within sequences of ``length`` tokens each: (T, H, D) to the same."""
     assert spec.softcap is None and spec.sliding_window is None, spec
-    return F.scaled_dot_product_attention(
-        query.transpose(1, 2),
-        key.transpose(1, 2),
-        value.transpose(1, 2),
+    query, key, value = (
+        tensor.view(-1, length, *tensor.shape[1:]).transpose(1, 2) for tensor in (query, key, value)
+    )
+    out = F.scaled_dot_product_attention(
+        query,
+        key,
+        value,
         is_causal=spec.causal,
         scale=spec.scale,
         enable_gqa=spec.num_heads != spec.num_kv_heads,
-    ).transpose(1, 2)
+    )
+    return out.transpose(1, 2).flatten(0, 1)
 
 
 def _attend_softcapped(

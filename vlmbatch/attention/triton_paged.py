@@ -18,7 +18,7 @@ from vlmbatch.attention.base import (
     SharedPrefixes,
 )
 from vlmbatch.attention.paged import PagedBackend
-from vlmbatch.attention.torch_sdpa import dense_sdpa
+from vlmbatch.attention.torch_sdpa import varlen_sdpa
 
 
 class TritonBackend(PagedBackend):
@@ -35,8 +35,16 @@ class TritonBackend(PagedBackend):
     granule = 16
     _layout = PageLayout(block_size, granule)
 
-    def dense(self, query: Tensor, key: Tensor, value: Tensor, spec: AttentionSpec) -> Tensor:
-        return dense_sdpa(query, key, value, spec)
+    def varlen(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        cu_seqlens: Tensor,
+        max_seqlen: int,
+        spec: AttentionSpec,
+    ) -> Tensor:
+        return varlen_sdpa(query, key, value, cu_seqlens, max_seqlen, spec)
 
     def _attend(
         self, query: Tensor, cache: LayerKVCache, metadata: AttentionMetadata, spec: AttentionSpec

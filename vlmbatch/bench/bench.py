@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from vlmbatch.bench.bounds import Bounds, workload_bounds
+from vlmbatch.bench.bounds import Bounds, model_costs, workload_bounds
 from vlmbatch.bench.config import BenchConfig
 from vlmbatch.bench.device_rates import DeviceRates, measure_rates
 from vlmbatch.bench.process_start import seconds_to_first_row, write_random_weights
@@ -26,7 +26,7 @@ from vlmbatch.cores import available_cores
 from vlmbatch.engine.loading import resolve_device, resolve_dtype
 from vlmbatch.inputs import open_model
 from vlmbatch.log import logger
-from vlmbatch.models.config import load_model_config
+from vlmbatch.models.family import load_model_config
 from vlmbatch.run import freeze_loaded, load_engine
 
 
@@ -96,7 +96,8 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
     logger.info("loading %s", name)
     started = time.perf_counter()
     session = jobs[0].timed.session
-    engine = load_engine(session, open_model(session))
+    inputs = open_model(session)
+    engine = load_engine(session, inputs)
     freeze_loaded(engine)
     engine_start = time.perf_counter() - started
 
@@ -106,14 +107,17 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
         warmup = timed_run(job.warmup, workload, engine, device)
         logger.info("%s: answering %d rows", workload.name, job.num_images * workload.questions)
         measured = timed_run(job.timed, workload, engine, device)
+        assert inputs.processor.images is not None
+        grid = workload.grid(inputs.processor.images)
+        costs = model_costs(model, dtype.itemsize, grid)
         bounds = workload_bounds(
-            workload, measured.rows, model, dtype.itemsize, engine.kv_cache_tokens, rates
+            workload, measured.rows, costs, grid.num_tokens, engine.kv_cache_tokens, rates
         )
         return WorkloadResult(
             workload=workload,
             num_images=job.num_images,
             image_bytes=job.image_bytes,
-            prompt_tokens=workload.prompt_tokens(model.image_feature_size),
+            prompt_tokens=grid.num_tokens + workload.text_tokens,
             warmup_rows=warmup.rows,
             measured=measured,
             bounds=bounds,

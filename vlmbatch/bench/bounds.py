@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from vlmbatch.bench.device_rates import DeviceRates
 from vlmbatch.bench.workloads import Workload
 from vlmbatch.models.config import ModelConfig
+from vlmbatch.models.family import family_of
+from vlmbatch.types import ImageGrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +37,11 @@ class ModelCosts:
     step_bytes: int
 
 
-def model_costs(config: ModelConfig, itemsize: int) -> ModelCosts:
-    """The costs of ``config`` with weights and KV cache of ``itemsize`` bytes a number."""
+def model_costs(config: ModelConfig, itemsize: int, grid: ImageGrid) -> ModelCosts:
+    """The costs of ``config`` with weights and KV cache of ``itemsize`` bytes a number.
+
+    ``grid``: of the images.
+    """
     text = config.text
     query_size = text.num_heads * text.head_dim
     kv_size = text.num_kv_heads * text.head_dim
@@ -48,29 +53,17 @@ def model_costs(config: ModelConfig, itemsize: int) -> ModelCosts:
     decoder_weights = text.num_layers * layer_weights
     head_weights = text.vocab_size * text.hidden_size
     tables = 1 if config.tie_word_embeddings else 2
-    tower_flops = _tower_flops(config)
-    features = config.vision.hidden_size * len(config.feature_layers)
-    projector_weights = (features + text.hidden_size) * text.hidden_size
+    image = family_of(config).image_flops(config, grid)
     return ModelCosts(
         token_flops=2 * decoder_weights,
         pair_flops=4 * query_size * text.num_layers,
         head_flops=2 * head_weights,
-        image_flops=tower_flops + 2 * config.image_feature_size * projector_weights,
-        tower_flops=tower_flops,
+        image_flops=image.tower + image.projector,
+        tower_flops=image.tower,
         kv_bytes_per_token=2 * kv_size * text.num_layers * itemsize,
         decoder_bytes=(decoder_weights + tables * head_weights) * itemsize,
         step_bytes=(decoder_weights + head_weights) * itemsize,
     )
-
-
-def _tower_flops(config: ModelConfig) -> int:
-    """The vision tower on one image, up to the last layer whose features are used."""
-    vision = config.vision
-    tokens = vision.num_patches + (vision.model_type == "clip_vision_model")
-    layer_weights = vision.hidden_size * (4 * vision.hidden_size + 2 * vision.intermediate_size)
-    layer = 2 * tokens * layer_weights + 4 * tokens**2 * vision.hidden_size
-    patches = 2 * vision.num_patches * 3 * vision.patch_size**2 * vision.hidden_size
-    return max(config.feature_layers) * layer + patches
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,23 +85,23 @@ class Bounds:
 def workload_bounds(
     workload: Workload,
     rows: int,
-    config: ModelConfig,
-    itemsize: int,
+    costs: ModelCosts,
+    image_tokens: int,
     kv_cache_tokens: int,
     rates: DeviceRates,
 ) -> Bounds:
     """The bounds of ``rows`` rows of a workload, on a device of such ``rates``.
 
+    ``image_tokens``: that an image takes, of the size that ``costs`` are for.
     Rows that share an image compute its tokens once and read their KV once a step.
     """
-    costs = model_costs(config, itemsize)
-    image, text, questions = config.image_feature_size, workload.text_tokens, workload.questions
+    image, text, questions = image_tokens, workload.text_tokens, workload.questions
     prompt = image + text
     steps = workload.max_tokens - 1  # the first token comes with the prefill
     generated = range(1, workload.max_tokens)
-    image_tokens = costs.token_flops * image + costs.pair_flops * _causal_pairs(0, image)
+    image_prefill = costs.token_flops * image + costs.pair_flops * _causal_pairs(0, image)
     row_flops = (
-        (costs.image_flops + image_tokens) / questions
+        (costs.image_flops + image_prefill) / questions
         + costs.token_flops * (text + steps)
         + costs.pair_flops * _causal_pairs(image, prompt + steps)
         + costs.head_flops * workload.max_tokens

@@ -9,14 +9,14 @@ from vlmbatch.bench.photos import write_photos
 from vlmbatch.bench.prompts import PromptMaker
 from vlmbatch.bench.workloads import Workload
 from vlmbatch.errors import ConfigError
-from vlmbatch.models.processor import LlavaProcessor
+from vlmbatch.models.family import Processor
 
 
 def write_inputs(
     workload: Workload,
     num_images: int,
     folder: Path,
-    processor: LlavaProcessor,
+    processor: Processor,
     seed: int,
     processes: int,
 ) -> Path:
@@ -27,7 +27,9 @@ def write_inputs(
     Raises:
         ConfigError: prompt and answer exceed the context length.
     """
-    prompt_tokens = workload.prompt_tokens(processor.config.image_feature_size)
+    assert processor.images is not None
+    grid = workload.grid(processor.images)
+    prompt_tokens = grid.num_tokens + workload.text_tokens
     if prompt_tokens + workload.max_tokens > processor.max_model_len:
         raise ConfigError(
             f"workload {workload.name} takes {prompt_tokens} prompt tokens and generates "
@@ -36,7 +38,7 @@ def write_inputs(
     (folder / "images").mkdir(parents=True)
     names = [f"images/{index:06}.jpg" for index in range(num_images)]
     write_photos([folder / name for name in names], workload.image_size, seed, processes)
-    prompts = PromptMaker(processor, workload.text_tokens, seed)
+    prompts = PromptMaker(processor, grid, workload.text_tokens, seed)
     manifest = folder / "manifest.jsonl"
     with manifest.open("w", encoding="utf-8") as file:
         for _ in range(workload.questions):

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlmbatch.attention import make_backend
-from vlmbatch.config import JobConfig
+from vlmbatch.config import ImageArguments, JobConfig, PromptConfig
 from vlmbatch.errors import VlmbatchError
 from vlmbatch.models.config import ModelConfig
+from vlmbatch.models.family import load_processor
 from vlmbatch.models.registry import random_model
 from vlmbatch.models.weights import weight_slots
 
@@ -51,7 +52,9 @@ def write_random_weights(
 ) -> None:
     """Write safetensors files of random weights, made on ``device``, into a checkpoint folder."""
     backend = make_backend("torch", device.type)
-    model = random_model(config, (1.0,) * 3, (0.0,) * 3, device, dtype, backend)
+    images = load_processor(folder, config, PromptConfig(), ImageArguments()).images
+    model = random_model(config, images, device, dtype, backend)
+    assert isinstance(model, nn.Module)
     weight_map: dict[str, str] = {}
     tensors = ((name, slot.target) for name, slot in weight_slots(model))
     for number, shard in enumerate(_shards(tensors), start=1):

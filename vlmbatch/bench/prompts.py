@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from itertools import islice
 
-from vlmbatch.models.processor import LlavaProcessor
-from vlmbatch.types import ImageRef, Row
+from vlmbatch.models.family import Processor
+from vlmbatch.types import ImageGrid, ImageRef, Row
 
 _NUM_UNITS = 64  # different words: enough that no two prompts are alike
 _MAX_DRAWS = 200
@@ -16,8 +16,10 @@ _IMAGE = (ImageRef("photo"),)
 class PromptMaker:
     """Makes prompts of one image and random words, each of ``text_tokens`` beside the image's."""
 
-    def __init__(self, processor: LlavaProcessor, text_tokens: int, seed: int) -> None:
+    def __init__(self, processor: Processor, grid: ImageGrid, text_tokens: int, seed: int) -> None:
+        """``grid``: the image's."""
         self._processor = processor
+        self._grid = grid
         self._random = random.Random(seed)
         self._head = f"{processor.image_token}\n"
         self._num_words = text_tokens - self._text_tokens(self._head)
@@ -36,14 +38,13 @@ class PromptMaker:
 
     def _text_tokens(self, prompt: str) -> int:
         row = Row(index=0, id="0", line=1, file="", prompt=prompt, images=_IMAGE)
-        encoded = self._processor.encode(row)
-        return len(encoded.token_ids) - self._processor.config.image_feature_size
+        encoded = self._processor.place(self._processor.tokenize(row), [self._grid])
+        return len(encoded.token_ids) - self._grid.num_tokens
 
     def _find_units(self) -> list[str]:
         """Words that add one token each, also many of them; spaced where the tokenizer has such."""
         tokenizer = self._processor.tokenizer
-        ids = range(self._processor.config.text.vocab_size)
-        words = {tokenizer.decode([index]).strip() for index in ids}
+        words = {tokenizer.decode([index]).strip() for index in range(tokenizer.num_tokens)}
         words = {word for word in words if word.isascii() and word.isalpha() and word.islower()}
         by_length = sorted(words, key=lambda word: (-len(word), word))
         length = self._text_tokens(self._head)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from itertools import chain, islice, product
 from pathlib import Path
 from typing import Any
@@ -11,45 +12,22 @@ from typing import Any
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from vlmbatch.errors import CheckpointError
-from vlmbatch.models.config import ModelConfig, load_model_config
+from vlmbatch.models.family import FAMILIES, Family, family_of, load_model_config
 from vlmbatch.models.json_fields import read_json
 
-# The published configs of llava-hf, by the names that ``--random-weights`` knows.
-BUILT_IN: dict[str, dict[str, Any]] = {
-    "llava-1.5-7b": {
-        "architectures": ["LlavaForConditionalGeneration"],
-        "model_type": "llava",
-        "image_token_index": 32000,
-        "projector_hidden_act": "gelu",
-        "vision_feature_layer": -2,
-        "vision_feature_select_strategy": "default",
-        "torch_dtype": "bfloat16",
-        "text_config": {
-            "model_type": "llama",
-            "hidden_size": 4096,
-            "intermediate_size": 11008,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "max_position_embeddings": 4096,
-            "rms_norm_eps": 1e-05,
-            "vocab_size": 32064,
-        },
-        "vision_config": {
-            "model_type": "clip_vision_model",
-            "hidden_size": 1024,
-            "intermediate_size": 4096,
-            "num_hidden_layers": 24,
-            "num_attention_heads": 16,
-            "image_size": 336,
-            "patch_size": 14,
-        },
-    }
-}
 _NEEDED_FILES = ("tokenizer.json", "preprocessor_config.json")
 _SPECIAL_TOKENS = ("<unk>", "<s>", "</s>")
 _IMAGE_TOKEN = "<image>"
 _SPACE = "\u0120"  # a space as byte-level tokenizers write it
 _CONSONANTS, _VOWELS = "bcdfghjklmnprstvwxyz", "aeiou"
+
+
+def built_in_configs() -> dict[str, Mapping[str, Any]]:
+    """Published configs of all families, by the names that ``--random-weights`` knows."""
+    configs: dict[str, Mapping[str, Any]] = {}
+    for package in FAMILIES.values():
+        configs |= Family(package).preset_configs
+    return configs
 
 
 def prepare_checkpoint(model: str, into: Path) -> None:
@@ -63,14 +41,15 @@ def prepare_checkpoint(model: str, into: Path) -> None:
     """
     path = Path(model).expanduser()
     source = path / "config.json" if path.is_dir() else path
+    fields: Mapping[str, Any]
     if source.exists():
         fields = read_json(source)
-    elif _short_name(model) in BUILT_IN:
-        fields = BUILT_IN[_short_name(model)]
+    elif (known := built_in_configs().get(_short_name(model))) is not None:
+        fields = known
     else:
         raise CheckpointError(
             f"{model}: with --random-weights, give a config.json, a folder that holds one, or one "
-            f"of: {', '.join(BUILT_IN)}"
+            f"of: {', '.join(built_in_configs())}"
         )
     _write_json(into / "config.json", fields)
     if path.is_dir() and all((path / name).exists() for name in _NEEDED_FILES):
@@ -81,7 +60,7 @@ def prepare_checkpoint(model: str, into: Path) -> None:
     make_tokenizer(config.text.vocab_size, config.image_token_id).save(str(into / "tokenizer.json"))
     names = dict(zip(("unk_token", "bos_token", "eos_token"), _SPECIAL_TOKENS, strict=True))
     _write_json(into / "tokenizer_config.json", names)
-    _write_json(into / "preprocessor_config.json", _image_processor_fields(config))
+    _write_json(into / "preprocessor_config.json", family_of(config).processor_config(config))
 
 
 def make_tokenizer(vocab_size: int, image_token_id: int) -> Tokenizer:
@@ -128,27 +107,8 @@ def make_tokenizer(vocab_size: int, image_token_id: int) -> Tokenizer:
 
 def _short_name(model: str) -> str:
     """The built-in name of a Hub id such as llava-hf/llava-1.5-7b-hf."""
-    return model.removeprefix("llava-hf/").removesuffix("-hf")
+    return model.rpartition("/")[2].removesuffix("-hf")
 
 
-def _image_processor_fields(config: ModelConfig) -> dict[str, Any]:
-    """CLIP's preprocessing at the tower's size."""
-    size = config.vision.image_size
-    return {
-        "image_processor_type": "CLIPImageProcessor",
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": size},
-        "resample": 3,
-        "do_center_crop": True,
-        "crop_size": {"height": size, "width": size},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": [0.48145466, 0.4578275, 0.40821073],
-        "image_std": [0.26862954, 0.26130258, 0.27577711],
-    }
-
-
-def _write_json(path: Path, fields: dict[str, Any]) -> None:
+def _write_json(path: Path, fields: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 
 from vlmbatch.bench.config import BenchConfig
 from vlmbatch.bench.inputs import write_inputs
-from vlmbatch.bench.random_checkpoint import BUILT_IN, prepare_checkpoint
+from vlmbatch.bench.random_checkpoint import built_in_configs, prepare_checkpoint
 from vlmbatch.bench.workloads import Workload
 from vlmbatch.config import (
     FileDestination,
@@ -26,9 +26,8 @@ from vlmbatch.config import (
 from vlmbatch.cores import available_cores
 from vlmbatch.errors import ConfigError, OutputError
 from vlmbatch.log import logger
-from vlmbatch.models.config import load_model_config
+from vlmbatch.models.family import load_model_config, load_processor
 from vlmbatch.models.hub import resolve_model
-from vlmbatch.models.processor import LlavaProcessor
 
 GPU_MODEL = "llava-1.5-7b"
 SAMPLE_MODEL = Path(__file__).parents[2] / "samples/tiny-llava"
@@ -60,7 +59,7 @@ def resolve_bench_model(config: BenchConfig, device: str) -> tuple[str, bool]:
             f"folder, or --model {GPU_MODEL} --random-weights"
         )
     model = str(SAMPLE_MODEL) if config.model is None else config.model
-    if not config.random_weights and model in BUILT_IN and not Path(model).exists():
+    if not config.random_weights and model in built_in_configs() and not Path(model).exists():
         raise ConfigError(f"{model} is a config without weights: add --random-weights")
     return model, config.random_weights
 
@@ -87,7 +86,7 @@ def make_jobs(config: BenchConfig, checkpoint: Path, folder: Path, device: str) 
         UsageError: the checkpoint cannot be used, or its context is too short for a workload.
         OutputError: ``folder`` cannot be written.
     """
-    processor = LlavaProcessor.load(
+    processor = load_processor(
         checkpoint,
         load_model_config(checkpoint),
         PromptConfig(),

@@ -66,7 +66,8 @@ def timed_run(
                 answer_manifest(config, inputs, replica, images, output, stats, stop)
             seconds = time.perf_counter() - started
     answered = stats.rows_done - stats.num_errors
-    prompt_tokens = workload.prompt_tokens(inputs.model.image_feature_size)
+    assert inputs.processor.images is not None
+    prompt_tokens = workload.grid(inputs.processor.images).num_tokens + workload.text_tokens
     assert isinstance(config.destination, FileDestination)
     assert pq.read_metadata(config.destination.path).num_rows == stats.rows_done
     assert stats.prompt_tokens == answered * prompt_tokens

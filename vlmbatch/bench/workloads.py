@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from vlmbatch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from vlmbatch.models.family import ImageProcessor
+    from vlmbatch.types import ImageGrid
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +32,10 @@ class Workload:
         """Images of the largest manifest of at most ``rows`` rows; at least one."""
         return max(1, rows // self.questions)
 
-    def prompt_tokens(self, image_feature_size: int) -> int:
-        return image_feature_size + self.text_tokens
+    def grid(self, images: ImageProcessor) -> ImageGrid:
+        """What a model makes of the workload's images."""
+        width, height = self.image_size
+        return images.grid(height, width)
 
 
 # With LLaVA-1.5's 576 tokens an image, prompts have 600, 614, 593 and 600 tokens.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import PurePath
 
 import numpy as np
@@ -21,7 +23,9 @@ from vlmbatch.data.tensor_file import (
     read_safetensors_header,
 )
 from vlmbatch.errors import ErrorCode, RowError
-from vlmbatch.types import FeatureImage, ImageRef
+from vlmbatch.types import FeatureImage, ImageGrid, ImageRef
+
+GridOf = Callable[[tuple[int, ...]], ImageGrid]  # raises ValueError for a shape that it refuses
 
 TENSOR_NAME = "features"  # in a .safetensors file of several tensors
 
@@ -30,29 +34,30 @@ _KEPT_TYPES = ("float16", "float32", "uint16")
 _BF16_EXPONENT = 0x7F80
 
 
-def probe_features(ref: ImageRef, limits: ImageLimits, shape: tuple[int, int]) -> None:
+def probe_features(ref: ImageRef, limits: ImageLimits, grid_of: GridOf) -> ImageGrid:
     """Check the header of a file of features; arguments and errors as for ``read_features``."""
-    _read(ref, limits, shape, values=False)
+    header, _ = _read(ref, limits, grid_of, values=False)
+    return _grid(header.shape, grid_of, image_label(ref))
 
 
-def read_features(ref: ImageRef, limits: ImageLimits, shape: tuple[int, int]) -> FeatureImage:
+def read_features(ref: ImageRef, limits: ImageLimits, grid_of: GridOf) -> FeatureImage:
     """Read one image's features, float64 as float32, other types as they are.
 
-    ``shape``: (image_feature_size, feature_size) of the model; a file may have a dimension of 1
-    before it. No more is read than the header and a tensor of that shape.
+    ``grid_of``: ``Processor.feature_grid``. No more is read than the header and a tensor of a shape
+    that it takes.
 
     Raises:
         RowError: ``features_invalid``, or an image code where the file cannot be opened.
     """
-    header, data = _read(ref, limits, shape, values=True)
+    header, data = _read(ref, limits, grid_of, values=True)
     values = np.frombuffer(data, header.storage).reshape(
-        shape, order="F" if header.fortran_order else "C"
+        header.shape, order="F" if header.fortran_order else "C"
     )
-    return feature_image(values, shape, image_label(ref))
+    return feature_image(values, grid_of, image_label(ref))
 
 
-def feature_image(values: NDArray[np.generic], shape: tuple[int, int], label: str) -> FeatureImage:
-    """Features (image_feature_size, feature_size) or with a 1 before, as the engine takes them.
+def feature_image(values: NDArray[np.generic], grid_of: GridOf, label: str) -> FeatureImage:
+    """Features of a shape that ``grid_of`` takes, as the engine takes them: (tokens, C).
 
     ``values``: float16, float32 or float64, or uint16 that holds the bits of bfloat16. The array
     is not copied where that can be avoided: it must not change any more.
@@ -60,14 +65,14 @@ def feature_image(values: NDArray[np.generic], shape: tuple[int, int], label: st
     Raises:
         RowError: ``features_invalid``, another shape or type, or numbers that are not finite.
     """
-    _check_shape(values.shape, shape, label)
+    grid = _grid(values.shape, grid_of, label)
     if values.dtype == np.float64:
         with np.errstate(over="ignore"):
             values = values.astype(np.float32)
     if values.dtype.name not in _KEPT_TYPES:
         raise _wrong_type(values.dtype.name, label)
     native = values.dtype.newbyteorder("=")
-    kept = np.require(values.reshape(shape), native, ["C", "W"])
+    kept = np.require(values.reshape(grid.num_tokens, -1), native, ["C", "W"])
     if kept.dtype == np.uint16:
         finite = (kept & _BF16_EXPONENT) != _BF16_EXPONENT
     else:
@@ -79,13 +84,14 @@ def feature_image(values: NDArray[np.generic], shape: tuple[int, int], label: st
             f"{finite.size - np.count_nonzero(finite)} of {finite.size} numbers are NaN or "
             f"infinite, the first at [{row}, {column}]; expected finite ones",
         )
-    digest = hashlib.blake2b(f"features {kept.dtype.name} {shape}".encode(), digest_size=16)
+    kind = f"features {kept.dtype.name} {kept.shape} {grid.height} x {grid.width}"
+    digest = hashlib.blake2b(kind.encode(), digest_size=16)
     digest.update(kept.data)
-    return FeatureImage(kept, digest.digest())
+    return FeatureImage(kept, digest.digest(), replace(grid, num_bytes=kept.nbytes))
 
 
 def _read(
-    ref: ImageRef, limits: ImageLimits, shape: tuple[int, int], *, values: bool
+    ref: ImageRef, limits: ImageLimits, grid_of: GridOf, *, values: bool
 ) -> tuple[TensorHeader, bytes]:
     """The header, checked, and the tensor's bytes where ``values`` are asked for."""
     label = image_label(ref)
@@ -103,7 +109,7 @@ def _read(
                 raise _unreadable(label, _kind(head))
             if header.storage is None:
                 raise _wrong_type(header.dtype, label)
-            _check_shape(header.shape, shape, label)
+            _grid(header.shape, grid_of, label)
             file.seek(0, 2)
             available = max(0, file.tell() - header.offset)
             if available < header.num_bytes:
@@ -123,20 +129,18 @@ def _read(
     return header, data
 
 
-def _check_shape(found: tuple[int, ...], shape: tuple[int, int], label: str) -> None:
-    if found in (shape, (1, *shape)):
-        return
-    num_features, size = shape
-    hint = ""
-    if found[-2:] == (num_features + 1, size):
-        hint = ": leave out the class token, which comes first"
-    raise _invalid(label, f"shape {found}, expected {shape} or {(1, *shape)}{hint}")
+def _grid(shape: tuple[int, ...], grid_of: GridOf, label: str) -> ImageGrid:
+    try:
+        return grid_of(shape)
+    except ValueError as error:
+        raise _invalid(label, str(error)) from error
 
 
 def _wrong_type(found: str, label: str) -> RowError:
     hint = "; bfloat16 needs .safetensors" if found.endswith("V2") else ""
+    shown = found if found.isprintable() else ascii(found)
     return _invalid(
-        label, f"numbers of type {found}, expected float16, bfloat16, float32 or float64{hint}"
+        label, f"numbers of type {shown}, expected float16, bfloat16, float32 or float64{hint}"
     )
 
 

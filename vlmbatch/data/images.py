@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from PIL import ExifTags, Image, ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
 
 from vlmbatch.config import ImageLimits
 from vlmbatch.data.colours import to_rgb, transparent_colour
@@ -51,11 +52,12 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageHeader:
-    """What an image says of itself; ``width`` and ``height`` before any EXIF rotation."""
+    """What an image says of itself; ``width`` and ``height`` are those of the upright image."""
 
     format: str
     width: int
@@ -65,12 +67,18 @@ class ImageHeader:
 def probe_image(ref: ImageRef, limits: ImageLimits) -> ImageHeader:
     """Read an image's header alone.
 
+    An orientation that a PNG states behind its pixels is not looked for: it may be far into the
+    file.
+
     Raises:
         RowError: an image code; the message names the path and the cause.
     """
     with _opened(ref, limits) as image:
         assert image.format is not None
-        return ImageHeader(image.format, image.width, image.height)
+        width, height = image.size
+        if _header_orientation(image) in _SIDEWAYS:
+            width, height = height, width
+        return ImageHeader(image.format, width, height)
 
 
 def decode_image(ref: ImageRef, limits: ImageLimits) -> Image.Image:
@@ -172,6 +180,16 @@ def _unknown_format(label: str, head: bytes) -> RowError:
         )
     cause = "a web page (HTML)" if looks_like_html(head) else f"it starts with {head[:8]!r}"
     return RowError(ErrorCode.IMAGE_UNREADABLE, f"{label}: not an image: {cause}")
+
+
+def _header_orientation(image: ImageFile.ImageFile) -> int | None:
+    if isinstance(image, TiffImageFile):
+        return None  # Pillow turns these itself, and gives the size of the upright image
+    try:
+        # PNG's own method would decode the image first.
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    except _BROKEN:
+        return None
 
 
 def _orientation(image: Image.Image) -> int | None:

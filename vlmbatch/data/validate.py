@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,18 +11,19 @@ from typing import Protocol
 
 from vlmbatch.data.held_images import HeldImages
 from vlmbatch.errors import ErrorCode, RowError
-from vlmbatch.types import ImageRef, Row
+from vlmbatch.models.family import Tokens
+from vlmbatch.types import ImageGrid, ImageRef, Row
 
 _WINDOW = 64
 _WINDOW_BYTES = 2**27  # of embedded images, and one row more
 
 
 class PromptEncoder(Protocol):
-    """The part of a model's processor that needs no pixels."""
+    """The part of a ``Processor`` that needs no pixels."""
 
-    def encode(self, row: Row, /) -> object:
-        """Tokenize the row's prompt; raises RowError when it cannot be answered."""
-        ...
+    def tokenize(self, row: Row, /) -> Tokens: ...
+
+    def place(self, tokens: Tokens, grids: Sequence[ImageGrid], /) -> object: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,22 +69,26 @@ class ValidationReport:
 def validate_rows(
     rows: Iterable[Row],
     encoder: PromptEncoder,
-    check_image: Callable[[ImageRef], object],
+    check_image: Callable[[ImageRef], ImageGrid],
     threads: int = 4,  # headers are small: more than one because files may lie on a network
 ) -> Iterator[tuple[Row, RowError | None]]:
     """Yield every row, in order, with the first thing that is wrong with it.
 
-    ``check_image`` raises RowError; it runs on ``threads`` threads, at most ``_WINDOW`` rows or
-    ``_WINDOW_BYTES`` of images ahead. Tokenizers stay on the caller's thread.
+    ``check_image`` raises RowError, or says what the model makes of an image; it runs on
+    ``threads`` threads, at most ``_WINDOW`` rows or ``_WINDOW_BYTES`` of images ahead. Tokenizers
+    stay on the caller's thread.
     """
-    check = partial(_image_error, check_image=check_image)
+    check = partial(_image_error, encoder=encoder, check_image=check_image)
     window: deque[tuple[Row, Future[RowError | None] | RowError | None]] = deque()
     held = HeldImages()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="validate")
     try:
         for row in rows:
-            error = _prompt_error(row, encoder)
-            window.append((row, pool.submit(check, row) if error is None and row.images else error))
+            outcome = row.error or _tokenized(row, encoder)
+            if isinstance(outcome, RowError):
+                window.append((row, outcome))
+            else:
+                window.append((row, pool.submit(check, row, outcome) if row.images else None))
             held.add(row.images)
             while len(window) == _WINDOW or held.num_bytes > _WINDOW_BYTES:
                 held.remove(window[0][0].images)
@@ -100,21 +105,24 @@ def _settled(
     return row, outcome.result() if isinstance(outcome, Future) else outcome
 
 
-def _prompt_error(row: Row, encoder: PromptEncoder) -> RowError | None:
-    if row.error is not None:
-        return row.error
+def _tokenized(row: Row, encoder: PromptEncoder) -> Tokens | RowError:
     try:
-        encoder.encode(row)
+        return encoder.tokenize(row)
     except RowError as error:
         return error
-    return None
 
 
-def _image_error(row: Row, check_image: Callable[[ImageRef], object]) -> RowError | None:
+def _image_error(
+    row: Row,
+    tokens: Tokens,
+    encoder: PromptEncoder,
+    check_image: Callable[[ImageRef], ImageGrid],
+) -> RowError | None:
+    # What is behind URLs is fetched by the run alone.
     try:
-        for image in row.images:
-            if image.url is None:  # what is behind URLs is fetched by the run alone
-                check_image(image)
+        grids = [check_image(image) for image in row.images if image.url is None]
+        if len(grids) == len(row.images):
+            encoder.place(tokens, grids)
     except RowError as error:
         return error
     return None

@@ -14,14 +14,15 @@ from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.kv_cache import KVCache, pool_granules
 from vlmbatch.engine.lanes import Lanes, make_lanes
 from vlmbatch.engine.limits import Limits
-from vlmbatch.engine.model_runner import Model, ModelRunner
+from vlmbatch.engine.model_runner import ModelRunner
 from vlmbatch.engine.overlap import OverlapPolicy
 from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.models.config import ModelConfig
+from vlmbatch.models.family import VisionLanguageModel
 
 
 def make_engine(
-    model: Model,
+    model: VisionLanguageModel,
     model_config: ModelConfig,
     config: EngineConfig,
     backend: AttentionBackend,
@@ -50,8 +51,8 @@ def make_engine(
         model,
         kv_cache,
         device,
-        max_cached_images=limits.max_cached_images,
-        vision_batch=limits.vision_batch,
+        cached_image_tokens=limits.cached_image_tokens,
+        vision_tokens=limits.vision_tokens,
     )
     main, own_lanes = make_lanes(
         config, backend, device, limits.max_num_seqs, limits.max_model_len, kv_cache.spare_slot

@@ -206,24 +206,29 @@ def _image_rows(chunk: ScheduledChunk, first_token: int) -> list[ImageRows]:
 def _model_positions(
     chunks: Seq[ScheduledChunk], plain: NDArray[np.int64], offsets: NDArray[np.int32]
 ) -> NDArray[np.int64]:
-    """Positions as the model counts them: a request may bring its own for the prompt.
+    """Positions as the model counts them: (T,), or (3, T) where a prompt's have three rows.
 
-    Generated tokens go on from the largest of these (Qwen2-VL, arXiv:2409.12191, section 2.1).
+    Behind a prompt all rows are alike (Qwen2-VL, arXiv:2409.12191, section 2.1): a step of answers
+    alone has one.
     """
-    if all(chunk.sequence.request.positions is None for chunk in chunks):
-        return plain
-    given = [chunk.sequence.request.positions for chunk in chunks]
-    rows = max(1 if p is None or p.ndim == 1 else p.shape[0] for p in given)
-    result = np.tile(plain, (rows, 1))
-    for chunk, own, first in zip(chunks, given, offsets.tolist(), strict=False):
-        if own is None:
+    result = plain
+    for chunk, first in zip(chunks, offsets.tolist(), strict=False):
+        request = chunk.sequence.request
+        if request.positions is None:
             continue
-        following = own.max() + 1 + np.arange(chunk.start + chunk.length - own.shape[-1])
-        following = np.broadcast_to(following, (*own.shape[:-1], following.size))
-        whole = np.concatenate([own, following], axis=-1)
-        end = chunk.start + chunk.length
-        result[:, first : first + chunk.length] = whole[..., chunk.start : end]
-    return result if rows > 1 else result[0]
+        assert request.next_position is not None
+        if result is plain:
+            result = plain.copy()
+        end, num_prompt = chunk.start + chunk.length, len(request.token_ids)
+        own = request.positions[..., chunk.start : end]
+        if own.ndim == 2 and own.shape[1] and result.ndim == 1:
+            result = np.tile(result, (3, 1))
+        split, last = first + own.shape[-1], first + chunk.length
+        if own.shape[-1]:
+            result[..., first:split] = own
+        behind = max(chunk.start, num_prompt) - num_prompt
+        result[..., split:last] = request.next_position + behind + np.arange(last - split)
+    return result
 
 
 def _to(array: NDArray[np.generic], device: torch.device) -> Tensor:

@@ -28,6 +28,8 @@ _MAX_FAILURES = 64  # sequences given up one after another: then it is not the s
 # while not many sequences hold blocks without decoding yet.
 _LANE_PREFILL = 4096
 
+_UPCOMING = 32  # waiting sequences whose images may fill a pass of the tower up
+
 Outputs = list[TokenOutput | SequenceFailure]
 
 logger = logging.getLogger(__name__)
@@ -219,7 +221,7 @@ class Engine:
         inputs = self._lay_out(chunks)
         inputs.upcoming_images = (
             image
-            for sequence in islice(self.scheduler.waiting, self._limits.vision_batch)
+            for sequence in islice(self.scheduler.waiting, _UPCOMING)
             for image in sequence.request.images
         )
         return inputs

@@ -6,6 +6,7 @@ done.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 
@@ -24,23 +25,28 @@ class ImageUpload:
         if device.type == "cuda":
             self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def pixels(self, images: Sequence[NDArray[np.uint8]]) -> Tensor:
-        """Images (H, W, 3) as (N, H, W, 3)."""
-        batch = self._batch(len(images), images[0].shape, torch.uint8)
-        np.stack(images, out=batch.numpy())
-        return self._send(batch)
+    def pixels(self, images: Sequence[NDArray[np.uint8]]) -> list[Tensor]:
+        """Images (H_i, W_i, 3), as views of one tensor."""
+        batch = self._batch(sum(image.size for image in images), torch.uint8)
+        np.concatenate([image.reshape(-1) for image in images], out=batch.numpy())
+        return self._send(batch, [image.shape for image in images])
 
-    def features(self, images: Sequence[Tensor]) -> Tensor:
-        """Features (tokens, C) as (N, tokens, C), in a dtype that holds the values of all."""
+    def features(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """Features (tokens_i, C), as views of one tensor in a dtype that holds all their values."""
         dtype = reduce(torch.promote_types, (image.dtype for image in images))
-        batch = self._batch(len(images), images[0].shape, dtype)
-        return self._send(torch.stack(list(images), out=batch))
+        batch = self._batch(sum(image.numel() for image in images), dtype)
+        torch.cat([image.flatten() for image in images], out=batch)
+        return self._send(batch, [image.shape for image in images])
 
-    def _batch(self, count: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        return torch.empty((count, *shape), dtype=dtype, pin_memory=self._stream is not None)
+    def _batch(self, size: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(size, dtype=dtype, pin_memory=self._stream is not None)
 
-    def _send(self, batch: Tensor) -> Tensor:
-        """What the current stream will find there."""
+    def _send(self, batch: Tensor, shapes: Sequence[Sequence[int]]) -> list[Tensor]:
+        """What lies in ``batch`` one behind the other, as the current stream will find it."""
+        parts = torch.split(self._sent(batch), [math.prod(shape) for shape in shapes])
+        return [part.view(*shape) for part, shape in zip(parts, shapes, strict=True)]
+
+    def _sent(self, batch: Tensor) -> Tensor:
         if self._stream is None:
             return batch
         with torch.cuda.stream(self._stream):

@@ -10,22 +10,21 @@ from vlmbatch.models.config import TextConfig
 # Enough for matrix products to run at full rate, where more would only take memory.
 _MAX_NUM_SEQS = {"cpu": 128, "cuda": 512}
 _MAX_BATCHED_TOKENS = {"cpu": 2048, "cuda": 8192}
-_MAX_CACHED_IMAGES = 128  # prompts of several steps; later rows find the image in the KV cache
-_VISION_BATCH = 32  # enough to fill a device, small beside the weights
+# Prompts of several steps; later rows find the image in the KV cache.
+_CACHED_IMAGE_TOKENS = 73_728
+# Enough to fill a device, small beside the weights: 32 images of 576 tokens.
+VISION_TOKENS = {"cpu": 4096, "cuda": 18_432}
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """``max_num_seqs``: sequences of a step. ``max_cached_images``: images whose features are kept.
-    ``max_batched_tokens``: tokens of a step. ``max_model_len``: tokens of a sequence.
-    ``vision_batch``: images of one pass of the tower.
-    """
+    """Of sequences, tokens and images."""
 
-    max_num_seqs: int
-    max_batched_tokens: int
-    max_model_len: int
-    vision_batch: int = _VISION_BATCH
-    max_cached_images: int = _MAX_CACHED_IMAGES
+    max_num_seqs: int  # sequences of a step
+    max_batched_tokens: int  # tokens of a step
+    max_model_len: int  # tokens of a sequence
+    vision_tokens: int  # image tokens that one pass of the tower makes; of one image any number
+    cached_image_tokens: int = _CACHED_IMAGE_TOKENS  # whose embeddings are kept
 
     @classmethod
     def resolve(cls, config: EngineConfig, text: TextConfig, device: str) -> Limits:
@@ -34,4 +33,5 @@ class Limits:
             config.max_num_seqs or _MAX_NUM_SEQS[device],
             config.max_batched_tokens or _MAX_BATCHED_TOKENS[device],
             config.max_model_len or text.max_position_embeddings,
+            VISION_TOKENS[device],
         )

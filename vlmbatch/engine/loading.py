@@ -17,7 +17,7 @@ from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import ModelConfig
-from vlmbatch.models.llava import LlavaVision
+from vlmbatch.models.family import ImageProcessor, Processor, VisionModel
 from vlmbatch.models.registry import load_model, load_vision, random_model
 
 logger = logging.getLogger(__name__)
@@ -27,13 +27,11 @@ def build_engine(
     folder: Path,
     model_config: ModelConfig,
     config: EngineConfig,
-    image_scale: tuple[float, float, float] | None,
-    image_bias: tuple[float, float, float] | None,
+    processor: Processor,
 ) -> Engine:
     """Load the checkpoint in ``folder`` onto the device and build an engine around it.
 
-    ``image_scale`` and ``image_bias`` take uint8 pixels to the tower's input, channel by channel;
-    None where images come as features: the tower is then neither loaded nor allocated.
+    Where ``processor`` has images come as features, the tower is neither loaded nor allocated.
 
     Raises:
         ConfigError: the device, data type or attention backend is not to be had here, or the
@@ -48,12 +46,7 @@ def build_engine(
     make_model = random_model if config.random_weights else partial(load_model, folder)
     try:
         model = make_model(
-            model_config,
-            image_scale=image_scale,
-            image_bias=image_bias,
-            device=device,
-            dtype=dtype,
-            backend=backend,
+            model_config, processor.images, device=device, dtype=dtype, backend=backend
         )
     except torch.OutOfMemoryError as error:
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
@@ -63,9 +56,8 @@ def build_engine(
         ) from error
     if device.type == "cuda" and config.kv_cache_tokens is None:
         limits = Limits.resolve(config, model_config.text, device.type)
-        pixels = image_scale is not None
         tokens = kv_tokens_beside(
-            model, model_config, limits, backend, device, dtype, pixels=pixels
+            model, model_config, limits, backend, device, dtype, processor.largest_image()
         )
         config = replace(config, kv_cache_tokens=tokens)
     engine = make_engine(model, model_config, config, backend, device, dtype)
@@ -84,16 +76,15 @@ def build_vision(
     folder: Path,
     model_config: ModelConfig,
     config: EngineConfig,
-    image_scale: tuple[float, float, float],
-    image_bias: tuple[float, float, float],
-) -> LlavaVision:
+    images: ImageProcessor,
+) -> VisionModel:
     """Load only the part of the checkpoint that turns pixels into features; as ``build_engine``."""
     device = resolve_device(config.device)
     if device.type == "cpu" and config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
     dtype = resolve_dtype(config.dtype, model_config, device)
     backend = make_backend(config.attention_backend, device.type, dtype)
-    return load_vision(folder, model_config, image_scale, image_bias, device, dtype, backend)
+    return load_vision(folder, model_config, images, device, dtype, backend)
 
 
 def resolve_device(name: Device) -> torch.device:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -16,12 +18,13 @@ from vlmbatch.engine.kv_cache import (
     useful_granules,
 )
 from vlmbatch.engine.limits import Limits
-from vlmbatch.engine.model_runner import Model, ModelRunner
+from vlmbatch.engine.model_runner import ModelRunner
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import ModelConfig, TextConfig
-from vlmbatch.types import FeatureImage, ImageInput, ImageSpan, PixelImage, Request
+from vlmbatch.models.family import VisionLanguageModel
+from vlmbatch.types import ImageInput, ImageSpan, Request
 
 # What no single step shows: CUDA graphs with the logits that each of them keeps, a decode step
 # beside the largest one, memory that is free in pieces too small.
@@ -31,18 +34,17 @@ _SAMPLING = SamplingParams(temperature=1.0, top_k=50, top_p=0.9)  # takes more t
 
 
 def kv_tokens_beside(
-    model: Model,
+    model: VisionLanguageModel,
     model_config: ModelConfig,
     limits: Limits,
     backend: AttentionBackend,
     device: torch.device,
     dtype: torch.dtype,
-    *,
-    pixels: bool,
+    largest_image: ImageInput,
 ) -> int:
     """Tokens of KV cache that the GPU ``device`` holds beside the weights and any step.
 
-    ``pixels``: images come as such, else as features.
+    ``largest_image``: of which no image has more tokens; see ``Processor``.
 
     Raises:
         ConfigError: the largest step finds no room, or what it leaves is too little for one
@@ -53,7 +55,7 @@ def kv_tokens_beside(
     reserved = torch.cuda.memory_reserved(device)
     torch.cuda.reset_peak_memory_stats(device)
     try:
-        run_largest_step(model, model_config, limits, backend, device, dtype, pixels=pixels)
+        run_largest_step(model, model_config, limits, backend, device, dtype, largest_image)
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"GPU memory left beside the weights is {free / 2**30:.1f} GiB, too little for a step "
@@ -64,7 +66,8 @@ def kv_tokens_beside(
     torch.cuda.empty_cache()
     # Again: kernels that were loaded for the step stay.
     free = torch.cuda.mem_get_info(device)[0]
-    images = limits.max_cached_images * _image_bytes(model_config, dtype)
+    cached_tokens = max(limits.cached_image_tokens, largest_image.grid.num_tokens)
+    images = cached_tokens * model_config.image_embedding_size * dtype.itemsize
     left = free - step - images - _MARGIN_BYTES
     return kv_tokens_within(left, model_config.text, limits, backend.granule, dtype)
 
@@ -87,25 +90,25 @@ def kv_tokens_within(
 
 
 def run_largest_step(
-    model: Model,
+    model: VisionLanguageModel,
     model_config: ModelConfig,
     limits: Limits,
     backend: AttentionBackend,
     device: torch.device,
     dtype: torch.dtype,
-    *,
-    pixels: bool,
+    largest_image: ImageInput,
 ) -> None:
-    """Run a step with as many tokens, sampled tokens and new images as any may have.
+    """Run a step with as many tokens, sampled tokens and new image tokens as any may have.
 
     All its sequences write to the same page and read it: the step takes hardly any KV cache, and
     what it computes means nothing. Afterwards the kernels of prefill are compiled and loaded.
     """
     page = backend.block_size
     cache = KVCache(model_config.text, page, backend.granule, page, dtype, device)
-    runner = ModelRunner(model, cache, device, limits.max_cached_images, limits.vision_batch)
-    images = [_image(model_config, index, pixels) for index in range(limits.vision_batch)]
-    chunks = _largest_chunks(model_config, limits, images)
+    runner = ModelRunner(model, cache, device, limits.cached_image_tokens, limits.vision_tokens)
+    count = max(1, limits.vision_tokens // largest_image.grid.num_tokens)
+    images = [replace(largest_image, content_hash=b"%d" % index) for index in range(count)]
+    chunks = _largest_chunks(model_config.text, limits, images)
     for chunk in chunks:
         chunk.sequence.blocks = [Block(0, page // backend.granule)] * -(-chunk.length // page)
     inputs = build_step_inputs(chunks, page, backend.granule, device)
@@ -114,41 +117,33 @@ def run_largest_step(
 
 
 def _largest_chunks(
-    model_config: ModelConfig, limits: Limits, images: list[ImageInput]
+    text: TextConfig, limits: Limits, images: list[ImageInput]
 ) -> list[ScheduledChunk]:
-    """Whole prompts for all the tokens of a step: first ones with an image, then longer ones."""
-    feature_size = model_config.image_feature_size
+    """Whole prompts for all the tokens of a step: first ones with an image, then longer ones.
+
+    Of an image larger than a prompt or a step, the prompt takes as much as there is room for.
+    """
     left = limits.max_batched_tokens
     lengths = [1] * min(limits.max_num_seqs, left)
     left -= len(lengths)
-    for length in (feature_size + 1, limits.max_model_len):
+    image_size = max(1, min(images[0].grid.num_tokens, limits.max_model_len - 1, left))
+    for length in (image_size + 1, limits.max_model_len):
         for index, before in enumerate(lengths):
             grown = min(max(before, min(length, limits.max_model_len)), before + left)
             lengths[index] = grown
             left -= grown - before
     chunks = []
     for index, length in enumerate(lengths):
-        with_image = length > feature_size
+        with_image = length > image_size
         request = Request(
             index,
             [0] * length,
             _SAMPLING,
             (images[index % len(images)],) if with_image else (),
-            (ImageSpan(0, feature_size, 0),) if with_image else (),
+            (ImageSpan(0, image_size, 0),) if with_image else (),
+            np.zeros((3, length), np.int64) if text.rope.sections else None,
+            next_position=1,
         )
         sequence = Sequence(request, length + 1, frozenset())
         chunks.append(ScheduledChunk(sequence, 0, length, needs_sampling=True))
     return chunks
-
-
-def _image(model_config: ModelConfig, index: int, pixels: bool) -> ImageInput:
-    content_hash = index.to_bytes(16, "big")
-    if not pixels:
-        return FeatureImage(np.zeros(model_config.feature_shape, np.float32), content_hash)
-    _, channels, height, width = model_config.image_input_shape
-    return PixelImage(np.zeros((height, width, channels), np.uint8), content_hash)
-
-
-def _image_bytes(model_config: ModelConfig, dtype: torch.dtype) -> int:
-    """Of an image's embeddings, as the encoder cache keeps them."""
-    return model_config.image_feature_size * model_config.text.hidden_size * dtype.itemsize

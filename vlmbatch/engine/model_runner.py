@@ -3,57 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from vlmbatch.attention.base import AttentionMetadata, LayerKVCache
+from vlmbatch.attention.base import AttentionMetadata
 from vlmbatch.engine.batch import StepInputs
 from vlmbatch.engine.decode_graphs import DecodeGraphs
 from vlmbatch.engine.encoder_cache import EncoderCache
 from vlmbatch.engine.kv_cache import KVCache
 from vlmbatch.engine.sampler import sample
 from vlmbatch.engine.sequence import Sequence
-
-
-class Model(Protocol):
-    """What the engine needs of a model. Letters: T tokens, E hidden size, V vocabulary."""
-
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """(N, H, W, 3) uint8 to (N, tokens, E)."""
-        ...
-
-    def project_features(self, features: Tensor) -> Tensor:
-        """(N, tokens, C) in any float dtype, the vision tower's output, to (N, tokens, E)."""
-        ...
-
-    def embed(
-        self,
-        input_ids: Tensor,
-        features: Tensor | None = None,
-        feature_rows: Tensor | None = None,
-    ) -> Tensor:
-        """(T,) int64 to (T, E); row ``feature_rows[t]`` of ``features`` (M, E) where not -1."""
-        ...
-
-    def forward(
-        self,
-        embeds: Tensor,
-        positions: Tensor,
-        kv_caches: list[LayerKVCache],
-        metadata: AttentionMetadata,
-    ) -> Tensor:
-        """(T, E) and positions (T,) or (3, T) to hidden states (T, E).
-
-        With ``metadata.sampled``: (n, E), those of its queries.
-        """
-        ...
-
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        """(n, E) to (n, V), in any float dtype."""
-        ...
+from vlmbatch.models.family import Embedded, VisionLanguageModel
 
 
 @dataclass(slots=True)
@@ -92,17 +54,17 @@ class ModelRunner:
 
     def __init__(
         self,
-        model: Model,
+        model: VisionLanguageModel,
         kv_cache: KVCache,
         device: torch.device,
-        max_cached_images: int,
-        vision_batch: int,
+        cached_image_tokens: int,
+        vision_tokens: int,
     ) -> None:
         self._model = model
         self._kv_cache = kv_cache
         self._device = device
         self.encoder_cache = EncoderCache(
-            model.encode_images, model.project_features, max_cached_images, vision_batch, device
+            model.encode_images, model.project_features, cached_image_tokens, vision_tokens, device
         )
 
     @torch.inference_mode()
@@ -139,9 +101,11 @@ class ModelRunner:
     def _decode(self, token_ids: Tensor, positions: Tensor, metadata: AttentionMetadata) -> Tensor:
         return self._forward(self._model.embed(token_ids), positions, metadata)
 
-    def _forward(self, embeds: Tensor, positions: Tensor, metadata: AttentionMetadata) -> Tensor:
+    def _forward(
+        self, embedded: Embedded, positions: Tensor, metadata: AttentionMetadata
+    ) -> Tensor:
         """Hidden states of the step's queries, or of those that are sampled."""
-        return self._model.forward(embeds, positions, self._kv_cache.layers, metadata)
+        return self._model.forward(embedded, positions, self._kv_cache.layers, metadata)
 
     def _take_pending(self, inputs: StepInputs, before: LaunchedStep) -> None:
         """Put the tokens that ``before`` samples in their places, without waiting for them."""
@@ -151,7 +115,7 @@ class ModelRunner:
         tokens = before.sampled[rows.to(self._device, non_blocking=True)]
         inputs.input_ids[places.to(self._device, non_blocking=True)] = tokens
 
-    def _embed(self, inputs: StepInputs) -> Tensor:
+    def _embed(self, inputs: StepInputs) -> Embedded:
         if not inputs.image_rows:
             return self._model.embed(inputs.input_ids)
         features = self.encoder_cache.get(

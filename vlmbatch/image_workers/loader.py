@@ -11,7 +11,7 @@ from vlmbatch.data.features import read_features
 from vlmbatch.data.images import decode_image
 from vlmbatch.errors import RowError
 from vlmbatch.image_workers.protocol import FileIdentity, file_identity
-from vlmbatch.models.image_processor import ImageProcessor
+from vlmbatch.models.family import ImageProcessor, Processor
 from vlmbatch.types import FeatureImage, ImageInput, ImageRef
 
 
@@ -47,11 +47,11 @@ class InProcessLoader:
 
 
 class FeatureLoader:
-    """Reads features of ``shape`` on the thread that asks; rows of one file share one array."""
+    """Reads features on the thread that asks; rows of one file share one array."""
 
-    def __init__(self, limits: ImageLimits, shape: tuple[int, int]) -> None:
+    def __init__(self, limits: ImageLimits, processor: Processor) -> None:
         self._limits = limits
-        self._shape = shape
+        self._grid_of = processor.feature_grid
         self._in_use: WeakValueDictionary[tuple[str, FileIdentity], FeatureImage] = (
             WeakValueDictionary()
         )
@@ -68,11 +68,11 @@ class FeatureLoader:
         # Before the file is opened: if it is replaced in between, it is read anew next time.
         identity = None if ref.data is not None else file_identity(ref.path or "")
         if identity is None:
-            return read_features(ref, self._limits, self._shape)
+            return read_features(ref, self._limits, self._grid_of)
         key = (ref.path or "", identity)
         features = self._in_use.get(key)
         if features is None:
-            features = self._in_use[key] = read_features(ref, self._limits, self._shape)
+            features = self._in_use[key] = read_features(ref, self._limits, self._grid_of)
         return features
 
     def close(self) -> None:

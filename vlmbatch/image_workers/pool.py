@@ -15,7 +15,7 @@ from vlmbatch.image_workers.process import Decoded, WorkerLostError, WorkerProce
 from vlmbatch.image_workers.protocol import file_identity
 from vlmbatch.image_workers.recent import ImageKey, RecentImages
 from vlmbatch.log import logger
-from vlmbatch.models.image_processor import ImageProcessor
+from vlmbatch.models.family import ImageProcessor
 from vlmbatch.types import ImageInput, ImageRef
 
 # Workers that end with no image in hand, one after another, before the pool gives up: this many
@@ -53,7 +53,7 @@ class ImageWorkers:
         assert num_workers > 0
         assert slots > 0
         self._settings = pickle.dumps((limits, processor, timeout_s))
-        self._shape = (*processor.output_size, 3)
+        self._max_bytes = processor.largest_grid.num_bytes
         self._timeout_s = timeout_s
         self._slots = slots
         self._max_losses = _MAX_LOSSES * num_workers
@@ -163,7 +163,7 @@ class ImageWorkers:
             self._forget(worker)
 
     def _start(self) -> WorkerProcess:
-        worker = WorkerProcess(self._settings, self._shape, self._timeout_s)
+        worker = WorkerProcess(self._settings, self._max_bytes, self._timeout_s)
         with self._lock:
             self._processes.add(worker)
             if self._end is not None:

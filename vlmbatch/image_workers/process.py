@@ -12,13 +12,14 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vlmbatch.data.image_file import image_label
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.image_workers.protocol import FileIdentity, anonymous_file, receive, send
-from vlmbatch.types import ImageRef, PixelImage
+from vlmbatch.types import ImageGrid, ImageRef, PixelImage
 
 _START_SECONDS = 60.0  # Python and Pillow on a cold network file system
 _EXIT_SECONDS = 5.0  # a killed process that takes longer is stuck in the kernel
@@ -48,15 +49,15 @@ class WorkerProcess:
     """Belongs to one thread; ``kill`` alone may be called from another.
 
     ``settings``: pickled (ImageLimits, ImageProcessor, seconds that an image may take).
-    ``shape``: (height, width, 3) of every image.
+    ``max_bytes``: pixels of the largest image, in bytes.
 
     Raises:
         WorkerLostError: the process cannot be started.
     """
 
-    def __init__(self, settings: bytes, shape: tuple[int, int, int], timeout_s: float) -> None:
+    def __init__(self, settings: bytes, max_bytes: int, timeout_s: float) -> None:
         self._settings = settings
-        self._shape = shape
+        self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self.alive = True
         with contextlib.ExitStack() as descriptors:
@@ -76,7 +77,7 @@ class WorkerProcess:
             fcntl.fcntl(self._stderr, fcntl.F_SETFL, os.O_APPEND)
             pixels = anonymous_file("vlmbatch-pixels")
             passed.callback(os.close, pixels)
-            os.ftruncate(pixels, int(np.prod(self._shape)))
+            os.ftruncate(pixels, self._max_bytes)
             self._pixels = mine.enter_context(mmap.mmap(pixels, 0))
             command = [sys.executable, "-P", "-W", "ignore", "-m", "vlmbatch.image_workers.worker"]
             descriptors = [_beyond_standard(each, passed) for each in (theirs.fileno(), pixels)]
@@ -135,10 +136,15 @@ class WorkerProcess:
             ) from error
         if "code" in reply:
             raise RowError(ErrorCode(reply["code"]), reply["message"])
-        pixels = np.frombuffer(self._pixels, np.uint8).reshape(self._shape).copy()
-        pixels.flags.writeable = False  # rows share it
         identity = reply["identity"] and tuple(reply["identity"])
-        return Decoded(PixelImage(pixels, bytes.fromhex(reply["content_hash"])), identity)
+        return Decoded(self._image(reply), identity)
+
+    def _image(self, reply: dict[str, Any]) -> PixelImage:
+        shape = height, width, _ = tuple(reply["shape"])
+        pixels = np.frombuffer(self._pixels, np.uint8, 3 * height * width).reshape(shape).copy()
+        pixels.flags.writeable = False  # rows share it
+        grid = ImageGrid(*reply["grid"])
+        return PixelImage(pixels, bytes.fromhex(reply["content_hash"]), grid)
 
     def kill(self) -> None:
         """End the process; ``decode`` or ``wait_ready``, if under way, raises."""

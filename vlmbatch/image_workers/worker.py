@@ -14,6 +14,7 @@ import resource
 import signal
 import socket
 import sys
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,12 @@ from vlmbatch.data.image_file import image_label
 from vlmbatch.data.images import decode_image
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.image_workers.protocol import file_identity, receive, send
-from vlmbatch.models.image_processor import ImageProcessor
+from vlmbatch.models.family import ImageProcessor
 from vlmbatch.types import ImageRef
 
-# Address space of Python, its libraries and the largest square that ImageProcessor pads to; and for
-# each pixel of the file: Pillow was seen to take 4.3 (JPEG) to 24 bytes (WebP with transparency).
+# Address space of Python, its libraries and the largest image that a processor makes on its way (a
+# padded square); and for each pixel of the file: Pillow was seen to take 4.3 (JPEG) to 24 bytes
+# (WebP with transparency).
 _BASE_BYTES = 2 * 2**30
 _BYTES_PER_PIXEL = 32
 
@@ -49,12 +51,11 @@ def main() -> None:
 
 
 def _serve(connection: socket.socket, shared: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
+    limits: ImageLimits
+    processor: ImageProcessor
     limits, processor, timeout_s = pickle.loads(receive(connection)[1])
-    assert isinstance(limits, ImageLimits)
-    assert isinstance(processor, ImageProcessor)
     memory = _BASE_BYTES + _BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes
     _restrain(memory)
-    shared = shared.reshape(*processor.output_size, 3)
     send(connection, {"ready": os.getpid()})
     while True:
         request, data = receive(connection)
@@ -66,8 +67,13 @@ def _serve(connection: socket.socket, shared: np.ndarray[Any, np.dtype[np.uint8]
             # Before the file is opened: if it is replaced in between, it is read anew next time.
             identity = None if embedded else file_identity(request["path"])
             image = processor.process(decode_image(ref, limits))
-            shared[:] = image.pixels
-            reply = {"content_hash": image.content_hash.hex(), "identity": identity}
+            shared[: image.pixels.size] = image.pixels.reshape(-1)
+            reply = {
+                "content_hash": image.content_hash.hex(),
+                "shape": image.pixels.shape,
+                "grid": astuple(image.grid),
+                "identity": identity,
+            }
         except (RowError, MemoryError) as error:
             reply = _error_reply(error, ref, memory)
         signal.setitimer(signal.ITIMER_REAL, 0)

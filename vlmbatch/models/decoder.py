@@ -1,11 +1,14 @@
 """Llama, Mistral and Qwen2 decoders: one set of layers, told apart by ``TextConfig``.
 
-Letters in shapes: T tokens of a step, E hidden size.
+Letters in shapes: T tokens of a step, M image tokens among them, E hidden size.
 """
 
 from __future__ import annotations
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from vlmbatch_kernels.embedding import embed_with_features
 from vlmbatch_kernels.qkv_linear import project_qkv
 
 from vlmbatch.attention.base import (
@@ -16,6 +19,7 @@ from vlmbatch.attention.base import (
     SampledQueries,
 )
 from vlmbatch.models.config import TextConfig
+from vlmbatch.models.family import Embedded
 from vlmbatch.models.layers import Embedding, GatedMLP, RMSNorm, RotaryTable
 from vlmbatch.models.linear import QKVLinear, RowLinear
 from vlmbatch.models.parallel import ParallelContext
@@ -120,23 +124,49 @@ class Decoder(nn.Module):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary = RotaryTable(config.head_dim, config.max_position_embeddings, config.rope)
 
+    def embed(
+        self,
+        input_ids: Tensor,
+        features: Tensor | None = None,
+        feature_rows: Tensor | None = None,
+    ) -> Embedded:
+        """See ``VisionLanguageModel``: the first E columns of ``features`` stand for tokens, each E
+        columns behind them are a deep level."""
+        table = self.embed_tokens.weight
+        if features is None or feature_rows is None:
+            return Embedded(F.embedding(input_ids, table))
+        first, *deep = torch.split(features, table.shape[1], dim=1)
+        hidden = embed_with_features(input_ids, table, first.contiguous(), feature_rows)
+        return Embedded(hidden, tuple(deep), feature_rows)
+
     def forward(
         self,
-        embeds: Tensor,
+        embedded: Embedded,
         positions: Tensor,
         kv_caches: list[LayerKVCache],
         metadata: AttentionMetadata,
         backend: AttentionBackend,
     ) -> Tensor:
-        """Return normalised hidden states (T, E) of ``embeds`` (T, E) at ``positions`` (T,).
+        """Return normalised hidden states (T, E) at ``positions`` (T,), or (3, T) by sections.
 
         With ``metadata.sampled``: (n, E), those of its queries.
         """
+        x, deep, feature_rows = embedded
+        assert len(deep) < len(self.layers), "the last layer may leave most tokens out"
         cos, sin = self.rotary(positions)
-        x, residual = embeds, None
+        residual = None
         last = self.layers[-1]
-        for layer, cache in zip(self.layers, kv_caches, strict=True):
+        for index, (layer, cache) in enumerate(zip(self.layers, kv_caches, strict=True)):
             sampled = metadata.sampled if layer is last else None
             x, residual = layer(x, residual, cos, sin, cache, metadata, backend, sampled)
+            if index < len(deep):
+                assert feature_rows is not None
+                x = x + _spread(deep[index], feature_rows)
         assert residual is not None
         return self.norm.add(x, residual)[0]
+
+
+def _spread(level: Tensor, feature_rows: Tensor) -> Tensor:
+    """Rows of ``level`` (M, E) at the tokens that they belong to, zeros elsewhere: (T, E)."""
+    rows = level.index_select(0, feature_rows.clamp(min=0))
+    return torch.where((feature_rows >= 0)[:, None], rows, 0.0)

@@ -98,10 +98,15 @@ class GatedMLP(nn.Module):
 
 
 class RotaryTable(DerivedBuffers):
-    """Cosines and sines of every position, as ``apply_rotary`` takes them."""
+    """Cosines and sines of every position, as ``apply_rotary`` takes them.
+
+    Where positions have three rows (time, height, width), each pair of dimensions turns by the row
+    that the sections of ``rope`` give it (multimodal RoPE: Wang et al. 2024, arXiv:2409.12191).
+    """
 
     cos: Tensor
     sin: Tensor
+    axis: Tensor
 
     def __init__(self, head_dim: int, max_position_embeddings: int, rope: RopeConfig) -> None:
         super().__init__()
@@ -110,17 +115,30 @@ class RotaryTable(DerivedBuffers):
         self.rope = rope
         self.register_buffer("cos", torch.empty(self.length, head_dim), persistent=False)
         self.register_buffer("sin", torch.empty(self.length, head_dim), persistent=False)
+        axis = torch.empty(head_dim, dtype=torch.int64) if rope.sections else None
+        self.register_buffer("axis", axis, persistent=False)
 
     def fill_buffers(self, device: torch.device, dtype: torch.dtype) -> None:
         inv_freq = inverse_frequencies(self.head_dim, self.rope).to(device)
         self.cos, self.sin = rotary_tables(inv_freq, self.length, dtype)
+        if self.rope.sections:
+            counts = torch.tensor(self.rope.sections)
+            half = torch.arange(len(counts)).repeat_interleave(counts)
+            self.axis = torch.cat((half, half)).to(device)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Look the rows of ``positions`` (T,) up: cos and sin, both (T, 1, D)."""
-        assert positions.ndim == 1, f"positions of shape {tuple(positions.shape)}"
+        """Look ``positions`` (T,) or (3, T) up: cos and sin, both (T, 1, D)."""
+        if positions.ndim == 2:
+            return self._mixed(self.cos, positions), self._mixed(self.sin, positions)
         cos = self.cos.index_select(0, positions)
         sin = self.sin.index_select(0, positions)
         return cos.unsqueeze(1), sin.unsqueeze(1)
+
+    def _mixed(self, table: Tensor, positions: Tensor) -> Tensor:
+        """Each dimension at its own row of ``positions`` (3, T): (T, 1, D)."""
+        assert self.rope.sections, "three rows of positions need sections in the configuration"
+        dimension = torch.arange(self.head_dim, device=table.device)
+        return table[positions[self.axis].T, dimension].contiguous().unsqueeze(1)
 
 
 def inverse_frequencies(head_dim: int, rope: RopeConfig) -> Tensor:

@@ -1,113 +1,59 @@
-"""Rows to what the engine takes: token ids with image spans, and pixels. No torch."""
+"""Rows to token ids with image spans: the half of a processor that families share. No torch."""
 
 from __future__ import annotations
 
 import hashlib
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vlmbatch.config import ImageArguments, PromptConfig
 from vlmbatch.errors import CheckpointError, ConfigError, ErrorCode, RowError, UsageError
 from vlmbatch.models.chat import ChatTemplate, Message
 from vlmbatch.models.config import ModelConfig, check_image_arguments
-from vlmbatch.models.image_processor import ImageProcessor
+from vlmbatch.models.family import EncodedPrompt, ImageProcessor, Tokens
 from vlmbatch.models.image_tokens import place_images
 from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.types import ImageInput, ImageSpan, PixelImage, Request, Row
+from vlmbatch.types import ImageGrid, ImageSpan, Row
 
 
-@dataclass(frozen=True, slots=True)
-class EncodedPrompt:
-    """A row's prompt as the engine takes it; ``positions`` as in ``Request``."""
+class PromptProcessor(ABC):
+    """A ``Processor`` but for what it knows of images. Thread-safe.
 
-    token_ids: list[int] = field(repr=False)
-    image_spans: tuple[ImageSpan, ...] = ()
-    positions: NDArray[np.int64] | None = field(default=None, repr=False)
-
-
-class LlavaProcessor:
-    """Prompts and images of a LLaVA model, equal to transformers' processor. Thread-safe.
-
-    ``settings``: all that decides the token ids and the pixels of a row, by name; where that is the
-    content of files, its digest.
-    ``image_processor`` is None where images come as features.
+    Raises:
+        CheckpointError: the tokenizer has no image token.
+        ConfigError: an argument is invalid or contradicts the model.
     """
 
     def __init__(
         self,
         config: ModelConfig,
         tokenizer: Tokenizer,
-        image_processor: ImageProcessor | None,
+        images: ImageProcessor | None,
         prompt: PromptConfig,
-        images: ImageArguments,
-        max_model_len: int,
+        arguments: ImageArguments,
+        max_model_len: int | None,
         template_path: Path,
     ) -> None:
-        self.config = config
+        """``max_model_len`` None: the model's. ``template_path``: where to look for a chat template
+        when the options name none."""
+        check_image_arguments(config, arguments)
+        _check_prompt_options(prompt)
         self.tokenizer = tokenizer
-        self.image_processor = image_processor
-        self.max_model_len = max_model_len
+        self.images = images
+        self.max_model_len = _context_length(config, max_model_len)
+        self._model = config
         self._prompt = prompt
-        self._strict = images.strict_image_tokens
-        self._template_path = template_path
+        self._strict = arguments.strict_image_tokens
+        self._template_path = prompt.chat_template or template_path
         self.image_token = _image_token(tokenizer, config.image_token_id)
         if self._names_template:
             _ = self.chat_template  # a missing or bad template is an error before the run
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        config: ModelConfig,
-        prompt: PromptConfig,
-        images: ImageArguments,
-        max_model_len: int | None = None,
-        *,
-        tokenizer_folder: Path | None = None,
-        image_processor_folder: Path | None = None,
-    ) -> LlavaProcessor:
-        """Read tokenizer, image processor and chat template of a checkpoint's folder.
-
-        Tokenizer and image processor may be another's. The latter is not looked for where images
-        come as features.
-
-        Raises:
-            CheckpointError: one of them is missing, unsupported or contradicts the model.
-            ConfigError: an argument is invalid or contradicts the model.
-        """
-        check_image_arguments(config, images)
-        context = config.text.max_position_embeddings
-        if max_model_len is not None and not 2 <= max_model_len <= context:
-            raise ConfigError(
-                f"max_model_len is {max_model_len}, but must be from 2 to the model's {context}"
-            )
-        if prompt.prompt_template is not None and "{prompt}" not in prompt.prompt_template:
-            raise ConfigError(
-                f"the prompt template {prompt.prompt_template!r} has no {{prompt}}, "
-                "which stands for the row's prompt"
-            )
-        if prompt.system_prompt is not None and not prompt.chat:
-            raise ConfigError("a system prompt needs the chat template: give --chat as well")
-        image_processor = None
-        if images.image_input_type == "pixel_values":
-            image_processor = _load_image_processor(image_processor_folder or folder, config)
-        return cls(
-            config,
-            Tokenizer.load(tokenizer_folder or folder),
-            image_processor,
-            prompt,
-            images,
-            context if max_model_len is None else max_model_len,
-            prompt.chat_template or folder,
-        )
 
     @cached_property
     def chat_template(self) -> ChatTemplate:
@@ -133,21 +79,19 @@ class LlavaProcessor:
             return str(error)
 
     @property
-    def image_bytes(self) -> int:
-        """Memory that one image takes on its way to the engine, at most: pixels or features."""
-        if self.image_processor is not None:
-            return self.image_processor.output_bytes
-        return 4 * math.prod(self.config.feature_shape)
+    @abstractmethod
+    def largest_grid(self) -> ImageGrid:
+        """See ``Processor``."""
 
     @cached_property
     def settings(self) -> dict[str, Any]:
-        images = self.image_processor
+        """See ``Processor``."""
         template = self.chat_template.source if self._names_template else None
         return {
             "tokenizer": self.tokenizer.fingerprint,
-            "image_processor": None if images is None else images.fingerprint,
-            "image_token_id": self.config.image_token_id,
-            "image_feature_size": self.config.image_feature_size,
+            "image_processor": None if self.images is None else self.images.fingerprint,
+            "image_token_id": self._model.image_token_id,
+            "image_feature_size": self._model.image_feature_size,
             "strict_image_tokens": self._strict,
             "prompt_template": self._prompt.prompt_template,
             "system_prompt": self._prompt.system_prompt,
@@ -155,12 +99,8 @@ class LlavaProcessor:
             "chat_template": None if template is None else _digest(template),
         }
 
-    def encode(self, row: Row) -> EncodedPrompt:
-        """Token ids of a row's prompt or messages, with room for its images' features.
-
-        Raises:
-            RowError: ``prompt_invalid``, ``image_token_mismatch`` or ``prompt_too_long``.
-        """
+    def tokenize(self, row: Row) -> Tokens:
+        """See ``Processor``: where all images take as many tokens, the whole prompt is checked."""
         text, add_special_tokens = self._text(row)
         try:
             token_ids = self.tokenizer.encode(text, add_special_tokens)
@@ -171,8 +111,21 @@ class LlavaProcessor:
             ) from error
         if not token_ids:
             raise RowError(ErrorCode.PROMPT_INVALID, "the prompt is empty")
+        tokens = Tokens(token_ids)
+        if row.images and self._model.image_feature_size is None:
+            return tokens
+        encoded = self.place(tokens, [self.largest_grid] * len(row.images))
+        return Tokens(token_ids, encoded)
+
+    def place(self, tokens: Tokens, grids: Sequence[ImageGrid]) -> EncodedPrompt:
+        """See ``Processor``."""
+        if tokens.encoded is not None:
+            return tokens.encoded
         token_ids, spans = place_images(
-            token_ids, self.config.image_token_id, self._feature_sizes(row), self._strict
+            tokens.token_ids,
+            self._model.image_token_id,
+            [grid.num_tokens for grid in grids],
+            self._strict,
         )
         if len(token_ids) >= self.max_model_len:
             num_image_tokens = sum(span.length for span in spans)
@@ -182,33 +135,16 @@ class LlavaProcessor:
                 f"with at least one for the answer that exceeds the context of "
                 f"{self.max_model_len}",
             )
-        return EncodedPrompt(token_ids, spans)
+        positions, next_position = self._positions(token_ids, spans, grids)
+        # Tables of positions end with the context.
+        assert next_position is None or next_position <= len(token_ids), next_position
+        return EncodedPrompt(token_ids, spans, positions, next_position)
 
-    def process_image(self, image: Image.Image) -> PixelImage:
-        """Pixels of one decoded RGB image.
-
-        Raises:
-            RowError: ``image_too_large`` where the model pads and the image is very long.
-        """
-        assert self.image_processor is not None, "images come as features"
-        return self.image_processor.process(image)
-
-    def to_request(self, row: Row, encoded: EncodedPrompt, images: Sequence[ImageInput]) -> Request:
-        """The row in the engine's terms."""
-        assert row.sampling is not None
-        assert len(images) == len(row.images)
-        return Request(
-            index=row.index,
-            token_ids=encoded.token_ids,
-            sampling=row.sampling,
-            images=tuple(images),
-            image_spans=encoded.image_spans,
-            positions=encoded.positions,
-        )
-
-    def _feature_sizes(self, row: Row) -> list[int]:
-        """Tokens that each image takes. LLaVA-1.5's are all alike; any-resolution models' vary."""
-        return [self.config.image_feature_size] * len(row.images)
+    def _positions(
+        self, token_ids: list[int], spans: Sequence[ImageSpan], grids: Sequence[ImageGrid]
+    ) -> tuple[NDArray[np.int64] | None, int | None]:
+        """Positions of the prompt and the one behind it; None for both: as the tokens come."""
+        return None, None
 
     def _text(self, row: Row) -> tuple[str, bool]:
         """The prompt's text, and whether the tokenizer adds its special tokens."""
@@ -235,6 +171,27 @@ class LlavaProcessor:
         return rendered, bos_token is None or not rendered.startswith(bos_token)
 
 
+def _context_length(config: ModelConfig, max_model_len: int | None) -> int:
+    context = config.text.max_position_embeddings
+    if max_model_len is None:
+        return context
+    if not 2 <= max_model_len <= context:
+        raise ConfigError(
+            f"max_model_len is {max_model_len}, but must be from 2 to the model's {context}"
+        )
+    return max_model_len
+
+
+def _check_prompt_options(prompt: PromptConfig) -> None:
+    if prompt.prompt_template is not None and "{prompt}" not in prompt.prompt_template:
+        raise ConfigError(
+            f"the prompt template {prompt.prompt_template!r} has no {{prompt}}, "
+            "which stands for the row's prompt"
+        )
+    if prompt.system_prompt is not None and not prompt.chat:
+        raise ConfigError("a system prompt needs the chat template: give --chat as well")
+
+
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -242,16 +199,6 @@ def _digest(text: str) -> str:
 def _is_system(message: Message) -> bool:
     # Not checked yet: a manifest may hold anything.
     return isinstance(message, Mapping) and message.get("role") == "system"
-
-
-def _load_image_processor(folder: Path, config: ModelConfig) -> ImageProcessor:
-    image_processor = ImageProcessor.load(folder)
-    if image_processor.output_size != config.image_input_shape[2:]:
-        raise CheckpointError(
-            f"{folder}: the image processor makes images of {image_processor.output_size}, "
-            f"but the vision tower takes {config.image_input_shape[2:]}"
-        )
-    return image_processor
 
 
 def _image_token(tokenizer: Tokenizer, token_id: int) -> str:

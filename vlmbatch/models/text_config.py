@@ -34,7 +34,11 @@ TEXT_DEFAULTS: dict[str, dict[str, Any]] = {  # by model_type
 
 @dataclass(frozen=True, slots=True)
 class RopeConfig:
-    """Rotary embedding. "linear" divides positions by ``factor``; "llama3" is Llama 3.1's."""
+    """Rotary embedding. "linear" divides positions by ``factor``; "llama3" is Llama 3.1's.
+
+    ``sections``: pairs of dimensions that turn by the positions' first row, second and third, where
+    positions have three; in this order.
+    """
 
     theta: float = 10_000.0
     kind: Literal["default", "linear", "llama3"] = "default"
@@ -42,6 +46,7 @@ class RopeConfig:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    sections: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +120,7 @@ def parse_text_config(fields: JsonFields) -> TextConfig:
         output_bias=llama_bias,
         mlp_bias=model_type == "llama" and fields.boolean("mlp_bias", False),
         sliding_windows=_sliding_windows(fields, model_type, num_layers),
-        rope=_parse_rope(fields, max_position_embeddings),
+        rope=_parse_rope(fields, max_position_embeddings, head_dim),
     )
 
 
@@ -139,7 +144,7 @@ def _sliding_windows(
     return tuple(window if kind == "sliding_attention" else None for kind in layer_types)
 
 
-def _parse_rope(text: JsonFields, max_position_embeddings: int) -> RopeConfig:
+def _parse_rope(text: JsonFields, max_position_embeddings: int, head_dim: int) -> RopeConfig:
     rope = text.section("rope_scaling")
     if rope is None or not rope.values:
         rope = text.section("rope_parameters") or JsonFields({}, f"{text.where}: rope_parameters")
@@ -152,7 +157,7 @@ def _parse_rope(text: JsonFields, max_position_embeddings: int) -> RopeConfig:
     if kind == "default":
         if any(isinstance(value, dict) for value in rope.values.values()):
             raise CheckpointError(f"{rope.where}: one for each layer type is unsupported")
-        return RopeConfig(theta)
+        return RopeConfig(theta, sections=_sections(rope, head_dim))
     required_numbers = ("factor", "low_freq_factor", "high_freq_factor")
     for required in required_numbers[: 1 if kind == "linear" else 3]:
         if required not in rope:
@@ -169,3 +174,11 @@ def _parse_rope(text: JsonFields, max_position_embeddings: int) -> RopeConfig:
             "original_max_position_embeddings", max_position_embeddings
         ),
     )
+
+
+def _sections(rope: JsonFields, head_dim: int) -> tuple[int, ...]:
+    name = "mrope_section"
+    sections = rope.integers(name, ())
+    if sections and (len(sections) != 3 or min(sections) < 0 or 2 * sum(sections) != head_dim):
+        raise rope.error(name, f"three sizes that add up to half the head size {head_dim}")
+    return sections

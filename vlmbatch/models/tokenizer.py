@@ -80,6 +80,12 @@ class Tokenizer:
     def bos_token(self) -> str | None:
         return self.special_tokens.get("bos_token")
 
+    @property
+    def num_tokens(self) -> int:
+        """Entries of the vocabulary, added ones among them."""
+        size: int = self._backend.get_vocab_size()
+        return size
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. Special tokens written out in ``text`` become their ids.
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 from vlmbatch.config import SamplingParams
 from vlmbatch.errors import VlmbatchError
 from vlmbatch.image_workers.loader import ImageLoader
-from vlmbatch.models.processor import LlavaProcessor
+from vlmbatch.models.family import Processor
 from vlmbatch.openai.errors import ApiError, bad_request
 from vlmbatch.openai.image_urls import ImageUrls
 from vlmbatch.openai.requests import ChatRequest, CompletionRequest
@@ -53,7 +53,7 @@ class Preparation:
 
     def __init__(
         self,
-        processor: LlavaProcessor,
+        processor: Processor,
         loader: ImageLoader,
         urls: ImageUrls,
         model_name: str,

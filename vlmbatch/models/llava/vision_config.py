@@ -35,6 +35,11 @@ class VisionConfig:
     def num_patches(self) -> int:
         return (self.image_size // self.patch_size) ** 2
 
+    @property
+    def has_class_token(self) -> bool:
+        """Whether a token that is no patch comes first."""
+        return self.model_type == "clip_vision_model"
+
 
 def parse_vision_config(fields: JsonFields) -> VisionConfig:
     """Normalise a ``vision_config``.

@@ -1,16 +1,16 @@
 """LLaVA (Liu et al. 2023): a vision tower, a projector and a text decoder.
 
-Letters in shapes: N images, T tokens of a step, E hidden size of the decoder, V vocabulary.
+Letters in shapes: N images, L tokens of an image, C numbers in a feature of the tower's, E hidden
+size of the decoder.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from vlmbatch_kernels.embedding import embed_with_features
 from vlmbatch_kernels.image_patches import normalize_patches
 from vlmbatch_kernels.linear import linear
 
@@ -20,19 +20,21 @@ from vlmbatch.attention.base import (
     AttentionSpec,
     LayerKVCache,
 )
-from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.decoder import Decoder
+from vlmbatch.models.family import Embedded
 from vlmbatch.models.layers import ACTIVATIONS, DerivedBuffers, Embedding
 from vlmbatch.models.linear import ColumnLinear, Part, RowLinear
+from vlmbatch.models.llava.config import LlavaConfig
+from vlmbatch.models.llava.image_processor import LlavaImageProcessor
+from vlmbatch.models.llava.vision import VisionTower
 from vlmbatch.models.parallel import ParallelContext
-from vlmbatch.models.vision import VisionTower
 from vlmbatch.models.weights import CheckpointModel
 
 
 class Projector(nn.Module):
     """Two projections from the tower's features to the decoder's embeddings."""
 
-    def __init__(self, config: ModelConfig, parallel: ParallelContext) -> None:
+    def __init__(self, config: LlavaConfig, parallel: ParallelContext) -> None:
         super().__init__()
         size, bias = config.text.hidden_size, config.projector_bias
         share = parallel.share(size)
@@ -68,18 +70,17 @@ class PixelNormalizer(DerivedBuffers):
         return normalize_patches(pixels, self.scale, self.bias, self.patch_size, self.dtype)
 
 
-class LlavaVision(CheckpointModel):
+class Vision(CheckpointModel):
     """The part of a LLaVA model that looks at pixels: the tower, and which features it keeps.
 
-    Parameters are named as transformers 5 names them, less a prefix. Without ``image_scale`` and
-    ``image_bias`` there is no tower: images then come as features.
+    Parameters are named as transformers 5 names them, less a prefix. Without ``images`` there is no
+    tower: images then come as features.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
-        image_scale: tuple[float, ...] | None,
-        image_bias: tuple[float, ...] | None,
+        config: LlavaConfig,
+        images: LlavaImageProcessor | None,
         backend: AttentionBackend,
         parallel: ParallelContext,
     ) -> None:
@@ -88,17 +89,22 @@ class LlavaVision(CheckpointModel):
         self.backend = backend
         self.pixel_normalizer: PixelNormalizer | None = None
         self.vision_tower: VisionTower | None = None
-        if image_scale is not None and image_bias is not None:
+        if images is not None:
             patch_size = config.vision.patch_size
-            self.pixel_normalizer = PixelNormalizer(image_scale, image_bias, patch_size)
+            self.pixel_normalizer = PixelNormalizer(images.scale, images.bias, patch_size)
             self.vision_tower = VisionTower(config.vision, config.feature_layers, parallel)
 
     @torch.inference_mode()
-    def extract_features(self, pixels: Tensor) -> Tensor:
-        """Turn pixels (N, H, W, 3) uint8 into features (N, image_feature_size, feature_size)."""
+    def extract_features(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """See ``VisionModel``; all images have the tower's size."""
+        return list(self._features(images))
+
+    def _features(self, images: Sequence[Tensor]) -> Tensor:
+        """Pixels (H, W, 3) uint8 of N images to (N, image_feature_size, feature_size)."""
         assert self.pixel_normalizer is not None, "the model was built to be given features"
         assert self.vision_tower is not None
-        features: Tensor = self.vision_tower(self.pixel_normalizer(pixels), self.backend)
+        patches = self.pixel_normalizer(torch.stack(list(images)))
+        features: Tensor = self.vision_tower(patches, self.backend)
         return features[:, 1:] if self.config.drop_class_token else features
 
     @staticmethod
@@ -125,18 +131,17 @@ class LlavaVision(CheckpointModel):
         return bool(re.match(r"vision_tower\.(post_layernorm\.|head\.|.*\.position_ids$)", name))
 
 
-class LlavaForConditionalGeneration(LlavaVision):
-    """A whole LLaVA model."""
+class Model(Vision):
+    """A whole LLaVA model: see ``VisionLanguageModel``."""
 
     def __init__(
         self,
-        config: ModelConfig,
-        image_scale: tuple[float, ...] | None,
-        image_bias: tuple[float, ...] | None,
+        config: LlavaConfig,
+        images: LlavaImageProcessor | None,
         backend: AttentionBackend,
         parallel: ParallelContext,
     ) -> None:
-        super().__init__(config, image_scale, image_bias, backend, parallel)
+        super().__init__(config, images, backend, parallel)
         self.multi_modal_projector = Projector(config, parallel)
         self.language_model = Decoder(config.text, parallel)
         text = config.text
@@ -145,17 +150,15 @@ class LlavaForConditionalGeneration(LlavaVision):
         )
 
     @torch.inference_mode()
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """Turn pixels (N, H, W, 3) uint8 into embeddings (N, image_feature_size, E)."""
-        embeds: Tensor = self.multi_modal_projector(self.extract_features(pixels))
-        return embeds
+    def encode_images(self, images: Sequence[Tensor]) -> list[Tensor]:
+        """See ``VisionLanguageModel``; all images have the tower's size."""
+        return list(self.multi_modal_projector(self._features(images)))
 
     @torch.inference_mode()
-    def project_features(self, features: Tensor) -> Tensor:
-        """Turn what ``extract_features`` returns, in any float dtype, into embeddings (N, L, E)."""
+    def project_features(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """See ``VisionLanguageModel``."""
         dtype = self.language_model.embed_tokens.weight.dtype
-        embeds: Tensor = self.multi_modal_projector(features.to(dtype))
-        return embeds
+        return list(self.multi_modal_projector(torch.stack(list(features)).to(dtype)))
 
     @torch.inference_mode()
     def embed(
@@ -163,29 +166,20 @@ class LlavaForConditionalGeneration(LlavaVision):
         input_ids: Tensor,
         features: Tensor | None = None,
         feature_rows: Tensor | None = None,
-    ) -> Tensor:
-        """Embed tokens: (T,) int64 to (T, E).
-
-        Where ``feature_rows`` (T,) is not -1, the token is that row of ``features`` (M, E).
-        """
-        table = self.language_model.embed_tokens.weight
-        if features is None or feature_rows is None:
-            return F.embedding(input_ids, table)
-        return embed_with_features(input_ids, table, features, feature_rows)
+    ) -> Embedded:
+        """See ``VisionLanguageModel``."""
+        return self.language_model.embed(input_ids, features, feature_rows)
 
     @torch.inference_mode()
     def forward(
         self,
-        embeds: Tensor,
+        embedded: Embedded,
         positions: Tensor,
         kv_caches: list[LayerKVCache],
         metadata: AttentionMetadata,
     ) -> Tensor:
-        """Return hidden states (T, E) of ``embeds`` (T, E) at ``positions`` (T,) int64.
-
-        With ``metadata.sampled``: (n, E), those of its queries.
-        """
-        hidden: Tensor = self.language_model(embeds, positions, kv_caches, metadata, self.backend)
+        """See ``VisionLanguageModel``."""
+        hidden: Tensor = self.language_model(embedded, positions, kv_caches, metadata, self.backend)
         return hidden
 
     @torch.inference_mode()

@@ -15,8 +15,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.json_fields import JsonFields
-from vlmbatch.types import PixelImage
+from vlmbatch.models.llava.config import LlavaConfig
+from vlmbatch.types import ImageGrid, PixelImage
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -30,11 +32,11 @@ _MAX_RESIZED_PIXELS = 2**26
 
 
 @dataclass(frozen=True, slots=True)
-class ImageProcessor:
-    """How one checkpoint prepares its images; sizes are (height, width).
+class LlavaImageProcessor:
+    """How one checkpoint prepares its images; sizes are (height, width). An ``ImageProcessor``.
 
     ``resize_to`` is a size, or the length of the shorter edge, or None. The output is always
-    ``output_size``.
+    ``output_size``, cut into ``patches``, which take ``num_tokens`` tokens of a prompt.
     """
 
     resize_to: tuple[int, int] | int | None
@@ -45,17 +47,18 @@ class ImageProcessor:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     output_size: tuple[int, int]
+    patches: tuple[int, int]
+    num_tokens: int
     fingerprint: str = field(init=False)
+    largest_grid: ImageGrid = field(init=False)
 
     def __post_init__(self) -> None:
-        values = tuple(getattr(self, name) for name in self.__slots__ if name != "fingerprint")
+        others = ("fingerprint", "largest_grid", "patches", "num_tokens")  # not of the pixels
+        values = tuple(getattr(self, name) for name in self.__slots__ if name not in others)
         object.__setattr__(self, "fingerprint", hashlib.blake2b(repr(values).encode()).hexdigest())
-
-    @property
-    def output_bytes(self) -> int:
-        """Of one image's pixels."""
         height, width = self.output_size
-        return height * width * 3
+        grid = ImageGrid(*self.patches, self.num_tokens, num_bytes=height * width * 3)
+        object.__setattr__(self, "largest_grid", grid)
 
     @property
     def scale(self) -> tuple[float, float, float]:
@@ -70,15 +73,19 @@ class ImageProcessor:
         return red, green, blue
 
     @classmethod
-    def load(cls, folder: Path) -> ImageProcessor:
-        """Read ``processor_config.json`` or ``preprocessor_config.json``.
+    def load(cls, folder: Path, config: LlavaConfig) -> LlavaImageProcessor:
+        """Read ``processor_config.json`` or ``preprocessor_config.json`` for a model.
 
         Raises:
             CheckpointError: neither is there, or a parameter is unsupported.
         """
         path = folder / "processor_config.json"
         fields = JsonFields.load(path).section("image_processor") if path.exists() else None
-        return _parse(fields or JsonFields.load(folder / "preprocessor_config.json"))
+        return _parse(fields or JsonFields.load(folder / "preprocessor_config.json"), config)
+
+    def grid(self, height: int, width: int) -> ImageGrid:
+        """The grid of every image."""
+        return self.largest_grid
 
     def process(self, image: Image.Image) -> PixelImage:
         """Prepare one RGB image.
@@ -95,10 +102,7 @@ class ImageProcessor:
             pixels = _center_crop(pixels, self.crop_to)
         pixels = np.array(pixels, order="C")  # a view of Pillow's memory is read-only
         assert pixels.shape == (*self.output_size, 3), pixels.shape
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(f"{self.fingerprint} {pixels.shape}".encode())
-        digest.update(pixels.data)
-        return PixelImage(pixels, digest.digest())
+        return pixel_image(pixels, self.largest_grid, self.fingerprint)
 
     def _resize(self, image: Image.Image) -> Image.Image:
         if self.resize_to is None:
@@ -161,7 +165,7 @@ def _center_crop(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np
     return padded
 
 
-def _parse(fields: JsonFields) -> ImageProcessor:
+def _parse(fields: JsonFields, config: LlavaConfig) -> LlavaImageProcessor:
     name = "image_processor_type"
     kind = fields.string(name, None)
     if kind is None and "feature_extractor_type" in fields:
@@ -191,7 +195,8 @@ def _parse(fields: JsonFields) -> ImageProcessor:
     resample = fields.integer("resample", int(Image.Resampling.BICUBIC), minimum=0)
     if resample not in set(Image.Resampling):
         raise fields.error("resample", "a Pillow filter from 0 to 5")
-    return ImageProcessor(
+    side = config.vision.image_size // config.vision.patch_size
+    return LlavaImageProcessor(
         resize_to=resize_to,
         resample=Image.Resampling(resample),
         crop_to=crop_to,
@@ -200,6 +205,8 @@ def _parse(fields: JsonFields) -> ImageProcessor:
         mean=mean if normalize else (0.0, 0.0, 0.0),
         std=std if normalize else (1.0, 1.0, 1.0),
         output_size=_output_size(fields, resize_to, crop_to, pad),
+        patches=(side, side),
+        num_tokens=config.image_feature_size,
     )
 
 

@@ -5,15 +5,17 @@ Letters in shapes: N images, L tokens of an image, C hidden size.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from vlmbatch_kernels.linear import linear
 
 from vlmbatch.attention.base import AttentionBackend, AttentionSpec
-from vlmbatch.models.config import VisionConfig
 from vlmbatch.models.layers import ACTIVATIONS, Embedding, LayerNorm
 from vlmbatch.models.linear import ColumnLinear, Part, QKVLinear, RowLinear
+from vlmbatch.models.llava.vision_config import VisionConfig
 from vlmbatch.models.parallel import ParallelContext
 
 
@@ -38,7 +40,7 @@ class VisionEmbeddings(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        is_clip = config.model_type == "clip_vision_model"
+        is_clip = config.has_class_token
         self.patch_embedding = PatchEmbedding(config, bias=not is_clip)
         self.class_embedding = nn.Parameter(torch.empty(config.hidden_size)) if is_clip else None
         self.position_embedding = Embedding(config.num_patches + is_clip, config.hidden_size)
@@ -49,6 +51,20 @@ class VisionEmbeddings(nn.Module):
             x = torch.cat((self.class_embedding.expand(x.shape[0], 1, -1), x), dim=1)
         embeddings: Tensor = x + self.position_embedding.weight
         return embeddings
+
+
+class Images(NamedTuple):
+    """The N images of a pass as sequences of ``length`` tokens; ``cu_seqlens``: (N + 1,) int32."""
+
+    cu_seqlens: Tensor
+    length: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> Images:
+        """Those of ``x`` (N, L, C)."""
+        count, length, _ = x.shape
+        ends = torch.arange(count + 1, dtype=torch.int32, device=x.device) * length
+        return cls(ends, length)
 
 
 class VisionAttention(nn.Module):
@@ -63,10 +79,11 @@ class VisionAttention(nn.Module):
         local = self.qkv_proj.num_heads
         self.spec = AttentionSpec(local, local, head_dim, scale=head_dim**-0.5, causal=False)
 
-    def forward(self, x: Tensor, backend: AttentionBackend) -> Tensor:
+    def forward(self, x: Tensor, images: Images, backend: AttentionBackend) -> Tensor:
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.spec.num_heads, self.spec.head_dim))
-        query, key, value = qkv.unbind(2)
-        out: Tensor = self.out_proj(backend.dense(query, key, value, self.spec).flatten(2))
+        query, key, value = qkv.flatten(0, 1).unbind(1)
+        heads = backend.varlen(query, key, value, images.cu_seqlens, images.length, self.spec)
+        out: Tensor = self.out_proj(heads.flatten(1).view(*x.shape[:2], -1))
         return out
 
 
@@ -96,14 +113,14 @@ class VisionLayer(nn.Module):
         self.mlp = VisionMLP(config, parallel)
 
     def forward(
-        self, x: Tensor | None, residual: Tensor, backend: AttentionBackend
+        self, x: Tensor | None, residual: Tensor, images: Images, backend: AttentionBackend
     ) -> tuple[Tensor, Tensor]:
         """Add the previous layer's output to the residual; return this one's, not yet added."""
         if x is None:
             x = self.layer_norm1(residual)
         else:
             x, residual = self.layer_norm1.add(x, residual)
-        x, residual = self.layer_norm2.add(self.self_attn(x, backend), residual)
+        x, residual = self.layer_norm2.add(self.self_attn(x, images, backend), residual)
         return self.mlp(x), residual
 
 
@@ -116,7 +133,7 @@ class VisionEncoder(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """A tower with as many layers as ``feature_layers`` ask for (see ``ModelConfig``)."""
+    """A tower with as many layers as ``feature_layers`` ask for (see ``LlavaConfig``)."""
 
     def __init__(
         self, config: VisionConfig, feature_layers: tuple[int, ...], parallel: ParallelContext
@@ -124,9 +141,10 @@ class VisionTower(nn.Module):
         super().__init__()
         self.feature_layers = feature_layers
         self.embeddings = VisionEmbeddings(config)
-        is_clip = config.model_type == "clip_vision_model"
         self.pre_layrnorm = (  # sic, in every CLIP checkpoint
-            nn.LayerNorm(config.hidden_size, config.layer_norm_eps) if is_clip else None
+            nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+            if config.has_class_token
+            else None
         )
         self.encoder = VisionEncoder(config, max(feature_layers), parallel)
 
@@ -136,9 +154,10 @@ class VisionTower(nn.Module):
         if self.pre_layrnorm is not None:
             residual = self.pre_layrnorm(residual)
         hidden_states = {0: residual}
+        images = Images.of(residual)
         x = None
         for index, layer in enumerate(self.encoder.layers, start=1):
-            x, residual = layer(x, residual, backend)
+            x, residual = layer(x, residual, images, backend)
             if index in self.feature_layers:
                 hidden_states[index] = residual + x
         if len(self.feature_layers) == 1:
