@@ -8,6 +8,10 @@ from pathlib import Path
 import in_process
 import pytest
 from fast_command import FastCommands
+from hypothesis import settings
+
+settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

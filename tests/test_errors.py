@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import vlmbatch
-from vlmbatch.data.jsonl import NotAnObjectError
 from vlmbatch.errors import RowError, VlmbatchError
+from vlmbatch.manifest.jsonl import NotAnObjectError
 
 
 def subclasses(kind: type[Exception]) -> Iterator[type[Exception]]:

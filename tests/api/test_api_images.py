@@ -15,8 +15,8 @@ from PIL import Image
 from vlmbatch import ImageFeatureData, ImagePixelData
 from vlmbatch.api.images import HeldFeatures, HeldImage, ImageReader
 from vlmbatch.config import ImageInputType, ImageLimits
-from vlmbatch.data.images import decode_image
 from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.images.decode import decode_image
 from vlmbatch.types import ImageRef
 
 SHAPE = (4, 6)

@@ -114,7 +114,8 @@ BAD_IMAGES = (
         "image_format_unsupported",
         "--image-input-type image_features",
     ),
-    error("a-url", asked(DESCRIBE, "https://localhost/a.png"), "image_invalid", "URL"),
+    error("a-url", asked(DESCRIBE, "https://localhost/a.png"), "image_forbidden", "not fetched"),
+    error("a-bucket", asked(DESCRIBE, "gopher://localhost/a.png"), "image_invalid", "URL"),
     error("a-number", asked(DESCRIBE, 7), "image_invalid", "7 (int)"),
 )
 

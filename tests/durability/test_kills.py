@@ -16,7 +16,7 @@ import time
 import pytest
 from resumable_runs import WITH_ERRORS, read_rows, write_manifest, write_questions
 
-from vlmbatch.crash_points import CRASH_POINTS
+from vlmbatch.durable.crash_points import CRASH_POINTS
 
 SHARD_ROWS = 64
 STEP_SECONDS = 0.003  # of some forty steps

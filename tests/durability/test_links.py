@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from resumable_runs import WITH_ERRORS
 
-from vlmbatch.data.durable_file import DurableFile, output_error
-from vlmbatch.data.feature_folder import FeatureFolder, FeatureManifest
-from vlmbatch.data.lock import OutputLock, lock_holder
+from vlmbatch.durable.durable_file import DurableFile, output_error
+from vlmbatch.durable.lock import OutputLock, lock_holder
 from vlmbatch.errors import OutputError
+from vlmbatch.output.feature_folder import FeatureFolder, FeatureManifest
 
 NAMES = {  # of a run that was killed, and whether it can go on in spite of the link
     ".{output}.vlmbatch.tmp": False,

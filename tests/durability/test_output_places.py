@@ -12,11 +12,11 @@ import pytest
 from resumable_runs import WITH_ERRORS, ResumableRun, digests, read_rows
 
 from vlmbatch.config import ManifestConfig
-from vlmbatch.data.manifest import open_manifest
-from vlmbatch.data.run_paths import real_output, work_folder_path
-from vlmbatch.data.sources import find_files
+from vlmbatch.durable.run_paths import real_output, work_folder_path
 from vlmbatch.errors import ManifestError, UsageError
-from vlmbatch.run_status import read_status
+from vlmbatch.jobs.status import read_status
+from vlmbatch.manifest.manifest import open_manifest
+from vlmbatch.manifest.sources import find_files
 
 SHARD_ROWS = 64
 POINTS = ("run_record.synced", "journal.acknowledged:3", "output.published:2", "output.renamed:5")

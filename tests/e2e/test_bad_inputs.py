@@ -29,7 +29,7 @@ from make_corpus import corpus_files, rows_manifest
 from measured import MEMORY_OF_A_START, measure
 from PIL import Image, ImageChops, ImageStat
 
-from vlmbatch.data.schema import RESULT_SCHEMA
+from vlmbatch.manifest.schema import RESULT_SCHEMA
 
 MODEL = CORPUS.parents[1] / "samples/tiny-llava"
 MAX_TOKENS = 32

@@ -18,9 +18,10 @@ from vlmbatch.config import (
     SamplingParams,
     SessionConfig,
 )
-from vlmbatch.image_workers.loader import InProcessLoader
-from vlmbatch.prepare import prepare
-from vlmbatch.run import Inputs, load_engine, open_inputs
+from vlmbatch.images.loading.loader import InProcessLoader
+from vlmbatch.session.load import load_engine
+from vlmbatch.session.open import Inputs, open_inputs
+from vlmbatch.stages.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "samples" / "tiny-llava"

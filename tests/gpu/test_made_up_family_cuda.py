@@ -10,11 +10,11 @@ import pytest
 from made_up_case import Case, make_case
 from made_up_checkpoint import PACKAGE
 
-from vlmbatch.answer import Answer, to_result
 from vlmbatch.config import EngineConfig
+from vlmbatch.jobs.run import run
 from vlmbatch.models.family import FAMILIES
 from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.run import run
+from vlmbatch.stages.answer import Answer, to_result
 from vlmbatch.stats import RunStats
 from vlmbatch.types import Result
 
@@ -42,7 +42,7 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
         found[answer.row.index] = list(answer.token_ids)
         return to_result(answer, tokenizer)
 
-    monkeypatch.setattr("vlmbatch.sink.to_result", noted)
+    monkeypatch.setattr("vlmbatch.stages.sink.to_result", noted)
     return found
 
 

@@ -15,8 +15,8 @@ from transformers import CLIPImageProcessorPil, SiglipImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
 from vlmbatch.config import ImageLimits
-from vlmbatch.data.images import decode_image
 from vlmbatch.errors import CheckpointError, ErrorCode, RowError
+from vlmbatch.images.decode import decode_image
 from vlmbatch.models.llava.image_processor import LlavaImageProcessor
 from vlmbatch.types import ImageRef
 

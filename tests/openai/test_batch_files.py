@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmbatch.config import ManifestConfig, SamplingParams
-from vlmbatch.data.finished import finished_counts, finished_results
-from vlmbatch.data.manifest import Manifest, open_manifest
-from vlmbatch.data.openai_lines import BatchLines, errors_path, line_head, parse_line
-from vlmbatch.data.openai_writer import BatchResultWriter
-from vlmbatch.data.work_folder import read_commit
 from vlmbatch.errors import ErrorCode, ManifestError, OutputError, UsageError
-from vlmbatch.openai.image_urls import AllowedDomains
+from vlmbatch.images.urls import AllowedDomains
+from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.output.finished import finished_counts, finished_results
+from vlmbatch.output.openai_lines import BatchLines, errors_path, line_head, parse_line
+from vlmbatch.output.openai_writer import BatchResultWriter
+from vlmbatch.output.work_folder import read_commit
 from vlmbatch.types import ImageRef, Result, Row
 
 RUN_ID = "0f" * 16

@@ -295,6 +295,22 @@ def test_an_allowed_host_at_a_private_address_is_not_connected_to(commands, tmp_
         assert message in error["message"]
 
 
+def test_a_plain_manifest_may_name_images_of_allowed_hosts(commands, tmp_path):
+    """As far as the fetcher, which finds that the host is this machine."""
+    manifest, output = tmp_path / "m.jsonl", tmp_path / "out.parquet"
+    row = {"prompt": "USER: <image>x ASSISTANT:", "image": "http://localhost:9/a.png"}
+    manifest.write_text(json.dumps(row))
+    arguments = ["run", manifest, "-m", MODEL, "-o", output, "--image-workers", 0]
+    for options, message in (
+        ([], "images are not fetched; --allow-domain localhost would allow it"),
+        (["--allow-domain", "localhost", "--retry-failed"], "localhost has the loopback address"),
+    ):
+        assert commands.run(*arguments, *options).wait() == 1
+        [failed] = pq.read_table(output).to_pylist()
+        assert failed["error_code"] == "image_forbidden"
+        assert message in failed["error_message"]
+
+
 def test_a_jsonl_file_is_for_batches_alone(commands, model, tmp_path):
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text('{"prompt": "a"}\n')

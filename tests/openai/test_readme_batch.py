@@ -12,7 +12,7 @@ from pathlib import Path
 from command_line import environment, installed_in
 from documentation import ROOT, section
 
-from vlmbatch.openai.fetch import FetchLimits
+from vlmbatch.images.fetch import FetchLimits
 
 SECTION = section("docs/batch-files.md", "OpenAI batch files")
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.errors import ErrorCode
+from vlmbatch.images.urls import ImageUrls
 from vlmbatch.openai.errors import ApiError, api_error, row_code
-from vlmbatch.openai.image_urls import ImageUrls
 from vlmbatch.openai.requests import parse_chat_request, parse_completion_request
 from vlmbatch.openai.unsupported import HARMLESS, NEUTRAL_CHAT, NEUTRAL_COMPLETION
 
@@ -341,3 +341,16 @@ def test_any_json_is_a_request_or_a_refusal(body: object, urls: ImageUrls) -> No
             assert error.message
             assert len(error.message) < 2000
             error.to_row_error()
+
+
+def test_an_image_that_is_none_is_refused_by_the_name_of_its_field() -> None:
+    url = {"url": "https://example.org/a.png"}
+    body = {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": url}]}]}
+    with pytest.raises(ApiError) as caught:
+        parse_chat_request(body, SamplingParams())
+    assert caught.value.status == 400
+    assert caught.value.param == "messages[0].content[0].image_url"
+    assert caught.value.code == "image_forbidden"
+    with pytest.raises(ApiError) as caught:
+        parse_completion_request({"prompt": "x", "images": ["data:,"]}, SamplingParams())
+    assert (caught.value.param, caught.value.code) == ("images[0]", "image_invalid")

@@ -21,13 +21,13 @@ from server_process import MODEL, ROOT, chat_body
 from vlmbatch.config import ImageLoading, SessionConfig
 from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ConfigError
-from vlmbatch.inputs import ModelInputs, open_model
-from vlmbatch.openai.image_urls import AllowedDomains
-from vlmbatch.run import load_engine
+from vlmbatch.images.urls import AllowedDomains
 from vlmbatch.serve.app import make_app
 from vlmbatch.serve.completions import Service
 from vlmbatch.serve.config import ServeConfig
 from vlmbatch.serve.server import check_context, make_service
+from vlmbatch.session.load import load_engine
+from vlmbatch.session.open import ModelInputs, open_model
 
 Loaded = tuple[SessionConfig, ModelInputs, Engine]
 CHAT = "/v1/chat/completions"

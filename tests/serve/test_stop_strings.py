@@ -19,13 +19,11 @@ from scripted_engine import ScriptedEngine
 from small_tokenizers import SPECIAL, byte_level, sentencepiece
 from stop_cases import StopCase, cut_at_stop, stop_cases, stopped
 
-from vlmbatch.answer import Answer, to_result
 from vlmbatch.config import SamplingParams, SessionConfig
-from vlmbatch.generate import AnswerLoop
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.openai.requests import parse_completion_request
-from vlmbatch.prepare import Prepared
 from vlmbatch.replicas.local import LocalReplica
+from vlmbatch.replicas.stop_strings import StopChecker
 from vlmbatch.serve.app import make_app
 from vlmbatch.serve.completions import RequestSlots, Service
 from vlmbatch.serve.config import ServeConfig
@@ -33,9 +31,11 @@ from vlmbatch.serve.engine_thread import EngineThread, TokenChunk
 from vlmbatch.serve.metrics import ServerMetrics
 from vlmbatch.serve.preparation import PreparedRequest
 from vlmbatch.serve.text_stream import TextStream
+from vlmbatch.stages.answer import Answer, to_result
+from vlmbatch.stages.answer_loop import AnswerLoop
+from vlmbatch.stages.prepare import Prepared
+from vlmbatch.stages.stopping import StopRequest
 from vlmbatch.stats import RunStats
-from vlmbatch.stop_strings import StopChecker
-from vlmbatch.stopping import StopRequest
 from vlmbatch.types import Request, Row
 
 NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}

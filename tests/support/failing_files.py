@@ -8,7 +8,7 @@ import random
 from collections import defaultdict
 from pathlib import Path
 
-from vlmbatch.data.durable_file import FileSystem
+from vlmbatch.durable.durable_file import FileSystem
 
 Names = dict[str, int]  # a folder's entries: the node each name stands for
 

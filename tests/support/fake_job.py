@@ -19,8 +19,8 @@ from types import ModuleType
 
 from vlmbatch.config import JobConfig, ManifestConfig, SessionConfig
 from vlmbatch.errors import ErrorCode, ManifestError, OutputError, RowError
+from vlmbatch.stages.stopping import RunStoppedError
 from vlmbatch.stats import RunStats
-from vlmbatch.stopping import RunStoppedError
 from vlmbatch.types import Result, Row
 
 ERROR = RowError(ErrorCode.IMAGE_MISSING, "no file at images/7.png")
@@ -120,9 +120,10 @@ def validate(
 def put_in_place(behaviour: str) -> None:
     """Let this be the job of the commands, which import it when they need it."""
     job: Callable[[JobConfig, RunStats], None] = globals()[behaviour]
-    module = ModuleType("vlmbatch.run")
-    module.__dict__.update(run=job, validate=partial(validate, behaviour))
-    sys.modules["vlmbatch.run"] = module
+    for name, function in (("run", job), ("validate", partial(validate, behaviour))):
+        module = ModuleType(f"vlmbatch.jobs.{name}")
+        module.__dict__[name] = function
+        sys.modules[module.__name__] = module
 
 
 if __name__ == "__main__":

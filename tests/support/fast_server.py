@@ -34,17 +34,20 @@ from failing_files import FaultyFiles, UnsyncedFiles, WriteBehindFiles
 from fake_engine import FakeEngine
 
 import vlmbatch.commands.run
-import vlmbatch.generate
-import vlmbatch.image_workers.worker
-import vlmbatch.progress
-import vlmbatch.run
-import vlmbatch.sink
-import vlmbatch.summary
-from vlmbatch import crash_points, log
+import vlmbatch.display.progress
+import vlmbatch.display.summary
+import vlmbatch.images.loading.worker
+import vlmbatch.jobs.run
+import vlmbatch.models.llava.processor
+import vlmbatch.stages.answer_loop
+import vlmbatch.stages.sink
+from vlmbatch import log
 from vlmbatch.cli import main
-from vlmbatch.data import durable_file, journal_writer, work_folder, writer
-from vlmbatch.data.spill import Spill
-from vlmbatch.host_memory import HostMemory
+from vlmbatch.durable import crash_points, durable_file, journal_writer
+from vlmbatch.durable.spill import Spill
+from vlmbatch.output import parquet_writer as writer
+from vlmbatch.output import work_folder
+from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.types import Result
 
 Tell = Callable[[str, list[int]], None]
@@ -127,7 +130,7 @@ def surround(around: Surroundings, tell: Tell) -> None:
         begin(*arguments)
 
     begin, vlmbatch.commands.run._run = vlmbatch.commands.run._run, start
-    vlmbatch.run.load_engine = load_engine
+    vlmbatch.jobs.run.load_engine = load_engine
     ToldJournal.tell = tell
     ToldJournal.mutation = around.mutation
     work_folder.JournalWriter = ToldJournal
@@ -135,8 +138,8 @@ def surround(around: Surroundings, tell: Tell) -> None:
         fake_job.put_in_place(around.job)
     if around.spilling:
         memory = replace(HostMemory.divide(None), rows=0, results=0)
-        vars(vlmbatch.run)["HostMemory"] = SimpleNamespace(divide=lambda total: memory)
-        vars(vlmbatch.run)["Spill"] = partial(Spill, loose=8, segment_bytes=2**14)
+        vars(vlmbatch.jobs.run)["HostMemory"] = SimpleNamespace(divide=lambda total: memory)
+        vars(vlmbatch.jobs.run)["Spill"] = partial(Spill, loose=8, segment_bytes=2**14)
     if around.group_rows is not None:
         journal_writer._GROUP_ROWS = around.group_rows
     if around.row_group_rows is not None:

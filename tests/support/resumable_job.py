@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from vlmbatch.data.durable_file import FILES, FileSystem
-from vlmbatch.data.journal_writer import JournalWriter
-from vlmbatch.data.reorder import ReorderBuffer
-from vlmbatch.data.run_paths import work_folder_path
-from vlmbatch.data.run_record import RunRecord
-from vlmbatch.data.schema import RESULT_SCHEMA
-from vlmbatch.data.shards import ShardedParquetWriter
-from vlmbatch.data.spill import Spill
-from vlmbatch.data.work_folder import FINGERPRINT_KEY, RUN_ID_KEY, WorkFolder
-from vlmbatch.data.writer import ParquetResultWriter
+from vlmbatch.durable.durable_file import FILES, FileSystem
+from vlmbatch.durable.journal_writer import JournalWriter
+from vlmbatch.durable.run_paths import work_folder_path
+from vlmbatch.durable.run_record import RunRecord
+from vlmbatch.durable.spill import Spill
+from vlmbatch.manifest.schema import RESULT_SCHEMA
+from vlmbatch.output.parquet_writer import ParquetResultWriter
+from vlmbatch.output.reorder import ReorderBuffer
+from vlmbatch.output.shards import ShardedParquetWriter
+from vlmbatch.output.work_folder import FINGERPRINT_KEY, RUN_ID_KEY, WorkFolder
 from vlmbatch.types import Result
 
 FINGERPRINT = "f" * 64

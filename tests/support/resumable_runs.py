@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from fast_command import Command, FastCommands
 from PIL import Image
 
-from vlmbatch.data.run_paths import work_folder_path
+from vlmbatch.durable.run_paths import work_folder_path
 
 WITH_ERRORS = 1  # the exit status of a run to the end, on these manifests
 

@@ -12,9 +12,10 @@ from vlmbatch.config import EngineConfig, ManifestConfig, SamplingParams, Sessio
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.outputs import SequenceFailure
 from vlmbatch.errors import RowError
-from vlmbatch.image_workers.loader import InProcessLoader
-from vlmbatch.prepare import prepare
-from vlmbatch.run import Inputs, load_engine, open_inputs
+from vlmbatch.images.loading.loader import InProcessLoader
+from vlmbatch.session.load import load_engine
+from vlmbatch.session.open import Inputs, open_inputs
+from vlmbatch.stages.prepare import prepare
 from vlmbatch.types import Request
 
 ROOT = Path(__file__).parents[2]

@@ -38,7 +38,7 @@ def worker_pids(parent: int) -> set[int]:
             status = (folder / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):  # gone meanwhile
             continue
-        if b"image_workers.worker" in command and int(status[1]) == parent:
+        if b"images.loading.worker" in command and int(status[1]) == parent:
             found.add(int(folder.name))
     return found
 

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator
 from functools import partial
 
-from vlmbatch.answer import Answer
 from vlmbatch.api.outputs import RequestOutput, to_output
 from vlmbatch.errors import RowError
-from vlmbatch.generate import AnswerLoop
-from vlmbatch.host_memory import HostMemory
-from vlmbatch.image_workers.loader import ImageLoader
+from vlmbatch.images.loading.loader import ImageLoader
 from vlmbatch.models.family import Processor
-from vlmbatch.prepare import RowFeed, prepare
 from vlmbatch.replicas.replica import Replica
+from vlmbatch.session.host_memory import HostMemory
+from vlmbatch.stages.answer import Answer
+from vlmbatch.stages.answer_loop import AnswerLoop
+from vlmbatch.stages.feed import RowFeed
+from vlmbatch.stages.prepare import prepare
+from vlmbatch.stages.stopping import StopRequest
 from vlmbatch.stats import RunStats
-from vlmbatch.stopping import StopRequest
 from vlmbatch.types import Row
 
 _DEPTH = 128  # rows that are prepared ahead of the engine

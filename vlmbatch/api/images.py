@@ -15,9 +15,9 @@ from PIL import Image
 
 from vlmbatch.config import ImageInputType, ImageLimits
 from vlmbatch.config.typed import shown
-from vlmbatch.data.features import GridOf, feature_image
-from vlmbatch.data.images import copy_image
 from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.images.decode import copy_image
+from vlmbatch.images.feature_file import GridOf, feature_image
 from vlmbatch.types import FeatureImage, ImageRef
 
 if TYPE_CHECKING:

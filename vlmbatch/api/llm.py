@@ -28,12 +28,12 @@ from vlmbatch.config import (
     typed,
 )
 from vlmbatch.config.option import build
-from vlmbatch.cores import default_image_workers
 from vlmbatch.errors import UsageError
-from vlmbatch.host_memory import HostMemory
-from vlmbatch.inputs import open_images, open_model
 from vlmbatch.replicas.local import LocalReplica
-from vlmbatch.run import load_engine
+from vlmbatch.session.cores import default_image_workers
+from vlmbatch.session.host_memory import HostMemory
+from vlmbatch.session.load import load_engine
+from vlmbatch.session.open import open_images, open_model
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from vlmbatch.answer import Answer, to_result
 from vlmbatch.errors import RowError
 from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.stages.answer import Answer, to_result
 from vlmbatch.types import FinishReason
 
 

@@ -10,10 +10,10 @@ from typing import Any
 from vlmbatch.api.images import ImageFeatureData, ImagePixelData, ImageReader, path_ref
 from vlmbatch.config import SamplingParams
 from vlmbatch.config.typed import shown
-from vlmbatch.data.rows import derive_seed
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
+from vlmbatch.images.urls import ImageUrls
+from vlmbatch.manifest.rows import derive_seed
 from vlmbatch.openai.errors import ApiError
-from vlmbatch.openai.image_urls import ImageUrls
 from vlmbatch.types import ImageRef, Row
 
 Message = Mapping[str, Any]

@@ -22,12 +22,12 @@ from vlmbatch.bench.setup import (
 )
 from vlmbatch.bench.timed_run import Measurement, timed_run
 from vlmbatch.bench.workloads import Workload
-from vlmbatch.cores import available_cores
 from vlmbatch.engine.loading import resolve_device, resolve_dtype
-from vlmbatch.inputs import open_model
 from vlmbatch.log import logger
 from vlmbatch.models.family import load_model_config
-from vlmbatch.run import freeze_loaded, load_engine
+from vlmbatch.session.cores import available_cores
+from vlmbatch.session.load import freeze_loaded, load_engine
+from vlmbatch.session.open import open_model
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from typing import Self
 import torch
 
 from vlmbatch.bench.gpu_usage import GpuUsage
-from vlmbatch.cores import available_cores
+from vlmbatch.session.cores import available_cores
 
 _SAMPLE_SECONDS = 0.1
 _PROC = Path("/proc")

@@ -23,11 +23,11 @@ from vlmbatch.config import (
     SamplingParams,
     SessionConfig,
 )
-from vlmbatch.cores import available_cores
 from vlmbatch.errors import ConfigError, OutputError
 from vlmbatch.log import logger
 from vlmbatch.models.family import load_model_config, load_processor
 from vlmbatch.models.hub import resolve_model
+from vlmbatch.session.cores import available_cores
 
 GPU_MODEL = "llava-1.5-7b"
 SAMPLE_MODEL = Path(__file__).parents[2] / "samples/tiny-llava"

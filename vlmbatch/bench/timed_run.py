@@ -13,12 +13,13 @@ from vlmbatch.bench.monitor import Monitor
 from vlmbatch.bench.workloads import Workload
 from vlmbatch.config import FileDestination, JobConfig
 from vlmbatch.engine.engine import Engine
-from vlmbatch.image_workers.pool import ImageWorkers
-from vlmbatch.inputs import open_job
+from vlmbatch.images.loading.pool import ImageWorkers
+from vlmbatch.jobs.run import answer_manifest, open_output
 from vlmbatch.replicas.local import LocalReplica
-from vlmbatch.run import answer_manifest, open_output, start_images
+from vlmbatch.session.load import start_images
+from vlmbatch.session.open import open_job
+from vlmbatch.stages.stopping import StopRequest
 from vlmbatch.stats import RunStats
-from vlmbatch.stopping import StopRequest
 
 
 @dataclass(frozen=True, slots=True)

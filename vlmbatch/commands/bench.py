@@ -55,7 +55,7 @@ def bench(
     config = replace(config, workloads=parse_workloads(workloads))
     from vlmbatch.bench.bench import bench as measure
     from vlmbatch.bench.report import as_json, print_report
-    from vlmbatch.summary import write_json
+    from vlmbatch.display.summary import write_json
 
     with early_exits(lambda: "no figures are kept"):
         result = measure(config)

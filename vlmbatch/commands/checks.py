@@ -16,7 +16,7 @@ from vlmbatch.config import (
     RunPolicy,
     StdoutDestination,
 )
-from vlmbatch.data.run_paths import WORK_SUFFIX, real_output, work_folder_path
+from vlmbatch.durable.run_paths import WORK_SUFFIX, real_output, work_folder_path
 from vlmbatch.errors import UsageError
 
 DEFAULT_SHARD_ROWS = 100_000
@@ -108,7 +108,7 @@ def _check_length(path: Path, *, is_file: bool) -> None:
     if is_file:
         names.append(f".{path.name}{WORK_SUFFIX}.tmp")
     if path.suffix == ".jsonl":
-        from vlmbatch.data.openai_lines import errors_path
+        from vlmbatch.output.openai_lines import errors_path
 
         names.append(f".{errors_path(path).name}{WORK_SUFFIX}.tmp")
     longest = max(len(os.fsencode(name)) for name in names)

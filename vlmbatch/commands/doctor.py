@@ -17,13 +17,13 @@ def doctor(
 
     Exits 1 when something that is required is missing, and 0 otherwise.
     """
-    from vlmbatch.doctor import examine
+    from vlmbatch.commands.machine import examine
 
     checks = examine()
     if as_json:
         sys.stdout.write(json.dumps([asdict(check) for check in checks], indent=2) + "\n")
     else:
-        from vlmbatch.doctor import print_checks
+        from vlmbatch.commands.machine import print_checks
 
         print_checks(checks)
     raise typer.Exit(1 if any(check.state == "missing" for check in checks) else 0)

@@ -15,7 +15,7 @@ import typer
 
 from vlmbatch.errors import OutputError, VlmbatchError, is_shortage
 from vlmbatch.log import logger
-from vlmbatch.signals import ending_signals
+from vlmbatch.session.signals import ending_signals
 
 INTERRUPTED = 128 + signal.SIGINT
 TERMINATED = 128 + signal.SIGTERM

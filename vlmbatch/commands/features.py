@@ -81,11 +81,11 @@ def _features(
     report: Reporting,
     errors: str | None,
 ) -> None:
-    from vlmbatch.data.validate import ValidationReport
+    from vlmbatch.display.summary import print_feature_summary
     from vlmbatch.errors import RowError
-    from vlmbatch.features import write_features
+    from vlmbatch.jobs.features import write_features
+    from vlmbatch.manifest.validate import ValidationReport
     from vlmbatch.stats import RunStats
-    from vlmbatch.summary import print_feature_summary
     from vlmbatch.types import Row
 
     stats = RunStats()

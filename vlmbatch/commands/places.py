@@ -16,7 +16,7 @@ from vlmbatch.config import (
     SessionConfig,
     StdoutDestination,
 )
-from vlmbatch.data.run_paths import WORK_SUFFIX
+from vlmbatch.durable.run_paths import WORK_SUFFIX
 from vlmbatch.errors import UsageError
 
 
@@ -52,7 +52,7 @@ def output_places(destination: Destination) -> list[Place]:
         return places
     files = [path]
     if path.suffix == ".jsonl":
-        from vlmbatch.data.openai_lines import errors_path
+        from vlmbatch.output.openai_lines import errors_path
 
         files.append(errors_path(path))
         places.append(Place(f"the file of errors of {name}", str(files[1]), written=True))
@@ -206,7 +206,7 @@ def _check_foreign_run(writer: _Resolved) -> None:
 
 
 def _check_manifest_folder(writer: _Resolved, manifest: str) -> None:
-    from vlmbatch.data.sources import is_part_of_folder
+    from vlmbatch.manifest.sources import is_part_of_folder
 
     if not _is_folder(manifest):
         return

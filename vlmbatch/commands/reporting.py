@@ -17,7 +17,7 @@ from vlmbatch.config.option import Opt
 from vlmbatch.errors import OutputError, VlmbatchError
 
 if TYPE_CHECKING:
-    from vlmbatch.progress import RunDisplay
+    from vlmbatch.display.progress import RunDisplay
     from vlmbatch.stats import RunStats
 
 
@@ -61,7 +61,7 @@ class Reporting:
     data_on_stdout: bool
 
     def display(self, stats: RunStats) -> RunDisplay:
-        from vlmbatch.progress import RunDisplay, display_mode
+        from vlmbatch.display.progress import RunDisplay, display_mode
 
         mode = display_mode(
             log.console(),
@@ -83,7 +83,7 @@ class Reporting:
 
         With the exit status of ``stopped``, if that ended the work, and else with 1 for error rows.
         """
-        from vlmbatch.summary import write_json
+        from vlmbatch.display.summary import write_json
 
         if stopped is not None:
             status = stopped.exit_status
@@ -115,7 +115,7 @@ class Reporting:
             raise
 
     def _summarise_failure(self, figures: Mapping[str, Any]) -> None:
-        from vlmbatch.summary import write_json
+        from vlmbatch.display.summary import write_json
 
         if self.options.summary_json is None:
             return

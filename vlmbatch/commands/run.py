@@ -66,10 +66,10 @@ def run(
 
 
 def _run(config: JobConfig, report: Reporting) -> None:
-    from vlmbatch.run import run as answer_all
+    from vlmbatch.display.summary import print_run_summary
+    from vlmbatch.jobs.run import run as answer_all
+    from vlmbatch.stages.stopping import RunStoppedError
     from vlmbatch.stats import RunStats
-    from vlmbatch.stopping import RunStoppedError
-    from vlmbatch.summary import print_run_summary
 
     stats = RunStats()
     details = {"model": config.session.model, "output": str(config.destination)}

@@ -16,7 +16,7 @@ from vlmbatch.commands.exits import early_exits
 from vlmbatch.errors import OutputLockedError
 
 if TYPE_CHECKING:
-    from vlmbatch.run_status import RunStatus
+    from vlmbatch.jobs.status import RunStatus
 
 _STATES = {
     "starting": "begun or ended just now,",
@@ -42,7 +42,7 @@ def status(
     output, 2 when there is neither an output nor a run.
     """
     log.configure()
-    from vlmbatch.run_status import read_status
+    from vlmbatch.jobs.status import read_status
 
     found = read_status(output)
     with early_exits(lambda: "nothing was changed"):
@@ -74,7 +74,7 @@ def _print(found: RunStatus) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from vlmbatch.summary import one_each, print_errors, print_table
+    from vlmbatch.display.summary import one_each, print_errors, print_table
 
     console = log.stdout_console()
     table = Table.grid(padding=(0, 2))

@@ -69,8 +69,8 @@ def _validate(
     *,
     decode_images: bool,
 ) -> None:
-    from vlmbatch.data.validate import ValidationReport
-    from vlmbatch.run import validate as check_rows
+    from vlmbatch.jobs.validate import validate as check_rows
+    from vlmbatch.manifest.validate import ValidationReport
     from vlmbatch.stats import RunStats
 
     stats = RunStats()
@@ -90,7 +90,7 @@ def _validate(
                 stats.errors[error.code] += 1
                 error_file.write(row, error)
         stats.finished = time.monotonic()
-    from vlmbatch.summary import print_validation_summary
+    from vlmbatch.display.summary import print_validation_summary
 
     details = {"model": session.model, "manifest": manifest.source}
     report.finish(

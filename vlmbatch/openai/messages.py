@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from vlmbatch.openai.errors import ApiError, bad_request
+from vlmbatch.errors import RowError
+from vlmbatch.images.urls import ImageUrls
+from vlmbatch.openai.errors import ApiError, api_error, bad_request
 from vlmbatch.openai.fields import missing, wrong_type
-from vlmbatch.openai.image_urls import ImageUrls
 from vlmbatch.types import ImageRef
 
 # Templates know of no developer: what it says has the system's place.
@@ -37,6 +38,18 @@ def read_messages(
         _message(item, f"messages[{index}]", urls, images) for index, item in enumerate(value)
     ]
     return messages, tuple(images)
+
+
+def read_image(url: str, urls: ImageUrls, param: str) -> ImageRef:
+    """The image that ``url`` stands for; nothing is fetched or opened.
+
+    Raises:
+        ApiError: 400, with the code of an error row.
+    """
+    try:
+        return urls.read(url, param)
+    except RowError as error:
+        raise api_error(error.code, error.message, param) from error
 
 
 def _message(value: object, where: str, urls: ImageUrls, images: list[ImageRef]) -> dict[str, Any]:
@@ -101,7 +114,7 @@ def _part(value: object, where: str, urls: ImageUrls, images: list[ImageRef]) ->
 
 def _image(value: object, where: str, urls: ImageUrls) -> ImageRef:
     if isinstance(value, str):  # not OpenAI's form, but others take it
-        return urls.read(value, where)
+        return read_image(value, urls, where)
     if not isinstance(value, dict):
         raise wrong_type(where, "an object with a url", value)
     detail = value.get("detail")
@@ -113,7 +126,7 @@ def _image(value: object, where: str, urls: ImageUrls) -> ImageRef:
     url = value.get("url")
     if not isinstance(url, str):
         raise wrong_type(f"{where}.url", "a string", url)
-    return urls.read(url, where)
+    return read_image(url, urls, where)
 
 
 def _unknown_part(kind: object, where: str) -> ApiError:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from vlmbatch.config import SamplingParams
+from vlmbatch.images.urls import ImageUrls
 from vlmbatch.openai.errors import bad_request
 from vlmbatch.openai.fields import (
     Json,
@@ -16,8 +17,7 @@ from vlmbatch.openai.fields import (
     string,
     wrong_type,
 )
-from vlmbatch.openai.image_urls import ImageUrls
-from vlmbatch.openai.messages import read_messages
+from vlmbatch.openai.messages import read_image, read_messages
 from vlmbatch.openai.sampling import SAMPLING_FIELDS, read_sampling
 from vlmbatch.openai.unsupported import NEUTRAL_CHAT, NEUTRAL_COMPLETION, check_fields
 from vlmbatch.types import ImageRef
@@ -111,7 +111,7 @@ def _images(value: object, urls: ImageUrls) -> tuple[ImageRef, ...]:
         return ()
     if not (isinstance(value, list) and all(isinstance(item, str) for item in value)):
         raise wrong_type("images", "an array of URLs", value)
-    return tuple(urls.read(url, f"images[{index}]") for index, url in enumerate(value))
+    return tuple(read_image(url, urls, f"images[{index}]") for index, url in enumerate(value))
 
 
 def _prompt(value: object) -> str:

@@ -10,7 +10,7 @@ from vlmbatch.engine.sequence import Sequence
 from vlmbatch.errors import RowError
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.replicas.replica import Completion, Event, NewTokens, ReplicaStatus, RowFailure
-from vlmbatch.stop_strings import StopChecker
+from vlmbatch.replicas.stop_strings import StopChecker
 from vlmbatch.types import FinishReason, Request
 
 if TYPE_CHECKING:

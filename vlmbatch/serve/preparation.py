@@ -14,12 +14,12 @@ from typing import TypeVar
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.errors import VlmbatchError
-from vlmbatch.image_workers.loader import ImageLoader
+from vlmbatch.images.loading.loader import ImageLoader
+from vlmbatch.images.urls import ImageUrls
 from vlmbatch.models.family import Processor
 from vlmbatch.openai.errors import ApiError, bad_request
-from vlmbatch.openai.image_urls import ImageUrls
 from vlmbatch.openai.requests import ChatRequest, CompletionRequest
-from vlmbatch.prepare import prepare
+from vlmbatch.stages.prepare import prepare
 from vlmbatch.types import Request, Result, Row
 
 T = TypeVar("T")

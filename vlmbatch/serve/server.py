@@ -14,15 +14,12 @@ from typing import TYPE_CHECKING
 import uvicorn
 from starlette.types import ASGIApp
 
-from vlmbatch.cores import default_image_workers
 from vlmbatch.errors import ConfigError, UsageError
-from vlmbatch.image_workers.url_loader import UrlLoader
-from vlmbatch.inputs import ModelInputs, open_images, open_model
+from vlmbatch.images.fetch import ImageFetcher
+from vlmbatch.images.loading.url_loader import UrlLoader
+from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.log import logger
-from vlmbatch.openai.fetch import ImageFetcher
-from vlmbatch.openai.image_urls import AllowedDomains, ImageUrls
 from vlmbatch.replicas.local import LocalReplica
-from vlmbatch.run import freeze_loaded, load_engine
 from vlmbatch.serve.app import make_app
 from vlmbatch.serve.completions import RequestSlots, Service
 from vlmbatch.serve.config import ServeConfig
@@ -30,7 +27,10 @@ from vlmbatch.serve.engine_thread import EngineThread
 from vlmbatch.serve.hosts import is_loopback
 from vlmbatch.serve.metrics import ServerMetrics
 from vlmbatch.serve.preparation import Preparation
-from vlmbatch.signals import ending_signals
+from vlmbatch.session.cores import default_image_workers
+from vlmbatch.session.load import freeze_loaded, load_engine
+from vlmbatch.session.open import ModelInputs, open_images, open_model
+from vlmbatch.session.signals import ending_signals
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from PIL import Image
 
-import vlmbatch.data.images
+import vlmbatch.images.decode
 from vlmbatch.config import ImageLimits
-from vlmbatch.data.images import decode_image
+from vlmbatch.images.decode import decode_image
 from vlmbatch.types import ImageRef
 
 
@@ -38,4 +38,4 @@ def hostile_decode(ref: ImageRef, limits: ImageLimits) -> Image.Image:
     return decode_image(ref, limits)
 
 
-vlmbatch.data.images.decode_image = hostile_decode
+vlmbatch.images.decode.decode_image = hostile_decode

@@ -1,0 +1,143 @@
+"""Every option of `run`, set to another value than its default, changes the run as it should."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import typer.main
+from in_process import call
+
+from vlmbatch.cli import app
+from vlmbatch.config import JobConfig
+from vlmbatch.stats import RunStats
+
+RUN = ("run", "m.jsonl", "-m", "x", "-o", "out.parquet", "-q")
+# A later --model or --output replaces that of RUN.
+REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
+    (("--output", "other.parquet"), {"destination.path": Path("other.parquet")}),
+    (("--shard-rows", "7"), {"destination.shard_rows": 7}),
+    (("--overwrite",), {"policy.overwrite": True}),
+    (("--retry-failed",), {"policy.retry_failed": True}),
+    (("--incremental",), {"policy.incremental": True}),
+    (("--grace", "1m"), {"policy.grace_s": 60.0}),
+    (("--deadline", "2h"), {"policy.deadline_s": 7200.0}),
+    (("--max-error-rate", "5%"), {"policy.max_error_rate": 0.05}),
+    (("--limit", "7"), {"manifest.limit": 7}),
+    (("--prompt-column", "q"), {"manifest.prompt_column": "q"}),
+    (("--image-column", "photo"), {"manifest.image_column": "photo"}),
+    (("--id-column", "key"), {"manifest.id_column": "key"}),
+    (("--column-prefix", "out_"), {"manifest.column_prefix": "out_"}),
+    (("--keep-inputs",), {"manifest.keep_inputs": True}),
+    (("--format", "openai"), {"manifest.format": "openai"}),
+    (("--allow-domain", "a.example"), {"session.image_loading.allowed_domains": ("a.example",)}),
+    (("--model", "other"), {"session.model": "other"}),
+    (("--revision", "v2"), {"session.revision": "v2"}),
+    (("--tokenizer", "other"), {"session.tokenizer": "other"}),
+    (("--dtype", "float16"), {"session.engine.dtype": "float16"}),
+    (("--device", "cpu"), {"session.engine.device": "cpu"}),
+    (("--attention-backend", "torch"), {"session.engine.attention_backend": "torch"}),
+    (
+        ("--image-input-type", "image_features"),
+        {"session.image_arguments.image_input_type": "image_features"},
+    ),
+    (("--image-processor", "other"), {"session.image_arguments.image_processor": "other"}),
+    (
+        ("--image-processor-revision", "v2"),
+        {"session.image_arguments.image_processor_revision": "v2"},
+    ),
+    (
+        ("--disable-image-processor", "--image-input-type", "image_features"),
+        {
+            "session.image_arguments.disable_image_processor": True,
+            "session.image_arguments.image_input_type": "image_features",
+        },
+    ),
+    (("--image-token-id", "7"), {"session.image_arguments.image_token_id": 7}),
+    (
+        ("--image-input-shape", "1,3,80,90"),
+        {"session.image_arguments.image_input_shape": (1, 3, 80, 90)},
+    ),
+    (("--image-feature-size", "7"), {"session.image_arguments.image_feature_size": 7}),
+    (("--strict-image-tokens",), {"session.image_arguments.strict_image_tokens": True}),
+    (("--image-root", "images"), {"session.image_limits.root": Path("images")}),
+    (("--max-image-pixels", "7"), {"session.image_limits.max_pixels": 7}),
+    (("--image-workers", "0"), {"session.image_loading.workers": 0}),
+    (("--image-timeout", "7.5"), {"session.image_loading.timeout_s": 7.5}),
+    (("--chat",), {"session.prompt.chat": True}),
+    (("--chat-template", "t.jinja"), {"session.prompt.chat_template": Path("t.jinja")}),
+    (("--prompt-template", "Q: {prompt}"), {"session.prompt.prompt_template": "Q: {prompt}"}),
+    (("--system-prompt", "Be brief."), {"session.prompt.system_prompt": "Be brief."}),
+    (("--max-tokens", "7"), {"sampling.max_tokens": 7}),
+    (("--temperature", "0.5"), {"sampling.temperature": 0.5}),
+    (("--top-p", "0.5"), {"sampling.top_p": 0.5}),
+    (("--top-k", "7"), {"sampling.top_k": 7}),
+    (("--stop", "a", "--stop", "b"), {"sampling.stop": ("a", "b")}),
+    (("--stop-token-id", "7"), {"sampling.stop_token_ids": (7,)}),
+    (("--seed", "7"), {"sampling.seed": 7}),
+    (("--ignore-eos",), {"sampling.ignore_eos": True}),
+    (("--max-num-seqs", "7"), {"session.engine.max_num_seqs": 7}),
+    (("--max-batched-tokens", "7"), {"session.engine.max_batched_tokens": 7}),
+    (("--kv-cache-tokens", "7"), {"session.engine.kv_cache_tokens": 7}),
+    (("--max-model-len", "7"), {"session.engine.max_model_len": 7}),
+    (("--no-prefix-caching",), {"session.engine.enable_prefix_caching": False}),
+    (("--host-memory", "4GiB"), {"session.host_memory": 4 * 2**30}),
+]
+# What is printed, and the file of options.
+REACH_NO_RUN = {
+    *("--quiet", "--verbose", "--no-progress", "--log-format", "--summary-json", "--exit-zero"),
+    *("--config", "--help"),
+}
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[list[JobConfig]]:
+    """The configurations that reach the job."""
+    configs: list[JobConfig] = []
+
+    def job(config: JobConfig, stats: RunStats) -> None:
+        configs.append(config)
+
+    module = ModuleType("vlmbatch.jobs.run")
+    module.__dict__["run"] = job
+    monkeypatch.setitem(sys.modules, "vlmbatch.jobs.run", module)
+    monkeypatch.chdir(tmp_path)
+    yield configs
+
+
+def fields(value: object, prefix: str = "") -> dict[str, Any]:
+    """Every field of a configuration and of those within it, by dotted name."""
+    if not dataclasses.is_dataclass(value):
+        return {prefix: value}
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(value):
+        name = f"{prefix}.{field.name}" if prefix else field.name
+        found |= fields(getattr(value, field.name), name)
+    return found
+
+
+@pytest.mark.parametrize(("arguments", "expected"), REACHES, ids=lambda value: "".join(value)[:30])
+def test_an_option_changes_its_own_field(
+    seen: list[JobConfig], arguments: tuple[str, ...], expected: dict[str, Any]
+) -> None:
+    assert call(RUN) == 0
+    assert call([*RUN, *arguments]) == 0
+    before, after = map(fields, seen)
+    assert {
+        name: value for name, value in after.items() if value != before.get(name, ...)
+    } == expected
+
+
+def test_every_option_is_in_the_table() -> None:
+    command = typer.main.get_command(app).commands["run"]  # type: ignore[attr-defined]
+    options = {
+        next(name for name in parameter.opts if name.startswith("--"))
+        for parameter in command.params
+        if parameter.name != "manifest"
+    }
+    assert options - REACH_NO_RUN == {arguments[0] for arguments, _ in REACHES}

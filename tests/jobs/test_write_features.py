@@ -1,0 +1,227 @@
+"""``vlmbatch features``, and runs on what it writes, with the sample model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from in_process import call
+from real_command import run
+
+from vlmbatch.jobs.features import TowerWriter
+from vlmbatch.models.llava.model import Model as LlavaModel
+from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.stages.answer import Answer, to_result
+from vlmbatch.types import Result
+
+ROOT = Path(__file__).parents[2]
+MODEL = ROOT / "samples/tiny-llava"
+NUM_ROWS = 200
+MAX_TOKENS = 48
+
+
+@pytest.fixture(scope="module")
+def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a manifest of images, and ``features`` computed from it."""
+    folder = tmp_path_factory.mktemp("samples")
+    command = [sys.executable, str(ROOT / "samples/make_samples.py")]
+    options = ["--rows", str(NUM_ROWS), "--seed", "7", "--out", str(folder)]
+    subprocess.run(command + options, check=True, capture_output=True)
+    assert features(folder / "manifest.jsonl", folder / "features") == 0
+    return folder
+
+
+def features(manifest: Path, output: Path, *options: object) -> int:
+    # Decoding in this process saves the start of workers, which other tests are about.
+    arguments = ("features", manifest, "-m", MODEL, "-o", output, "-q", "--image-workers", 0)
+    return call([*arguments, *options])
+
+
+def answers(manifest: Path, output: Path, *options: object) -> list[dict[str, Any]]:
+    arguments = ("run", manifest, "-m", MODEL, "-o", output, "-q", "--max-tokens", MAX_TOKENS)
+    assert call([*arguments, "--image-workers", 0, *options]) in (0, 1)
+    rows: list[dict[str, Any]] = pq.read_table(output).to_pylist()
+    return rows
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_tokens_from_features_are_those_from_pixels(
+    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models: list[LlavaModel] = []
+    tokens: list[dict[int, tuple[int, ...]]] = []
+    original = LlavaModel.__init__
+
+    def noted(self: LlavaModel, *arguments: Any) -> None:
+        original(self, *arguments)
+        models.append(self)
+        tokens.append({})
+
+    def noted_result(answer: Answer, tokenizer: Tokenizer) -> Result:
+        tokens[-1][answer.row.index] = answer.token_ids
+        return to_result(answer, tokenizer)
+
+    monkeypatch.setattr(LlavaModel, "__init__", noted)
+    monkeypatch.setattr("vlmbatch.stages.sink.to_result", noted_result)
+    from_pixels = answers(samples / "manifest.jsonl", tmp_path / "pixels.parquet")
+    from_features = answers(
+        samples / "features/manifest.jsonl",
+        tmp_path / "features.parquet",
+        *("--image-input-type", "image_features", "--disable-image-processor"),
+    )
+    assert from_features == from_pixels
+    assert {row["status"] for row in from_pixels} == {"ok"}
+    by_pixels, by_features = tokens
+    assert by_features == by_pixels
+    assert sorted(by_pixels) == list(range(NUM_ROWS)) and all(by_pixels.values())
+    assert [model.vision_tower is None for model in models] == [False, True]
+
+
+def test_the_manifest_is_the_same_but_for_the_images(samples: Path) -> None:
+    before, after = lines(samples / "manifest.jsonl"), lines(samples / "features/manifest.jsonl")
+    paths = [row.pop("image") for row in after]
+    for row in before:
+        del row["image"]
+    assert after == before
+    stored = {str(p.relative_to(samples / "features")) for p in samples.rglob("*.safetensors")}
+    assert stored == set(paths)
+
+
+def test_what_is_there_is_neither_decoded_nor_computed_again(
+    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "features"
+    shutil.copytree(samples / "features", folder)
+    kept = {path: path.stat().st_mtime_ns for path in folder.rglob("*.safetensors")}
+    gone = sorted(kept)[3]
+    gone.unlink()
+    encoded: list[int] = []
+    encode = TowerWriter._encode
+
+    def noted(self: TowerWriter) -> None:
+        encoded.append(len(self._batch))
+        encode(self)
+
+    monkeypatch.setattr(TowerWriter, "_encode", noted)
+    assert features(samples / "manifest.jsonl", folder) == 0
+    assert encoded == [1]
+    del kept[gone]
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    original = samples / "features" / gone.relative_to(folder)
+    assert gone.read_bytes() == original.read_bytes()
+
+
+def test_rows_that_cannot_be_done_keep_their_place_and_their_image(
+    samples: Path, tmp_path: Path
+) -> None:
+    image = next(iter(samples.glob("images/*")))
+    prompt = "USER: <image>\nWhat number is written? ASSISTANT:"
+    rows = [
+        {"prompt": prompt, "image": str(image), "note": {"a": 1}},
+        {"prompt": prompt, "image": "none.png"},
+        {"prompt": prompt, "image": [str(image), "none.png"]},
+        {"prompt": 7, "image": str(image)},
+        {"prompt": prompt, "image": None},
+    ]
+    text = "\n".join(map(json.dumps, rows[:4])) + "\nnot json\n" + json.dumps(rows[4])
+    (tmp_path / "m.jsonl").write_text(text)
+    out = tmp_path / "out"
+    assert features(tmp_path / "m.jsonl", out, "--errors", tmp_path / "errors.jsonl") == 1
+    assert [(e["row_index"], e["error_code"]) for e in lines(tmp_path / "errors.jsonl")] == [
+        (1, "image_missing"),
+        (2, "image_missing"),
+        (3, "prompt_invalid"),
+        (4, "manifest_line_invalid"),
+    ]
+    written = lines(out / "manifest.jsonl")
+    path = written[0]["image"]
+    assert (out / path).is_file()
+    missing = str(tmp_path / "none.png")
+    assert [row.get("image") for row in written] == [
+        path,
+        missing,
+        [path, missing],
+        str(image),
+        None,
+        None,
+    ]
+    assert written[0]["note"] == {"a": 1}
+    assert written[4] == {}
+    table = answers(
+        out / "manifest.jsonl", tmp_path / "a.parquet", "--image-input-type", "image_features"
+    )
+    assert [row["error_code"] for row in table] == [
+        None,
+        "image_missing",
+        "image_token_mismatch",
+        "prompt_invalid",
+        "prompt_invalid",
+        "image_token_mismatch",
+    ]
+
+
+def test_embedded_images_of_a_parquet_manifest(samples: Path, tmp_path: Path) -> None:
+    first = lines(samples / "manifest.jsonl")[0]
+    data = (samples / first["image"]).read_bytes()
+    embedded = [{"bytes": data, "path": "a.png"}, {"bytes": b"no image", "path": None}]
+    pq.write_table(
+        pa.table({"prompt": [first["prompt"]] * 2, "image": embedded}), tmp_path / "m.parquet"
+    )
+    assert features(tmp_path / "m.parquet", tmp_path / "out") == 1
+    written = [row["image"] for row in lines(tmp_path / "out/manifest.jsonl")]
+    assert written == [
+        lines(samples / "features/manifest.jsonl")[0]["image"],
+        {"bytes": None, "path": None},
+    ]
+
+
+def test_a_killed_command_is_finished_by_the_same_command(samples: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "features"
+    command = ["features", samples / "manifest.jsonl", "-m", MODEL, "-o", folder]
+    killed = run(*command, "-q", "--image-workers", 0, crash_at="output.synced:40")
+    assert killed.returncode == -signal.SIGKILL
+    assert not (folder / "manifest.jsonl").exists()
+    left = len(list(folder.rglob("*.safetensors")))
+    assert 36 <= left < 40  # four threads write
+    assert features(samples / "manifest.jsonl", folder) == 0
+    assert not list(folder.rglob("*.tmp"))
+    for path in (samples / "features").rglob("*.safetensors"):
+        assert (folder / path.relative_to(samples / "features")).read_bytes() == path.read_bytes()
+    whole = (samples / "features/manifest.jsonl").read_bytes()
+    assert (folder / "manifest.jsonl").read_bytes() == whole
+
+
+@pytest.mark.parametrize("where", [".", "manifest.jsonl", "none/features"])
+def test_places_that_hold_something_else_are_refused(
+    samples: Path, tmp_path: Path, where: str
+) -> None:
+    shutil.copy(samples / "manifest.jsonl", tmp_path)
+    before = sorted(tmp_path.iterdir())
+    assert features(tmp_path / "manifest.jsonl", tmp_path / where) == 2
+    (tmp_path / "other.jsonl").write_text('{"prompt": "a"}')
+    assert features(tmp_path / "other.jsonl", tmp_path) == 2
+    (tmp_path / "other.jsonl").unlink()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_another_type_of_numbers_goes_to_files_of_its_own(samples: Path, tmp_path: Path) -> None:
+    manifest = samples / "manifest.jsonl"
+    assert features(manifest, tmp_path / "f", "--limit", 3, "--dtype", "bfloat16") == 0
+    assert features(manifest, tmp_path / "f", "--limit", 3) == 0
+    sizes = sorted(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+    assert len(sizes) % 2 == 0 and sizes[-1] > 1.9 * sizes[0]
+    assert features(manifest, tmp_path / "f", "--limit", 3, "--dtype", "bfloat16") == 0
+    options = ("--image-input-type", "image_features")
+    table = answers(tmp_path / "f/manifest.jsonl", tmp_path / "a.parquet", *options)
+    assert [row["text"] for row in table] == [row["answer"] for row in lines(manifest)[:3]]

@@ -1,1 +1,0 @@
-"""From a manifest to validated rows, and from results to a file. Never imports torch."""

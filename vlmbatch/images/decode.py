@@ -1,0 +1,199 @@
+"""Images: headers checked against the limits, and pixels in upright, true RGB."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from PIL import ExifTags, Image, ImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+
+from vlmbatch.config import ImageLimits
+from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.images.colours import to_rgb, transparent_colour
+from vlmbatch.images.file import image_label, open_image_bytes
+from vlmbatch.images.formats import (
+    DECODERS,
+    HEAD_BYTES,
+    foreign_format,
+    known_format,
+    looks_like_html,
+    open_decoder,
+)
+from vlmbatch.images.tensor_file import NPY_MAGIC, is_safetensors
+from vlmbatch.types import ImageRef
+
+# What Pillow's plugins, written for well-formed files, raise on broken ones.
+_BROKEN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageHeader:
+    """What an image says of itself; ``width`` and ``height`` are those of the upright image."""
+
+    format: str
+    width: int
+    height: int
+
+
+def probe_image(ref: ImageRef, limits: ImageLimits) -> ImageHeader:
+    """Read an image's header alone.
+
+    An orientation that a PNG states behind its pixels is not looked for: it may be far into the
+    file.
+
+    Raises:
+        RowError: an image code; the message names the path and the cause.
+    """
+    with _opened(ref, limits) as image:
+        assert image.format is not None
+        width, height = image.size
+        if _header_orientation(image) in _SIDEWAYS:
+            width, height = height, width
+        return ImageHeader(image.format, width, height)
+
+
+def decode_image(ref: ImageRef, limits: ImageLimits) -> Image.Image:
+    """Decode an image to mode RGB, upright by its EXIF orientation; an animation's first frame.
+
+    Alpha is composed over white, 16-bit grey rescaled. Safe to call from many threads.
+
+    Raises:
+        RowError: an image code; the message names the path and the cause.
+    """
+    with _opened(ref, limits) as image:
+        rgb = _upright_rgb(image)
+        rgb.info = {}  # nothing may rotate it again
+        return rgb
+
+
+def copy_image(image: Image.Image, limits: ImageLimits, label: str) -> Image.Image:
+    """What ``decode_image`` would give of an image that Pillow has opened or made: a copy.
+
+    ``label`` names it in messages.
+
+    Raises:
+        RowError: an image code, as by ``decode_image``.
+    """
+    with _row_errors(label):
+        _check_pixels(image, label, limits)
+        rgb = _upright_rgb(image)
+        if rgb is image:
+            rgb = image.copy()
+        rgb.info = {}
+        return rgb
+
+
+@contextlib.contextmanager
+def _opened(ref: ImageRef, limits: ImageLimits) -> Iterator[ImageFile.ImageFile]:
+    """The image with its header read and its size checked; Pillow's errors become ours."""
+    label = image_label(ref)
+    with open_image_bytes(ref, limits) as file, _row_errors(label):
+        head = file.read(HEAD_BYTES)
+        name = known_format(head)
+        if name is None:
+            raise _unknown_format(label, head)
+        image = open_decoder(file, name)
+        _check_pixels(image, label, limits)
+        yield image
+
+
+@contextlib.contextmanager
+def _row_errors(label: str) -> Iterator[None]:
+    """Within, what Pillow raises becomes an error of the row."""
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise RowError(ErrorCode.IMAGE_TOO_LARGE, f"{label}: {error}") from error
+    except _BROKEN as error:
+        cause = str(error) or type(error).__name__
+        raise RowError(
+            ErrorCode.IMAGE_UNREADABLE, f"{label}: corrupt or truncated: {cause}"
+        ) from error
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    transparent = transparent_colour(image)
+    image.load()
+    orientation = _orientation(image)
+    rgb = to_rgb(image, transparent)
+    return rgb.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else rgb
+
+
+def _check_pixels(image: Image.Image, label: str, limits: ImageLimits) -> None:
+    pixels = image.width * image.height
+    if pixels == 0:
+        raise RowError(
+            ErrorCode.IMAGE_UNREADABLE, f"{label}: {image.width} x {image.height} pixels"
+        )
+    if pixels > limits.max_pixels:
+        raise RowError(
+            ErrorCode.IMAGE_TOO_LARGE,
+            f"{label}: {image.width} x {image.height} = {pixels} pixels, "
+            f"over the limit of {limits.max_pixels}",
+        )
+    if image.mode == "F":
+        raise RowError(
+            ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
+            f"{label}: floating-point pixels are not read: convert to 8 or 16 bits",
+        )
+
+
+def _unknown_format(label: str, head: bytes) -> RowError:
+    if foreign := foreign_format(head):
+        return RowError(
+            ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
+            f"{label}: {foreign} is not read: convert it to one of {', '.join(DECODERS)}",
+        )
+    if head.startswith(NPY_MAGIC) or is_safetensors(head):
+        return RowError(
+            ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
+            f"{label}: not an image but numbers: features need --image-input-type image_features",
+        )
+    cause = "a web page (HTML)" if looks_like_html(head) else f"it starts with {head[:8]!r}"
+    return RowError(ErrorCode.IMAGE_UNREADABLE, f"{label}: not an image: {cause}")
+
+
+def _header_orientation(image: ImageFile.ImageFile) -> int | None:
+    if isinstance(image, TiffImageFile):
+        return None  # Pillow turns these itself, and gives the size of the upright image
+    try:
+        # PNG's own method would decode the image first.
+        return Image.Image.getexif(image).get(ExifTags.Base.Orientation)
+    except _BROKEN:
+        return None
+
+
+def _orientation(image: Image.Image) -> int | None:
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation)
+    except _BROKEN:
+        return None  # corrupt EXIF says nothing of the pixels

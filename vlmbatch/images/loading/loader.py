@@ -1,0 +1,79 @@
+"""Where images come from: worker processes that decode, or this one; or files of features."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Protocol
+from weakref import WeakValueDictionary
+
+from vlmbatch.config import ImageLimits
+from vlmbatch.errors import RowError
+from vlmbatch.images.decode import decode_image
+from vlmbatch.images.feature_file import read_features
+from vlmbatch.images.loading.protocol import FileIdentity, file_identity
+from vlmbatch.models.family import ImageProcessor, Processor
+from vlmbatch.types import FeatureImage, ImageInput, ImageRef
+
+
+class ImageLoader(Protocol):
+    """Loads images as the engine takes them. Thread-safe; results depend on the files alone."""
+
+    def submit(self, ref: ImageRef) -> Future[ImageInput]:
+        """Begin with an image; may wait for room. The future raises RowError for a bad image."""
+        ...
+
+    def close(self) -> None:
+        """Give up what is under way: its futures raise CancelledError. May be called again."""
+        ...
+
+
+class InProcessLoader:
+    """Decodes on the thread that asks. A decoder that crashes or hangs takes the run with it."""
+
+    def __init__(self, limits: ImageLimits, processor: ImageProcessor) -> None:
+        self._limits = limits
+        self._processor = processor
+
+    def submit(self, ref: ImageRef) -> Future[ImageInput]:
+        future: Future[ImageInput] = Future()
+        try:
+            future.set_result(self._processor.process(decode_image(ref, self._limits)))
+        except RowError as error:
+            future.set_exception(error)
+        return future
+
+    def close(self) -> None:
+        pass
+
+
+class FeatureLoader:
+    """Reads features on the thread that asks; rows of one file share one array."""
+
+    def __init__(self, limits: ImageLimits, processor: Processor) -> None:
+        self._limits = limits
+        self._grid_of = processor.feature_grid
+        self._in_use: WeakValueDictionary[tuple[str, FileIdentity], FeatureImage] = (
+            WeakValueDictionary()
+        )
+
+    def submit(self, ref: ImageRef) -> Future[ImageInput]:
+        future: Future[ImageInput] = Future()
+        try:
+            future.set_result(self._read(ref))
+        except RowError as error:
+            future.set_exception(error)
+        return future
+
+    def _read(self, ref: ImageRef) -> FeatureImage:
+        # Before the file is opened: if it is replaced in between, it is read anew next time.
+        identity = None if ref.data is not None else file_identity(ref.path or "")
+        if identity is None:
+            return read_features(ref, self._limits, self._grid_of)
+        key = (ref.path or "", identity)
+        features = self._in_use.get(key)
+        if features is None:
+            features = self._in_use[key] = read_features(ref, self._limits, self._grid_of)
+        return features
+
+    def close(self) -> None:
+        pass

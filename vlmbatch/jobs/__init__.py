@@ -1,0 +1,1 @@
+"""Whole jobs, each on one screen: run, validate, features, status."""

@@ -1,0 +1,284 @@
+"""Image features computed once: the vision tower's output for every image of a manifest."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmbatch.config import EngineConfig, ManifestConfig, SessionConfig
+from vlmbatch.errors import RowError, UsageError
+from vlmbatch.images.feature_file import TENSOR_NAME
+from vlmbatch.images.file import read_image_bytes
+from vlmbatch.images.held_images import HeldImages
+from vlmbatch.images.loading.loader import ImageLoader
+from vlmbatch.jobs.fingerprint import checkpoint_digest
+from vlmbatch.output.feature_folder import FeatureFolder, FeatureManifest
+from vlmbatch.session.cores import default_cpu_threads, default_image_workers
+from vlmbatch.session.open import Inputs, open_images, open_inputs, opening_stage
+from vlmbatch.stats import RunStats
+from vlmbatch.types import ImageRef, PixelImage, Row
+
+if TYPE_CHECKING:
+    import torch
+
+    from vlmbatch.engine.image_upload import ImageUpload
+    from vlmbatch.models.family import VisionModel
+
+_WINDOW_ROWS = 128  # rows read ahead of the tower, but no more of them than have
+_WINDOW_BYTES = 2**27  # of embedded images, and one row
+_WRITERS = 4  # threads: most of their time they wait for the disk
+_MAX_UNWRITTEN = 128
+
+
+@dataclass(frozen=True, slots=True)
+class NamedImage:
+    """An image by the name of its features, with pixels where these are still to be computed."""
+
+    name: str
+    pixels: PixelImage | None
+
+
+Outcome = NamedImage | RowError
+
+
+def write_features(
+    config: SessionConfig,
+    manifest_config: ManifestConfig,
+    output: Path,
+    stats: RunStats,
+    report: Callable[[Row, RowError], None],
+) -> int:
+    """Fill the folder ``output``; returns how many images the tower has seen.
+
+    Images whose features are there are neither decoded nor encoded. A row that cannot be read, or
+    whose image cannot, is given to ``report`` and keeps what it had in the image's place.
+
+    Raises:
+        UsageError: the configuration, manifest or checkpoint cannot be used.
+        OutputLockedError: another process writes the folder.
+        OutputError: the folder cannot be written.
+    """
+    from vlmbatch.engine.limits import VISION_TOKENS
+    from vlmbatch.engine.loading import resolve_device, resolve_dtype
+
+    stats.stage = opening_stage(config)
+    inputs = open_inputs(config, manifest_config)
+    stats.stage = "reading the manifest"
+    stats.rows_total = inputs.manifest.scan().num_rows
+    if inputs.manifest.format != "manifest":
+        raise UsageError(
+            f"{manifest_config.source} holds OpenAI batch requests: features are computed for the "
+            "image column of a manifest"
+        )
+    device = resolve_device(config.engine.device)
+    num_workers = config.image_loading.workers
+    if num_workers is None:
+        num_workers = default_image_workers(engine_on_cpu=device.type == "cpu")
+    with ExitStack() as stack:
+        folder = stack.enter_context(FeatureFolder(output))
+        manifest = FeatureManifest(folder)
+        stack.callback(manifest.close)
+        tower = TowerWriter(config, inputs, folder, VISION_TOKENS[device.type])
+        stack.callback(tower.close)
+        threads = ThreadPoolExecutor(max(2, 2 * num_workers), thread_name_prefix="features")
+        stack.callback(threads.shutdown, cancel_futures=True)
+        images = open_images(config, inputs, num_workers)
+        stack.callback(images.close)
+        dtype = resolve_dtype(config.engine.dtype, inputs.model, device)
+        reader = ImageReader(config, inputs, folder, images, str(dtype))
+        stats.stage = "computing features"
+        stats.engine_started = time.monotonic()
+        for row, values, outcomes in _in_order(inputs, reader, threads):
+            tower.add(outcomes)
+            error = row.error or next((o for o in outcomes if isinstance(o, RowError)), None)
+            if error is not None:
+                report(row, error)
+            column = manifest_config.image_column
+            manifest.write({**values, **_image_values(row, values, column, outcomes, folder)})
+            stats.rows_done += 1
+            stats.images_done += sum(isinstance(outcome, NamedImage) for outcome in outcomes)
+        tower.finish()
+        stats.stage = "writing the manifest"
+        manifest.commit()
+    stats.finish()
+    return tower.num_encoded
+
+
+class ImageReader:
+    """Names images by what decides their features, and decodes those that are not stored yet."""
+
+    def __init__(
+        self,
+        config: SessionConfig,
+        inputs: Inputs,
+        folder: FeatureFolder,
+        images: ImageLoader,
+        dtype: str,
+    ) -> None:
+        assert inputs.processor.images is not None
+        self._limits = config.image_limits
+        self._folder = folder
+        self._images = images
+        digests = (checkpoint_digest(inputs.folder), inputs.processor.images.fingerprint)
+        self._context = hashlib.blake2b(repr((*digests, dtype)).encode()).digest()
+
+    def read(self, row: Row) -> list[Outcome]:
+        """What has become of each of the row's images, in order. Thread-safe."""
+        return [self._read(ref) for ref in row.images]
+
+    def _read(self, ref: ImageRef) -> Outcome:
+        try:
+            data = read_image_bytes(ref, self._limits)
+            digest = hashlib.blake2b(data, digest_size=20, key=self._context)
+            name = digest.hexdigest()
+            if self._folder.has(name):
+                return NamedImage(name, None)
+            image = self._images.submit(ImageRef(ref.path, data)).result()
+        except RowError as error:
+            return error
+        assert isinstance(image, PixelImage)
+        return NamedImage(name, image)
+
+
+class TowerWriter:
+    """Runs the tower over full batches of images and has their features written.
+
+    The tower is loaded when the first image needs it.
+    """
+
+    def __init__(
+        self, config: SessionConfig, inputs: Inputs, folder: FeatureFolder, batch_tokens: int
+    ) -> None:
+        """``batch_tokens``: image tokens of a full batch."""
+        self._config = config
+        self._inputs = inputs
+        self._folder = folder
+        self._batch_tokens = batch_tokens
+        self._num_tokens = 0  # of the batch
+        self._vision: VisionModel | None = None
+        self._upload: ImageUpload | None = None
+        self._batch: dict[str, PixelImage] = {}
+        self._unwritten: dict[str, Future[None]] = {}
+        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="feature-writer")
+        self.num_encoded = 0
+
+    def add(self, outcomes: list[Outcome]) -> None:
+        """Take the images that need features; those of full batches are computed at once."""
+        for outcome in outcomes:
+            if isinstance(outcome, RowError) or outcome.pixels is None:
+                continue
+            name = outcome.name
+            if name in self._batch or name in self._unwritten or self._folder.has(name):
+                continue
+            num_tokens = outcome.pixels.grid.num_tokens
+            if self._batch and self._num_tokens + num_tokens > self._batch_tokens:
+                self._encode()
+            self._batch[name] = outcome.pixels
+            self._num_tokens += num_tokens
+            if self._num_tokens >= self._batch_tokens:
+                self._encode()
+
+    def finish(self) -> None:
+        """Compute what is left, and wait until all is durable."""
+        if self._batch:
+            self._encode()
+        self._wait(0)
+
+    def close(self) -> None:
+        self._writers.shutdown(cancel_futures=True)
+
+    def _encode(self) -> None:
+        from safetensors.torch import save
+
+        metadata = {"model": _as_utf8(self._config.model)}
+        features = self._extract(list(self._batch.values()))
+        for (name, image), tensor in zip(self._batch.items(), features, strict=True):
+            shape = self._inputs.processor.feature_shape(image.grid)
+            data = save({TENSOR_NAME: tensor.reshape(shape).contiguous()}, metadata)
+            self._unwritten[name] = self._writers.submit(self._folder.write, name, data)
+        self.num_encoded += len(self._batch)
+        self._batch.clear()
+        self._num_tokens = 0
+        self._wait(_MAX_UNWRITTEN)
+
+    def _extract(self, images: list[PixelImage]) -> list[torch.Tensor]:
+        """Features (tokens, C) of each image, on the host."""
+        import torch
+
+        from vlmbatch.engine.image_upload import ImageUpload
+        from vlmbatch.engine.loading import resolve_device
+
+        vision = self._vision = self._vision or self._load()
+        upload = self._upload = self._upload or ImageUpload(
+            resolve_device(self._config.engine.device)
+        )
+        pixels = upload.pixels([image.pixels for image in images])
+        features = vision.extract_features(pixels)
+        return list(torch.split(torch.cat(features).cpu(), [len(each) for each in features]))
+
+    def _wait(self, most: int) -> None:
+        """Wait until at most so many files are not yet durable. Raises what writing raised."""
+        for name, future in list(self._unwritten.items()):
+            if future.done() or len(self._unwritten) > most:
+                future.result()
+                del self._unwritten[name]
+
+    def _load(self) -> VisionModel:
+        from vlmbatch.engine.loading import build_vision
+
+        images = self._inputs.processor.images
+        assert images is not None
+        settings: EngineConfig = self._config.engine
+        if settings.cpu_threads is None:
+            settings = replace(settings, cpu_threads=default_cpu_threads())
+        return build_vision(self._inputs.folder, self._inputs.model, settings, images)
+
+
+def _in_order(
+    inputs: Inputs, reader: ImageReader, threads: ThreadPoolExecutor
+) -> Iterator[tuple[Row, dict[str, Any], list[Outcome]]]:
+    """Every row with its values and its images, read on ``threads`` a bounded window ahead."""
+    window: deque[tuple[Row, dict[str, Any], Future[list[Outcome]]]] = deque()
+    held = HeldImages()
+    for row, values in inputs.manifest.rows_with_values():
+        window.append((row, values, threads.submit(reader.read, row)))
+        held.add(row.images)
+        while len(window) == _WINDOW_ROWS or held.num_bytes > _WINDOW_BYTES:
+            first, its_values, future = window.popleft()
+            held.remove(first.images)
+            yield first, its_values, future.result()
+    for first, its_values, future in window:
+        yield first, its_values, future.result()
+
+
+def _image_values(
+    row: Row, values: dict[str, Any], column: str, outcomes: list[Outcome], folder: FeatureFolder
+) -> dict[str, Any]:
+    """The image column with features in the place of images, where there are some."""
+    if not row.images:
+        return {}
+    places = [
+        _original(ref) if isinstance(outcome, RowError) else folder.relative_path(outcome.name)
+        for ref, outcome in zip(row.images, outcomes, strict=True)
+    ]
+    return {column: places if isinstance(values[column], list) else places[0]}
+
+
+def _original(ref: ImageRef) -> str | dict[str, str | None]:
+    """An image that has no features, still an error wherever the new manifest lies."""
+    if ref.data is not None:
+        return {"bytes": None, "path": ref.path}
+    return _as_utf8(os.path.abspath(ref.path or ""))  # noqa: PTH100 - resolves no links
+
+
+def _as_utf8(path: str) -> str:
+    """A path for where text must be UTF-8, which the names of files need not be."""
+    return path.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,163 @@
+"""A run on one screen: composes its stages."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vlmbatch.config import (
+    FileDestination,
+    JobConfig,
+    StdoutDestination,
+)
+from vlmbatch.durable.spill import Spill
+from vlmbatch.errors import UsageError
+from vlmbatch.jobs.fingerprint import run_settings
+from vlmbatch.jobs.run_output import DurableOutput, Output, StreamOutput
+from vlmbatch.manifest.arrow_values import TIME_REDUCERS
+from vlmbatch.output.finished import finished_counts
+from vlmbatch.output.kept_inputs import InputsWriter
+from vlmbatch.output.openai_lines import BatchLines, is_batch_output
+from vlmbatch.output.reader import changed_output
+from vlmbatch.output.work_folder import check_unlocked
+from vlmbatch.session.host_memory import HostMemory
+from vlmbatch.session.load import freeze_loaded, load_engine, start_images
+from vlmbatch.session.open import (
+    Inputs,
+    open_job,
+    opening_stage,
+)
+from vlmbatch.stages.stopping import StopRequest
+from vlmbatch.stats import RunStats
+from vlmbatch.types import Result
+
+if TYPE_CHECKING:
+    from vlmbatch.images.loading.loader import ImageLoader
+    from vlmbatch.replicas.replica import Replica
+
+# They tokenize, and wait for room among the images under way. More of them would mostly take the
+# interpreter lock from each other, and from who launches steps.
+_PREPARE_THREADS = 2
+_FETCH_THREADS = 32  # that may wait for images from the network besides
+
+
+def run(config: JobConfig, stats: RunStats) -> None:
+    """Answer every row of the manifest and write the output; ``stats`` tells how it went.
+
+    Raises:
+        UsageError: the configuration, manifest or checkpoint cannot be used (before any work).
+        OutputLockedError: another run is writing the output.
+        OutputError: the output cannot be written.
+        RunStoppedError: a signal, the deadline or the error budget ended the run early.
+    """
+    from vlmbatch.replicas.local import LocalReplica
+
+    policy = config.policy
+    stop = StopRequest(policy.grace_s, policy.deadline_s, policy.max_error_rate)
+    if not isinstance(config.destination, StdoutDestination):
+        check_unlocked(config.destination.path)  # before a large manifest is read
+    stats.stage = opening_stage(config.session)
+    inputs = open_job(config)
+    with open_output(config, inputs, stats) as output:
+        if isinstance(output, DurableOutput) and output.complete:
+            earlier = finished_counts(output.path)
+            if earlier.num_rows != stats.rows_total:
+                raise changed_output(output.path)
+            stats.count_earlier(earlier.num_rows, earlier.errors, earlier.error_examples)
+        else:
+            stats.rows_earlier = output.num_known
+            stats.stage = "loading the model"
+            with closing(start_images(config.session, inputs)) as images:
+                engine = load_engine(config.session, inputs)
+                freeze_loaded(engine)
+                replica = LocalReplica(engine, inputs.processor.tokenizer)
+                answer_manifest(config, inputs, replica, images, output, stats, stop)
+    stats.finish()
+
+
+def answer_manifest(
+    config: JobConfig,
+    inputs: Inputs,
+    replica: Replica,
+    images: ImageLoader,
+    output: Output,
+    stats: RunStats,
+    stop: StopRequest,
+) -> None:
+    """Stream the manifest's rows through ``replica`` into ``output``, and commit it.
+
+    ``images`` is closed at the end.
+
+    Raises:
+        RunStoppedError: ``stop`` ended the run; what is done is kept where ``output`` can keep it.
+    """
+    from vlmbatch.stages.answer_loop import AnswerLoop
+    from vlmbatch.stages.feed import RowFeed
+    from vlmbatch.stages.grouping import RowGroups
+    from vlmbatch.stages.prepare import start_preparing
+    from vlmbatch.stages.sink import ResultSink
+
+    stats.stage = "answering"
+    tokenizer = inputs.processor.tokenizer
+    memory = HostMemory.divide(config.session.host_memory)
+    groups = None
+    if (last_uses := inputs.manifest.last_image_uses) is not None:
+        groups = RowGroups(
+            last_uses, Spill(memory.rows, output.folder, reducers=TIME_REDUCERS), memory.encoded
+        )
+    with stop.on_signals():
+        feed = RowFeed(
+            output.watch(inputs.manifest.rows()),
+            partial(start_preparing, processor=inputs.processor, loader=images, known=output.known),
+            threads=_PREPARE_THREADS
+            + (_FETCH_THREADS if config.session.image_loading.allowed_domains else 0),
+            depth=config.queue_rows,
+            window=memory.window_rows,
+            max_bytes=memory.encoded,
+            image_bytes=inputs.processor.largest_grid.num_bytes,
+            max_pixel_bytes=memory.pixels,
+            groups=groups,
+        )
+        spill: Spill[Result] = Spill(memory.results, output.folder, reducers=TIME_REDUCERS)
+        writer = output.writer
+        if config.manifest.keep_inputs and not inputs.streaming:
+            writer = InputsWriter(writer, inputs.manifest.kept_inputs())
+        sink = ResultSink(writer, tokenizer, stats, feed.release, output.journal, spill)
+        try:
+            AnswerLoop(feed, replica, sink, stats, stop).run()
+            sink.flush()
+            stopped = stop.reason  # a signal that comes later finds nothing left to stop
+            if stopped is None:
+                stats.stage = "writing the output"
+                output.commit()
+        finally:
+            images.close()  # first: the feed would wait for images under way
+            feed.close()
+            sink.close()
+    if stopped is not None:
+        raise stopped
+
+
+def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
+    """The output as the manifest's columns and the run's settings shape it."""
+    is_batch = inputs.manifest.format == "openai"
+    lines = BatchLines.new(config.session.model) if is_batch else None
+    prefix = config.manifest.column_prefix or ""
+    if inputs.streaming:
+        return StreamOutput(lines, prefix)
+    stats.stage = "reading the manifest"
+    info = inputs.manifest.scan()
+    stats.rows_total = info.num_rows
+    destination = config.destination
+    if isinstance(destination, StdoutDestination):
+        return StreamOutput(lines, prefix)
+    wants_batch = isinstance(destination, FileDestination) and is_batch_output(destination.path)
+    if wants_batch and info.num_rows and not is_batch:
+        raise UsageError(
+            f"output {destination}: {config.manifest.source} does not hold OpenAI's batch "
+            "requests, and JSONL files are written for these alone: choose a name that ends in "
+            ".parquet, a folder, or - for JSONL on standard output"
+        )
+    settings = run_settings(config, inputs, info)
+    return DurableOutput(config, destination, info, inputs.manifest.rows, settings)

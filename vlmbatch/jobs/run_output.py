@@ -1,0 +1,314 @@
+"""Where results go, and what an earlier run on the same output left to go on from."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import pyarrow as pa
+
+from vlmbatch import __version__
+from vlmbatch.config import DurableDestination, FolderDestination, JobConfig
+from vlmbatch.durable.journal_writer import JournalWriter
+from vlmbatch.durable.lock import LockHolder
+from vlmbatch.durable.row_keys import RowKeyWriter, copy_row_keys, rows_match
+from vlmbatch.durable.run_paths import holds_something
+from vlmbatch.durable.run_record import RunRecord
+from vlmbatch.errors import UsageError
+from vlmbatch.jobs.fingerprint import fingerprint
+from vlmbatch.manifest.manifest import ManifestInfo
+from vlmbatch.manifest.schema import output_schema
+from vlmbatch.output.carry_over import (
+    JournalResults,
+    PreviousResults,
+    seed_unchanged,
+    seed_without_errors,
+)
+from vlmbatch.output.finished import finished_counts, finished_results
+from vlmbatch.output.jsonl_writer import JsonlResultWriter, result_line
+from vlmbatch.output.openai_lines import BatchLines, errors_path, is_batch_output
+from vlmbatch.output.openai_writer import BatchResultWriter
+from vlmbatch.output.parquet_writer import ParquetResultWriter, ResultWriter
+from vlmbatch.output.shards import ShardedParquetWriter
+from vlmbatch.output.work_folder import FINGERPRINT_KEY, RUN_ID_KEY, WorkFolder
+from vlmbatch.types import Result, Row
+
+Rows = Callable[[], Iterator[Row]]  # one pass over the manifest
+
+# What --incremental allows to change.
+_MANIFEST_SETTINGS = ("manifest", "limit", "images_from")
+
+# What has changed where a setting's name does not say it. Some values are digests of content.
+_EXPLANATIONS = {
+    "manifest": "manifest: its rows are others, or in another order",
+    "images_from": "manifest: relative image paths start from another folder",
+    "model": "model: the files of the checkpoint are others",
+    "processor.tokenizer": "tokenizer: it is another, or has other special tokens",
+    "processor.image_processor": "image processor: it is another, or has other parameters",
+    "processor.chat_template": "chat_template: its content is another",
+}
+_DIGEST = re.compile(r"[0-9a-f]{32,}")
+_DIGITS = 12  # of a digest, in messages
+
+
+class Output(Protocol):
+    """The place of one run's results; leaving its context keeps what makes the run resumable.
+
+    ``journal`` is where results are made durable as they come, if anywhere. ``num_known``: rows
+    that need no answering. ``folder``: on the output's disk, for what a run needs while it lasts.
+    """
+
+    @property
+    def folder(self) -> Path | None: ...
+
+    @property
+    def writer(self) -> ResultWriter: ...
+
+    @property
+    def journal(self) -> JournalWriter | None: ...
+
+    @property
+    def num_known(self) -> int: ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+    def watch(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """The same rows, noted on their way."""
+        ...
+
+    def known(self, row: Row) -> Result | None:
+        """The result of a row that needs no answering. Safe to call from many threads."""
+        ...
+
+    def commit(self) -> None:
+        """All rows are written: make the output whole."""
+        ...
+
+
+class StreamOutput:
+    """JSONL on standard output: nothing to resume, each line stands as soon as it is written.
+
+    ``lines``: those of OpenAI's batch output in place of our own, whose keys have
+    ``column_prefix``.
+    """
+
+    folder = None
+    journal = None
+    num_known = 0
+
+    def __init__(self, lines: BatchLines | None = None, column_prefix: str = "") -> None:
+        own = partial(result_line, prefix=column_prefix)
+        values = own if lines is None else lines.line
+        self.writer: ResultWriter = JsonlResultWriter(sys.stdout.buffer, values)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing is held."""
+
+    def watch(self, rows: Iterator[Row]) -> Iterator[Row]:
+        return rows
+
+    def known(self, row: Row) -> Result | None:
+        return None
+
+    def commit(self) -> None:
+        self.writer.close()
+
+
+class DurableOutput:
+    """A file or a folder of shards, with the work folder that makes its run resumable.
+
+    For OpenAI's batch requests a ``.jsonl`` file, with one of errors beside it; else Parquet.
+
+    ``complete``: an earlier run has finished it already, and nothing is opened for writing.
+
+    Raises:
+        OutputLockedError: another run is writing it.
+        UsageError: it belongs to a run with other settings; the message names them.
+        OutputError: by every method, when the file system refuses.
+    """
+
+    writer: ResultWriter
+    journal: JournalWriter
+    num_known: int
+
+    def __init__(
+        self,
+        config: JobConfig,
+        destination: DurableDestination,
+        info: ManifestInfo,
+        rows: Rows,
+        settings: dict[str, Any],
+    ) -> None:
+        self._config = config
+        self._policy = config.policy
+        self._destination = destination
+        with ExitStack() as resources:
+            self._work = resources.enter_context(WorkFolder(destination.path))
+            self.path = self._work.output
+            self._record = self._begin(info, rows, settings)
+            self.complete = self._record.state == "complete"
+            if not self.complete:
+                self._open(
+                    resources, output_schema(info.extra_schema, config.manifest.column_prefix or "")
+                )
+            self._resources = resources.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._resources.close()
+
+    @property
+    def folder(self) -> Path:
+        return self._work.path
+
+    def watch(self, rows: Iterator[Row]) -> Iterator[Row]:
+        for row in rows:
+            self._keys.add(row)
+            yield row
+
+    def known(self, row: Row) -> Result | None:
+        return self._earlier.result_of(row)
+
+    def commit(self) -> None:
+        self.journal.close()
+        self._keys.close()
+        self.writer.close()
+        self._work.complete(self._record)
+
+    def _begin(self, info: ManifestInfo, rows: Rows, settings: dict[str, Any]) -> RunRecord:
+        """The run to go on with, or a new one in the folder's name."""
+        policy, work = self._policy, self._work
+        new = RunRecord.new(settings, fingerprint(settings), info.num_rows, self._about())
+        current = None if policy.overwrite else work.current_run()  # it may be past reading
+        if current is None:
+            paths = [self.path]
+            if is_batch_output(self.path):
+                paths.append(errors_path(self.path))
+            for path in paths:
+                if not policy.overwrite and holds_something(path):
+                    raise UsageError(
+                        f"output {path} exists, and no run on it is known: add --overwrite to "
+                        "replace it, or choose another name"
+                    )
+            work.begin(new)
+            return new
+        unchanged = current.fingerprint == new.fingerprint
+        if not unchanged:
+            self._check_changes(current, settings)
+        elif policy.incremental:  # images are known by the rows' keys alone
+            answered = current.num_rows if current.state == "complete" else 0
+            unchanged = rows_match(work.keys_path(current), rows(), least=answered)
+        if unchanged and not (policy.retry_failed and self._has_errors(current)):
+            return current
+        self._keep_answers(current, new, None if unchanged else rows())
+        work.begin(new)  # only now: until here a crash leaves the earlier run as it was
+        return new
+
+    def _about(self) -> dict[str, Any]:
+        """What ``vlmbatch status`` shows of a run beside its settings."""
+        destination = self._destination
+        shard_rows = None
+        if isinstance(destination, FolderDestination):
+            shard_rows = destination.shard_rows
+        return {
+            "model": self._config.session.model,
+            "manifest": self._config.manifest.source,
+            "shard_rows": shard_rows,
+            "command": LockHolder.this_process().command,
+        }
+
+    def _has_errors(self, record: RunRecord) -> bool:
+        """Whether an earlier run has, or may have, error rows."""
+        return record.state != "complete" or bool(finished_counts(self.path).errors)
+
+    def _keep_answers(
+        self, earlier: RunRecord, new: RunRecord, changed: Iterator[Row] | None
+    ) -> None:
+        """Journal what ``new`` keeps of an earlier run; ``changed``: its rows, where others."""
+        work = self._work
+        old_keys, new_keys = work.keys_path(earlier), work.keys_path(new)
+        with ExitStack() as resources:
+            results = resources.enter_context(self._results_of(earlier))
+            journal = resources.enter_context(closing(work.journal_writer(new)))
+            if changed is None:
+                seed_without_errors(results, journal)
+                copy_row_keys(old_keys, new_keys)
+            else:
+                writer = resources.enter_context(closing(RowKeyWriter(new_keys)))
+                seed_unchanged(results, old_keys, changed, journal, writer)
+
+    def _check_changes(self, current: RunRecord, settings: dict[str, Any]) -> None:
+        changes = current.changes(settings)
+        others = [c for c in changes if c.partition(":")[0] not in _MANIFEST_SETTINGS]
+        if self._policy.incremental and not others:
+            return
+        hint = "" if others else "--incremental to keep the answers of unchanged rows, or "
+        lines = "".join(f"\n  {_explained(change)}" for change in changes)
+        raise UsageError(
+            f"output {self.path} belongs to a run with other settings:{lines}\n"
+            f"Restore them to go on with it, or add {hint}--overwrite to start anew"
+        )
+
+    @contextmanager
+    def _results_of(self, record: RunRecord) -> Iterator[PreviousResults]:
+        if record.state == "complete":
+            with finished_results(self.path, record.num_rows) as results:
+                yield results
+        else:
+            with closing(self._work.journal(record)) as journal:
+                yield JournalResults(journal)
+
+    def _open(self, resources: ExitStack, schema: pa.Schema) -> None:
+        record, work = self._record, self._work
+        self._earlier = work.journal(record)
+        resources.callback(self._earlier.close)
+        self.num_known = len(self._earlier)
+        metadata = {
+            "vlmbatch.version": __version__,
+            "vlmbatch.model": self._config.session.model,
+            "vlmbatch.sampling": json.dumps(record.settings["sampling"]),
+            "vlmbatch.manifest_sha256": record.settings["manifest"],
+            FINGERPRINT_KEY: record.fingerprint,
+            RUN_ID_KEY: record.id,
+        }
+        destination = self._destination
+        if isinstance(destination, FolderDestination):
+            self.writer = ShardedParquetWriter(
+                self.path, schema, metadata, destination.shard_rows, record.num_rows
+            )
+        elif is_batch_output(self.path):
+            started = int(datetime.fromisoformat(record.started).timestamp())
+            lines = BatchLines(record.id, started, self._config.session.model)
+            self.writer = BatchResultWriter(self.path, lines, work.temporary_output)
+        else:
+            self.writer = ParquetResultWriter(
+                self.path, schema, metadata, temporary=work.temporary_output
+            )
+        resources.callback(self.writer.abort)
+        self._keys = RowKeyWriter(work.keys_path(record))
+        resources.callback(self._keys.close)
+        self.journal = work.journal_writer(record)
+        resources.callback(self.journal.close)
+
+
+def _explained(change: str) -> str:
+    """A change, ``name: old -> new``, for people."""
+    name, _, values = change.partition(": ")
+    values = _DIGEST.sub(lambda found: found[0][:_DIGITS], values)
+    if name in _EXPLANATIONS:
+        return f"{_EXPLANATIONS[name]} ({values})"
+    return f"{name.removeprefix('processor.')}: {values}"

@@ -1,0 +1,48 @@
+"""Every row of a manifest checked as a run would, without weights or torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from vlmbatch.config import ManifestConfig, SessionConfig
+from vlmbatch.errors import RowError
+from vlmbatch.manifest.validate import validate_rows
+from vlmbatch.session.cores import default_image_workers
+from vlmbatch.session.open import image_prober, open_images, open_inputs, opening_stage
+from vlmbatch.stats import RunStats
+from vlmbatch.types import Row
+
+
+def validate(
+    config: SessionConfig,
+    manifest: ManifestConfig,
+    stats: RunStats,
+    *,
+    decode_images: bool = False,
+) -> Iterator[tuple[Row, RowError | None]]:
+    """Check every row as ``run`` would, without weights or torch; yields each with its error.
+
+    Raises:
+        UsageError: model, image arguments or manifest cannot be used.
+    """
+    stats.stage = opening_stage(config)
+    inputs = open_inputs(config, manifest, streaming=manifest.source == "-")
+    stats.stage = "reading the manifest"
+    if not inputs.streaming:
+        stats.rows_total = inputs.manifest.scan().num_rows
+    stats.stage = "checking rows"
+    rows, processor = inputs.manifest.rows(), inputs.processor
+    if not decode_images:
+        yield from validate_rows(rows, processor, image_prober(config, inputs))
+        return
+    num_workers = config.image_loading.workers
+    if num_workers is None:
+        num_workers = default_image_workers(engine_on_cpu=False)
+    images = open_images(config, inputs, num_workers)
+    try:
+        threads = max(2, 2 * num_workers)
+        yield from validate_rows(
+            rows, processor, lambda ref: images.submit(ref).result().grid, threads
+        )
+    finally:
+        images.close()

@@ -1,0 +1,1 @@
+"""Rows in: files to rows, checked."""

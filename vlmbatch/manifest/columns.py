@@ -1,0 +1,105 @@
+"""What a manifest's columns are called."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from vlmbatch.config import ManifestConfig
+from vlmbatch.errors import ConfigError
+from vlmbatch.manifest.schema import RESERVED_COLUMNS
+
+MESSAGES_COLUMN = "messages"
+SAMPLING_COLUMNS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """The input columns' names. All others pass through to the output.
+
+    ``prefix``: of the output's own columns; None where there is no such output. ``kept``: inputs
+    that are written beside the answers; ``dropped``: those that are not.
+
+    Raises:
+        ConfigError: one name given to two columns.
+    """
+
+    prompt: str = "prompt"
+    image: str = "image"
+    id: str = "id"
+    prefix: str | None = ""
+    keep_inputs: bool = False
+    inputs: frozenset[str] = field(init=False)
+    kept: frozenset[str] = field(init=False, default=frozenset())
+    dropped: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        names = [self.prompt, self.image, self.id, MESSAGES_COLUMN, *SAMPLING_COLUMNS]
+        for name in names[:3]:
+            if names.count(name) > 1:
+                raise ConfigError(
+                    f'column "{name}" cannot be two inputs at once: prompt is read from '
+                    f'"{self.prompt}", image from "{self.image}", id from "{self.id}"'
+                )
+        object.__setattr__(self, "inputs", frozenset(names))
+        if self.keep_inputs:
+            kept = frozenset({self.prompt, self.image, MESSAGES_COLUMN})
+            object.__setattr__(self, "kept", kept)
+        object.__setattr__(self, "dropped", self.inputs - self.kept)
+
+    @classmethod
+    def from_config(cls, config: ManifestConfig) -> Columns:
+        return cls(
+            config.prompt_column,
+            config.image_column,
+            config.id_column,
+            config.column_prefix,
+            config.keep_inputs,
+        )
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        """The input columns that have another name than by default: option to name."""
+        given = {
+            "--prompt-column": self.prompt,
+            "--image-column": self.image,
+            "--id-column": self.id,
+        }
+        return {option: name for option, name in given.items() if name != option[2:-7]}
+
+    def images_of(self, values: Mapping[str, Any]) -> Sequence[Any]:
+        """A row's images, not checked yet: each a path, bytes, or a dict of both."""
+        images = values.get(self.image)
+        return images if isinstance(images, list) else (images,)
+
+    def is_reserved(self, name: str) -> bool:
+        """Whether a column of this name in the output would collide with one of its own."""
+        if self.prefix is None or name in self.dropped:
+            return False
+        return name.startswith(self.prefix) and name.removeprefix(self.prefix) in RESERVED_COLUMNS
+
+
+def is_request(values: Mapping[str, object]) -> bool:
+    """Whether a line looks like a request of an OpenAI batch file."""
+    return "custom_id" in values and "body" in values
+
+
+def missing_message(option: str, name: str, present: Sequence[str]) -> str:
+    """What to do about an input column that was named and is nowhere."""
+    message = f'{option} {name}: no row has a column "{name}" (present: {", ".join(present):.200})'
+    if name.rpartition(".")[0] in present:
+        return f"{message}; a field of a column cannot be named: make it a column of its own"
+    if close := difflib.get_close_matches(name, present, n=1):
+        return f'{message}; did you mean "{close[0]}"?'
+    return message
+
+
+def reserved_message(name: str) -> str:
+    """What to do about a pass-through column whose name the output needs."""
+    return (
+        f'column "{name}" has a name that the output reserves: give the output\'s own columns '
+        "others with --column-prefix, such as --column-prefix vlmbatch_, or rename it, or, if it "
+        "is an input, name it with --prompt-column, --image-column or --id-column"
+    )

@@ -1,0 +1,286 @@
+"""The manifest: found, scanned once, then read row by row."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from vlmbatch.config import ManifestConfig, SamplingParams
+from vlmbatch.errors import ErrorCode, ManifestError, RowError
+from vlmbatch.images.urls import AllowedDomains, ImageUrls
+from vlmbatch.manifest.columns import Columns, missing_message, reserved_message
+from vlmbatch.manifest.huggingface import image_value
+from vlmbatch.manifest.ids import SeenIds
+from vlmbatch.manifest.jsonl import JsonlFile
+from vlmbatch.manifest.openai_batch import BatchRowBuilder, holds_requests
+from vlmbatch.manifest.partitions import without_partitions
+from vlmbatch.manifest.rows import RowBuilder
+from vlmbatch.manifest.scan import ManifestFile, Scan, record_id
+from vlmbatch.manifest.sources import find_files, stdin_file
+from vlmbatch.types import Row
+
+_NO_DOMAINS = AllowedDomains()
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestInfo:
+    """What the first pass found. ``sha256`` is the digest of the decompressed content; for a
+    folder, of its files' names and digests. ``image_base``: where relative image paths start; None
+    where no row has one."""
+
+    num_rows: int
+    sha256: str
+    extra_schema: pa.Schema
+    files: tuple[str, ...]
+    image_base: Path | None
+
+
+class Manifest:
+    """Rows in order, from one or more files, in bounded memory.
+
+    ``scan`` is the first pass, ``rows`` the second, which must not overlap. ``last_image_uses`` is
+    what ``ImageUses`` says after ``scan``.
+    """
+
+    last_image_uses: NDArray[np.int64] | None = None
+
+    def __init__(
+        self,
+        files: Sequence[ManifestFile],
+        builder: RowBuilder | BatchRowBuilder,
+        limit: int | None,
+        image_base: Path,
+        *,
+        streaming: bool,
+    ) -> None:
+        self._files = files
+        self._builder = builder
+        self._image_base = image_base
+        self._limit = limit
+        self._streaming = streaming
+        self._info: ManifestInfo | None = None
+
+    @property
+    def format(self) -> Literal["manifest", "openai"]:
+        """What its lines are: rows of our own, or OpenAI's batch requests."""
+        return "openai" if isinstance(self._builder, BatchRowBuilder) else "manifest"
+
+    def scan(self) -> ManifestInfo:
+        """Count the rows, hash the content, type the pass-through columns, compare the ids, see
+        that columns that were given a name are there.
+
+        Raises:
+            ManifestError: nothing may run on this manifest; the message names file and line.
+        """
+        assert not self._streaming, "a stream can be read only once"
+        scan = Scan(self._builder.columns)
+        digests = []
+        for file in self._files:
+            left = None if self._limit is None else self._limit - scan.num_rows
+            digests.append(file.scan(scan, left))
+        names = scan.extras.names
+        for option, name in self._builder.columns.renamed.items():
+            if names and name not in names:
+                raise ManifestError(missing_message(option, name, names))
+        if repeated := scan.ids.repeated():
+            self._refuse_duplicates(repeated, scan.num_rows)
+        self.last_image_uses = scan.images.last_uses()
+        self._info = ManifestInfo(
+            scan.num_rows,
+            self._combined(digests),
+            scan.extras.schema(),
+            tuple(file.name for file in self._files),
+            self._image_base if scan.has_relative_images else None,
+        )
+        return self._info
+
+    def rows(self) -> Iterator[Row]:
+        """Yield every row in order; what is wrong with one stands in its ``error``.
+
+        Raises:
+            ManifestError: the first line of a file is not a JSON object, or the manifest changed
+                after ``scan``: before a row that it has not seen is given out.
+        """
+        limit = self._limit if self._info is None else self._info.num_rows
+        index = 0
+        rows = self._checked_stream(self._all_rows()) if self._streaming else self._all_rows()
+        while limit is None or index < limit:
+            row = next(rows, None)
+            if row is None:
+                break
+            yield row
+            index += 1
+        assert self._info is None or index == self._info.num_rows, "a file was not compared"
+
+    def rows_with_values(self) -> Iterator[tuple[Row, dict[str, Any]]]:
+        """Yield every row with the values it was built from, none where its line has none."""
+        index = 0
+        for file in self._files:
+            for line, values in file.records():
+                if index == self._limit:
+                    return
+                row = self._builder.build(index, file.name, line, values)
+                yield row, {} if isinstance(values, RowError) else values
+                index += 1
+
+    def kept_inputs(self) -> Iterator[dict[str, Any]]:
+        """The input columns of every row that the output keeps, as it keeps them; none of a line
+        that has none. May be read beside ``rows``.
+
+        Raises:
+            ManifestError: the manifest cannot be read, or has fewer rows than ``scan`` found.
+        """
+        assert self._info is not None, "what a stream keeps is in its rows"
+        columns = self._builder.columns
+        index = 0
+        for file in self._files:
+            for _, values in file.records(columns.kept):
+                kept = {} if isinstance(values, RowError) else dict(values)
+                kept = {name: value for name, value in kept.items() if name in columns.kept}
+                if columns.image in kept:
+                    kept[columns.image] = image_value(kept[columns.image])
+                yield kept
+                index += 1
+        if index < self._info.num_rows:
+            raise self._changed(index)
+
+    def _all_rows(self) -> Iterator[Row]:
+        return (row for row, _ in self.rows_with_values())
+
+    def _checked_stream(self, rows: Iterator[Row]) -> Iterator[Row]:
+        """What ``scan`` refuses the whole manifest for is an error of the row in a stream."""
+        columns = self._builder.columns
+        seen = SeenIds()
+        for row in rows:
+            error = row.error
+            is_known = seen.add(row.id)
+            if reserved := next(filter(columns.is_reserved, row.extra), None):
+                if row.index == 0:
+                    raise ManifestError(f"{row.file}:{row.line}: {reserved_message(reserved)}")
+                error = RowError(ErrorCode.MANIFEST_LINE_INVALID, reserved_message(reserved))
+            elif is_known:
+                error = RowError(
+                    ErrorCode.ID_DUPLICATE, f'an earlier row has the id "{row.id}" too'
+                )
+            yield row if error is row.error else replace(row, error=error)
+
+    def _changed(self, num_rows: int) -> ManifestError:
+        assert self._info is not None
+        return ManifestError(
+            f"{self._files[-1].name}: changed while it was being read: it had "
+            f"{self._info.num_rows} rows, now it has {num_rows}"
+        )
+
+    def _refuse_duplicates(self, repeated: frozenset[int], num_rows: int) -> None:
+        """Look again at the ids whose hashes collide; only equal ids are an error."""
+        id_column = self._builder.columns.id
+        seen: dict[str, str] = {}
+        index = 0
+        for file in self._files:
+            for line, values in file.records([id_column]):
+                if index == num_rows:
+                    return
+                row_id = record_id(values, id_column, index)
+                index += 1
+                if hash(row_id) not in repeated:
+                    continue
+                where = f"{file.name}:{line}"
+                if row_id in seen:
+                    raise ManifestError(
+                        f'duplicate id "{row_id}": {seen[row_id]} and {where}. Ids must differ '
+                        "(a row without one has its index, counted from 0)"
+                    )
+                seen[row_id] = where
+
+    def _combined(self, digests: list[str]) -> str:
+        if len(digests) == 1:
+            return digests[0]
+        hasher = hashlib.sha256()
+        for file, digest in zip(self._files, digests, strict=True):
+            hasher.update(f"{Path(file.name).name}\0{digest}\n".encode(errors="surrogateescape"))
+        return hasher.hexdigest()
+
+
+def open_manifest(
+    config: ManifestConfig,
+    defaults: SamplingParams,
+    *,
+    image_base: Path | None = None,
+    streaming: bool = False,
+    stdin: BinaryIO | None = None,
+    domains: AllowedDomains = _NO_DOMAINS,
+    model: str = "",
+) -> Manifest:
+    """Find the manifest's files, and their format if it is not given.
+
+    Only first lines are read yet, and standard input is spooled; a stream's format is not looked
+    for.
+
+    ``image_base``: where relative image paths start; by default the manifest's folder, for
+    standard input the working directory. ``streaming`` reads standard input as it comes, without
+    ``scan``: duplicate ids and reserved column names are then errors of their rows. Images may be
+    fetched from ``domains``; ``model`` answers OpenAI's requests.
+
+    Raises:
+        ManifestError: there is no manifest at ``config.source``, or none of a known kind.
+        ConfigError: two columns have the same name.
+        OutputError: standard input does not fit the temporary folder.
+    """
+    assert config.source == "-" or not streaming, "only standard input is streamed"
+    columns = Columns.from_config(config)
+    files: Sequence[ManifestFile]
+    if config.source == "-":
+        folder = Path()
+        files = [stdin_file(stdin or _stdin(), config.max_line_bytes, spool=not streaming)]
+    else:
+        source = Path(config.source)
+        files = find_files(source, config.max_line_bytes)
+        folder = source if source.is_dir() else source.parent
+    folder = image_base or folder
+    builder: RowBuilder | BatchRowBuilder
+    if _is_batch(config, bare := without_partitions(files), streaming=streaming):
+        if config.keep_inputs:
+            raise ManifestError(
+                f"{config.source}: --keep-inputs is for manifests of columns; prompts and images "
+                "of OpenAI's batch requests are in their bodies"
+            )
+        files = bare  # a request has no columns
+        builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model, config.column_prefix)
+    else:
+        builder = RowBuilder(columns, defaults, folder, with_kept=streaming, domains=domains)
+    return Manifest(files, builder, config.limit, folder, streaming=streaming)
+
+
+def _is_batch(config: ManifestConfig, files: Sequence[ManifestFile], *, streaming: bool) -> bool:
+    if config.format == "openai":
+        for file in files:
+            if not isinstance(file, JsonlFile):
+                raise ManifestError(f"{file.name}: an OpenAI batch file is JSONL, not Parquet")
+        return True
+    return config.format == "auto" and not streaming and holds_requests(files)
+
+
+def _stdin() -> BinaryIO:
+    """Standard input under a buffer of our own.
+
+    A thread that waits for a line holds the buffer's lock, and the interpreter wants that of
+    ``sys.stdin`` when it ends.
+
+    Raises:
+        ManifestError: standard input is closed.
+    """
+    if sys.stdin is None:  # its number may be another file's by now
+        raise ManifestError("standard input is closed: redirect it from a file, or name a manifest")
+    try:
+        return os.fdopen(os.dup(0), "rb")
+    except OSError as error:
+        raise ManifestError(f"standard input cannot be read: {error.strerror}") from error

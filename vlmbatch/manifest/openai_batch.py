@@ -1,0 +1,169 @@
+"""OpenAI batch files as manifests: one request a line.
+
+    {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": {...}}
+
+The format is that of OpenAI's Batch API, and of ``vllm run-batch``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from vlmbatch.config import SamplingParams
+from vlmbatch.errors import ManifestError, RowError
+from vlmbatch.images.urls import ImageUrls
+from vlmbatch.log import logger
+from vlmbatch.manifest.columns import Columns, is_request
+from vlmbatch.manifest.ids import read_id, unknown_id
+from vlmbatch.manifest.jsonl import JsonlFile
+from vlmbatch.manifest.rows import derive_seed
+from vlmbatch.manifest.scan import ManifestFile
+from vlmbatch.openai.errors import ApiError, bad_request
+from vlmbatch.openai.fields import kind_of, missing
+from vlmbatch.openai.requests import (
+    CHAT_URL,
+    COMPLETION_URL,
+    ChatRequest,
+    CompletionRequest,
+    parse_chat_request,
+    parse_completion_request,
+)
+from vlmbatch.types import Row
+
+
+@dataclass(frozen=True, slots=True)
+class BatchColumns(Columns):
+    """The fields of a line. ``url``, and what else there may be, passes through."""
+
+    id: str = "custom_id"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "inputs", frozenset({"custom_id", "method", "body"}))
+        object.__setattr__(self, "dropped", self.inputs)
+
+    @property
+    def renamed(self) -> dict[str, str]:
+        return {}
+
+    def images_of(self, values: Mapping[str, Any]) -> Sequence[Any]:
+        """The images' URLs, as far as the request, not checked yet, is well-formed."""
+        body = values.get("body")
+        urls = [*_list(_field(body, "images"))]
+        for message in _list(_field(body, "messages")):
+            for part in _list(_field(message, "content")):
+                image = _field(part, "image_url")
+                if isinstance(url := _field(image, "url") or image, str):
+                    urls.append(url)
+        return urls
+
+
+class BatchRowBuilder:
+    """Makes rows of batch lines; as a ``RowBuilder``.
+
+    ``defaults`` hold for what a body leaves out. A body may name another model than ``model``, the
+    one that answers: that is told once.
+    """
+
+    def __init__(
+        self,
+        defaults: SamplingParams,
+        urls: ImageUrls,
+        model: str,
+        column_prefix: str | None = "",
+    ) -> None:
+        self.columns: Columns = BatchColumns(prefix=column_prefix)
+        self._defaults = defaults
+        self._urls = urls
+        self._model = model
+        self._expected = (None, model, Path(model).name)
+        self._is_noted = False
+
+    def build(self, index: int, file: str, line: int, values: dict[str, Any] | RowError) -> Row:
+        """The row, with ``error`` set when there is no answering it."""
+        if isinstance(values, RowError):
+            return Row(index, unknown_id(index), line, file, error=values)
+        inputs = self.columns.inputs
+        extra = {name: value for name, value in values.items() if name not in inputs}
+        row_id = unknown_id(index)
+        try:
+            row_id = read_id(values.get(self.columns.id), index)
+            request = self._request(index, values)
+        except ApiError as error:
+            return Row(index, row_id, line, file, extra=extra, error=error.to_row_error())
+        except RowError as error:
+            return Row(index, row_id, line, file, extra=extra, error=error)
+        self._note_model(request.model, file, line)
+        return Row(
+            index,
+            row_id,
+            line,
+            file,
+            prompt=request.prompt if isinstance(request, CompletionRequest) else None,
+            messages=request.messages if isinstance(request, ChatRequest) else None,
+            images=request.images,
+            sampling=request.sampling,
+            extra=extra,
+        )
+
+    def _request(self, index: int, values: dict[str, Any]) -> ChatRequest | CompletionRequest:
+        if values.get(self.columns.id) is None:
+            raise missing("custom_id")
+        method, url, body = values.get("method"), values.get("url"), values.get("body")
+        if method != "POST":
+            raise bad_request(f"'method' must be \"POST\", got {kind_of(method)}", "method")
+        defaults = replace(self._defaults, seed=derive_seed(self._defaults.seed, index))
+        request: ChatRequest | CompletionRequest
+        if url == CHAT_URL:
+            request = parse_chat_request(body, defaults, self._urls)
+        elif url == COMPLETION_URL:
+            request = parse_completion_request(body, defaults, self._urls)
+        else:
+            raise bad_request(
+                f'\'url\' must be "{CHAT_URL}" or "{COMPLETION_URL}", got {kind_of(url)}', "url"
+            )
+        if request.stream:
+            raise bad_request(
+                "'stream' is not possible in a batch file: leave it out",
+                "stream",
+                "unsupported_parameter",
+            )
+        return request
+
+    def _note_model(self, name: str | None, file: str, line: int) -> None:
+        if self._is_noted or name in self._expected:
+            return
+        self._is_noted = True
+        logger.warning(
+            '%s:%d asks for the model "%.100s": all requests are answered by %s',
+            file,
+            line,
+            name,
+            self._model,
+        )
+
+
+def holds_requests(files: Iterable[ManifestFile]) -> bool:
+    """Whether the first line that can be read is a batch request.
+
+    What is wrong with the files is for the passes over them to tell.
+    """
+    for file in files:
+        if not isinstance(file, JsonlFile):
+            return False
+        with closing(file.records()) as records, suppress(ManifestError):
+            for _, values in records:
+                if isinstance(values, dict):
+                    return is_request(values)
+    return False
+
+
+def _field(value: Any, name: str) -> Any:
+    return value.get(name) if isinstance(value, dict) else None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []

@@ -1,0 +1,228 @@
+"""From a manifest's values to a ``Row``: prompt, images, sampling, and what passes through."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import replace
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from vlmbatch.config import SamplingParams
+from vlmbatch.errors import ConfigError, ErrorCode, RowError
+from vlmbatch.images.urls import AllowedDomains, ImageUrls
+from vlmbatch.manifest.arrow_values import shown_with_type, times_as_text
+from vlmbatch.manifest.columns import MESSAGES_COLUMN, Columns, is_request
+from vlmbatch.manifest.ids import read_id, unknown_id
+from vlmbatch.types import ImageRef, Row
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_READ_AS_URL = re.compile("(?:data:|https?://)", re.IGNORECASE)
+# How JPEG, PNG, GIF, WebP and TIFF begin in base64. Anything in its alphabet that is longer than a
+# path may be is none either.
+_BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|.{4096})[A-Za-z0-9+/=_\s-]*")
+_MIN_BASE64 = 48  # characters: no image is shorter
+_NO_DOMAINS = AllowedDomains()
+_MASK = 2**64 - 1
+
+
+class RowBuilder:
+    """Reads rows by the names of ``columns``; relative image paths start from ``image_base``.
+
+    ``with_kept``: inputs that are kept are among the values that pass through. ``domains``: hosts
+    that images may be fetched from.
+    """
+
+    def __init__(
+        self,
+        columns: Columns,
+        defaults: SamplingParams,
+        image_base: Path,
+        *,
+        with_kept: bool = False,
+        domains: AllowedDomains = _NO_DOMAINS,
+    ) -> None:
+        self.columns = columns
+        self._left_out = columns.dropped if with_kept else columns.inputs
+        self._defaults = defaults
+        self._image_base = image_base
+        self._urls = ImageUrls(domains)
+
+    def build(self, index: int, file: str, line: int, values: dict[str, Any] | RowError) -> Row:
+        """The row, with ``error`` set when its values (or the lack of any) rule out an answer."""
+        if isinstance(values, RowError):
+            return Row(index, unknown_id(index), line, file, error=values)
+        left_out = self._left_out
+        extra = {name: value for name, value in values.items() if name not in left_out}
+        row_id = unknown_id(index)
+        try:
+            row_id = read_id(values.get(self.columns.id), index)
+            prompt, messages = self._prompt(values)
+            images = self._images(values.get(self.columns.image))
+            sampling = row_sampling(self._defaults, values, index)
+        except RowError as error:
+            return Row(index, row_id, line, file, extra=extra, error=error)
+        return Row(index, row_id, line, file, prompt, messages, images, sampling, extra)
+
+    def _prompt(self, values: dict[str, Any]) -> tuple[str | None, list[dict[str, Any]] | None]:
+        column = self.columns.prompt
+        prompt = values.get(column)
+        messages = values.get(MESSAGES_COLUMN)
+        if messages is None:
+            if isinstance(prompt, str):
+                return prompt, None
+            if column not in values:
+                present = ", ".join(f'"{name}"' for name in values) or "none"
+                message = (
+                    f'no column "{column}" or "{MESSAGES_COLUMN}" (present: {present:.200}); '
+                    "name the prompt's column with --prompt-column"
+                )
+                if is_request(values):
+                    message += ", or read OpenAI's batch requests with --format openai"
+            elif prompt is None:
+                message = f'column "{column}" is null'
+            else:
+                message = f'column "{column}" must be a string, got {shown_with_type(prompt)}'
+            raise RowError(ErrorCode.PROMPT_INVALID, message)
+        if prompt is not None:
+            raise RowError(
+                ErrorCode.PROMPT_INVALID,
+                f'both "{column}" and "{MESSAGES_COLUMN}" are given: leave one of them out',
+            )
+        if not (isinstance(messages, list) and all(isinstance(item, dict) for item in messages)):
+            raise RowError(
+                ErrorCode.PROMPT_INVALID,
+                f'column "{MESSAGES_COLUMN}" must be a list of objects with "role" and "content", '
+                f"got {shown_with_type(messages)}",
+            )
+        if not messages:
+            raise RowError(ErrorCode.PROMPT_INVALID, f'column "{MESSAGES_COLUMN}" is empty')
+        return None, times_as_text(messages)
+
+    def _images(self, value: Any) -> tuple[ImageRef, ...]:
+        if value is None:
+            return ()
+        if isinstance(value, list):
+            return tuple(self._image(item) for item in value)
+        return (self._image(value),)
+
+    def _image(self, value: Any) -> ImageRef:
+        if isinstance(value, str):
+            return self._named(value)
+        if isinstance(value, bytes):
+            return ImageRef(data=value)
+        if isinstance(value, dict):
+            data, path = value.get("bytes"), value.get("path")
+            if isinstance(data, bytes) and isinstance(path, str | None):
+                return ImageRef(path, data)
+            if data is None and isinstance(path, str):
+                return self._named(path)
+        raise RowError(
+            ErrorCode.IMAGE_INVALID,
+            f'column "{self.columns.image}" must hold a path or URL, or {{"bytes", "path"}} with '
+            f"binary bytes or a path, or a list of these; got {shown_with_type(value)}",
+        )
+
+    def _named(self, text: str) -> ImageRef:
+        """The image of a path, a ``data:`` URL or an http(s) URL of an allowed host."""
+        if _READ_AS_URL.match(text):
+            return self._urls.read(text, f'column "{self.columns.image}"')
+        return ImageRef(self._path(text))
+
+    def _path(self, path: str) -> str:
+        if not path or "\0" in path:
+            cause = "contains a NUL character" if path else "is empty"
+            raise RowError(ErrorCode.IMAGE_INVALID, f"the image path {path!r:.200} {cause}")
+        if _URL.match(path):
+            raise RowError(
+                ErrorCode.IMAGE_INVALID,
+                f"{path:.200} is a URL of a kind that is not read: images are local files, data: "
+                "or http(s) URLs, or bytes in Parquet",
+            )
+        if len(path) >= _MIN_BASE64 and _BASE64.fullmatch(path):
+            raise RowError(
+                ErrorCode.IMAGE_INVALID,
+                f"{path[:20]}… is no path but looks like base64: put data:image/jpeg;base64, (or "
+                "the like) before it, or store bytes in Parquet",
+            )
+        return str(self._image_base / path)
+
+
+def row_sampling(defaults: SamplingParams, values: dict[str, Any], index: int) -> SamplingParams:
+    """The run's parameters with the row's own values over them.
+
+    A row without a ``seed`` takes one derived from the run's seed and its index, so that equal
+    prompts in two rows are sampled differently.
+
+    Raises:
+        RowError: a value of the wrong type or out of range.
+    """
+    seed = _integer(values, "seed")
+    changes: dict[str, Any] = {
+        "max_tokens": _integer(values, "max_tokens"),
+        "temperature": _number(values, "temperature"),
+        "top_p": _number(values, "top_p"),
+        "top_k": _integer(values, "top_k"),
+        "stop": _strings(values, "stop"),
+        "seed": derive_seed(defaults.seed, index) if seed is None else seed,
+    }
+    try:
+        return replace(defaults, **{k: v for k, v in changes.items() if v is not None})
+    except ConfigError as error:
+        raise RowError(ErrorCode.SAMPLING_INVALID, str(error)) from error
+
+
+def derive_seed(run_seed: int, index: int) -> int:
+    """A row's seed below 2**63: the ``index``-th output of SplitMix64 started at ``run_seed``.
+
+    SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
+    """
+    z = (run_seed + (index + 1) * 0x9E3779B97F4A7C15) & _MASK
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return (z ^ (z >> 31)) >> 1
+
+
+def _integer(values: dict[str, Any], name: str) -> int | None:
+    value = _present(values, name)
+    if isinstance(value, float | Decimal) and value % 1 == 0:
+        return int(value)  # a column of integers with nulls is often stored as floats
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    raise _sampling_error(name, "an integer", value)
+
+
+def _number(values: dict[str, Any], name: str) -> float | None:
+    value = _present(values, name)
+    if value is None:
+        return None
+    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise _sampling_error(name, "a number", value) from error
+    raise _sampling_error(name, "a number", value)
+
+
+def _present(values: dict[str, Any], name: str) -> Any:
+    """The value; None for NaN, by which some libraries mean that there is none."""
+    value = values.get(name)
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _strings(values: dict[str, Any], name: str) -> tuple[str, ...] | None:
+    value = values.get(name)
+    if value is None:
+        return None
+    if isinstance(value, str):
+        return (value,)
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    raise _sampling_error(name, "a string or a list of strings", value)
+
+
+def _sampling_error(name: str, expected: str, value: Any) -> RowError:
+    return RowError(
+        ErrorCode.SAMPLING_INVALID, f"{name} must be {expected}, got {shown_with_type(value)}"
+    )

@@ -1,0 +1,128 @@
+"""Checking rows without a model: prompt, image tokens, context length, images."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.images.held_images import HeldImages
+from vlmbatch.models.family import Tokens
+from vlmbatch.types import ImageGrid, ImageRef, Row
+
+_WINDOW = 64
+_WINDOW_BYTES = 2**27  # of embedded images, and one row more
+
+
+class PromptEncoder(Protocol):
+    """The part of a ``Processor`` that needs no pixels."""
+
+    def tokenize(self, row: Row, /) -> Tokens: ...
+
+    def place(self, tokens: Tokens, grids: Sequence[ImageGrid], /) -> object: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowIssue:
+    """One bad row, as reports show it."""
+
+    file: str
+    line: int
+    index: int
+    id: str
+    code: ErrorCode
+    message: str
+
+    @classmethod
+    def of(cls, row: Row, error: RowError) -> RowIssue:
+        return cls(row.file, row.line, row.index, row.id, error.code, error.message)
+
+
+class ValidationReport:
+    """Counts by error code, with the first ``max_examples`` rows of each."""
+
+    def __init__(self, max_examples: int = 3) -> None:
+        self._max_examples = max_examples
+        self.num_rows = 0
+        self.counts: Counter[ErrorCode] = Counter()
+        self.examples: dict[ErrorCode, list[RowIssue]] = {}
+
+    @property
+    def num_errors(self) -> int:
+        return self.counts.total()
+
+    def add(self, row: Row, error: RowError | None) -> None:
+        """Take in what ``validate_rows`` yields."""
+        self.num_rows += 1
+        if error is None:
+            return
+        self.counts[error.code] += 1
+        examples = self.examples.setdefault(error.code, [])
+        if len(examples) < self._max_examples:
+            examples.append(RowIssue.of(row, error))
+
+
+def validate_rows(
+    rows: Iterable[Row],
+    encoder: PromptEncoder,
+    check_image: Callable[[ImageRef], ImageGrid],
+    threads: int = 4,  # headers are small: more than one because files may lie on a network
+) -> Iterator[tuple[Row, RowError | None]]:
+    """Yield every row, in order, with the first thing that is wrong with it.
+
+    ``check_image`` raises RowError, or says what the model makes of an image; it runs on
+    ``threads`` threads, at most ``_WINDOW`` rows or ``_WINDOW_BYTES`` of images ahead. Tokenizers
+    stay on the caller's thread.
+    """
+    check = partial(_image_error, encoder=encoder, check_image=check_image)
+    window: deque[tuple[Row, Future[RowError | None] | RowError | None]] = deque()
+    held = HeldImages()
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="validate")
+    try:
+        for row in rows:
+            outcome = row.error or _tokenized(row, encoder)
+            if isinstance(outcome, RowError):
+                window.append((row, outcome))
+            else:
+                window.append((row, pool.submit(check, row, outcome) if row.images else None))
+            held.add(row.images)
+            while len(window) == _WINDOW or held.num_bytes > _WINDOW_BYTES:
+                held.remove(window[0][0].images)
+                yield _settled(*window.popleft())
+        while window:
+            yield _settled(*window.popleft())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _settled(
+    row: Row, outcome: Future[RowError | None] | RowError | None
+) -> tuple[Row, RowError | None]:
+    return row, outcome.result() if isinstance(outcome, Future) else outcome
+
+
+def _tokenized(row: Row, encoder: PromptEncoder) -> Tokens | RowError:
+    try:
+        return encoder.tokenize(row)
+    except RowError as error:
+        return error
+
+
+def _image_error(
+    row: Row,
+    tokens: Tokens,
+    encoder: PromptEncoder,
+    check_image: Callable[[ImageRef], ImageGrid],
+) -> RowError | None:
+    # What is behind URLs is fetched by the run alone.
+    try:
+        grids = [check_image(image) for image in row.images if image.url is None]
+        if len(grids) == len(row.images):
+            encoder.place(tokens, grids)
+    except RowError as error:
+        return error
+    return None

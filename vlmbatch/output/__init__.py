@@ -1,0 +1,1 @@
+"""Rows out: results to files, and read back."""

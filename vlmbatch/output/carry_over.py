@@ -1,0 +1,178 @@
+"""Answers of an earlier run that a new one keeps: journaled for it before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from vlmbatch.durable.journal import Journal
+from vlmbatch.durable.journal_writer import JournalWriter
+from vlmbatch.durable.row_keys import RowKeys, RowKeyWriter, row_key
+from vlmbatch.output.reader import OutputReader
+from vlmbatch.types import Result, Row
+
+_ANSWER_COLUMNS = (
+    "id",
+    "text",
+    "finish_reason",
+    "prompt_tokens",
+    "image_tokens",
+    "completion_tokens",
+)
+_BLOCK_ROWS = 2**20  # rows whose ids and keys are held while their old answers are read in order
+
+
+class PreviousResults(Protocol):
+    """The results of an earlier run, by its row indexes."""
+
+    def answered(self) -> NDArray[np.bool_]:
+        """Which rows have an answer and no error. Rows beyond the end have none. Shape (N,)."""
+        ...
+
+    def result(self, row_index: int) -> Result:
+        """The result of an answered row, without pass-through columns; ascending is cheapest."""
+        ...
+
+
+class OutputResults:
+    """The results in a finished output of ``num_rows`` rows. Holds one row group in memory.
+
+    Raises:
+        UsageError: the output has not the rows 0 to ``num_rows`` - 1 in order, or a shard is
+            missing, or the columns are not those of an output.
+        OutputError: by every method, when a file cannot be read.
+    """
+
+    def __init__(self, output: Path, num_rows: int) -> None:
+        self._reader = OutputReader(output)
+        self._group = -1
+        self._columns: list[list[Any]] = []
+        if self._reader.num_rows != num_rows:
+            self.close()
+            raise self._reader.changed()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def answered(self) -> NDArray[np.bool_]:
+        starts = self._reader.starts
+        found = np.empty(self._reader.num_rows, np.bool_)
+        for group in range(self._reader.num_groups):
+            table = self._reader.read(group, ["row_index", "status"])
+            indexes = table["row_index"].to_numpy()
+            if not np.array_equal(indexes, np.arange(starts[group], starts[group + 1])):
+                raise self._reader.changed()
+            found[starts[group] : starts[group + 1]] = (
+                pc.equal(table["status"], "ok").fill_null(False).to_numpy()
+            )
+        return found
+
+    def result(self, row_index: int) -> Result:
+        group = self._reader.group_of(row_index)
+        if group != self._group:
+            table = self._reader.read(group, _ANSWER_COLUMNS)
+            self._columns = [table[name].to_pylist() for name in _ANSWER_COLUMNS]
+            self._group = group
+        place = row_index - int(self._reader.starts[group])
+        return Result(row_index, *(column[place] for column in self._columns))
+
+    def close(self) -> None:
+        self._reader.close()
+
+
+class JournalResults:
+    """The results of a run that was not finished.
+
+    Raises:
+        OutputError: by every method, when the journal cannot be read.
+    """
+
+    def __init__(self, journal: Journal) -> None:
+        self._journal = journal
+
+    def answered(self) -> NDArray[np.bool_]:
+        rows = self._journal.rows()
+        found = np.zeros(int(rows[-1]) + 1 if len(rows) else 0, np.bool_)
+        for row in rows.tolist():
+            found[row] = self._journal.read(row).error_code is None
+        return found
+
+    def result(self, row_index: int) -> Result:
+        return self._journal.read(row_index)
+
+
+def seed_without_errors(source: PreviousResults, journal: JournalWriter) -> int:
+    """Journal every answer: what a new run on the same rows has left is those with errors.
+
+    Returns:
+        How many rows are kept, all of them acknowledged.
+
+    Raises:
+        UsageError, OutputError: those of ``source`` and ``journal``.
+    """
+    rows = np.flatnonzero(source.answered()).tolist()
+    for row in rows:
+        journal.append(source.result(row))
+    journal.sync()
+    return len(rows)
+
+
+def seed_unchanged(
+    source: PreviousResults,
+    old_keys: Path,
+    rows: Iterator[Row],
+    journal: JournalWriter,
+    new_keys: RowKeyWriter,
+) -> int:
+    """Journal the answer of each of the new ``rows`` that has the key of an answered old row.
+
+    It is journaled under the new row's index and id. ``old_keys``: the file of the old rows' keys;
+    ``new_keys`` takes those of the new, as they are now: what is kept is the answer to them. Of old
+    rows with one key, the first answered counts.
+
+    Returns:
+        How many rows are kept, all of them acknowledged.
+
+    Raises:
+        UsageError, OutputError: those of ``source``, ``rows`` and ``journal``.
+    """
+    keys = RowKeys.load(old_keys, source.answered())
+    num_kept = 0
+    for block in _blocks(rows):
+        new_keys.append(bytes(block.keys))
+        old_rows = keys.find(bytes(block.keys))
+        places = np.argsort(old_rows, kind="stable")
+        for place in places[np.count_nonzero(old_rows < 0) :].tolist():
+            result = source.result(int(old_rows[place]))
+            journal.append(replace(result, index=block.start + place, id=block.ids[place]))
+            num_kept += 1
+    journal.sync()
+    return num_kept
+
+
+@dataclass(slots=True)
+class _Block:
+    """Consecutive rows from index ``start`` on: all that is kept of them."""
+
+    start: int
+    ids: list[str] = field(default_factory=list)
+    keys: bytearray = field(default_factory=bytearray)
+
+
+def _blocks(rows: Iterator[Row]) -> Iterator[_Block]:
+    while (first := next(rows, None)) is not None:
+        block = _Block(first.index)
+        for row in chain((first,), islice(rows, _BLOCK_ROWS - 1)):
+            block.ids.append(row.id)
+            block.keys += row_key(row)
+        yield block

@@ -1,0 +1,157 @@
+"""Reads a finished output, one file or a folder of shards, a row group at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from vlmbatch.errors import OutputError, UsageError
+from vlmbatch.manifest.parquet_file import LocalParquetFile
+from vlmbatch.manifest.schema import RESULT_SCHEMA, column_prefix
+from vlmbatch.output.shards import finished_shards
+
+
+class OutputReader:
+    """The result columns of ``output``, in manifest order, by their names without a prefix.
+
+    Holds one file open. Not thread-safe.
+
+    Raises:
+        UsageError: a shard is missing, or something else has changed the columns.
+        OutputError: by every method, when a file cannot be read.
+    """
+
+    def __init__(self, output: Path) -> None:
+        self._output = output
+        self._groups: list[tuple[Path, int]] = []
+        self._path: Path | None = None
+        self._file: pq.ParquetFile | None = None
+        starts = [0]
+        files = [shard.path for shard in finished_shards(output)] if output.is_dir() else [output]
+        for path in files:
+            file = self._open(path)
+            self._check_columns(path, file.schema_arrow)
+            for group in range(file.num_row_groups):
+                self._groups.append((path, group))
+                starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
+        self.starts = np.array(starts)  # (num_groups + 1,) int64: the groups' first rows, the end
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.starts[-1])
+
+    @property
+    def num_groups(self) -> int:
+        return len(self._groups)
+
+    def group_of(self, row_index: int) -> int:
+        """The row group in which the row stands."""
+        return int(np.searchsorted(self.starts, row_index, side="right")) - 1
+
+    def read(self, group: int, columns: Sequence[str]) -> pa.Table:
+        """Some columns of a row group, in the order of the schema."""
+        path, number = self._groups[group]
+        file = self._open(path)
+        prefix = column_prefix(file.metadata.metadata)
+        names = [f"{prefix}{name}" for name in columns]
+        try:
+            table = file.read_row_group(number, columns=names, use_threads=False)
+            return table.rename_columns([name.removeprefix(prefix) for name in table.column_names])
+        except (pa.ArrowException, OSError) as error:
+            raise unreadable_output(path, error) from error
+
+    def changed(self) -> UsageError:
+        """To be raised when the rows are not those that a run has written."""
+        return changed_output(self._output)
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = self._path = None
+
+    def _open(self, path: Path) -> pq.ParquetFile:
+        if path != self._path or self._file is None:
+            self.close()
+            try:
+                self._file = LocalParquetFile(path)
+            except (pa.ArrowException, OSError) as error:
+                raise unreadable_output(path, error) from error
+            self._path = path
+        return self._file
+
+    def _check_columns(self, path: Path, schema: pa.Schema) -> None:
+        prefix = column_prefix(schema.metadata)
+        if len(schema) < len(RESULT_SCHEMA) or any(
+            not schema.field(position).equals(expected.with_name(f"{prefix}{expected.name}"))
+            for position, expected in enumerate(RESULT_SCHEMA)
+        ):
+            self.close()
+            raise UsageError(
+                f"{path} does not start with the columns of an output: it was changed by something "
+                "else, or is none. Put the original back, or run with --overwrite to start anew"
+            )
+
+
+@dataclass(slots=True)
+class OutputCounts:
+    """What a finished output holds."""
+
+    num_rows: int = 0
+    errors: Counter[str] = field(default_factory=Counter)  # rows by error code
+    error_examples: dict[str, str] = field(default_factory=dict)  # the first of each code
+
+
+def read_output_counts(output: Path) -> OutputCounts:
+    """Count the rows and errors of an output in bounded memory.
+
+    Raises:
+        UsageError: a shard is missing, or something else has changed the columns.
+        OutputError: a file cannot be read.
+    """
+    columns = ("row_index", "id", "error_code", "error_message")
+    with OutputReader(output) as reader:
+        counts = OutputCounts(reader.num_rows)
+        for group in range(reader.num_groups):
+            codes = reader.read(group, ["error_code"])["error_code"]
+            found = codes.drop_null().value_counts().to_pylist()
+            counts.errors.update({item["values"]: item["counts"] for item in found})
+            if new := counts.errors.keys() - counts.error_examples.keys():
+                table = reader.read(group, columns)
+                for code in new:
+                    place = pc.index(codes, code).as_py()
+                    row = table.slice(place, 1).to_pylist()[0]
+                    counts.error_examples[code] = (
+                        f"row {row['row_index']} (id {row['id']}): {row['error_message']}"
+                    )
+    return counts
+
+
+def changed_output(output: Path) -> UsageError:
+    """To be raised when the rows are not those that a run has written."""
+    return UsageError(
+        f"{output} was changed by something else since it was written, so that its answers cannot "
+        "be told by row: put the original back, or run with --overwrite to start anew"
+    )
+
+
+def unreadable_output(path: Path, error: Exception) -> OutputError:
+    """To be raised when the file system does not give an output back."""
+    reason = getattr(error, "strerror", None) or str(error)
+    return OutputError(
+        f"{path} cannot be read: {reason}. Check the disk and the file's permissions, then run "
+        "again; or run with --overwrite to start anew"
+    )

@@ -1,0 +1,1 @@
+"""A model opened and loaded: what runs, the Python API and the server have in common."""

@@ -1,0 +1,170 @@
+"""What a run needs before any weights are read. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from vlmbatch.config import (
+    JobConfig,
+    ManifestConfig,
+    SamplingParams,
+    SessionConfig,
+    StdoutDestination,
+)
+from vlmbatch.errors import ConfigError
+from vlmbatch.images.decode import probe_image
+from vlmbatch.images.feature_file import probe_features
+from vlmbatch.images.loading.loader import FeatureLoader, ImageLoader, InProcessLoader
+from vlmbatch.images.loading.pool import ImageWorkers
+from vlmbatch.images.urls import AllowedDomains
+from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.models.config import ModelConfig, check_image_arguments
+from vlmbatch.models.family import Processor, load_model_config, load_processor
+from vlmbatch.models.hub import resolve_model
+from vlmbatch.session.host_memory import HostMemory
+from vlmbatch.types import ImageGrid, ImageRef
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInputs:
+    """The model's folder, its configuration and processor."""
+
+    folder: Path
+    model: ModelConfig
+    processor: Processor
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs(ModelInputs):
+    """The model and the manifest.
+
+    ``streaming``: answers leave as rows arrive, and nothing is known of the manifest as a whole.
+    """
+
+    manifest: Manifest
+    streaming: bool
+
+
+def opening_stage(config: SessionConfig) -> str:
+    """What ``open_inputs`` spends its time on, for people."""
+    if Path(config.model).expanduser().exists():
+        return "reading the manifest"
+    return f"fetching {config.model}"  # for minutes, where it is not in the cache
+
+
+def open_model(config: SessionConfig) -> ModelInputs:
+    """Read the model's configuration and processor.
+
+    Raises:
+        UsageError: model or image arguments cannot be used.
+    """
+    root = config.image_limits.root
+    if root is not None and not root.is_dir():
+        raise ConfigError(f"--image-root {root}: there is no such folder")
+    folder = resolve_model(config.model, config.revision)
+    model = load_model_config(folder)
+    check_image_arguments(model, config.image_arguments)
+    processor = load_processor(
+        folder,
+        model,
+        config.prompt,
+        config.image_arguments,
+        config.engine.max_model_len,
+        tokenizer_folder=_other_folder(config.tokenizer),
+        image_processor_folder=_image_processor_folder(config),
+    )
+    return ModelInputs(folder, model, processor)
+
+
+def _image_processor_folder(config: SessionConfig) -> Path | None:
+    images = config.image_arguments
+    if images.image_input_type == "image_features":
+        return None
+    if images.image_processor is None and images.image_processor_revision is not None:
+        return _other_folder(config.model, images.image_processor_revision)
+    return _other_folder(images.image_processor, images.image_processor_revision)
+
+
+def _other_folder(path_or_id: str | None, revision: str | None = None) -> Path | None:
+    """Where something else than weights lies; None for the model's own folder."""
+    return None if path_or_id is None else resolve_model(path_or_id, revision, weights=False)
+
+
+def open_inputs(
+    config: SessionConfig,
+    manifest: ManifestConfig,
+    sampling: SamplingParams | None = None,
+    *,
+    streaming: bool = False,
+) -> Inputs:
+    """Read the model's configuration and processor, and open the manifest.
+
+    ``sampling``: of rows that bring none. ``streaming``: see ``Inputs``.
+
+    Raises:
+        UsageError: model, image arguments or manifest cannot be used.
+    """
+    opened = open_model(config)
+    rows = open_manifest(
+        manifest,
+        sampling or SamplingParams(),
+        streaming=streaming,
+        domains=AllowedDomains.of(config.image_loading.allowed_domains),
+        model=config.model,
+    )
+    return Inputs(opened.folder, opened.model, opened.processor, rows, streaming)
+
+
+def open_job(config: JobConfig) -> Inputs:
+    """``open_inputs`` of a whole run.
+
+    Raises:
+        UsageError: model, image arguments or manifest cannot be used.
+    """
+    to_stdout = isinstance(config.destination, StdoutDestination)
+    streaming = config.manifest.source == "-" and to_stdout
+    return open_inputs(config.session, config.manifest, config.sampling, streaming=streaming)
+
+
+def open_images(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
+    """What decodes images, and fetches them first where hosts are allowed."""
+    loader = _open_decoders(config, inputs, num_workers)
+    if not config.image_loading.allowed_domains:
+        return loader
+    from vlmbatch.images.fetch import FetchLimits, ImageFetcher
+    from vlmbatch.images.loading.url_loader import UrlLoader
+
+    limits = FetchLimits(max_bytes=min(FetchLimits().max_bytes, config.image_limits.max_bytes))
+    return UrlLoader(
+        loader, ImageFetcher(AllowedDomains.of(config.image_loading.allowed_domains), limits)
+    )
+
+
+def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
+    """Processes that decode images, or for none of them this one, which also reads features."""
+    limits, processor = config.image_limits, inputs.processor.images
+    if processor is None:
+        return FeatureLoader(limits, inputs.processor)
+    if num_workers == 0:
+        return InProcessLoader(limits, processor)
+    slots = 4 * num_workers  # so that workers find another image at hand, also while threads wait
+    recent_bytes = HostMemory.divide(config.host_memory).decoded
+    return ImageWorkers(
+        limits, processor, num_workers, config.image_loading.timeout_s, slots, recent_bytes
+    )
+
+
+def image_prober(config: SessionConfig, inputs: ModelInputs) -> Callable[[ImageRef], ImageGrid]:
+    """What the model makes of an image, by the header of its file alone; raises RowError."""
+    limits, images = config.image_limits, inputs.processor.images
+    if images is None:
+        return partial(probe_features, limits=limits, grid_of=inputs.processor.feature_grid)
+
+    def probe(ref: ImageRef) -> ImageGrid:
+        header = probe_image(ref, limits)
+        return images.grid(header.height, header.width)
+
+    return probe
