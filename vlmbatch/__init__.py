@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vlmbatch.config import SamplingParams
     from vlmbatch.errors import RowError, VlmbatchError
 
-__version__ = "0.1.0"
+__version__ = "0.1.1"
 
 __all__ = [
     "LLM",
