@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -151,6 +152,26 @@ def test_a_closed_standard_output_ends_quietly(tmp_path: Path) -> None:
     assert process.wait(timeout=30) == 141
     assert process.stderr.read() == ""
     process.stderr.close()
+
+
+@pytest.mark.parametrize("args", [("--help",), ("run", "--help"), ("--version",), ("doctor",)])
+def test_a_table_or_a_text_whose_reader_has_left_ends_quietly(
+    tmp_path: Path, args: tuple[str, ...]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as stdout:  # noqa: PTH123  a descriptor
+        done = subprocess.run(
+            [sys.executable, "-m", "vlmbatch", *args],
+            cwd=tmp_path,
+            env=environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_summary_json(job: Run, tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ def test_times_wait_on_the_disk_at_their_extremes(kind: pa.DataType) -> None:
     column = numbers.cast(kind)
     nested = pa.StructArray.from_arrays([column, pa.nulls(5)], ["t", "n"])
     spill: Spill[Result] = Spill(0, loose=0, reducers=TIME_REDUCERS)
-    for array in (column, nested, pa.ListArray.from_arrays([0, 2, 5], nested)):
+    lists = pa.ListArray.from_arrays([0, 2, 5], nested)
+    maps = pa.MapArray.from_arrays([0, 2, 5], pa.array([*"abcde"]), nested)
+    for array in (column, nested, lists, maps):
         for row, value in enumerate(ValueReader().column("x", array)):
             back = spill.take(spill.put(Result(0, "", extra={"x": value}))).extra["x"]
             assert to_array([back], array.type).equals(array.slice(row, 1))

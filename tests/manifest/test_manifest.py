@@ -320,6 +320,15 @@ class TestStandardInput:
             tracemalloc.stop()
         assert held < 13 * count and peak < 30 * count
 
+    @pytest.mark.parametrize("limit", [None, 2])
+    def test_streamed_rows_without_a_named_column_are_warned_of(self, caplog, limit):
+        content = b'{"prompt": "a"}\n{"broken\n{"prompt": "b", "key": null}\n'
+        with caplog.at_level("WARNING"):
+            list(stream(content, id_column="key", image_column="promt", limit=limit).rows())
+        options = [record.getMessage().partition(":")[0] for record in caplog.records]
+        assert options == ["--image-column promt", "--id-column key"][: 2 if limit else 1]
+        assert 'did you mean "prompt"?' in caplog.text
+
     def test_streamed_reserved_name(self):
         content = b'{"prompt": "a"}\n{"prompt": "a", "text": 1}\n{"prompt": "b"}\n'
         errors = [row.error for row in stream(content).rows()]

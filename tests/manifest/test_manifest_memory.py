@@ -76,6 +76,4 @@ def test_parquet_with_embedded_images(tmp_path, row_group_size):
 
     small, large = parquet(tmp_path / "s.parquet", 100), parquet(tmp_path / "l.parquet", 2000)
     assert large.stat().st_size > 190 * 2**20
-    g = growth_mib(small, large)
-    print("G", g)
-    assert g < 80
+    assert growth_mib(small, large) < 80

@@ -126,6 +126,11 @@ def stdout_failures() -> Iterator[None]:
         if isinstance(error, OutputError):
             raise
         raise OutputError(f"cannot write standard output: {failure.strerror}") from error
+    except SystemExit as error:  # rich's and Typer's end where a reader has left
+        if isinstance(error, Terminated) or not isinstance(error.__context__, BrokenPipeError):
+            raise
+        _leave(sys.stdout)
+        raise typer.Exit(CLOSED_PIPE) from error
 
 
 def _stdout_failure(error: Exception) -> OSError | None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from vlmbatch.config import ManifestConfig
 from vlmbatch.errors import ConfigError
+from vlmbatch.log import logger
 from vlmbatch.manifest.schema import RESERVED_COLUMNS
 
 MESSAGES_COLUMN = "messages"
@@ -94,6 +95,27 @@ def missing_message(option: str, name: str, present: Sequence[str]) -> str:
     if close := difflib.get_close_matches(name, present, n=1):
         return f'{message}; did you mean "{close[0]}"?'
     return message
+
+
+class NamedColumns:
+    """Which of the columns that a user has named no row of a stream has had so far."""
+
+    def __init__(self, renamed: dict[str, str]) -> None:
+        self._unseen = renamed
+        self._present: list[str] = []  # in the first row that is one
+
+    def see(self, values: Mapping[str, Any]) -> None:
+        self._present = self._present or list(values)
+        if self._unseen:
+            self._unseen = {
+                option: name for option, name in self._unseen.items() if name not in values
+            }
+
+    def warn_of_unseen(self) -> None:
+        """No more than that: the rows are answered when it is known."""
+        for option, name in self._unseen.items():
+            if self._present:
+                logger.warning("%s", missing_message(option, name, self._present))
 
 
 def reserved_message(name: str) -> str:

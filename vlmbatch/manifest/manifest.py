@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
-from vlmbatch.manifest.columns import Columns, missing_message, reserved_message
+from vlmbatch.manifest.columns import Columns, NamedColumns, missing_message, reserved_message
 from vlmbatch.manifest.huggingface import image_value
 from vlmbatch.manifest.ids import SeenIds
 from vlmbatch.manifest.jsonl import JsonlFile
@@ -112,13 +112,16 @@ class Manifest:
         """
         limit = self._limit if self._info is None else self._info.num_rows
         index = 0
-        rows = self._checked_stream(self._all_rows()) if self._streaming else self._all_rows()
+        named = NamedColumns(self._builder.columns.renamed)
+        rows = self._checked_stream(named) if self._streaming else self._all_rows()
         while limit is None or index < limit:
             row = next(rows, None)
             if row is None:
                 break
             yield row
             index += 1
+        if self._streaming:
+            named.warn_of_unseen()
         assert self._info is None or index == self._info.num_rows, "a file was not compared"
 
     def rows_with_values(self) -> Iterator[tuple[Row, dict[str, Any]]]:
@@ -156,11 +159,12 @@ class Manifest:
     def _all_rows(self) -> Iterator[Row]:
         return (row for row, _ in self.rows_with_values())
 
-    def _checked_stream(self, rows: Iterator[Row]) -> Iterator[Row]:
+    def _checked_stream(self, named: NamedColumns) -> Iterator[Row]:
         """What ``scan`` refuses the whole manifest for is an error of the row in a stream."""
         columns = self._builder.columns
         seen = SeenIds()
-        for row in rows:
+        for row, values in self.rows_with_values():
+            named.see(values)
             error = row.error
             is_known = seen.add(row.id)
             if reserved := next(filter(columns.is_reserved, row.extra), None):

@@ -66,7 +66,7 @@ class ChatTemplate:
         self._takes_parts = self._probe([{"type": "text", "text": _PROBE}])
         self._takes_strings = self._probe(_PROBE)
         if not self._takes_parts and not self._takes_strings:
-            raise ConfigError("the chat template leaves out the text of a user's message")
+            raise ConfigError(f"the chat template {self._refusal()}")
 
     @classmethod
     def load(
@@ -112,6 +112,14 @@ class ChatTemplate:
         except _RENDER_ERRORS:
             return False
         return _PROBE in text and "'type'" not in text and '"type"' not in text
+
+    def _refusal(self) -> str:
+        """What it does to a message of one user that is a string."""
+        try:
+            self._run([{"role": "user", "content": _PROBE}])
+        except _RENDER_ERRORS as error:
+            return f"refuses a user's message: {error}"
+        return "leaves out the text of a user's message"
 
     def _run(self, messages: list[dict[str, Any]]) -> str:
         chunks, length = [], 0
