@@ -110,7 +110,13 @@ class TestFinding:
 class TestIds:
     def test_given_integer_and_missing(self, manifest):
         rows = list(manifest([{"id": "x"}, {"id": 7}, {"id": None}, {}]).rows())
-        assert [row.id for row in rows] == ["x", "7", "2", "3"]
+        assert [row.id for row in rows] == ["x", "7", "#2", "3"]
+
+    def test_numbers_from_1_with_a_gap(self, manifest):
+        """As pandas stores them: a gap's index is the id of the row before."""
+        opened = manifest([{"id": 1.0}, {"id": None}, {"id": 3.0}])
+        assert opened.scan().num_rows == 3
+        assert [row.id for row in opened.rows()] == ["1", "#1", "3"]
 
     @pytest.mark.parametrize("value", [1.5, True, ["a"], {"a": 1}])
     def test_other_types_are_an_error_row(self, manifest, value):

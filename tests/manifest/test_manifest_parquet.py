@@ -181,15 +181,15 @@ UUID = uuid.UUID("12345678-1234-5678-1234-567812345678")
 @pytest.mark.parametrize(
     ("ids", "expected"),
     [
-        (pa.array([7.0, None, float("nan"), -0.0, 2.0**53]), ["7", "1", "2", "0", str(2**53)]),
-        (pa.array([7.0, None], pa.float32()).cast(pa.float16()), ["7", "1"]),
-        (pa.array([decimal.Decimal(10**37), None], pa.decimal128(38, 0)), [str(10**37), "1"]),
+        (pa.array([7.0, None, float("nan"), -0.0, 2.0**53]), ["7", "#1", "#2", "0", str(2**53)]),
+        (pa.array([7.0, None], pa.float32()).cast(pa.float16()), ["7", "#1"]),
+        (pa.array([decimal.Decimal(10**37), None], pa.decimal128(38, 0)), [str(10**37), "#1"]),
         (pa.array([decimal.Decimal("1.50"), decimal.Decimal("2.00")]), ["1.50", "2"]),
-        (pa.array([UUID.bytes, None], pa.binary(16)).cast(pa.uuid()), [str(UUID), "1"]),
-        (pa.array([1, None], pa.timestamp("ns")), ["1970-01-01 00:00:00.000000001", "1"]),
-        (pa.array([0, None], pa.date32()), ["1970-01-01", "1"]),
+        (pa.array([UUID.bytes, None], pa.binary(16)).cast(pa.uuid()), [str(UUID), "#1"]),
+        (pa.array([1, None], pa.timestamp("ns")), ["1970-01-01 00:00:00.000000001", "#1"]),
+        (pa.array([0, None], pa.date32()), ["1970-01-01", "#1"]),
         (pa.array(["a", "b"]).dictionary_encode(), ["a", "b"]),
-        (pa.nulls(2), ["0", "1"]),
+        (pa.nulls(2), ["#0", "#1"]),
     ],
 )
 def test_ids_of_other_types_than_text(tmp_path, ids, expected):

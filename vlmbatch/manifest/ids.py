@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from array import array
+from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -19,18 +20,22 @@ _MAX_LATEST = 2**14
 _MAX_EXACT = 2**53  # the largest integer up to which float64 holds them all
 
 
-def read_id(value: Any, index: int) -> str:
-    """A row's id as a string; a row without one, or with NaN, takes its index.
+def read_id(values: Mapping[str, Any], column: str, index: int) -> str:
+    """A row's id as a string; a row without the column takes its index.
 
-    Whole numbers of any type give the text of the integer: 5.0 is "5".
+    Where the column is there and holds null or NaN, others have ids, often numbers: that row's is
+    ``unknown_id``. Whole numbers of any type give the text of the integer: 5.0 is "5".
 
     Raises:
         RowError: a value of another type, or a float that may have been another integer.
     """
+    if column not in values:
+        return str(index)
+    value = values[column]
     if isinstance(value, str):
         return value
     if value is None or (isinstance(value, float) and math.isnan(value)):
-        return str(index)
+        return unknown_id(index)
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, float) and value.is_integer():

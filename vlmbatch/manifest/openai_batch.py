@@ -90,7 +90,7 @@ class BatchRowBuilder:
         extra = {name: value for name, value in values.items() if name not in inputs}
         row_id = unknown_id(index)
         try:
-            row_id = read_id(values.get(self.columns.id), index)
+            row_id = read_id(values, self.columns.id, index)
             request = self._request(index, values)
         except ApiError as error:
             return Row(index, row_id, line, file, extra=extra, error=error.to_row_error())

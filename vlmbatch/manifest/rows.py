@@ -57,7 +57,7 @@ class RowBuilder:
         extra = {name: value for name, value in values.items() if name not in left_out}
         row_id = unknown_id(index)
         try:
-            row_id = read_id(values.get(self.columns.id), index)
+            row_id = read_id(values, self.columns.id, index)
             prompt, messages = self._prompt(values)
             images = self._images(values.get(self.columns.image))
             sampling = row_sampling(self._defaults, values, index)

@@ -53,7 +53,7 @@ def record_id(values: dict[str, Any] | RowError, id_column: str, index: int) -> 
     if isinstance(values, RowError):
         return unknown_id(index)
     try:
-        return read_id(values.get(id_column), index)
+        return read_id(values, id_column, index)
     except RowError:
         return unknown_id(index)  # becomes an error row in the second pass
 
