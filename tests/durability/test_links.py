@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -49,6 +50,27 @@ def test_a_link_in_the_place_of_a_runs_file(new_run, expected, tmp_path, name):
     link.unlink()
     if victim.is_dir() or victim.read_text(errors="replace") != "of somebody else":
         victim.rename(link)
+    run.finish(expected)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "*" not in name and "part" not in name])
+def test_a_pipe_in_the_place_of_a_runs_file(new_run, expected, name):
+    """Nobody writes to it or reads from it: whoever waits for that waits for ever."""
+    run = new_run()
+    assert run.attempt(crash_at="journal.acknowledged:6") == -signal.SIGKILL
+    pipe = run.folder / name.format(output=run.output.name)
+    if pipe.is_dir():
+        return
+    aside = pipe.with_name("aside")
+    if pipe.exists():
+        pipe.rename(aside)
+    os.mkfifo(pipe)
+    command = run.start()
+    assert command.wait() == 74, command.stderr
+    assert str(pipe) in command.stderr
+    pipe.unlink()
+    if aside.exists():
+        aside.rename(pipe)
     run.finish(expected)
 
 

@@ -294,7 +294,7 @@ class TestFailure:
 
     def test_a_segment_that_cannot_be_read(self, tmp_path):
         segment_path(tmp_path, 1).mkdir()
-        with pytest.raises(OutputError, match="journal-000001 cannot be read: Is a directory"):
+        with pytest.raises(OutputError, match="journal-000001 cannot be read: Not a regular file"):
             recover(tmp_path)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import io
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,23 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
 
+def open_own(path: Path, flags: int, *, follow: bool = False) -> int:
+    """Open a file of our own, whose name can be foreseen by whoever shares its folder.
+
+    A symbolic link is not followed unless ``follow``, for files that are only read; a pipe or
+    device in its place is not waited for.
+
+    Raises:
+        OSError: it cannot be opened; ``ENXIO`` where it is no regular file.
+    """
+    flags |= os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    descriptor = os.open(path, flags, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.ENXIO, "Not a regular file", str(path))
+    return descriptor
+
+
 class FileSystem:
     """The system calls, one method each. Tests put faults and crashes in their place.
 
@@ -25,8 +43,7 @@ class FileSystem:
     """
 
     def open(self, path: Path, flags: int) -> int:
-        """Symbolic links are not followed: our names can be foreseen by whoever shares a folder."""
-        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+        return open_own(path, flags)
 
     def write(self, descriptor: int, data: ReadableBuffer) -> int:
         """Write from the start of ``data``; returns how many bytes were taken."""
@@ -145,11 +162,12 @@ def output_error(path: Path, error: Exception) -> OutputError:
     """What the user reads when ``path`` cannot be written: the cause and what to do."""
     reason = getattr(error, "strerror", None) or str(error)
     number: Any = getattr(error, "errno", None)
-    if number == errno.ELOOP:
-        link = getattr(error, "filename", None) or path
+    if number in (errno.ELOOP, errno.ENXIO):
+        found = getattr(error, "filename", None) or path
+        what = "a symbolic link" if number == errno.ELOOP else "a pipe or device"
         return OutputError(
-            f"{link} is a symbolic link in the place of a file of our own, and is not followed: "
-            "remove it, then run again"
+            f"{found} is {what} in the place of a file of our own, and is not used: remove it, "
+            "then run again"
         )
     return OutputError(f"{path} cannot be written: {reason}. {_advice(number)}, then run again")
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmbatch.durable.crash_points import crash_point
-from vlmbatch.durable.durable_file import FILES, FileSystem, reported
+from vlmbatch.durable.durable_file import FILES, FileSystem, open_own, reported
 from vlmbatch.durable.journal_frames import (
     FRAME_BYTES,
     ForeignVersionError,
@@ -156,7 +156,8 @@ class Journal:
 
     def _load(self, number: int, path: Path) -> None:
         try:
-            data = path.read_bytes()
+            with os.fdopen(open_own(path, os.O_RDONLY, follow=True), "rb") as file:
+                data = file.read()
             scan = scan_segment(data, self._run_id, number)
         except OSError as error:
             raise unreadable_segment(path, error) from error

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from vlmbatch.durable.durable_file import output_error, reported
+from vlmbatch.durable.durable_file import open_own, output_error, reported
 from vlmbatch.errors import OutputError, OutputLockedError
 
 # flock belongs to the open file, which a forked child shares: a worker that outlives its parent
@@ -66,8 +66,7 @@ class OutputLock:
 
     def __init__(self, path: Path, output: Path) -> None:
         with reported(path):
-            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._descriptor = os.open(path, flags, 0o666)
+            self._descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
         try:
             if not self._acquire(path):
                 raise locked_error(output, _read_holder(self._descriptor))
@@ -102,11 +101,11 @@ def lock_holder(path: Path) -> LockHolder | None:
         OutputError: the file cannot be read, or its file system has no locks.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = open_own(path, os.O_RDONLY)
     except FileNotFoundError:
         return None
     except OSError as error:
-        if error.errno == errno.ELOOP:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
             raise output_error(path, error) from error
         raise OutputError(f"{path} cannot be read: {error.strerror}") from error
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -11,7 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vlmbatch import __version__
-from vlmbatch.durable.durable_file import FILES, DurableFile, FileSystem, publish, reported
+from vlmbatch.durable.durable_file import (
+    FILES,
+    DurableFile,
+    FileSystem,
+    open_own,
+    output_error,
+    publish,
+    reported,
+)
 from vlmbatch.durable.journal_frames import RUN_ID_BYTES
 from vlmbatch.errors import OutputError
 
@@ -70,7 +80,8 @@ def read_record(path: Path) -> RunRecord | None:
         OutputError: the file cannot be read, is damaged, or was written by a later version.
     """
     try:
-        values = json.loads(path.read_bytes())
+        with os.fdopen(open_own(path, os.O_RDONLY, follow=True), "rb") as file:
+            values = json.loads(file.read())
         if values.pop("format") != _FORMAT:
             raise OutputError(
                 f"{path} was written by another version of vlmbatch ({values['version']}). Finish "
@@ -82,6 +93,8 @@ def read_record(path: Path) -> RunRecord | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno == errno.ENXIO:
+            raise output_error(path, error) from error
         raise OutputError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutputError(
