@@ -106,7 +106,7 @@ def test_an_interrupted_run(output: Path) -> None:
     assert (status.state, status.rows_done, status.rows_left) == ("interrupted", 4, 6)
     assert status.errors == {"image_missing": 1}
     assert status.next_step == (
-        "run the same command again to go on; add --retry-failed to answer the 1 error row again"
+        "run the same command again to resume; add --retry-failed to answer the 1 error row again"
     )
     assert read_status(output.with_name("out.parquet.vlmbatch")) == status
 
@@ -126,7 +126,7 @@ def test_what_is_shown(output: Path) -> None:
         assert line in done.stdout.splitlines()
     assert "row 1 (id one): no file at \\x1b[2Jx.png" in done.stdout
     assert "\x1b" not in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("next: run the same command again to go on")
+    assert done.stdout.splitlines()[-1].startswith("next: run the same command again to resume")
 
 
 def test_json(output: Path) -> None:

@@ -93,7 +93,7 @@ def _features(
     details = {"model": session.model, "output": folder}
     with (
         report.failures_summarised(stats, details),
-        early_exits(lambda: f"{stats.rows_done:,} rows are done; run the command again to go on"),
+        early_exits(lambda: f"{stats.rows_done:,} rows are done; run the command again to resume"),
         report.display(stats),
         ErrorFile(errors) as error_file,
     ):

@@ -209,8 +209,8 @@ class ShardedParquetWriter:
             if (shard.num_rows, shard.num_shards) != (expected, self._num_shards):
                 raise UsageError(
                     f"{path} is one of {shard.num_shards} shards and has {shard.num_rows} rows, "
-                    f"expected {self._num_shards} and {expected}: go on with the --shard-rows that "
-                    "the run began with, or run with --overwrite to start anew"
+                    f"expected {self._num_shards} and {expected}: resume with the --shard-rows "
+                    "that the run began with, or run with --overwrite to start anew"
                 )
             self._written.add(number)
 
