@@ -32,7 +32,7 @@ _PAGES = 16  # looked up at a time
     do_not_specialize=["table_stride"],
     do_not_specialize_on_alignment=["block_table", "shared_lens", "tiles"],
 )
-def _attend_beginnings(
+def _attend_prefixes(
     query: tl.tensor,
     key_cache: tl.tensor,
     value_cache: tl.tensor,
@@ -121,7 +121,7 @@ def shared_decode(
     row_bytes = block_d * query.element_size()
     queries_and_weights = block_m * (row_bytes + 4 * block_n)
     grid = (len(tiles) * num_kv_heads, triton.cdiv(MAX_TILE_ROWS, rows))
-    _attend_beginnings[grid](
+    _attend_prefixes[grid](
         query,
         key_cache,
         value_cache,

@@ -68,7 +68,7 @@ def test_ours_is_compiled_by_the_first_step_of_each_kind(calls: list[str]) -> No
     assert calls == ["ours", "flash-attn", "ours", "flash-attn", "flash-attn"]
 
 
-def test_ours_where_beginnings_are_shared(calls: list[str]) -> None:
+def test_ours_where_prefixes_are_shared(calls: list[str]) -> None:
     """Which is another kernel: the plain one is still to be compiled. Windows leave none of it."""
     shared = SharedPrefixes(torch.full((3,), 4), torch.tensor([[0, 3]]))
     decode_steps((3, SPEC), (3, OTHER_SPEC), (3, OTHER_SPEC), shared=shared)

@@ -169,7 +169,7 @@ class TestWriter:
 
     @pytest.mark.parametrize("buffer", [1, 64, 10_000])
     def test_power_cut_at_every_call(self, tmp_path, monkeypatch, buffer):
-        """What is left is a beginning of the keys, then at most some that match nothing; once
+        """What is left is a prefix of the keys, then at most some that match nothing; once
         ``close`` has returned, all of them."""
         monkeypatch.setattr(row_keys_module, "_BUFFER_BYTES", buffer)
         keys = [number_key(n) for n in range(20)]

@@ -376,7 +376,7 @@ def test_finishing_from_outside_frees_the_blocks() -> None:
     assert scheduler.num_unfinished == 0 and scheduler.pool.holds() == {}
 
 
-def test_the_beginning_of_a_block_is_copied_once_it_has_been_computed() -> None:
+def test_the_first_part_of_a_block_is_copied_once_it_has_been_computed() -> None:
     scheduler = Scheduler(BlockPool(24, granules_per_block=4), 2, 8, 64)
     first, second = sequence([1] * 13), sequence([1] * 11 + [2] * 4)
     scheduler.add(first)
@@ -390,7 +390,7 @@ def test_the_beginning_of_a_block_is_copied_once_it_has_been_computed() -> None:
     assert second.num_cached_tokens == 10
 
 
-def test_sequences_without_a_common_beginning_pass_those_that_wait_for_one() -> None:
+def test_sequences_without_a_common_prefix_pass_those_that_wait_for_one() -> None:
     scheduler = Scheduler(BlockPool(24, granules_per_block=4), 2, 8, 64)
     for tokens in ([1] * 5, [1] * 6, [2] * 5):
         scheduler.add(sequence(tokens))

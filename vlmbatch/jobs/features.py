@@ -265,11 +265,11 @@ def _image_values(
     """The image column with features in the place of images, where there are some."""
     if not row.images:
         return {}
-    places = [
+    paths = [
         _original(ref) if isinstance(outcome, RowError) else folder.relative_path(outcome.name)
         for ref, outcome in zip(row.images, outcomes, strict=True)
     ]
-    return {column: places if isinstance(values[column], list) else places[0]}
+    return {column: paths if isinstance(values[column], list) else paths[0]}
 
 
 def _original(ref: ImageRef) -> str | dict[str, str | None]:
