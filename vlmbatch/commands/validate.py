@@ -81,7 +81,7 @@ def _validate(
         ErrorFile(errors) as error_file,
     ):
         for row, error in check_rows(session, manifest, stats, decode_images=decode_images):
-            stats.engine_started = stats.engine_started or time.monotonic()
+            stats.work_started = stats.work_started or time.monotonic()
             found.add(row, error)
             stats.rows_done += 1
             if error is None:

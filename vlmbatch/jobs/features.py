@@ -95,7 +95,7 @@ def write_features(
         dtype = resolve_dtype(config.engine.dtype, inputs.model, device)
         reader = ImageReader(config, inputs, folder, images, str(dtype))
         stats.stage = "computing features"
-        stats.engine_started = time.monotonic()
+        stats.work_started = time.monotonic()
         for row, values, outcomes in _in_order(inputs, reader, threads):
             tower.add(outcomes)
             error = row.error or next((o for o in outcomes if isinstance(o, RowError)), None)
