@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from functools import partial
 from typing import Protocol
 
 from vlmbatch.errors import ErrorCode, RowError
-from vlmbatch.images.held_images import HeldImages
+from vlmbatch.images.read_ahead import read_ahead
 from vlmbatch.models.family import Tokens
 from vlmbatch.types import ImageGrid, ImageRef, Row
 
@@ -79,30 +79,20 @@ def validate_rows(
     stay on the caller's thread.
     """
     check = partial(_image_error, encoder=encoder, check_image=check_image)
-    window: deque[tuple[Row, Future[RowError | None] | RowError | None]] = deque()
-    held = HeldImages()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="validate")
+
+    def start(row: Row) -> Future[RowError | None]:
+        outcome = row.error or _tokenized(row, encoder)
+        if row.images and not isinstance(outcome, RowError):
+            return pool.submit(check, row, outcome)
+        known: Future[RowError | None] = Future()
+        known.set_result(outcome if isinstance(outcome, RowError) else None)
+        return known
+
     try:
-        for row in rows:
-            outcome = row.error or _tokenized(row, encoder)
-            if isinstance(outcome, RowError):
-                window.append((row, outcome))
-            else:
-                window.append((row, pool.submit(check, row, outcome) if row.images else None))
-            held.add(row.images)
-            while len(window) == _WINDOW or held.num_bytes > _WINDOW_BYTES:
-                held.remove(window[0][0].images)
-                yield _settled(*window.popleft())
-        while window:
-            yield _settled(*window.popleft())
+        yield from read_ahead(((row, start(row)) for row in rows), _WINDOW, _WINDOW_BYTES)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _settled(
-    row: Row, outcome: Future[RowError | None] | RowError | None
-) -> tuple[Row, RowError | None]:
-    return row, outcome.result() if isinstance(outcome, Future) else outcome
 
 
 def _tokenized(row: Row, encoder: PromptEncoder) -> Tokens | RowError:
