@@ -7,9 +7,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from paged_batch import make_pool, make_step, write_and_attend
+from reference_attention import reference_dense, reference_paged
 
 from vlmbatch.attention.base import AttentionSpec
-from vlmbatch.attention.reference import reference_dense, reference_paged
 from vlmbatch.attention.torch_sdpa import TorchSdpaBackend
 
 STEPS = {
