@@ -15,7 +15,6 @@ SIDE = 160
 WHITE = (255, 255, 255)
 DESCRIPTION = "A red circle, a blue star and the number 42."
 NUMBER = "42"
-OTHER_DESCRIPTION = "A green square and a purple triangle."
 
 _SHAPES = (
     Shape("circle", "red", Box(0.2, 0.3, 0.14, 0.14)),
