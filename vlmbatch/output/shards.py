@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from vlmbatch.durable.durable_file import FILES, FileSystem, reported
+from vlmbatch.durable.run_paths import temporary_path
 from vlmbatch.errors import OutputError, UsageError
 from vlmbatch.manifest.parquet_file import read_footer
 from vlmbatch.output.parquet_writer import ParquetResultWriter
@@ -240,7 +241,7 @@ class ShardedParquetWriter:
             path,
             self._schema,
             {**self._metadata, SHARD_KEY: f"{number}/{self._num_shards}"},
-            temporary=path.with_name(f".{path.name}.vlmbatch.tmp"),
+            temporary=temporary_path(path),
             files=self._files,
         )
 
