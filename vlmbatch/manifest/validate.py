@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.errors import RowError
 from vlmbatch.images.read_ahead import read_ahead
 from vlmbatch.models.family import Tokens
 from vlmbatch.types import ImageGrid, ImageRef, Row
@@ -24,46 +22,6 @@ class PromptEncoder(Protocol):
     def tokenize(self, row: Row, /) -> Tokens: ...
 
     def place(self, tokens: Tokens, grids: Sequence[ImageGrid], /) -> object: ...
-
-
-@dataclass(frozen=True, slots=True)
-class RowIssue:
-    """One bad row, as reports show it."""
-
-    file: str
-    line: int
-    index: int
-    id: str
-    code: ErrorCode
-    message: str
-
-    @classmethod
-    def of(cls, row: Row, error: RowError) -> RowIssue:
-        return cls(row.file, row.line, row.index, row.id, error.code, error.message)
-
-
-class ValidationReport:
-    """Counts by error code, with the first ``max_examples`` rows of each."""
-
-    def __init__(self, max_examples: int = 3) -> None:
-        self._max_examples = max_examples
-        self.num_rows = 0
-        self.counts: Counter[ErrorCode] = Counter()
-        self.examples: dict[ErrorCode, list[RowIssue]] = {}
-
-    @property
-    def num_errors(self) -> int:
-        return self.counts.total()
-
-    def add(self, row: Row, error: RowError | None) -> None:
-        """Take in what ``validate_rows`` yields."""
-        self.num_rows += 1
-        if error is None:
-            return
-        self.counts[error.code] += 1
-        examples = self.examples.setdefault(error.code, [])
-        if len(examples) < self._max_examples:
-            examples.append(RowIssue.of(row, error))
 
 
 def validate_rows(
