@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from in_process import call
 
 from vlmbatch.commands.row_errors import RowErrors
 from vlmbatch.errors import ErrorCode, OutputError, RowError
@@ -44,3 +45,17 @@ def test_a_file_that_cannot_be_opened(tmp_path: Path) -> None:
         RowErrors(RunStats(), str(path)),
     ):
         pass
+
+
+@pytest.mark.parametrize("command", [("validate",), ("features", "-o", "features")])
+def test_a_job_that_fails_leaves_no_summary_of_an_earlier_one(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("m.jsonl").write_text('{"prompt": "a"}\n')
+    Path("model").mkdir()
+    Path("s.json").write_text('{"exit_status": 0}')
+    job = [command[0], "m.jsonl", *command[1:], "-m", "model", "--summary-json", "s.json"]
+    assert call(job) == 2
+    summary = json.loads(Path("s.json").read_text())
+    assert summary["exit_status"] == 2 and "config.json" in summary["error"]

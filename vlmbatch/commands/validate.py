@@ -68,7 +68,9 @@ def _validate(
     from vlmbatch.stats import RunStats
 
     stats = RunStats()
+    details = {"model": session.model, "manifest": manifest.source}
     with (
+        report.failures_summarised(stats, details),
         early_exits(lambda: f"{stats.rows_done:,} rows were checked"),
         report.display(stats),
         RowErrors(stats, errors) as found,
@@ -83,7 +85,6 @@ def _validate(
         stats.finished = time.monotonic()
     from vlmbatch.display.summary import print_validation_summary
 
-    details = {"model": session.model, "manifest": manifest.source}
     report.finish(
         stats, details, lambda: print_validation_summary(stats, found.examples, log.console())
     )
