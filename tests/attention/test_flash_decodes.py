@@ -36,8 +36,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     )
     interface = SimpleNamespace(flash_attn_gpu=None)
     name = "vlmbatch.attention.flash"
-    monkeypatch.setitem(sys.modules, "flash_attn", package)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", interface)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", interface)
     monkeypatch.setitem(sys.modules, name, ModuleType(name))  # puts back what was there, or nothing
     del sys.modules[name]
     module = import_module(name)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from in_process import call
 
-from vlmbatch.output.work_folder import work_folder_path
+from vlmbatch.durable.run_paths import work_folder_path
 
 READ = (
     "--config",

@@ -17,6 +17,7 @@ from vlmbatch.errors import ErrorCode, OutputError, UsageError
 from vlmbatch.jobs import status as run_status
 from vlmbatch.jobs.status import RunStatus, read_status
 from vlmbatch.manifest.schema import RESULT_SCHEMA
+from vlmbatch.output.journal_counts import read_journal_counts
 from vlmbatch.output.parquet_writer import ParquetResultWriter, ResultWriter
 from vlmbatch.output.reader import OutputCounts
 from vlmbatch.output.shards import ShardedParquetWriter
@@ -247,7 +248,7 @@ def test_a_run_record_that_is_damaged(output: Path) -> None:
 def test_a_run_that_ends_while_it_is_read(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The journal goes when the output is complete: what was read before is no status."""
     leave(output, done=10)
-    original = run_status.read_journal_counts
+    original = read_journal_counts
 
     def meanwhile(folder: Path, run_id: bytes, num_rows: int) -> OutputCounts:
         leave(output, done=10, commit=True, complete=True)

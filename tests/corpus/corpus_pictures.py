@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Iterator
 
 from drawing import draw
+from encoding import encoded
 from objects import Background, Box, Number, Shape
 from PIL import ExifTags, Image
 
@@ -107,12 +107,6 @@ def png(width: int, height: int, *, depth: int, colour_type: int, rows: bytes) -
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         for kind, body in chunks
     )
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def _see_through(picture: Image.Image) -> Image.Image:

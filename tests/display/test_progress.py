@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import pty
 import re
@@ -135,7 +136,12 @@ def test_lines_are_logged_while_the_block_runs(
     stats = stats_of(stage="answering", rows_total=10, rows_done=4, work_started=0.0)
     stats.errors["image_missing"] = 1
     with caplog.at_level("INFO", logger="vlmbatch"):
-        caplog.handler.addFilter(lambda record: logged.set() or True)
+
+        def noted(record: logging.LogRecord) -> bool:
+            logged.set()
+            return True
+
+        caplog.handler.addFilter(noted)
         with RunDisplay(stats, Console(), "lines"):
             assert logged.wait(10)
     assert caplog.records[0].getMessage().startswith("answering: 4/10 40%, ")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from vlmbatch.engine.block_pool import BlockPool
 from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.step import GranuleCopy, ScheduledChunk
-from vlmbatch.types import ImageSpan, PixelImage, Request
+from vlmbatch.types import ImageInput, ImageSpan, PixelImage, Request
 
 EOS = 7
 IMAGE_TOKEN = 9
@@ -161,7 +162,8 @@ def test_every_sequence_finishes_with_its_own_tokens(
     while to_add or scheduler.num_unfinished or under_way:
         steps += 1
         assert steps < 3000, "no progress"
-        if to_add and (data.draw(st.booleans()) or not scheduler.num_unfinished):
+        adds_one: bool = bool(to_add) and data.draw(st.booleans())
+        if to_add and (adds_one or not scheduler.num_unfinished):
             scheduler.add(to_add.popleft())
             if longest_first and not to_add:
                 scheduler.sort_waiting()
@@ -204,11 +206,16 @@ def test_every_sequence_finishes_with_its_own_tokens(
 
 
 def make_scheduler(num_granules: int = 8, **options: int) -> Scheduler:
-    limits = {"granule": 4, "max_num_seqs": 8, "max_batched_tokens": 64} | options
+    limits: dict[str, Any] = {"granule": 4, "max_num_seqs": 8, "max_batched_tokens": 64, **options}
     return Scheduler(BlockPool(num_granules), **limits)
 
 
-def sequence(tokens: list[int], max_tokens: int = 4, images: tuple = (), spans: tuple = ()):
+def sequence(
+    tokens: list[int],
+    max_tokens: int = 4,
+    images: tuple[ImageInput, ...] = (),
+    spans: tuple[ImageSpan, ...] = (),
+):
     request = Request(0, tokens, SamplingParams(max_tokens=max_tokens), images, spans)
     return Sequence(request, len(tokens) + max_tokens, frozenset([EOS]))
 

@@ -89,7 +89,7 @@ def in_common(rows: Seq[ScheduledChunk]) -> int:
 
 
 def check(found: PrefixTiles, rows: list[ScheduledChunk]) -> None:
-    covered = set()
+    covered: set[int] = set()
     for first, num_rows in found.tiles:
         tile = range(first, first + num_rows)
         assert 2 <= num_rows <= MAX_TILE_ROWS

@@ -52,7 +52,10 @@ def probe(ref: ImageRef) -> ImageGrid:
 
 
 def codes(rows, check_image=probe) -> list[ErrorCode | None]:
-    return [error and error.code for _, error in validate_rows(rows, Encoder(), check_image)]
+    return [
+        None if error is None else error.code
+        for _, error in validate_rows(rows, Encoder(), check_image)
+    ]
 
 
 def test_each_row_with_its_first_error(image, tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Protocol
@@ -29,7 +29,7 @@ def validate_rows(
     encoder: PromptEncoder,
     check_image: Callable[[ImageRef], ImageGrid],
     threads: int = 4,  # headers are small: more than one because files may lie on a network
-) -> Iterator[tuple[Row, RowError | None]]:
+) -> Generator[tuple[Row, RowError | None]]:
     """Yield every row, in order, with the first thing that is wrong with it.
 
     ``check_image`` raises RowError, or says what the model makes of an image; it runs on
