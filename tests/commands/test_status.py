@@ -260,7 +260,7 @@ def test_a_run_that_ends_while_it_is_read(output: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("state", ["interrupted", "complete"])
-def test_going_on_is_not_starting_anew(state: run_status.State) -> None:
+def test_resuming_is_not_starting_anew(state: run_status.State) -> None:
     errors = {"image_missing": 1}
     status = RunStatus(Path("x"), state, 2, 1, errors, started="now", command="v run --overwrite")
     assert "again without --overwrite" in status.next_step

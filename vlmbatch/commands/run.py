@@ -43,8 +43,8 @@ def run(
 ) -> None:
     """Answer every row of MANIFEST and write the answers in its order.
 
-    A row that cannot be answered becomes an error row, and the run goes on. A
-    run that was stopped or killed goes on when the same command is run again.
+    A row that cannot be answered becomes an error row, and the run continues.
+    The same command, run again, resumes a run that was stopped or killed.
     Exits 0 when all rows are answered, 1 when some are errors, 2 when the job
     cannot be run as given.
     """
