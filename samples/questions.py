@@ -25,7 +25,9 @@ def ask_everything(shapes: Sequence[Shape], number: Number | None) -> Iterator[Q
     for shape in shapes:
         if kinds.count(shape.kind) == 1:
             yield Question("colour", f"What colour is the {shape.kind}?", shape.colour)
-            others = [other for other in (*shapes, number) if other not in (shape, None)]
+            others: list[Shape | Number] = [other for other in shapes if other != shape]
+            if number is not None:
+                others.append(number)
             yield from _relation_questions(shape, others)
     for kind in SHAPE_KINDS:
         yield Question("count", f"How many {kind}s are there?", str(kinds.count(kind)))

@@ -101,7 +101,7 @@ class OutputLockedError(VlmbatchError):
 
 
 class RowError(VlmbatchError):
-    """One row cannot be answered; it becomes an error row and the run goes on."""
+    """One row cannot be answered; it becomes an error row and the run continues."""
 
     exit_status = 1
 

@@ -34,7 +34,7 @@ class RunStats:
     errors_resumed: Counter[str] = field(default_factory=Counter)  # of these, the earlier run's
     error_examples: dict[str, str] = field(default_factory=dict)  # first message of each code
     started: float = field(default_factory=time.monotonic)
-    engine_started: float | None = None  # first row handed to the engine
+    work_started: float | None = None  # when the first row was begun: loading is over
     finished: float | None = None
 
     def count(self, result: Result, num_images: int, resumed: bool = False) -> None:
@@ -89,10 +89,10 @@ class RunStats:
         return (self.finished or time.monotonic()) - self.started
 
     def processing_seconds(self) -> float:
-        """Seconds since the first row reached the engine: the base of all rates."""
-        if self.engine_started is None:
+        """Seconds since work on the first row began, loading excluded: the base of all rates."""
+        if self.work_started is None:
             return 0.0
-        return (self.finished or time.monotonic()) - self.engine_started
+        return (self.finished or time.monotonic()) - self.work_started
 
     def finish(self) -> None:
         self.stage = "done"

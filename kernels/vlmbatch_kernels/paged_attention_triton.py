@@ -6,7 +6,6 @@ algorithm 1). Tiles with the most keys start first, so that short ones fill the 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,12 +13,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vlmbatch_kernels.paged_decode_triton import LOG2_E
 from vlmbatch_kernels.tiles import num_stages
 
 if TYPE_CHECKING:
     from vlmbatch_kernels.paged_attention import PageLayout, Scores
-
-_LOG2_E = math.log2(math.e)
 
 
 @triton.jit
@@ -58,7 +56,7 @@ def _attend_keys(
         if SOFTCAP:
             # tanh by exponentials of base 2: ``scale`` brings log2(e) along.
             products = softcap * (1.0 - 2.0 / (tl.exp2(products * (2.0 / softcap)) + 1.0))
-            products = products * 1.4426950408889634
+            products = products * LOG2_E
         is_value = in_row[None, :]
         if MASKED:
             key_at = start + tl.arange(0, BLOCK_N)
@@ -192,7 +190,7 @@ def paged_attention(
         cu_seqlens_q,
         seqlens_k,
         block_table.stride(0),
-        scores.scale * _LOG2_E,
+        scores.scale * LOG2_E.value,
         scores.softcap,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,

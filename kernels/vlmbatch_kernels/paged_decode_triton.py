@@ -20,7 +20,7 @@ from vlmbatch_kernels.tiles import num_stages
 if TYPE_CHECKING:
     from vlmbatch_kernels.paged_attention import PageLayout, Scores
 
-_LOG2_E = math.log2(math.e)
+LOG2_E = tl.constexpr(math.log2(math.e))
 _MIN_ROWS = 16  # of a matrix product
 _PAGES = 16  # looked up at a time
 
@@ -70,7 +70,7 @@ def attend_keys(
             if SOFTCAP:
                 # tanh by exponentials of base 2: ``scale`` brings log2(e) along.
                 products = softcap * (1.0 - 2.0 / (tl.exp2(products * (2.0 / softcap)) + 1.0))
-                products = products * 1.4426950408889634
+                products = products * LOG2_E
             key_at = start + tl.arange(0, BLOCK_N)
             seen = key_at < length
             # Behind the end anything may lie: no weight hides a NaN.
@@ -202,7 +202,7 @@ def paged_decode(
         seqlens_k,
         *(shared or (None,) * 4),
         block_table.stride(0),
-        scores.scale * _LOG2_E,
+        scores.scale * LOG2_E.value,
         scores.softcap,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,

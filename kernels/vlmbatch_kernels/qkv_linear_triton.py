@@ -17,7 +17,7 @@ from vlmbatch_kernels.persistent import ALIGNMENT, GROUP, MIN_ROWS, STAGES, is_h
 from vlmbatch_kernels.rotary import rotary_and_cache
 
 _HEAD_DIM = 128  # two heads are then as many columns as a multiprocessor multiplies at full rate
-# Places are counted in 32 bits: more do not fit the registers. Larger pools take the other way.
+# Offsets have 32 bits: more do not fit the registers. Larger pools take the unfused path.
 _MAX_OFFSET = 2**31 - 1
 _BLOCK_M, _BLOCK_K = 128, 64  # rows of a tile, depth of a load
 

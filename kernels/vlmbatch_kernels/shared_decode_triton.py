@@ -7,7 +7,6 @@ and ``paged_decode`` goes on from there instead of from nothing.
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,14 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vlmbatch_kernels.paged_decode_triton import SharedState, attend_keys, paged_decode
+from vlmbatch_kernels.paged_decode_triton import LOG2_E, SharedState, attend_keys, paged_decode
 from vlmbatch_kernels.shared_decode import MAX_TILE_ROWS
 from vlmbatch_kernels.tiles import num_stages
 
 if TYPE_CHECKING:
     from vlmbatch_kernels.paged_attention import PageLayout, Scores
 
-_LOG2_E = math.log2(math.e)
 _MIN_ROWS = 16  # of a matrix product
 _MAX_LINES = 64  # of the same, unless one row has more
 _PAGES = 16  # looked up at a time
@@ -32,7 +30,7 @@ _PAGES = 16  # looked up at a time
     do_not_specialize=["table_stride"],
     do_not_specialize_on_alignment=["block_table", "shared_lens", "tiles"],
 )
-def _attend_beginnings(
+def _attend_prefixes(
     query: tl.tensor,
     key_cache: tl.tensor,
     value_cache: tl.tensor,
@@ -121,7 +119,7 @@ def shared_decode(
     row_bytes = block_d * query.element_size()
     queries_and_weights = block_m * (row_bytes + 4 * block_n)
     grid = (len(tiles) * num_kv_heads, triton.cdiv(MAX_TILE_ROWS, rows))
-    _attend_beginnings[grid](
+    _attend_prefixes[grid](
         query,
         key_cache,
         value_cache,
@@ -132,7 +130,7 @@ def shared_decode(
         shared_lens,
         tiles,
         block_table.stride(0),
-        scores.scale * _LOG2_E,
+        scores.scale * LOG2_E.value,
         scores.softcap,
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,

@@ -13,9 +13,14 @@ from vlmbatch.api.images import ImageReader
 from vlmbatch.api.requests import RequestReader, open_call, with_sampling
 from vlmbatch.config import ImageLimits
 from vlmbatch.errors import ConfigError, ErrorCode
-from vlmbatch.types import Row
+from vlmbatch.types import ImageGrid, Row
 
-READER = RequestReader(ImageReader("pixel_values", (4, 6), ImageLimits()))
+
+def no_grid(shape: tuple[int, ...]) -> ImageGrid:
+    raise AssertionError("these are no features")
+
+
+READER = RequestReader(ImageReader("pixel_values", no_grid, ImageLimits()))
 PARAMS = SamplingParams()
 
 
@@ -46,7 +51,7 @@ def test_images_keep_their_order() -> None:
     row = read({"prompt": "p", "multi_modal_data": [ImagePixelData("/a"), ImagePixelData("/b")]})
     assert [image.path for image in row.images] == ["/a", "/b"]
     url = {"type": "image_url", "image_url": {"url": "/b"}}
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "image", "image": "/a"}, url]},
         {"role": "assistant", "content": "yes"},
         {"role": "user", "content": ({"type": "image_url", "image_url": "/c"},)},

@@ -110,4 +110,4 @@ def test_what_holds_no_parameters_is_refused_at_the_call(llm: LLM, params: Any) 
         with pytest.raises(TypeError, match="sampling_params"):
             call(iter(["USER: Hello"] * 2), params)
         with pytest.raises(ConfigError, match="strict must be True or False, got 'no'"):
-            call(["USER: Hello"], strict="no")  # type: ignore[call-overload]
+            call(["USER: Hello"], strict="no")  # type: ignore[call-overload,arg-type]

@@ -36,8 +36,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     )
     interface = SimpleNamespace(flash_attn_gpu=None)
     name = "vlmbatch.attention.flash"
-    monkeypatch.setitem(sys.modules, "flash_attn", package)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", interface)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setitem(sys.modules, "flash_attn.flash_attn_interface", interface)
     monkeypatch.setitem(sys.modules, name, ModuleType(name))  # puts back what was there, or nothing
     del sys.modules[name]
     module = import_module(name)
@@ -68,7 +68,7 @@ def test_ours_is_compiled_by_the_first_step_of_each_kind(calls: list[str]) -> No
     assert calls == ["ours", "flash-attn", "ours", "flash-attn", "flash-attn"]
 
 
-def test_ours_where_beginnings_are_shared(calls: list[str]) -> None:
+def test_ours_where_prefixes_are_shared(calls: list[str]) -> None:
     """Which is another kernel: the plain one is still to be compiled. Windows leave none of it."""
     shared = SharedPrefixes(torch.full((3,), 4), torch.tensor([[0, 3]]))
     decode_steps((3, SPEC), (3, OTHER_SPEC), (3, OTHER_SPEC), shared=shared)

@@ -56,7 +56,7 @@ def install_flash_attn(
 
 def remove(monkeypatch: Patch, *packages: str) -> None:
     for package in packages:
-        monkeypatch.setitem(sys.modules, package, None)  # type: ignore[arg-type]
+        monkeypatch.setitem(sys.modules, package, None)
 
 
 @pytest.mark.parametrize("name", ["auto", "torch"])

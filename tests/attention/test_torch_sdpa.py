@@ -7,9 +7,9 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from paged_batch import make_pool, make_step, write_and_attend
+from reference_attention import reference_dense, reference_paged
 
 from vlmbatch.attention.base import AttentionSpec
-from vlmbatch.attention.reference import reference_dense, reference_paged
 from vlmbatch.attention.torch_sdpa import TorchSdpaBackend
 
 STEPS = {
@@ -120,7 +120,7 @@ def test_sequences_without_a_cache_attend_within_themselves(
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0).int()
     got = TorchSdpaBackend().varlen(query, key, value, cu_seqlens, max(lengths), spec)
     parts = [torch.split(tensor, lengths) for tensor in (query, key, value)]
-    want = [reference_dense(*sequence, spec) for sequence in zip(*parts, strict=True)]
+    want = [reference_dense(*each, spec) for each in zip(parts[0], parts[1], parts[2], strict=True)]
     torch.testing.assert_close(got, torch.cat(want))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from paged_batch import make_pool, make_step, write_and_attend
+from reference_attention import reference_paged
 
 from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, SampledQueries
-from vlmbatch.attention.reference import reference_paged
 from vlmbatch.attention.triton_paged import TritonBackend
 
 STEPS = {

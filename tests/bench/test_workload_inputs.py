@@ -17,6 +17,7 @@ from vlmbatch.config import ImageArguments, PromptConfig
 from vlmbatch.errors import CheckpointError, ConfigError
 from vlmbatch.models import family
 from vlmbatch.models.family import load_model_config
+from vlmbatch.models.llava.image_processor import LlavaImageProcessor
 from vlmbatch.models.llava.processor import LlavaProcessor
 from vlmbatch.types import ImageRef, Row
 
@@ -33,7 +34,10 @@ def llava(tmp_path_factory: pytest.TempPathFactory) -> LlavaProcessor:
 
 def load_processor(folder: Path, max_model_len: int | None = None) -> LlavaProcessor:
     config = load_model_config(folder)
-    return family.load_processor(folder, config, PromptConfig(), ImageArguments(), max_model_len)
+    images = ImageArguments()
+    loaded = family.load_processor(folder, config, PromptConfig(), images, max_model_len)
+    assert isinstance(loaded, LlavaProcessor)
+    return loaded
 
 
 def read_rows(manifest: Path) -> list[dict[str, str]]:
@@ -160,6 +164,7 @@ def test_a_checkpoint_from_a_config_file(tmp_path: Path) -> None:
         prepare_checkpoint(str(source), tmp_path / "made")
         processor = load_processor(tmp_path / "made")
         assert processor.config == load_model_config(SAMPLE)
+        assert isinstance(processor.images, LlavaImageProcessor)
         assert processor.images.output_size == (80, 80)
 
 

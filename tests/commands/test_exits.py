@@ -83,7 +83,7 @@ def test_signals(
     process.send_signal(sent)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == status
-    assert stderr == f"error: {word}: 2 rows are done; run the same command again to go on\n"
+    assert stderr == f"error: {word}: 2 rows are done; run the same command again to resume\n"
 
 
 def test_a_stopped_run_says_what_is_done_and_what_to_do(job: Run, tmp_path: Path) -> None:
@@ -92,7 +92,8 @@ def test_a_stopped_run_says_what_is_done_and_what_to_do(job: Run, tmp_path: Path
     assert "150 of 300 done: 1 error; 100 done by an earlier run" in done.stderr
     assert "out.parquet.vlmbatch" in done.stderr
     assert done.stderr.endswith(
-        "error: stopped by SIGTERM. 150 of 300 rows are done; run the same command again to go on\n"
+        "error: stopped by SIGTERM. "
+        "150 of 300 rows are done; run the same command again to resume\n"
     )
     summary = json.loads((tmp_path / "s.json").read_text())
     assert (summary["exit_status"], summary["rows_total"], summary["rows_finished"]) == (
@@ -104,9 +105,9 @@ def test_a_stopped_run_says_what_is_done_and_what_to_do(job: Run, tmp_path: Path
 
 
 def test_what_to_do_fits_the_command(job: Run) -> None:
-    assert "again without --overwrite to go on" in job("stopped", *RUN, "--overwrite").stderr
+    assert "again without --overwrite to resume" in job("stopped", *RUN, "--overwrite").stderr
     streamed = job("stopped", "run", "-", "-m", "x", "-q").stderr
-    assert streamed.endswith("rows are done; standard output keeps nothing to go on from\n")
+    assert streamed.endswith("rows are done; standard output keeps nothing to resume from\n")
 
 
 def test_a_complete_output_leaves_nothing_to_do(job: Run) -> None:

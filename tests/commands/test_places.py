@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from in_process import call
 
-from vlmbatch.commands.places import WORK_SUFFIX
-from vlmbatch.output.work_folder import work_folder_path
+from vlmbatch.durable.run_paths import work_folder_path
 
 READ = (
     "--config",
@@ -289,7 +288,7 @@ def test_what_is_no_path(
 
 
 def test_the_work_folder_is_where_a_run_has_it() -> None:
-    assert work_folder_path(Path("a.parquet")).name == f"a.parquet{WORK_SUFFIX}"
+    assert work_folder_path(Path("a.parquet")).name == "a.parquet.vlmbatch"
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl", "/"])

@@ -135,7 +135,7 @@ def test_a_signal_leaves_what_is_done_and_nothing_else(
     folder.mkdir()
     output = folder / "out.parquet"
     command = start("run", many, "-m", MODEL, "-o", output)
-    command.wait_until(lambda: list(folder.glob("out.parquet.vlmbatch/journal-*")))
+    command.wait_until(lambda: any(folder.glob("out.parquet.vlmbatch/journal-*")))
     running = run("status", output)
     assert (running.returncode, running.stderr) == (75, "")
     assert f"written now by process {command.pid} on " in running.stdout

@@ -33,7 +33,7 @@ def test_a_template_has_a_name_too() -> None:
 
 
 @pytest.mark.parametrize("find", [find_config, find_chat_template])
-def test_a_file_wins_over_a_name_and_a_name_over_a_folder(find: Callable[[str], Path]) -> None:
+def test_a_file_wins_over_a_name_and_a_name_over_a_folder(find: Callable[..., Path]) -> None:
     name = {find_config: "llava-1.5-7b", find_chat_template: "llava-1.5"}[find]
     Path(name).mkdir()
     assert find(name).parent.samefile(CONFIGS)

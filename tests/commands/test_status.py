@@ -17,6 +17,7 @@ from vlmbatch.errors import ErrorCode, OutputError, UsageError
 from vlmbatch.jobs import status as run_status
 from vlmbatch.jobs.status import RunStatus, read_status
 from vlmbatch.manifest.schema import RESULT_SCHEMA
+from vlmbatch.output.journal_counts import read_journal_counts
 from vlmbatch.output.parquet_writer import ParquetResultWriter, ResultWriter
 from vlmbatch.output.reader import OutputCounts
 from vlmbatch.output.shards import ShardedParquetWriter
@@ -106,7 +107,7 @@ def test_an_interrupted_run(output: Path) -> None:
     assert (status.state, status.rows_done, status.rows_left) == ("interrupted", 4, 6)
     assert status.errors == {"image_missing": 1}
     assert status.next_step == (
-        "run the same command again to go on; add --retry-failed to answer the 1 error row again"
+        "run the same command again to resume; add --retry-failed to answer the 1 error row again"
     )
     assert read_status(output.with_name("out.parquet.vlmbatch")) == status
 
@@ -126,7 +127,7 @@ def test_what_is_shown(output: Path) -> None:
         assert line in done.stdout.splitlines()
     assert "row 1 (id one): no file at \\x1b[2Jx.png" in done.stdout
     assert "\x1b" not in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("next: run the same command again to go on")
+    assert done.stdout.splitlines()[-1].startswith("next: run the same command again to resume")
 
 
 def test_json(output: Path) -> None:
@@ -247,7 +248,7 @@ def test_a_run_record_that_is_damaged(output: Path) -> None:
 def test_a_run_that_ends_while_it_is_read(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The journal goes when the output is complete: what was read before is no status."""
     leave(output, done=10)
-    original = run_status.read_journal_counts
+    original = read_journal_counts
 
     def meanwhile(folder: Path, run_id: bytes, num_rows: int) -> OutputCounts:
         leave(output, done=10, commit=True, complete=True)
@@ -259,7 +260,7 @@ def test_a_run_that_ends_while_it_is_read(output: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("state", ["interrupted", "complete"])
-def test_going_on_is_not_starting_anew(state: run_status.State) -> None:
+def test_resuming_is_not_starting_anew(state: run_status.State) -> None:
     errors = {"image_missing": 1}
     status = RunStatus(Path("x"), state, 2, 1, errors, started="now", command="v run --overwrite")
     assert "again without --overwrite" in status.next_step

@@ -139,8 +139,8 @@ def test_no_value_gets_in_but_as_its_kind(config: type, data: st.DataObject) -> 
 @given(st.integers(0, 2**50))
 def test_sizes_and_times_are_read_as_they_are_shown(number: int) -> None:
     for unit in ("size", "time"):
-        text = UNITS[unit].show(number)  # type: ignore[index]
-        value = UNITS[unit].parse(text)  # type: ignore[index]
+        text = UNITS[unit].show(number)
+        value = UNITS[unit].parse(text)
         assert value == number
 
 

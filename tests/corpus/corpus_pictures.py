@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import struct
 import zlib
 from collections.abc import Iterator
 
 from drawing import draw
+from encoding import encoded
 from objects import Background, Box, Number, Shape
 from PIL import ExifTags, Image
 
@@ -15,7 +15,6 @@ SIDE = 160
 WHITE = (255, 255, 255)
 DESCRIPTION = "A red circle, a blue star and the number 42."
 NUMBER = "42"
-OTHER_DESCRIPTION = "A green square and a purple triangle."
 
 _SHAPES = (
     Shape("circle", "red", Box(0.2, 0.3, 0.14, 0.14)),
@@ -108,12 +107,6 @@ def png(width: int, height: int, *, depth: int, colour_type: int, rows: bytes) -
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
         for kind, body in chunks
     )
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def _see_through(picture: Image.Image) -> Image.Image:

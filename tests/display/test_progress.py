@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import pty
 import re
@@ -37,7 +38,7 @@ def rendered(stats: RunStats, width: int) -> list[str]:
 
 
 def test_rates_are_of_the_last_seconds_only() -> None:
-    rates, stats = Rates(), stats_of(engine_started=0.0)
+    rates, stats = Rates(), stats_of(work_started=0.0)
     for second in range(101):  # 10 rows a second for 50 seconds, then 2
         stats.rows_done = 10 * min(second, 50) + 2 * max(second - 50, 0)
         stats.completion_tokens = 4 * stats.rows_done
@@ -49,7 +50,7 @@ def test_rates_are_of_the_last_seconds_only() -> None:
 def test_rates_leave_out_the_time_before_the_first_row() -> None:
     rates, stats = Rates(), stats_of()
     rates.update(stats, 0.0)
-    stats.engine_started = 100.0
+    stats.work_started = 100.0
     rates.update(stats, 100.0)
     stats.rows_done = 5
     rates.update(stats, 101.0)
@@ -57,7 +58,7 @@ def test_rates_leave_out_the_time_before_the_first_row() -> None:
 
 
 def test_rows_of_an_earlier_run_are_no_speed() -> None:
-    rates, stats = Rates(), stats_of(engine_started=0.0, rows_total=10_000, rows_earlier=5000)
+    rates, stats = Rates(), stats_of(work_started=0.0, rows_total=10_000, rows_earlier=5000)
     for second in range(3):  # of them 2000 a second pass, and 10 new ones are done
         stats.rows_resumed = 2000 * second
         stats.rows_done = 2010 * second
@@ -83,7 +84,7 @@ def test_the_display_keeps_to_three_lines_of_any_width(width: int) -> None:
         rows_done=1_500_000,
         images_done=1_499_000,
         completion_tokens=90_000_000,
-        engine_started=0.0,
+        work_started=0.0,
     )
     stats.errors.update({"image_token_mismatch": 700, "image_unreadable": 300})
     lines = rendered(stats, width)
@@ -95,7 +96,7 @@ def test_the_display_keeps_to_three_lines_of_any_width(width: int) -> None:
 
 
 def test_an_unknown_total_has_no_share_and_no_end() -> None:
-    text = "\n".join(rendered(stats_of(rows_done=12, engine_started=0.0), 80))
+    text = "\n".join(rendered(stats_of(rows_done=12, work_started=0.0), 80))
     assert "12 rows" in text
     assert "%" not in text and "ETA" not in text
 
@@ -132,10 +133,15 @@ def test_lines_are_logged_while_the_block_runs(
 ) -> None:
     logged = threading.Event()
     monkeypatch.setattr(progress, "SECONDS_PER_LINE", 0.01)
-    stats = stats_of(stage="answering", rows_total=10, rows_done=4, engine_started=0.0)
+    stats = stats_of(stage="answering", rows_total=10, rows_done=4, work_started=0.0)
     stats.errors["image_missing"] = 1
     with caplog.at_level("INFO", logger="vlmbatch"):
-        caplog.handler.addFilter(lambda record: logged.set() or True)
+
+        def noted(record: logging.LogRecord) -> bool:
+            logged.set()
+            return True
+
+        caplog.handler.addFilter(noted)
         with RunDisplay(stats, Console(), "lines"):
             assert logged.wait(10)
     assert caplog.records[0].getMessage().startswith("answering: 4/10 40%, ")

@@ -223,10 +223,6 @@ def template_file(place: Place) -> Path:
     return path
 
 
-def as_it_is(place: Place) -> None:
-    """Nothing has to be brought about."""
-
-
 def option(*options: object) -> Callable[[Place], Step]:
     return lambda place: [*options]
 

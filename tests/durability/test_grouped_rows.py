@@ -1,4 +1,4 @@
-"""Runs whose rows leave by image and wait on the disk: they end, and go on, as any other."""
+"""Runs whose rows leave by image and wait on the disk: they end, and are resumed, as any other."""
 
 from __future__ import annotations
 

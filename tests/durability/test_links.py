@@ -14,7 +14,7 @@ from vlmbatch.durable.lock import OutputLock, lock_holder
 from vlmbatch.errors import OutputError
 from vlmbatch.output.feature_folder import FeatureFolder, FeatureManifest
 
-NAMES = {  # of a run that was killed, and whether it can go on in spite of the link
+NAMES = {  # of a run that was killed, and whether it can be resumed in spite of the link
     ".{output}.vlmbatch.tmp": False,
     "{output}.vlmbatch/lock": False,
     "{output}.vlmbatch/run.json.tmp": False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from failing_files import FaultyFiles, VolatileFiles
@@ -60,8 +61,11 @@ class TestDurableFile:
             file.write(b"0123456789")
 
     def test_a_file_system_that_takes_nothing(self, path):
-        files = FaultyFiles()
-        files.write = lambda descriptor, data: 0
+        class Full(FaultyFiles):
+            def write(self, descriptor: int, data: Any) -> int:
+                return 0
+
+        files = Full()
         with DurableFile(path, files) as file, pytest.raises(OSError, match="no more bytes"):
             file.write(b"0")
 
@@ -125,8 +129,11 @@ class TestPublish:
     ],
 )
 def test_message(path, number, advice):
-    with pytest.raises(OutputError) as caught, reported(path):
+    def refuse() -> None:
         raise OSError(number, os.strerror(number))
+
+    with pytest.raises(OutputError) as caught, reported(path):
+        refuse()
     message = str(caught.value)
     assert message.startswith(f"{path} cannot be written: {os.strerror(number)}. ")
     assert advice in message and message.endswith("then run again")

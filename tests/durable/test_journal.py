@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from failing_files import UnsyncedFiles, VolatileFiles
@@ -408,7 +409,8 @@ class TestForeign:
         class Later(str):
             __slots__ = ()
 
-        write_journal(tmp_path, [Result(0, "0", error_code=Later("bored"))], 2**20)
+        later: Any = Later("bored")
+        write_journal(tmp_path, [Result(0, "0", error_code=later)], 2**20)
         journal = recover(tmp_path)
         with pytest.raises(OutputError, match="'bored' is not a valid ErrorCode"):
             journal.read(0)

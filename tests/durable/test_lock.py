@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 
-from vlmbatch.durable import lock as lock_module
 from vlmbatch.durable.lock import OutputLock, lock_holder
 from vlmbatch.errors import OutputError, OutputLockedError
 
@@ -133,7 +132,7 @@ def test_a_file_system_without_locks(path, monkeypatch, number):
         used.append(descriptor)
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(lock_module.fcntl, "flock", refuse)
+    monkeypatch.setattr(fcntl, "flock", refuse)
     with pytest.raises(OutputError, match=os.strerror(number)) as caught:
         OutputLock(path, Path("out.parquet"))
     assert str(path) in str(caught.value)

@@ -7,6 +7,7 @@ import os
 import random
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ MESSAGES = [{"role": "user", "content": "what?"}]
 ROW = Row(0, "a", 1, "m.jsonl", "what?", None, (ImageRef(data=b"1"),), GREEDY, {"x": 1})
 BAD = replace(ROW, error=RowError(ErrorCode.PROMPT_INVALID, "no"))
 
-CHANGES = {
+CHANGES: dict[str, Any] = {
     "max_tokens": 5,
     "temperature": 2.0,
     "top_p": 0.5,
@@ -169,7 +170,7 @@ class TestWriter:
 
     @pytest.mark.parametrize("buffer", [1, 64, 10_000])
     def test_power_cut_at_every_call(self, tmp_path, monkeypatch, buffer):
-        """What is left is a beginning of the keys, then at most some that match nothing; once
+        """What is left is a prefix of the keys, then at most some that match nothing; once
         ``close`` has returned, all of them."""
         monkeypatch.setattr(row_keys_module, "_BUFFER_BYTES", buffer)
         keys = [number_key(n) for n in range(20)]

@@ -32,9 +32,10 @@ from vlmbatch.manifest.manifest import Manifest
 from vlmbatch.manifest.validate import validate_rows
 from vlmbatch.models.processor import PromptProcessor
 from vlmbatch.output.feature_folder import FeatureFolder
+from vlmbatch.stages.answer import to_result
 from vlmbatch.stages.feed import RowFeed
 from vlmbatch.stages.prepare import Prepared, start_preparing
-from vlmbatch.types import ImageRef, PixelImage, Row
+from vlmbatch.types import ImageInput, ImageRef, PixelImage, Row
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "samples/tiny-llava"
@@ -103,9 +104,9 @@ class StubProcessor:
 
 class StubLoader:
     def __init__(self) -> None:
-        self.image: Future[PixelImage] = Future()
+        self.image: Future[ImageInput] = Future()
 
-    def submit(self, ref: ImageRef) -> Future[PixelImage]:
+    def submit(self, ref: ImageRef) -> Future[ImageInput]:
         return self.image
 
     def close(self) -> None:
@@ -151,7 +152,10 @@ def test_in_a_validating_thread(error: BaseException) -> None:
 
 
 class StubEncoder:
-    def tokenize(self, row: Row) -> None:
+    def tokenize(self, row: Row) -> Any:
+        return None
+
+    def place(self, tokens: object, grids: object) -> None:
         pass
 
 
@@ -214,7 +218,7 @@ def test_a_run_says_so_and_goes_on_when_run_again(
                 broken = failing_at(6, error, PromptProcessor.tokenize)
                 patch.setattr(PromptProcessor, "tokenize", broken)
             case "writer":
-                broken = failing_at(6, error, vlmbatch.stages.sink.to_result)
+                broken = failing_at(6, error, to_result)
                 patch.setattr(vlmbatch.stages.sink, "to_result", broken)
         status = call(command)
     interrupted = isinstance(error, KeyboardInterrupt)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vlmbatch.engine.encoder_cache import EncoderCache
-from vlmbatch.types import FeatureImage, ImageGrid, PixelImage
+from vlmbatch.types import FeatureImage, ImageGrid, ImageInput, PixelImage
 
 
 def image(value: int, tokens: int = 2) -> PixelImage:
@@ -38,7 +38,7 @@ class Tower:
         return [pixels[:, 0, :1].float() for pixels in images]
 
     def project(self, features: Sequence[Tensor]) -> list[Tensor]:
-        self.batches.append([each[0, 0].item() for each in features])
+        self.batches.append([int(each[0, 0]) for each in features])
         self.dtypes += {each.dtype for each in features}
         return [each.float() for each in features]
 
@@ -95,7 +95,13 @@ def test_what_is_kept_does_not_hold_its_whole_batch_in_memory() -> None:
 
 def test_images_given_as_features_are_projected_in_batches_of_their_own() -> None:
     cache, tower = make_cache(batch_tokens=4)
-    images = [feature_image(1), image(2), feature_image(3), feature_image(4), image(5)]
+    images: list[ImageInput] = [
+        feature_image(1),
+        image(2),
+        feature_image(3),
+        feature_image(4),
+        image(5),
+    ]
     found = cache.get(images)
     assert tower.batches == [[2, 5], [1, 3], [4]]
     assert [found[given.content_hash][0, 0].item() for given in images] == [1, 2, 3, 4, 5]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.types import ImageSpan, Request
 
 
-def request(index: int, text: list[int], image: int | None = None, **sampling: object) -> Request:
+def request(index: int, text: list[int], image: int | None = None, **sampling: Any) -> Request:
     if image is None:
         return Request(index, text, SamplingParams(**sampling))
     tokens = [text[0], *[IMAGE_TOKEN_ID] * IMAGE_TOKENS, *text[1:]]
@@ -34,8 +35,12 @@ def request(index: int, text: list[int], image: int | None = None, **sampling: o
     return Request(index, tokens, SamplingParams(**sampling), (fake_image(image),), spans)
 
 
-def drain(engine: Engine) -> dict[int, tuple[list[int], str | None]]:
-    finished = {}
+# Tokens and why they ended; of a failed row its code and nothing.
+Ending = tuple[list[int] | ErrorCode, str | None]
+
+
+def drain(engine: Engine) -> dict[int, Ending]:
+    finished: dict[int, Ending] = {}
     for _ in range(5000):
         for output in engine.step():
             if isinstance(output, SequenceFailure):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from llava_7b import TEXT
 
@@ -50,7 +52,7 @@ def test_long_answers_are_decoded_beside_prompts(policy: OverlapPolicy) -> None:
         {"running": 130, "max_tokens": 40, "same": True},  # one prefix, read about once
     ],
 )
-def test_other_work_has_the_gpu_to_itself(policy: OverlapPolicy, state: dict[str, int]) -> None:
+def test_other_work_has_the_gpu_to_itself(policy: OverlapPolicy, state: dict[str, Any]) -> None:
     assert not policy.wants_overlap(scheduler_with(**state), overlapping=False)
 
 

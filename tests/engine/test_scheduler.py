@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import deque
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from vlmbatch.engine.block_pool import BlockPool
 from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.step import GranuleCopy, ScheduledChunk
-from vlmbatch.types import ImageSpan, PixelImage, Request
+from vlmbatch.types import ImageInput, ImageSpan, PixelImage, Request
 
 EOS = 7
 IMAGE_TOKEN = 9
@@ -161,7 +162,8 @@ def test_every_sequence_finishes_with_its_own_tokens(
     while to_add or scheduler.num_unfinished or under_way:
         steps += 1
         assert steps < 3000, "no progress"
-        if to_add and (data.draw(st.booleans()) or not scheduler.num_unfinished):
+        adds_one: bool = bool(to_add) and data.draw(st.booleans())
+        if to_add and (adds_one or not scheduler.num_unfinished):
             scheduler.add(to_add.popleft())
             if longest_first and not to_add:
                 scheduler.sort_waiting()
@@ -204,11 +206,16 @@ def test_every_sequence_finishes_with_its_own_tokens(
 
 
 def make_scheduler(num_granules: int = 8, **options: int) -> Scheduler:
-    limits = {"granule": 4, "max_num_seqs": 8, "max_batched_tokens": 64} | options
+    limits: dict[str, Any] = {"granule": 4, "max_num_seqs": 8, "max_batched_tokens": 64, **options}
     return Scheduler(BlockPool(num_granules), **limits)
 
 
-def sequence(tokens: list[int], max_tokens: int = 4, images: tuple = (), spans: tuple = ()):
+def sequence(
+    tokens: list[int],
+    max_tokens: int = 4,
+    images: tuple[ImageInput, ...] = (),
+    spans: tuple[ImageSpan, ...] = (),
+):
     request = Request(0, tokens, SamplingParams(max_tokens=max_tokens), images, spans)
     return Sequence(request, len(tokens) + max_tokens, frozenset([EOS]))
 
@@ -376,7 +383,7 @@ def test_finishing_from_outside_frees_the_blocks() -> None:
     assert scheduler.num_unfinished == 0 and scheduler.pool.holds() == {}
 
 
-def test_the_beginning_of_a_block_is_copied_once_it_has_been_computed() -> None:
+def test_the_first_part_of_a_block_is_copied_once_it_has_been_computed() -> None:
     scheduler = Scheduler(BlockPool(24, granules_per_block=4), 2, 8, 64)
     first, second = sequence([1] * 13), sequence([1] * 11 + [2] * 4)
     scheduler.add(first)
@@ -390,7 +397,7 @@ def test_the_beginning_of_a_block_is_copied_once_it_has_been_computed() -> None:
     assert second.num_cached_tokens == 10
 
 
-def test_sequences_without_a_common_beginning_pass_those_that_wait_for_one() -> None:
+def test_sequences_without_a_common_prefix_pass_those_that_wait_for_one() -> None:
     scheduler = Scheduler(BlockPool(24, granules_per_block=4), 2, 8, 64)
     for tokens in ([1] * 5, [1] * 6, [2] * 5):
         scheduler.add(sequence(tokens))

@@ -1,4 +1,4 @@
-"""Which rows of a decode step share a beginning, and that reading it once changes no answer."""
+"""Which rows of a decode step share a prefix, and that reading it once changes no answer."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def in_common(rows: Seq[ScheduledChunk]) -> int:
 
 
 def check(found: PrefixTiles, rows: list[ScheduledChunk]) -> None:
-    covered = set()
+    covered: set[int] = set()
     for first, num_rows in found.tiles:
         tile = range(first, first + num_rows)
         assert 2 <= num_rows <= MAX_TILE_ROWS
@@ -109,7 +109,7 @@ def check(found: PrefixTiles, rows: list[ScheduledChunk]) -> None:
 def steps(draw: st.DrawFn) -> list[ScheduledChunk]:
     rows = []
     for _ in range(draw(st.integers(1, 40))):
-        # Few distinct beginnings, and few ways on from each.
+        # Few distinct prefixes, and few continuations of each.
         parts = draw(
             st.lists(st.tuples(st.integers(0, 2), st.sampled_from([16, 40, 64])), max_size=4)
         )
@@ -143,14 +143,14 @@ def test_eight_questions_about_each_of_many_images() -> None:
     assert found.num_saved == 20 * 7 * 576
 
 
-def test_a_beginning_of_more_rows_than_a_tile_holds_is_read_by_several() -> None:
+def test_a_prefix_of_more_rows_than_a_tile_holds_is_read_by_several() -> None:
     found = find_shared_prefixes([question("image", i) for i in range(40)], GRANULE)
     assert found is not None
     assert found.tiles == [(0, 16), (16, 16), (32, 8)]
 
 
 def test_a_row_left_over_costs_its_neighbours_nothing() -> None:
-    """All begin with the same 160 tokens, and those before and behind go on alike."""
+    """All begin with the same 160 tokens, and those before and behind continue alike."""
     head = list(range(160))
     before = [row(head + [3] * 500 + [i] * 20) for i in range(14)]
     behind = [row(head + [5] * 500 + [i] * 20) for i in range(14)]
@@ -174,7 +174,7 @@ def test_little_is_not_shared() -> None:
     assert find_shared_prefixes([], GRANULE) is None
 
 
-def test_a_few_rows_with_a_very_long_beginning_are_left_to_who_divides_it() -> None:
+def test_a_few_rows_with_a_very_long_prefix_are_left_to_who_divides_it() -> None:
     document = [1] * 20_000
     few = [row([*document, i]) for i in range(8)]
     assert find_shared_prefixes(few, GRANULE) is None

@@ -69,7 +69,7 @@ def test_shared_prefixes_change_no_answer(
     """Questions about one image share its 100 tokens, fewer than would pay in earnest.
 
     Most answers end within three tokens, which leaves few steps of several rows of one image:
-    here they go on behind their end.
+    here they continue past their end.
     """
     steps: list[PrefixTiles | None] = []
 
@@ -91,7 +91,7 @@ def test_shared_prefixes_change_no_answer(
 def test_a_pool_that_runs_dry_changes_no_answer(
     settings: dict[str, int], sample: SampleModel, expected: list[list[int]]
 ) -> None:
-    """Answers go on behind their end, so that sequences need a block that they had not at first."""
+    """Answers continue past their end, so that sequences need a block that they lacked at first."""
     engine = sample.engine(replace(EXACT, kv_cache_tokens=800, **settings))
     tokens, errors = answer(engine, sample.endless_requests(60))
     assert not errors

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from paged_batch import Step, make_step, on_device, write_and_attend
+from reference_attention import reference_dense, reference_paged
 
 from vlmbatch.attention import make_backend
 from vlmbatch.attention.base import AttentionSpec, LayerKVCache
-from vlmbatch.attention.reference import reference_dense, reference_paged
 
 STEPS = {
     "decodes": [(1, 5), (1, 16), (1, 257), (1, 700), (1, 1), (1, 512)],

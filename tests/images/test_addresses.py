@@ -119,6 +119,16 @@ def test_a_name_server_that_does_not_answer_is_waited_for_no_longer() -> None:
     assert resolve_within(30, lambda host, port: [host, str(port)], "a", 80) == ["a", "80"]
 
 
+@pytest.mark.parametrize("failure", [OSError("no such host"), SystemExit(3)])
+def test_what_a_lookup_raises_is_raised_to_who_asked(failure: BaseException) -> None:
+    def failing(host: str, port: int) -> list[str]:
+        raise failure
+
+    with pytest.raises(type(failure)) as raised:
+        resolve_within(30, failing, "a.example", 80)
+    assert raised.value is failure
+
+
 def test_lookups_that_hang_do_not_pile_up() -> None:
     ended, lock, num_begun = threading.Event(), threading.Lock(), 0
 

@@ -20,7 +20,7 @@ from vlmbatch.images.addresses import refusal
 from vlmbatch.images.fetch import FetchLimits, ImageFetcher
 from vlmbatch.images.loading.url_loader import UrlLoader
 from vlmbatch.images.urls import AllowedDomains
-from vlmbatch.types import ImageRef
+from vlmbatch.types import ImageInput, ImageRef
 
 HERE = "127.0.0.1"
 IMAGE = bytes(range(256)) * 20
@@ -329,7 +329,7 @@ class Noted:
         self.given: list[ImageRef] = []
         self.closed = False
 
-    def submit(self, ref: ImageRef) -> Future:
+    def submit(self, ref: ImageRef) -> Future[ImageInput]:
         self.given.append(ref)
         return Future()
 

@@ -10,21 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from encoding import encoded
 from PIL import Image, ImageOps
 
 from vlmbatch.config import ImageLimits
+from vlmbatch.errors import RowError
 from vlmbatch.images.decode import ImageHeader, decode_image, probe_image
 from vlmbatch.types import ImageRef
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (20, 30, 3), dtype=np.uint8)
 LIMITS = ImageLimits()
-
-
-def encoded(image: Image.Image, kind: str, **options) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
 
 
 def decoded(data: bytes) -> np.ndarray:
@@ -191,7 +187,7 @@ class TestDepthsAndColourSpaces:
 
     def test_floating_point_is_refused(self):
         image = Image.fromarray(np.ones((2, 2), dtype=np.float32))
-        with pytest.raises(Exception, match="embedded image: floating-point") as caught:
+        with pytest.raises(RowError, match="embedded image: floating-point") as caught:
             decoded(encoded(image, "TIFF"))
         assert caught.value.code == "image_format_unsupported"
 

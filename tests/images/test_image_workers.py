@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shutil
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from encoding import encoded
 from PIL import Image
 from worker_processes import HOSTILE_DECODERS, PHOTOS, PROCESSOR, wait_until, worker_pids
 
@@ -22,7 +22,7 @@ from vlmbatch.config import ImageLimits
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.loading.loader import ImageLoader, InProcessLoader
 from vlmbatch.images.loading.pool import ImageWorkers
-from vlmbatch.types import ImageRef, PixelImage
+from vlmbatch.types import ImageInput, ImageRef, PixelImage
 
 LIMITS = ImageLimits(max_pixels=1_000_000, max_bytes=2**20)
 Open = Callable[..., ImageWorkers]
@@ -43,17 +43,17 @@ def open_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
         pool.close()
 
 
-def outcome(loader: ImageLoader, ref: ImageRef) -> PixelImage | RowError:
+def decoded(loader: ImageLoader, ref: ImageRef) -> PixelImage:
+    image = loader.submit(ref).result()
+    assert isinstance(image, PixelImage)
+    return image
+
+
+def outcome(loader: ImageLoader, ref: ImageRef) -> ImageInput | RowError:
     try:
         return loader.submit(ref).result()
     except RowError as error:
         return error
-
-
-def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
-    file = io.BytesIO()
-    image.save(file, kind, **options)
-    return file.getvalue()
 
 
 def odd_files(folder: Path) -> list[ImageRef]:
@@ -92,6 +92,7 @@ def test_results_equal_those_in_process(open_workers: Open, tmp_path: Path) -> N
             assert (ours.code, ours.message) == (expected.code, expected.message)
         else:
             assert isinstance(ours, PixelImage), (ref, ours)
+            assert isinstance(expected, PixelImage)
             assert ours.content_hash == expected.content_hash
             np.testing.assert_array_equal(ours.pixels, expected.pixels)
             assert not ours.pixels.flags.writeable
@@ -103,7 +104,7 @@ def test_images_of_many_threads_are_not_mixed_up(open_workers: Open) -> None:
 
     def pixel(colour: tuple[int, int, int]) -> list[int]:
         data = encoded(Image.new("RGB", (64, 48), colour), "PNG")
-        result: list[int] = workers.submit(ImageRef(data=data)).result().pixels[20, 20].tolist()
+        result: list[int] = decoded(workers, ImageRef(data=data)).pixels[20, 20].tolist()
         return result
 
     with ThreadPoolExecutor(16) as threads:
@@ -114,8 +115,8 @@ def test_a_large_embedded_image_reaches_its_worker(open_workers: Open) -> None:
     """Larger than what a socket holds at once."""
     noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
     ref = ImageRef(data=encoded(Image.fromarray(noise), "BMP"))
-    ours = open_workers().submit(ref).result()
-    expected = InProcessLoader(LIMITS, PROCESSOR).submit(ref).result()
+    ours = decoded(open_workers(), ref)
+    expected = decoded(InProcessLoader(LIMITS, PROCESSOR), ref)
     np.testing.assert_array_equal(ours.pixels, expected.pixels)
 
 
@@ -146,10 +147,10 @@ def test_an_image_of_many_rows_is_decoded_once(
 def test_embedded_bytes_under_one_name_are_told_apart(open_workers: Open) -> None:
     workers = open_workers()
     images = [
-        workers.submit(ImageRef("same name", encoded(Image.new("L", (9, 9), grey), "PNG")))
+        decoded(workers, ImageRef("same name", encoded(Image.new("L", (9, 9), grey), "PNG")))
         for grey in (10, 200)
     ]
-    assert [future.result().pixels[0, 32, 0] for future in images] == [10, 200]
+    assert [image.pixels[0, 32, 0] for image in images] == [10, 200]
 
 
 def test_a_file_that_changed_is_decoded_again(open_workers: Open, tmp_path: Path) -> None:
@@ -188,8 +189,9 @@ def test_no_more_images_are_under_way_than_slots(open_workers: Open) -> None:
     time.sleep(0.1)  # without a bound it would have ended by now
     assert not waiting.done()
     workers.close()
-    for future in (*futures, waiting):
+    for future in futures:
         assert isinstance(future.exception(10), CancelledError)
+    assert isinstance(waiting.exception(10), CancelledError)
     third.shutdown()
 
 

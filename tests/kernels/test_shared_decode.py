@@ -19,14 +19,14 @@ def test_rows_with_copies_of_a_prefix_attend_as_by_themselves(
 ) -> None:
     """Full pages, and partial ones, that hold the same as those of a tile's first row."""
     make = make_shared(totals, tiles, (4, 2, 8), softcap=2.0, page_size=page_size)
-    query, *pool, table, seqlens_k, lens, rows, layout, scores = make(torch.Generator())
+    query, keys, values, table, seqlens_k, lens, rows, layout, scores = make(torch.Generator())
     for first, count, shared in tiles:
         source = prefix_slots(table[first], shared, layout)
         for row in range(first + 1, first + count):
-            for cache in pool:
+            for cache in (keys, values):
                 cache[prefix_slots(table[row], shared, layout)] = cache[source]
-    want = paged_decode(query, *pool, table, seqlens_k, layout, scores)
-    got = shared_decode(query, *pool, table, seqlens_k, lens, rows, layout, scores)
+    want = paged_decode(query, keys, values, table, seqlens_k, layout, scores)
+    got = shared_decode(query, keys, values, table, seqlens_k, lens, rows, layout, scores)
     torch.testing.assert_close(got, want)
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from paged_batch import make_pool, make_step
+from reference_attention import reference_paged
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 from vlmbatch_kernels.activation import quick_gelu, silu_and_mul
 from vlmbatch_kernels.embedding import embed_with_features
@@ -20,7 +21,6 @@ from vlmbatch_kernels.rms_norm import rms_norm, rms_norm_residual
 from vlmbatch_kernels.rotary import apply_rotary, rotary_and_cache, rotary_tables
 
 from vlmbatch.attention.base import AttentionSpec
-from vlmbatch.attention.reference import reference_paged
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -87,8 +87,11 @@ def test_labels_stand_for_embedded_images(tmp_path, monkeypatch):
     pq.write_table(pa.table({"prompt": ["p"] * 3, "image": images}), tmp_path / "m.parquet")
     seen = []
     add = ImageUses.add
-    monkeypatch.setattr(
-        ImageUses, "add", lambda self, value: seen.append(value) or add(self, value)
-    )
+
+    def noted(self: ImageUses, value: object) -> None:
+        seen.append(value)
+        add(self, value)
+
+    monkeypatch.setattr(ImageUses, "add", noted)
     assert scanned(tmp_path / "m.parquet") == [2, 1, 2]
     assert seen == [{"path": "a"}, {"path": "b"}, {"path": "a"}]

@@ -21,6 +21,7 @@ from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ManifestError
 from vlmbatch.manifest import second_pass
 from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.parquet import ParquetFile
 from vlmbatch.manifest.second_pass import StreamDigest, same_stream
 
 NUM_ROWS = 4000
@@ -173,6 +174,7 @@ def test_parquet_that_changes_in_the_first_pass(
     path.write_bytes(parquet(PROMPTS))
     manifest = opened(path)
     (file,) = manifest._files
+    assert isinstance(file, ParquetFile)
     digest = file._digest
 
     def digest_and_edit(end: int | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -158,7 +159,12 @@ def test_a_footer_that_hides_what_comes_after_the_dictionary(
 def test_columns_in_any_order(names: list[str], tmp_path: Path) -> None:
     path = tmp_path / "m.parquet"
     image = {"bytes": b"x" * 100, "path": "a"}
-    columns = {"image": [image] * 9, "list": [[1, 2]] * 9, "id": [*"abcdefghi"], "n": [1] * 9}
+    columns: dict[str, list[Any]] = {
+        "image": [image] * 9,
+        "list": [[1, 2]] * 9,
+        "id": [*"abcdefghi"],
+        "n": [1] * 9,
+    }
     pq.write_table(pa.table(columns), path)
     with BatchReader(lambda paths: pq.ParquetFile(path, read_dictionary=list(paths))) as reader:
         read = [

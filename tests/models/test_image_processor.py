@@ -35,7 +35,7 @@ CLASSES = {
 }
 
 
-MODEL = SimpleNamespace(  # of a ``LlavaConfig``, what counts an image's tokens
+MODEL: Any = SimpleNamespace(  # of a ``LlavaConfig``, what counts an image's tokens
     vision=SimpleNamespace(image_size=336, patch_size=14), image_feature_size=576
 )
 
@@ -63,11 +63,12 @@ def assert_equal(
     pixels = ours.process(image).pixels
     assert pixels.dtype == np.uint8
     assert pixels.shape == (*ours.output_size, 3)
-    normalized = (pixels * np.float32(ours.scale) + np.float32(ours.bias)).transpose(2, 0, 1)
+    scale, bias = (np.asarray(each, np.float32) for each in (ours.scale, ours.bias))
+    normalized = (pixels * scale + bias).transpose(2, 0, 1)
     np.testing.assert_allclose(normalized, theirs, atol=1e-5, rtol=1e-6)
 
 
-CONFIGS = {
+CONFIGS: dict[str, dict[str, Any]] = {
     "clip": CLIP_336,
     "clip, defaults": {"image_processor_type": "CLIPImageProcessor"},
     "clip, numbers": {"image_processor_type": "CLIPImageProcessor", "size": 112, "crop_size": 112},

@@ -57,7 +57,9 @@ def load(folder: Path, config: object, generation: object = None) -> OurConfig:
     (folder / "config.json").write_text(json.dumps(config))
     if generation is not None:
         (folder / "generation_config.json").write_text(json.dumps(generation))
-    return load_model_config(folder)
+    loaded = load_model_config(folder)
+    assert isinstance(loaded, OurConfig)
+    return loaded
 
 
 PUBLISHED = {

@@ -19,6 +19,7 @@ from transformers import AutoProcessor
 from vlmbatch.config import ImageArguments, PromptConfig, SamplingParams
 from vlmbatch.errors import CheckpointError, ConfigError, ErrorCode, RowError, VlmbatchError
 from vlmbatch.models.family import EncodedPrompt, load_model_config, load_processor
+from vlmbatch.models.llava.image_processor import LlavaImageProcessor
 from vlmbatch.models.llava.processor import LlavaProcessor
 from vlmbatch.types import ImageRef, ImageSpan, Row
 
@@ -100,13 +101,15 @@ def load(
     images: ImageArguments | None = None,
     max_model_len: int | None = None,
 ) -> LlavaProcessor:
-    return load_processor(
+    loaded = load_processor(
         folder,
         load_model_config(folder),
         prompt or PromptConfig(),
         images or ImageArguments(),
         max_model_len,
     )
+    assert isinstance(loaded, LlavaProcessor)
+    return loaded
 
 
 def row(
@@ -155,8 +158,9 @@ def assert_equal(folder: Path, prompt: str, num_images: int) -> None:
     size = ours.config.image_feature_size
     assert [span.length for span in encoded.image_spans] == [size] * num_images
     for index, image in enumerate(images):
+        assert isinstance(ours.images, LlavaImageProcessor)
         pixels = ours.images.process(image).pixels
-        scale, bias = (np.float32(x) for x in (ours.images.scale, ours.images.bias))
+        scale, bias = (np.asarray(x, np.float32) for x in (ours.images.scale, ours.images.bias))
         np.testing.assert_allclose(
             (pixels * scale + bias).transpose(2, 0, 1), expected["pixel_values"][index], atol=1e-5
         )
@@ -227,7 +231,8 @@ def test_own_system_message_stays(folder: Path) -> None:
 
 def test_system_message_does_not_make_up_for_messages(folder: Path) -> None:
     processor = load(folder, PromptConfig(chat=True, system_prompt="Be brief."))
-    for messages in ([], ["hello"]):
+    not_messages: list[Any] = [[], ["hello"]]
+    for messages in not_messages:
         with pytest.raises(RowError, match=r"empty|'hello'"):
             processor.tokenize(row(messages=messages))
 

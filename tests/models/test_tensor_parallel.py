@@ -9,7 +9,7 @@ from threading import Barrier
 
 import pytest
 import torch
-from checkpoints import make_checkpoint
+from checkpoints import TextKind, Tower, make_checkpoint
 from paged_batch import forward_in_chunks
 from pixel_scaling import scaling
 from torch import Tensor
@@ -50,18 +50,20 @@ def load(folder: Path, parallel: ParallelContext) -> LlavaModel:
     config, cpu = load_model_config(folder), torch.device("cpu")
     backend = make_backend("torch", "cpu")
     images = scaling((0.01, 0.02, 0.03), (-1.0, -1.0, -1.0))
-    return load_model(folder, config, images, cpu, torch.float32, backend, parallel)
+    model = load_model(folder, config, images, cpu, torch.float32, backend, parallel)
+    assert isinstance(model, LlavaModel)
+    return model
 
 
 def run(model: LlavaModel) -> Tensor:
     generator = torch.Generator().manual_seed(2)
     pixels = torch.randint(256, (2, 24, 24, 3), generator=generator, dtype=torch.uint8)
-    embeds = [*model.encode_images(pixels), model.embed(torch.arange(30)).hidden]
+    embeds = [*model.encode_images(list(pixels)), model.embed(torch.arange(30)).hidden]
     return torch.cat(forward_in_chunks(model, embeds, [7, 1, 30]))
 
 
 @pytest.mark.parametrize(("kind", "tower"), [("llama", "clip"), ("qwen2", "siglip")])
-def test_two_ranks_equal_one(kind: str, tower: str, tmp_path: Path) -> None:
+def test_two_ranks_equal_one(kind: TextKind, tower: Tower, tmp_path: Path) -> None:
     make_checkpoint(kind, tower, tmp_path)
     exchange = Exchange(2)
     with ThreadPoolExecutor(2) as pool:

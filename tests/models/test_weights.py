@@ -12,11 +12,12 @@ import torch
 from checkpoints import make_checkpoint
 from pixel_scaling import scaling
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlmbatch.attention import make_backend
 from vlmbatch.errors import CheckpointError
 from vlmbatch.models.family import load_model_config
+from vlmbatch.models.llava.config import LlavaConfig
 from vlmbatch.models.llava.model import Model as LlavaModel
 from vlmbatch.models.registry import build_model, load_model, load_vision, random_model
 from vlmbatch.models.weights import materialise, random_weights, weight_slots
@@ -39,7 +40,9 @@ def folder(original: Path, tmp_path: Path) -> Path:
 def load(folder: Path, dtype: torch.dtype = torch.float32) -> LlavaModel:
     config, cpu = load_model_config(folder), torch.device("cpu")
     backend = make_backend("torch", "cpu")
-    return load_model(folder, config, scaling(), cpu, dtype, backend)
+    model = load_model(folder, config, scaling(), cpu, dtype, backend)
+    assert isinstance(model, LlavaModel)
+    return model
 
 
 def edit(folder: Path, change: Callable[[dict[str, Tensor]], object]) -> None:
@@ -58,7 +61,7 @@ def shard(folder: Path, files: int = 2) -> dict[str, str]:
     """Split the checkpoint into shards with an index; return the index's weight map."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number in range(files):
         file = f"model-{number + 1:05}-of-{files:05}.safetensors"
         names = sorted(tensors)[number::files]
@@ -144,14 +147,16 @@ def test_a_model_that_is_given_features_has_no_tower(folder: Path) -> None:
     model = load_model(folder, config, None, cpu, torch.float32, backend)
     made_up = random_model(config, None, cpu, torch.float32, backend)
     for each in (model, made_up):
+        assert isinstance(each, LlavaModel)
         assert not [name for name, _ in each.named_parameters() if "vision" in name]
     whole = load(folder)
+    assert isinstance(config, LlavaConfig) and config.vision is not None
     size = config.vision.image_size
     pixels = torch.randint(256, (2, size, size, 3), dtype=torch.uint8)
-    features = whole.extract_features(pixels)
+    features = whole.extract_features(list(pixels))
     assert [each.shape for each in features] == 2 * [config.feature_shape]
     projected = model.project_features(features)
-    assert all(map(torch.equal, projected, whole.encode_images(pixels)))
+    assert all(map(torch.equal, projected, whole.encode_images(list(pixels))))
     assert model.project_features([each.double() for each in features])[0].dtype == torch.float32
 
 
@@ -162,8 +167,10 @@ def test_the_tower_alone_needs_nothing_else_of_the_checkpoint(folder: Path) -> N
     backend = make_backend("torch", "cpu")
     vision = load_vision(folder, config, scaling(), cpu, torch.float32, backend)
     pixels = torch.randint(256, (1, *config.image_input_shape[2:], 3), dtype=torch.uint8)
-    (ours,), (expected,) = vision.extract_features(pixels), whole.extract_features(pixels)
+    (ours,) = vision.extract_features(list(pixels))
+    (expected,) = whole.extract_features(list(pixels))
     assert torch.equal(ours, expected)
+    assert isinstance(vision, nn.Module)
     assert {name.partition(".")[0] for name, _ in vision.named_parameters()} == {"vision_tower"}
 
     edit(folder, lambda tensors: tensors.pop(next(n for n in tensors if "layers.0.mlp.fc1" in n)))
@@ -263,7 +270,7 @@ def test_dtype_is_converted_and_tables_follow(folder: Path, original: Path) -> N
     assert model.language_model.rotary.cos.dtype == torch.bfloat16
     assert model.pixel_normalizer.scale.dtype == torch.float32
     pixels = torch.zeros(1, 24, 24, 3, dtype=torch.uint8)
-    assert model.encode_images(pixels)[0].dtype == torch.bfloat16
+    assert model.encode_images(list(pixels))[0].dtype == torch.bfloat16
 
 
 def test_slots_cover_every_parameter_once(original: Path) -> None:
@@ -282,7 +289,8 @@ def test_random_weights_repeat(original: Path) -> None:
         assert next(model.parameters()).is_meta
         materialise(model, torch.device("cpu"), torch.float32)
         random_weights(model, seed)
-        assert (model.language_model.norm.weight == 1).all()
+        assert isinstance(model, LlavaModel)
+        assert bool((model.language_model.norm.weight == 1).all())
         return list(model.parameters())
 
     first, again, other = build(1), build(1), build(2)

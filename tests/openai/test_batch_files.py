@@ -31,7 +31,7 @@ TEXT = {"prompt": "Once upon a time"}
 LINES = BatchLines(RUN_ID, 1_700_000_000, "tiny")
 
 
-def request(custom_id: Any, body: Any, url: str = CHAT, **fields: Any) -> dict[str, Any]:
+def request(custom_id: Any, body: Any, url: Any = CHAT, **fields: Any) -> dict[str, Any]:
     return {"custom_id": custom_id, "method": "POST", "url": url, "body": body, **fields}
 
 
@@ -39,7 +39,7 @@ def asking(*content: Any, **fields: Any) -> dict[str, Any]:
     return {"model": "tiny", "messages": [{"role": "user", "content": list(content)}], **fields}
 
 
-def image(url: str) -> dict[str, Any]:
+def image(url: Any) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": url}}
 
 
@@ -100,7 +100,7 @@ def test_rows(tmp_path):
 
 
 def test_requests_about_one_image_are_known_before_they_are_read(tmp_path):
-    lines = [asking(image(url)) for url in ("a.png", "data:;base64,YWI=", "a.png")]
+    lines: list[Any] = [asking(image(url)) for url in ("a.png", "data:;base64,YWI=", "a.png")]
     lines += [asking("text"), {"messages": [{"content": image("a.png")}]}, [], asking(image(3))]
     lines += [{**TEXT, "images": images} for images in (["a.png"], [], [["b.png"]])]
     path = tmp_path / "requests.jsonl"

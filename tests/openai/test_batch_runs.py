@@ -253,8 +253,8 @@ def test_the_sample_model_answers_a_batch_that_is_killed(sample_requests, tmp_pa
         assert body.usage.prompt_tokens_details.image_tokens == 100
         assert body.model == MODEL.name
     assert answers == {}
-    body = Completion.model_validate(text["response"]["body"], strict=True)
-    assert body.usage is not None and body.usage.completion_tokens <= 2
+    completed = Completion.model_validate(text["response"]["body"], strict=True)
+    assert completed.usage is not None and completed.usage.completion_tokens <= 2
     [error] = read(tmp_path / "results.errors.jsonl")
     assert error["custom_id"] == "bad"
     assert error["response"]["body"]["error"]["type"] == "invalid_request_error"

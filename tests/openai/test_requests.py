@@ -214,8 +214,8 @@ def test_fields_that_ask_for_nothing_are_accepted() -> None:
         (NEUTRAL_CHAT, parse_chat_request, chat()),
         (NEUTRAL_COMPLETION, parse_completion_request, {"prompt": "a"}),
     ):
-        for name, values in neutral.items():
-            for value in (None, *values):
+        for name, neutrals in neutral.items():
+            for value in (None, *neutrals):
                 assert parse({**body, name: value}, DEFAULTS).sampling == DEFAULTS
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from openai.types import Completion, Model
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
+from pydantic import BaseModel
 
 from vlmbatch.openai import responses
 
@@ -11,7 +14,7 @@ HEAD = responses.ResponseHead("chatcmpl-1", 1_700_000_000, "tiny")
 USAGE = responses.usage(10, 3, 8, 4)
 
 
-def strictly(model: type, values: dict) -> None:
+def strictly(model: type[BaseModel], values: dict[str, Any]) -> None:
     """Valid, and nothing in it that the client does not know."""
     parsed = model.model_validate(values, strict=True)
     assert parsed.model_dump(exclude_unset=True) == values

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,7 +34,7 @@ from vlmbatch.output.carry_over import (
     seed_unchanged,
     seed_without_errors,
 )
-from vlmbatch.output.parquet_writer import ParquetResultWriter
+from vlmbatch.output.parquet_writer import ParquetResultWriter, ResultWriter
 from vlmbatch.output.reader import OutputReader, read_output_counts
 from vlmbatch.output.shards import ShardedParquetWriter, list_shards
 from vlmbatch.output.work_folder import RUN_ID_KEY
@@ -80,7 +81,9 @@ class Job:
                     journal.append(result)
             return
         if self.kind == "file":
-            writer = ParquetResultWriter(self.output, SCHEMA, {}, files=UnsyncedFiles())
+            writer: ResultWriter = ParquetResultWriter(
+                self.output, SCHEMA, {}, files=UnsyncedFiles()
+            )
         else:
             writer = ShardedParquetWriter(
                 self.output, SCHEMA, {RUN_ID_KEY: "old"}, 4, len(rows), files=UnsyncedFiles()
@@ -168,7 +171,7 @@ class TestIncremental:
 
     @pytest.fixture
     def rows(self, tmp_path):
-        def read(*items: dict[str, object], **sampling: float) -> list[Row]:
+        def read(*items: dict[str, object], **sampling: Any) -> list[Row]:
             path = tmp_path / "m.jsonl"
             path.write_text("".join(json.dumps(item) + "\n" for item in items))
             return list(open_manifest(ManifestConfig(str(path)), SamplingParams(**sampling)).rows())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,7 +28,7 @@ def error(row: int, code: ErrorCode, message: str = "no file") -> Result:
     return Result(row, f"id-{row}", error_code=code, error_message=message)
 
 
-def write(folder: Path, results: Sequence[Result], run_id: bytes = RUN, **options: int) -> None:
+def write(folder: Path, results: Sequence[Result], run_id: bytes = RUN, **options: Any) -> None:
     with JournalWriter(folder, run_id, **options) as writer:
         for result in results:
             writer.append(result)

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow as pa
@@ -147,10 +148,13 @@ class TestCommit:
         path = tmp_path / "out.parquet"
         events: list[str] = []
         fsync, replace = os.fsync, Path.replace
-        monkeypatch.setattr(os, "fsync", lambda fd: (events.append("fsync"), fsync(fd)))
-        monkeypatch.setattr(
-            Path, "replace", lambda self, target: (events.append("name"), replace(self, target))
-        )
+
+        def noted(event: str, call: Callable[..., object], *arguments: object) -> object:
+            events.append(event)
+            return call(*arguments)
+
+        monkeypatch.setattr(os, "fsync", lambda fd: noted("fsync", fsync, fd))
+        monkeypatch.setattr(Path, "replace", lambda *each: noted("name", replace, *each))
         write(path, [ANSWER])
         assert events == ["fsync", "name", "fsync"]
 

@@ -122,9 +122,9 @@ class TestLayout:
             assert [writer.is_written(n) for n in range(5)] == [
                 n < (row + 1) // 2 * 2 for n in range(5)
             ]
-        assert not writer.is_complete
+        complete = [writer.is_complete]
         writer.write(answer(4, "new"))
-        assert writer.is_complete
+        assert [*complete, writer.is_complete] == [False, True]
         assert len(finished_shards(tmp_path / "out")) == 3
 
     def test_rows_out_of_order_are_refused(self, tmp_path):

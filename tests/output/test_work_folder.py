@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -61,7 +62,8 @@ def own_disks(monkeypatch):
         status = stat(path, **how)
         if how or not str(path).endswith(f"/{OWN_DISK}"):
             return status
-        kind, (values, others) = status.__reduce__()
+        reduced: Any = status.__reduce__()
+        kind, (values, others) = reduced
         return kind((*values[:2], status.st_dev + 1, *values[3:]), others)
 
     monkeypatch.setattr(os, "stat", told)

@@ -87,7 +87,8 @@ def _requests(pair: Pair) -> list[Request]:
 @pytest.fixture(scope="module", params=COMBINATIONS, ids="-".join)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     folder = tmp_path_factory.mktemp("checkpoint")
-    pair = make_pair(*request.param, "llava-hf", folder)
+    kind, tower = request.param
+    pair = make_pair(kind, tower, "llava-hf", folder)
     expected = _expected(pair)
     return Case(folder, _requests(pair), [*expected, *expected])
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from checkpoints import make_checkpoint
+from checkpoints import Layout, Rope, TextKind, Tower, make_checkpoint
 from paged_batch import forward_in_chunks
 from parity_pair import Pair, make_pair
 from pixel_scaling import scaling
 
 from vlmbatch.attention import make_backend
 from vlmbatch.models.family import load_model_config
+from vlmbatch.models.llava.model import Model as LlavaModel
 from vlmbatch.models.registry import load_model
 
-TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
+TOLERANCE: dict[str, Any] = {"atol": 1e-4, "rtol": 0.0}
 
 
 @pytest.fixture(
@@ -26,13 +28,14 @@ TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
     ids="-".join,
 )
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    return make_pair(*request.param, "llava-hf", tmp_path_factory.mktemp("checkpoint"))
+    kind, tower = request.param
+    return make_pair(kind, tower, "llava-hf", tmp_path_factory.mktemp("checkpoint"))
 
 
 def test_image_features(pair: Pair) -> None:
     with torch.inference_mode():
         theirs = pair.theirs.get_image_features(pair.pixel_values(), return_dict=True)
-    ours = pair.ours.encode_images(pair.pixels)
+    ours = pair.ours.encode_images(list(pair.pixels))
     for mine, features in zip(ours, theirs.pooler_output, strict=True):
         torch.testing.assert_close(mine, features, **TOLERANCE)
 
@@ -48,7 +51,9 @@ def test_logits_in_chunks(pair: Pair, chunk: int | str) -> None:
 
 @pytest.mark.parametrize("layout", ["saved", "internal"])
 @pytest.mark.parametrize(("kind", "tower"), [("llama", "clip"), ("qwen2", "siglip")])
-def test_layouts_of_transformers_5(kind: str, tower: str, layout: str, tmp_path: Path) -> None:
+def test_layouts_of_transformers_5(
+    kind: TextKind, tower: Tower, layout: Layout, tmp_path: Path
+) -> None:
     pair = make_pair(kind, tower, layout, tmp_path)
     hidden = forward_in_chunks(pair.ours, pair.our_embeds(), [10_000] * len(pair.prompts))
     for ours, theirs in zip(hidden, pair.their_logits(), strict=True):
@@ -56,7 +61,7 @@ def test_layouts_of_transformers_5(kind: str, tower: str, layout: str, tmp_path:
 
 
 @pytest.mark.parametrize("rope", ["linear", "llama3"])
-def test_scaled_rope(rope: str, tmp_path: Path) -> None:
+def test_scaled_rope(rope: Rope, tmp_path: Path) -> None:
     theirs = make_checkpoint("llama", "clip", tmp_path, rope=rope)
     config = load_model_config(tmp_path)
     assert config.text.rope.kind == rope
@@ -69,6 +74,7 @@ def test_scaled_rope(rope: str, tmp_path: Path) -> None:
         torch.float32,
         make_backend("torch", "cpu"),
     )
+    assert isinstance(ours, LlavaModel)
     cos, sin = ours.language_model.rotary(table)
     want_cos, want_sin = theirs.model.language_model.rotary_emb(torch.empty(0), table[None])
     half = config.text.head_dim // 2

@@ -128,8 +128,8 @@ def run_batch(bodies: list[bytes], repeat: int, clients: int) -> tuple[float, li
                 command, cwd=ROOT, env=environment(), stdin=source, stdout=target, check=True
             )
         figures = json.loads(summary.read_text())
-        with output.open() as file:
-            results = [json.loads(next(file)) for _ in bodies]
+        with output.open() as lines:
+            results = [json.loads(next(lines)) for _ in bodies]
     choices = [result["response"]["body"]["choices"][0] for result in results]
     return figures["rows_per_second"], [choice["message"]["content"] for choice in choices]
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import wraps
 from typing import Any
 
 import pytest
 import torch
 from fake_model import FakeModel, reference, small_engine
+from in_loop import in_loop
 from letter_tokenizer import LetterTokenizer
 
 from vlmbatch.config import SamplingParams
@@ -22,14 +22,6 @@ from vlmbatch.serve.engine_thread import EngineStoppedError, EngineThread, Gener
 from vlmbatch.types import Request
 
 POISON = 77
-
-
-def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @wraps(test)
-    def run(*arguments: Any, **keywords: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*arguments, **keywords), timeout=60))
-
-    return run
 
 
 @asynccontextmanager

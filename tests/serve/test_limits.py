@@ -8,14 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from functools import wraps
 from typing import Any
 
 import httpx
 import pytest
+from in_loop import in_loop
 from server_process import MODEL, ROOT, chat_body
 
 from vlmbatch.config import ImageLoading, SessionConfig
@@ -39,14 +39,6 @@ def loaded() -> Loaded:
     session = SessionConfig(str(ROOT / MODEL), image_loading=ImageLoading(workers=0))
     inputs = open_model(session)
     return session, inputs, load_engine(session, inputs)
-
-
-def in_loop(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
-    @wraps(test)
-    def run(*arguments: Any, **keywords: Any) -> None:
-        asyncio.run(asyncio.wait_for(test(*arguments, **keywords), timeout=60))
-
-    return run
 
 
 @asynccontextmanager

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from load import answered_rows, bodies_of, drive
-from server_process import ServerProcess
+from load import bodies_of, drive
+from server_process import ServerProcess, answered_rows
 
 
 def test_64_clients_get_right_answers_and_leave_nothing(server: ServerProcess) -> None:

@@ -86,8 +86,9 @@ def test_many_at_once_get_their_own_answers(server: ServerProcess) -> None:
     assert len(rows) > 10
 
     async def ask(client: openai.AsyncOpenAI, row: dict[str, Any]) -> str | None:
+        message: Any = user_message(row["question"], row["url"])
         answer = await client.chat.completions.create(
-            model=MODEL, messages=[user_message(row["question"], row["url"])], temperature=0
+            model=MODEL, messages=[message], temperature=0
         )
         return answer.choices[0].message.content
 

@@ -14,6 +14,7 @@ import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import environment, installed_in
@@ -225,7 +226,7 @@ def test_a_missing_package_is_named_with_the_command(
 def test_the_template_of_llava_renders_its_prompt() -> None:
     template = ChatTemplate.load(ROOT / "configs/llava-1.5.jinja", {"eos_token": "</s>"})
     parts = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": parts},
         {"role": "assistant", "content": "A cat."},

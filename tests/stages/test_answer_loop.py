@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import abc
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from fake_model import reference, small_engine
@@ -15,6 +17,7 @@ from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.errors import ErrorCode, OutputError, RowError
+from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.stages.answer import Answer
 from vlmbatch.stages.answer_loop import AnswerLoop
@@ -28,10 +31,13 @@ from vlmbatch.types import Request, Result, Row
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
-class LetterTokenizer:
+class LetterTokenizer(Tokenizer):
     """Token n is a letter, so that texts are easy to reason about."""
 
-    def decode(self, ids: tuple[int, ...]) -> str:
+    def __init__(self) -> None:
+        """No vocabulary."""
+
+    def decode(self, ids: abc.Sequence[int]) -> str:
         return "".join(LETTERS[i % 26] for i in ids)
 
     def has_text(self, token_id: int) -> bool:
@@ -96,7 +102,7 @@ def run_rows(
     return stats
 
 
-def row_of(index: int, tokens: list[int], **sampling: object) -> Prepared:
+def row_of(index: int, tokens: list[int], **sampling: Any) -> Prepared:
     row = Row(index, f"id-{index}", index + 1, "m.jsonl", extra={"note": index})
     return Prepared(row, Request(index, tokens, SamplingParams(**sampling)))
 
@@ -211,19 +217,23 @@ def test_a_writer_that_fails_ends_the_run_with_its_error() -> None:
     assert threading.active_count() == before
 
 
-class PatientFeed:
+class PatientFeed(RowFeed):
     """Gives its rows only to who is willing to wait for them, as if each took a moment."""
 
     def __init__(self, rows: list[Prepared]) -> None:
-        self._rows = rows
-        self.num_begun = len(rows)
+        self._prepared = rows
+        self._num_begun = len(rows)
+
+    @property
+    def num_begun(self) -> int:
+        return self._num_begun
 
     @property
     def exhausted(self) -> bool:
-        return not self._rows
+        return not self._prepared
 
     def poll(self, timeout: float) -> Prepared | None:
-        return self._rows.pop(0) if self._rows and timeout > 0 else None
+        return self._prepared.pop(0) if self._prepared and timeout > 0 else None
 
 
 def test_an_idle_engine_waits_for_the_rows_of_a_full_step_and_a_busy_one_for_none() -> None:
@@ -301,13 +311,15 @@ def test_long_answers_begin_first_once_all_rows_are_there() -> None:
     assert begun == [4, 1, 3, 2, 5, 0]
 
 
-class SilentFeed:
+class SilentFeed(RowFeed):
     """Has a row to come, always, and never the row."""
-
-    exhausted = False
 
     def __init__(self) -> None:
         self.polls = 0
+
+    @property
+    def exhausted(self) -> bool:
+        return False
 
     def poll(self, timeout: float) -> None:
         self.polls += 1

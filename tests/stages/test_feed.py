@@ -25,7 +25,7 @@ def rows(count: int) -> Iterator[Row]:
 
 
 def take_all(feed: RowFeed) -> list[int]:
-    taken = []
+    taken: list[int] = []
     while True:
         prepared = feed.poll(timeout=5.0)
         if prepared is None:

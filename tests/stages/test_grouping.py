@@ -73,7 +73,7 @@ SHARED = st.lists(st.one_of(st.none(), st.integers(0, 6)), min_size=8, max_size=
 
 @given(SHARED)
 def test_rows_leave_by_image_in_the_order_of_the_first(images):
-    firsts = {}
+    firsts: dict[object, int] = {}
     for index, image in enumerate(images):
         firsts.setdefault(("alone", index) if image is None else image, index)
     by_first = sorted(

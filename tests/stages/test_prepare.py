@@ -18,7 +18,7 @@ from vlmbatch.models.llava.processor import LlavaProcessor
 from vlmbatch.session.open import open_inputs
 from vlmbatch.stages.feed import RowFeed
 from vlmbatch.stages.prepare import prepare, start_preparing
-from vlmbatch.types import ImageRef, PixelImage, Row
+from vlmbatch.types import ImageInput, ImageRef, PixelImage, Row
 
 ROOT = Path(__file__).parents[2]
 SAMPLES = ROOT / "samples"
@@ -30,10 +30,10 @@ class HeldLoader:
     def __init__(self, num_images: int, bad: str = "") -> None:
         self._num_images = num_images
         self._bad = bad
-        self.asked: list[tuple[str | None, Future[PixelImage]]] = []
+        self.asked: list[tuple[str | None, Future[ImageInput]]] = []
 
-    def submit(self, ref: ImageRef) -> Future[PixelImage]:
-        future: Future[PixelImage] = Future()
+    def submit(self, ref: ImageRef) -> Future[ImageInput]:
+        future: Future[ImageInput] = Future()
         self.asked.append((ref.path, future))
         if len(self.asked) == self._num_images:
             for path, waiting in self.asked:
@@ -53,7 +53,9 @@ class HeldLoader:
 @pytest.fixture(scope="module")
 def processor() -> LlavaProcessor:
     manifest = ManifestConfig(str(SAMPLES / "manifest.jsonl"))
-    return open_inputs(SessionConfig(str(SAMPLES / "tiny-llava")), manifest).processor
+    opened = open_inputs(SessionConfig(str(SAMPLES / "tiny-llava")), manifest).processor
+    assert isinstance(opened, LlavaProcessor)
+    return opened
 
 
 def nothing_known(row: Row) -> None:
@@ -111,9 +113,9 @@ class SlowLoader:
     """Images are ready when told to be."""
 
     def __init__(self) -> None:
-        self.under_way: dict[str, Future[PixelImage]] = {}
+        self.under_way: dict[str, Future[ImageInput]] = {}
 
-    def submit(self, ref: ImageRef) -> Future[PixelImage]:
+    def submit(self, ref: ImageRef) -> Future[ImageInput]:
         return self.under_way.setdefault(str(ref.path), Future())
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -44,14 +45,10 @@ TINY = HostMemory(
 )
 
 
-class Device:
-    type = "cpu"
-
-
 class ImageEngine(FakeEngine):
     """Remembers the images of its requests."""
 
-    device = Device()
+    device = SimpleNamespace(type="cpu")
 
     def __init__(self) -> None:
         super().__init__(lambda rows: None, max_num_seqs=8)
@@ -120,6 +117,7 @@ def answers(
 ) -> list[dict[str, object]]:
     monkeypatch.setattr(vlmbatch.jobs.run, "load_engine", lambda config, inputs: engine)
     vlmbatch.jobs.run.run(job, RunStats())
+    assert isinstance(job.destination, FileDestination)
     rows: list[dict[str, object]] = pq.read_table(job.destination.path).to_pylist()
     assert [row["row_index"] for row in rows] == list(range(IMAGES * QUESTIONS))
     assert [row["id"] for row in rows] == [

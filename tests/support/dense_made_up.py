@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from made_up_family.model import HEADS
@@ -33,7 +34,7 @@ class DenseModel:
     def load(cls, folder: Path, **sizes: int) -> DenseModel:
         return cls(load_file(folder / "model.safetensors"), **sizes)
 
-    def features(self, pixels: NDArray) -> Tensor:
+    def features(self, pixels: NDArray[np.uint8]) -> Tensor:
         """(H, W, 3) uint8 to (height, width, 3, E): the embedding and the two deep levels."""
         image = torch.from_numpy(pixels).float() / 128 - 1
         height, width = image.shape[0] // PATCH, image.shape[1] // PATCH

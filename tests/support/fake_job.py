@@ -28,7 +28,7 @@ ERROR = RowError(ErrorCode.IMAGE_MISSING, "no file at images/7.png")
 
 def rows(stats: RunStats, num_rows: int, errors: int = 0, seconds: float = 0.0) -> None:
     stats.stage, stats.rows_total = "answering", num_rows
-    stats.engine_started = time.monotonic()
+    stats.work_started = time.monotonic()
     for index in range(num_rows):
         row = Row(index, f"row-{index}", index + 1, "m.jsonl")
         if index < errors:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import cycle
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,11 +37,17 @@ class FakeBackend:
     """What the engine asks of an attention backend."""
 
     name = "fake"
+    captures_decodes = False
     shares_prefixes = False
     granule = GRANULE
 
     def __init__(self, granules_per_block: int = 1) -> None:
         self.block_size = GRANULE * granules_per_block
+
+    def attend(self, *_: object) -> Tensor:
+        raise AssertionError("the fake model reads the pool by itself")
+
+    varlen = attend
 
 
 class FakeModel:
@@ -55,6 +62,9 @@ class FakeModel:
         self.num_encoded += len(images)
         values = [pixels.double().mean().round() for pixels in images]
         return [value + torch.arange(IMAGE_TOKENS).double()[:, None] for value in values]
+
+    def extract_features(self, images: Sequence[Tensor]) -> list[Tensor]:
+        raise AssertionError("no engine asks for features")
 
     def project_features(self, features: Sequence[Tensor]) -> list[Tensor]:
         self.num_encoded += len(features)
@@ -110,7 +120,9 @@ def reference(request: Request, num_tokens: int) -> list[int]:
     """The greedy tokens of ``request``, at most ``num_tokens`` of them."""
     values = [float(token) for token in request.token_ids]
     for span in request.image_spans:
-        mean = round(float(request.images[span.image].pixels.mean()))
+        image = request.images[span.image]
+        assert isinstance(image, PixelImage)
+        mean = round(float(image.pixels.mean()))
         for i in range(span.length):
             values[span.start + i] = mean + span.offset + i
     output: list[int] = []
@@ -157,13 +169,13 @@ def small_engine(
     granules_per_block: int = 1,
     ahead: bool = False,
     overlaps: list[bool] | None = None,
-    **options: object,
+    **options: Any,
 ) -> Engine:
     """An engine on the CPU; ``overlaps``: steps that run in lanes, over and over; None: never."""
     return make_engine(
         model or FakeModel(granules_per_block),
         fake_config(),
-        EngineConfig(**({"kv_cache_tokens": 400} | options)),
+        EngineConfig(**{"kv_cache_tokens": 400, **options}),
         FakeBackend(granules_per_block),
         torch.device("cpu"),
         torch.float64,

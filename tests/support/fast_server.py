@@ -129,11 +129,11 @@ def surround(around: Surroundings, tell: Tell) -> None:
         tell("started", [])
         begin(*arguments)
 
-    begin, vlmbatch.commands.run._run = vlmbatch.commands.run._run, start
-    vlmbatch.jobs.run.load_engine = load_engine
+    begin, vars(vlmbatch.commands.run)["_run"] = vlmbatch.commands.run._run, start
+    vars(vlmbatch.jobs.run)["load_engine"] = load_engine
     ToldJournal.tell = tell
     ToldJournal.mutation = around.mutation
-    work_folder.JournalWriter = ToldJournal
+    vars(work_folder)["JournalWriter"] = ToldJournal
     if around.job is not None:
         fake_job.put_in_place(around.job)
     if around.spilling:
@@ -198,7 +198,7 @@ def leave(status: int) -> NoReturn:
     """End as the interpreter does, but for freeing its memory, which takes it longer than all."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    threading._shutdown()
+    threading._shutdown()  # type: ignore[attr-defined]  # CPython's own
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

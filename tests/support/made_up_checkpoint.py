@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def make_checkpoint(folder: Path) -> DenseModel:
     config = {"model_type": "made_up", "image_token_id": IMAGE_TOKEN_ID, "text_config": text}
     (folder / "config.json").write_text(json.dumps(config))
     made = load_model_config(folder)
-    images = object()  # with a tower
+    images: Any = object()  # with a tower
     model = build_model(made, images, make_backend("torch", "cpu"))
     materialise(model, torch.device("cpu"), torch.float32)
     random_weights(model, seed=3, std=0.3)

@@ -6,7 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from checkpoints import IMAGE_SIZE, IMAGE_TOKEN_ID, VOCAB_SIZE, make_checkpoint, num_image_tokens
+from checkpoints import (
+    IMAGE_SIZE,
+    IMAGE_TOKEN_ID,
+    VOCAB_SIZE,
+    Layout,
+    TextKind,
+    Tower,
+    make_checkpoint,
+    num_image_tokens,
+)
 from pixel_scaling import scaling
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration as ReferenceModel
@@ -34,7 +43,7 @@ class Pair:
     @torch.inference_mode()
     def our_embeds(self) -> list[Tensor]:
         embeds = []
-        features_of_all = self.ours.encode_images(self.pixels)
+        features_of_all = self.ours.encode_images(list(self.pixels))
         for ids, features in zip(self.prompts, features_of_all, strict=True):
             is_image = ids == IMAGE_TOKEN_ID
             feature_rows = torch.where(is_image, is_image.cumsum(0) - 1, -1)
@@ -55,9 +64,9 @@ class Pair:
 
 
 def make_pair(
-    kind: str,
-    tower: str,
-    layout: str,
+    kind: TextKind,
+    tower: Tower,
+    layout: Layout,
     folder: Path,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
@@ -73,6 +82,7 @@ def make_pair(
         dtype=dtype,
         backend=make_backend(backend, device),
     )
+    assert isinstance(ours, LlavaModel)
     generator = torch.Generator().manual_seed(1)
     pixels = torch.randint(
         256, (len(TEXTS_AFTER), IMAGE_SIZE, IMAGE_SIZE, 3), generator=generator, dtype=torch.uint8

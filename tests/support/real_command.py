@@ -64,4 +64,6 @@ def run(
         with contextlib.suppress(BrokenPipeError):  # it need not read all
             pipe.write_text(input)
     status = command.wait(120)
-    return subprocess.CompletedProcess(arguments, status, command.stdout, command.stderr)
+    return subprocess.CompletedProcess(
+        [*map(str, arguments)], status, command.stdout, command.stderr
+    )

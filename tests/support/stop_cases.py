@@ -13,7 +13,7 @@ _TEXTS = st.text("ab \nThe.é字🙂\ufffd", min_size=1, max_size=6)
 
 @dataclass(frozen=True)
 class StopCase:
-    """The tokens that a model would go on with, and what is to stop it."""
+    """The tokens that a model would generate, and what should stop it."""
 
     ids: list[int]
     stop: tuple[str, ...]

@@ -15,7 +15,7 @@ from vlmbatch.api.answering import answer_rows
 from vlmbatch.api.images import ImageReader
 from vlmbatch.api.loader import HeldImageLoader
 from vlmbatch.api.outputs import RequestOutput
-from vlmbatch.api.requests import Message, PromptInput, RequestReader, RowSource
+from vlmbatch.api.requests import PromptInput, RequestReader, RowSource
 from vlmbatch.config import (
     IMAGE_TIMEOUT_S,
     AttentionBackendName,
@@ -29,6 +29,7 @@ from vlmbatch.config import (
 )
 from vlmbatch.config.option import build
 from vlmbatch.errors import UsageError
+from vlmbatch.models.chat import Message
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.session.cores import default_image_workers
 from vlmbatch.session.host_memory import HostMemory

@@ -16,7 +16,6 @@ from vlmbatch.manifest.rows import derive_seed
 from vlmbatch.openai.errors import ApiError
 from vlmbatch.types import ImageRef, Row
 
-Message = Mapping[str, Any]
 # Text; or a dict of prompt and multi_modal_data (an image, a list, or {"image": ...} with either),
 # or of messages alone.
 PromptInput = str | Mapping[str, Any]

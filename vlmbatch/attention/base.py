@@ -44,7 +44,7 @@ class AttentionMetadata:
     ``query_lens`` and ``seqlens_k_host``: the same numbers on the host, for planning.
     ``sampled``: the queries behind which a token is sampled, where they are fewer than T. Nothing
     else of the last layer is needed.
-    ``shared``: beginnings that single queries have in common, where reading them once pays.
+    ``shared``: KV prefixes that single queries have in common, where reading them once pays.
     ``plans``: what a backend derives from these once a step, keyed by layer specification.
     """
 
@@ -76,9 +76,9 @@ class SharedPrefixes:
 
 @dataclass(frozen=True, slots=True)
 class SampledQueries:
-    """Some of a step's queries. ``tokens``: (n,) int64, their places among the T.
+    """Some of a step's queries. ``tokens``: (n,) int64, their indices among the T.
 
-    ``metadata`` shows each as a sequence with a single query; nothing of it is to be written.
+    ``metadata`` shows each as a sequence with a single query; it writes nothing to the cache.
     """
 
     tokens: Tensor

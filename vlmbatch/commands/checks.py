@@ -16,7 +16,7 @@ from vlmbatch.config import (
     RunPolicy,
     StdoutDestination,
 )
-from vlmbatch.durable.run_paths import WORK_SUFFIX, real_output, work_folder_path
+from vlmbatch.durable.run_paths import WORK_SUFFIX, real_output, temporary_path, work_folder_path
 from vlmbatch.errors import UsageError
 
 DEFAULT_SHARD_ROWS = 100_000
@@ -106,11 +106,11 @@ def _check_length(path: Path, *, is_file: bool) -> None:
     """Refuse a name that leaves no room for those of the files beside it."""
     names = [f"{path.name}{WORK_SUFFIX}"]
     if is_file:
-        names.append(f".{path.name}{WORK_SUFFIX}.tmp")
+        names.append(temporary_path(path).name)
     if path.suffix == ".jsonl":
         from vlmbatch.output.openai_lines import errors_path
 
-        names.append(f".{errors_path(path).name}{WORK_SUFFIX}.tmp")
+        names.append(temporary_path(errors_path(path)).name)
     longest = max(len(os.fsencode(name)) for name in names)
     limit = os.pathconf(path.parent, "PC_NAME_MAX")
     if longest > limit:

@@ -22,7 +22,7 @@ from vlmbatch.commands.places import (
     session_places,
 )
 from vlmbatch.commands.reporting import ERRORS, Reporting, ReportOptions
-from vlmbatch.commands.validate import ErrorFile
+from vlmbatch.commands.row_errors import RowErrors
 from vlmbatch.config import FEATURE_MANIFEST, ManifestConfig, SessionConfig
 from vlmbatch.config.option import Opt
 
@@ -82,28 +82,18 @@ def _features(
     errors: str | None,
 ) -> None:
     from vlmbatch.display.summary import print_feature_summary
-    from vlmbatch.errors import RowError
     from vlmbatch.jobs.features import write_features
-    from vlmbatch.manifest.validate import ValidationReport
     from vlmbatch.stats import RunStats
-    from vlmbatch.types import Row
 
     stats = RunStats()
-    found = ValidationReport()
     details = {"model": session.model, "output": folder}
     with (
         report.failures_summarised(stats, details),
-        early_exits(lambda: f"{stats.rows_done:,} rows are done; run the command again to go on"),
+        early_exits(lambda: f"{stats.rows_done:,} rows are done; run the command again to resume"),
         report.display(stats),
-        ErrorFile(errors) as error_file,
+        RowErrors(stats, errors) as found,
     ):
-
-        def list_error(row: Row, error: RowError) -> None:
-            found.add(row, error)
-            stats.errors[error.code] += 1
-            error_file.write(row, error)
-
-        num_encoded = write_features(session, manifest, Path(folder), stats, list_error)
+        num_encoded = write_features(session, manifest, Path(folder), stats, found.add)
     report.finish(
         stats,
         {**details, "images_computed": num_encoded},

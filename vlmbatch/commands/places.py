@@ -16,7 +16,7 @@ from vlmbatch.config import (
     SessionConfig,
     StdoutDestination,
 )
-from vlmbatch.durable.run_paths import WORK_SUFFIX
+from vlmbatch.durable.run_paths import WORK_SUFFIX, temporary_path
 from vlmbatch.errors import UsageError
 
 
@@ -57,7 +57,7 @@ def output_places(destination: Destination) -> list[Place]:
         files.append(errors_path(path))
         places.append(Place(f"the file of errors of {name}", str(files[1]), written=True))
     for file in files:
-        temporary = str(file.with_name(f".{file.name}{WORK_SUFFIX}.tmp"))
+        temporary = str(temporary_path(file))
         places.append(Place(f"the temporary file of {name}", temporary, written=True))
     return places
 

@@ -43,8 +43,8 @@ def run(
 ) -> None:
     """Answer every row of MANIFEST and write the answers in its order.
 
-    A row that cannot be answered becomes an error row, and the run goes on. A
-    run that was stopped or killed goes on when the same command is run again.
+    A row that cannot be answered becomes an error row, and the run continues.
+    The same command, run again, resumes a run that was stopped or killed.
     Exits 0 when all rows are answered, 1 when some are errors, 2 when the job
     cannot be run as given.
     """
@@ -97,11 +97,11 @@ def _run(config: JobConfig, report: Reporting) -> None:
 
 
 def what_is_done(config: JobConfig, stats: RunStats) -> str:
-    """What is kept of a run that has ended early, and how to go on with it."""
+    """What is kept of a run that has ended early, and how to resume it."""
     total = "" if stats.rows_total is None else f" of {stats.rows_total:,}"
     finished = stats.rows_finished
     done = f"{finished:,}{total} rows are done" if finished else "no row was answered"
     if isinstance(config.destination, StdoutDestination):
-        return f"{done}; standard output keeps nothing to go on from"
+        return f"{done}; standard output keeps nothing to resume from"
     without = " without --overwrite" if config.policy.overwrite and finished else ""
-    return f"{done}; run the same command again{without} to go on"
+    return f"{done}; run the same command again{without} to resume"

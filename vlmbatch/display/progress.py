@@ -41,7 +41,7 @@ class Rates:
         Nothing counts before the first row reaches the engine: loading is not a slow row. Nor do
         rows of an earlier run, which pass at a speed that tells nothing of the rest.
         """
-        if stats.engine_started is None:
+        if stats.work_started is None:
             return
         new_rows = stats.rows_done - stats.rows_resumed
         sample = (now, new_rows, stats.images_done, stats.completion_tokens)
@@ -164,7 +164,7 @@ class RunDisplay:
         left = (stats.rows_total or 0) - stats.rows_finished
         if left > 0 and rates.rows > 0:
             parts.append(f"ETA {duration(left / rates.rows)}")
-        if stats.engine_started is not None:
+        if stats.work_started is not None:
             parts.append(f"{rates.rows:,.1f} rows/s")
         if stats.completion_tokens:
             parts.append(f"{rates.tokens:,.0f} tokens/s")

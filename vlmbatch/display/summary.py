@@ -15,9 +15,8 @@ from rich.text import Text
 
 from vlmbatch.display.progress import duration
 from vlmbatch.durable.run_paths import work_folder_path
-from vlmbatch.errors import ErrorCode, OutputError
+from vlmbatch.errors import OutputError
 from vlmbatch.log import printable
-from vlmbatch.manifest.validate import RowIssue
 from vlmbatch.output.openai_lines import errors_path, is_batch_output
 from vlmbatch.stats import RunStats
 
@@ -81,7 +80,7 @@ def _add_rates(table: Table, stats: RunStats) -> None:
 
 
 def print_validation_summary(
-    stats: RunStats, examples: Mapping[ErrorCode, Sequence[RowIssue]], console: Console
+    stats: RunStats, examples: Mapping[str, Sequence[str]], console: Console
 ) -> None:
     """How many rows can be answered, and the errors of the others with a few examples each."""
     figures = stats.summary()
@@ -89,13 +88,13 @@ def print_validation_summary(
         f"[bold]{figures['rows']:,} rows checked[/] in {_elapsed(figures['seconds'])}: "
         f"{figures['ok']:,} can be answered, {figures['errors']:,} cannot"
     )
-    print_errors(stats.errors, _located(examples), console)
+    print_errors(stats.errors, examples, console)
 
 
 def print_feature_summary(
     stats: RunStats,
     num_encoded: int,
-    examples: Mapping[ErrorCode, Sequence[RowIssue]],
+    examples: Mapping[str, Sequence[str]],
     command: str,
     console: Console,
 ) -> None:
@@ -106,16 +105,9 @@ def print_feature_summary(
         f"{figures['images']:,} images have features, {num_encoded:,} of them computed now and "
         f"once each; {_errors(stats)}"
     )
-    print_errors(stats.errors, _located(examples), console)
+    print_errors(stats.errors, examples, console)
     console.print()
     console.print(Text(printable(f"next: {command}")), soft_wrap=True)
-
-
-def _located(examples: Mapping[ErrorCode, Sequence[RowIssue]]) -> dict[str, list[str]]:
-    return {
-        str(code): [f"{issue.file}:{issue.line} (id {issue.id}): {issue.message}" for issue in some]
-        for code, some in examples.items()
-    }
 
 
 def one_each(examples: Mapping[str, str]) -> dict[str, list[str]]:

@@ -185,13 +185,13 @@ def rows_match(path: Path, rows: Iterator[Row], least: int = 0) -> bool:
 class RowKeys:
     """Finds rows by their keys: 24 bytes of memory a row.
 
-    ``keys``: (N, 2) uint64, the keys in row order. ``places``: (M,) uint64, ascending: of each row
-    that can be found the first 32 bits of the key, and below them the row's index.
+    ``keys``: (N, 2) uint64, the keys in row order. ``index``: (M,) uint64, ascending: of each row
+    that can be found the first 32 bits of the key, and below them the row's number.
     """
 
-    def __init__(self, keys: NDArray[np.uint64], places: NDArray[np.uint64]) -> None:
+    def __init__(self, keys: NDArray[np.uint64], index: NDArray[np.uint64]) -> None:
         self._keys = keys
-        self._places = places
+        self._index = index
 
     @classmethod
     def load(cls, path: Path, wanted: NDArray[np.bool_] | None = None) -> RowKeys:
@@ -206,16 +206,16 @@ class RowKeys:
         with _reading(path):
             words = np.fromfile(path, np.uint64)
         keys = words[: len(words) // 2 * 2].reshape(-1, 2)
-        places = keys[:, 0] & _HEAD
-        places |= np.arange(len(keys), dtype=np.uint64)
+        index = keys[:, 0] & _HEAD
+        index |= np.arange(len(keys), dtype=np.uint64)
         if wanted is not None:
-            places = places[: len(wanted)][wanted[: len(keys)]]
-        places.sort()
-        return cls(keys, places)
+            index = index[: len(wanted)][wanted[: len(keys)]]
+        index.sort()
+        return cls(keys, index)
 
     def __len__(self) -> int:
         """How many rows can be found."""
-        return len(self._places)
+        return len(self._index)
 
     def find(self, keys: bytes) -> NDArray[np.int64]:
         """The rows that have these keys, given end to end; -1 where there is none.
@@ -226,13 +226,13 @@ class RowKeys:
         heads = sought[:, 0] & _HEAD
         found = np.full(len(sought), -1, np.int64)
         pending = np.argsort(heads)  # to search in order is several times as fast
-        at = np.searchsorted(self._places, heads[pending])
+        at = np.searchsorted(self._index, heads[pending])
         while pending.size:  # a second time only for rows whose keys start alike
-            inside = at < len(self._places)
+            inside = at < len(self._index)
             pending, at = pending[inside], at[inside]
-            alike = self._places[at] & _HEAD == heads[pending]
+            alike = self._index[at] & _HEAD == heads[pending]
             pending, at = pending[alike], at[alike]
-            rows = self._places[at] & _ROW
+            rows = self._index[at] & _ROW
             same = (self._keys[rows] == sought[pending]).all(axis=1)
             found[pending[same]] = rows[same]
             pending, at = pending[~same], at[~same] + 1

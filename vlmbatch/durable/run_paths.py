@@ -53,6 +53,11 @@ def work_folder_path(output: Path) -> Path:
     return inside
 
 
+def temporary_path(path: Path) -> Path:
+    """Under which name, in its own folder, a file of the output grows until it is whole."""
+    return path.with_name(f".{path.name}{WORK_SUFFIX}.tmp")
+
+
 def output_of(path: Path) -> Path:
     """The output that ``path``, itself or its work folder, stands for."""
     if path.name == _INSIDE and path.is_dir():

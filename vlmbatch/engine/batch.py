@@ -1,7 +1,7 @@
 """One step's chunks as flat tensors: token ids, positions, where keys and values go.
 
 T: tokens of the step. B: sequences of the step. Sequences with a single token come first,
-where it pays with those beside each other that have a beginning in common.
+where it pays with those that share a prefix beside each other.
 """
 
 from __future__ import annotations
@@ -34,14 +34,17 @@ class ImageRows:
 
 @dataclass(slots=True)
 class StepInputs:
-    """``input_ids``: (T,) int64. ``positions``: (T,) or (3, T) int64.
+    """What the model runner needs of a step.
 
+    ``input_ids``: (T,) int64; 0 for pending tokens.
+    ``positions``: (T,) or (3, T) int64.
     ``sampled``: the sequences of which a token is sampled, in the order of the queries that
-    ``metadata.sampled`` names (all, where it names none); ``sample_positions`` are the positions
-    of the new tokens. ``copies``: granules of the pool to copy first, sources and targets (n,)
-    int64.
-    ``pending_tokens``: tokens among the T that the step before samples, with their sequences; their
-    ids stand as 0. ``upcoming_images``: of sequences that will be admitted soon.
+    ``metadata.sampled`` names (all, where it names none).
+    ``sample_positions``: the positions of the new tokens.
+    ``image_rows``: which features replace which token embeddings.
+    ``pending_tokens``: tokens among the T that the previous step samples, with their sequences.
+    ``copies``: granules of the pool to copy first, sources and targets, both (n,) int64.
+    ``upcoming_images``: of sequences that will be admitted soon.
     """
 
     input_ids: Tensor
@@ -56,7 +59,7 @@ class StepInputs:
 
     @property
     def is_decode(self) -> bool:
-        """Whether every sequence goes on by one plain token and samples the next."""
+        """Whether every sequence computes a single text token and samples the next."""
         metadata = self.metadata
         plain = not self.image_rows and self.positions.ndim == 1
         return plain and metadata.sampled is None and metadata.num_decodes == len(self.sampled)
@@ -71,7 +74,7 @@ def build_step_inputs(
 ) -> StepInputs:
     """Lay the chunks of a step out as tensors on ``device``.
 
-    ``share_prefixes``: look for beginnings that single tokens have in common.
+    ``share_prefixes``: look for prefixes that sequences with a single token share.
     """
     singles = [chunk for chunk in chunks if chunk.length == 1]
     if share_prefixes:
@@ -122,7 +125,7 @@ def build_step_inputs(
 
 
 def _block_tables(chunks: Seq[ScheduledChunk]) -> NDArray[np.int32]:
-    """(B, longest) first granules of each sequence's blocks, zeros behind them."""
+    """(B, most blocks) first granule of each of a sequence's blocks, padded with zeros."""
     tables = np.zeros((len(chunks), max(len(chunk.sequence.blocks) for chunk in chunks)), np.int32)
     for row, chunk in zip(tables, chunks, strict=True):
         blocks = chunk.sequence.blocks
@@ -131,7 +134,7 @@ def _block_tables(chunks: Seq[ScheduledChunk]) -> NDArray[np.int32]:
 
 
 def _token_ids(chunks: Seq[ScheduledChunk]) -> tuple[list[int], list[tuple[int, Sequence]]]:
-    """The step's T token ids, and its pending tokens as ``StepInputs`` has them."""
+    """``input_ids`` and ``pending_tokens`` of ``StepInputs``."""
     token_ids: list[int] = []
     pending: list[tuple[int, Sequence]] = []
     for chunk in chunks:
@@ -208,8 +211,8 @@ def _model_positions(
 ) -> NDArray[np.int64]:
     """Positions as the model counts them: (T,), or (3, T) where a prompt's have three rows.
 
-    Behind a prompt all rows are alike (Qwen2-VL, arXiv:2409.12191, section 2.1): a step of answers
-    alone has one.
+    After the prompt all rows are equal (Qwen2-VL, arXiv:2409.12191, section 2.1): a decode step has
+    one.
     """
     result = plain
     for chunk, first in zip(chunks, offsets.tolist(), strict=False):

@@ -176,7 +176,7 @@ class Engine:
         """Keep both lanes busy; the tokens of the oldest decode step, and of prompts now done."""
         outputs: Outputs = []
         chunks = self.scheduler.schedule_decodes(joining=lanes.prefill.sequences)
-        if chunks is None:  # somebody has to be preempted, with no other step under way
+        if chunks is None:  # a sequence must be preempted, with no other step in flight
             self._overlapping = False
             return self._drain() + self._step_alone()
         if chunks:
@@ -273,7 +273,7 @@ class Engine:
         return [*outputs, SequenceFailure(culprit, RowError(ErrorCode.ENGINE_ERROR, message))]
 
     def _await_device(self) -> None:
-        """Wait for what a step still writes that nobody collects: its blocks go to other lanes."""
+        """Wait for a step whose results are dropped: other lanes may be given its blocks."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 
 class ImageUpload:
-    """Copies go on while the device computes the steps before; a CPU's are where they belong."""
+    """Copies overlap with the previous steps on the device; a CPU's are where they belong."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

@@ -108,12 +108,12 @@ class ModelRunner:
         return self._model.forward(embedded, positions, self._kv_cache.layers, metadata)
 
     def _take_pending(self, inputs: StepInputs, before: LaunchedStep) -> None:
-        """Put the tokens that ``before`` samples in their places, without waiting for them."""
+        """Fill in the token ids that ``before`` samples, without waiting for them."""
         row_of = {sequence: row for row, sequence in enumerate(before.sequences)}
-        places = torch.tensor([token for token, _ in inputs.pending_tokens])
+        indices = torch.tensor([token for token, _ in inputs.pending_tokens])
         rows = torch.tensor([row_of[sequence] for _, sequence in inputs.pending_tokens])
         tokens = before.sampled[rows.to(self._device, non_blocking=True)]
-        inputs.input_ids[places.to(self._device, non_blocking=True)] = tokens
+        inputs.input_ids[indices.to(self._device, non_blocking=True)] = tokens
 
     def _embed(self, inputs: StepInputs) -> Embedded:
         if not inputs.image_rows:

@@ -12,7 +12,7 @@ from vlmbatch.models.config import TextConfig
 _OPERATIONS_PER_SECOND = 6.9e14
 _BYTES_PER_SECOND = 2.9e12
 _BEGIN = 3.0  # times a full step of prefill: what there must be to decode
-_STAY = 0.5  # the same, to go on: changing over drains both lanes
+_STAY = 0.5  # the same, to continue: switching drains both lanes
 _MIN_FINISHED = 16  # sequences, before their lengths say more than their limits
 
 

@@ -23,7 +23,7 @@ class Prefix:
 
     @property
     def held(self) -> list[Block]:
-        """What nobody may overwrite while the prefix is taken over."""
+        """Blocks that must not be evicted while the sequence is admitted."""
         return self.blocks if self.source is None else [*self.blocks, self.source]
 
 
@@ -65,7 +65,7 @@ class PrefixCache:
         return prefix
 
     def register(self, sequence: Sequence) -> None:
-        """Let others find the granules of the sequence that are full by now."""
+        """Register the granules of the sequence that are full by now, for others to find."""
         per_block = self._pool.granules_per_block
         full = min(sequence.num_computed_tokens, sequence.num_known_tokens) // self._granule
         if full <= sequence.num_registered_granules:
@@ -81,7 +81,7 @@ class PrefixCache:
         self._sources.append(source)
 
     def begin_step(self) -> None:
-        """What is registered so far is written before the step to be scheduled: it can copy it."""
+        """What is registered so far is written before the next step runs, which may copy it."""
         self._fresh.clear()
 
     def end_step(self, beside_others: bool = False) -> None:
@@ -99,5 +99,5 @@ class PrefixCache:
         self._pool.free(self._copying.popleft())
 
     def held(self) -> list[Block]:
-        """Sources of copies that steps under way may still make."""
+        """Sources of copies that steps in flight may still make."""
         return [block for sources in self._copying for block in sources]

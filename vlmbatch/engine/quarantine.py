@@ -1,7 +1,7 @@
 """Finds the sequence that makes steps fail, by bisection. No torch.
 
-When a step fails, its sequences are set apart in two halves, each computed anew by itself. A half
-that fails is halved again, until the sequence that makes steps fail stands alone.
+When a step fails, its sequences are split into two halves, which are recomputed separately. A half
+that fails is split again, until the sequence that makes steps fail is alone.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from vlmbatch.engine.sequence import Sequence
 
 
 class Quarantine:
-    """The sequences of failed steps, in groups; those of the first group are computed now.
+    """The sequences of failed steps, in groups; the first group is being recomputed.
 
     ``groups``: queues like the scheduler's own, which it admits sequences from and puts preempted
     ones back to. The first is empty while all of its sequences are running.
@@ -23,7 +23,7 @@ class Quarantine:
 
     @property
     def is_active(self) -> bool:
-        """Whether a group is being computed or waits for it."""
+        """Whether a group is being recomputed or waits to be."""
         return bool(self.groups)
 
     @property

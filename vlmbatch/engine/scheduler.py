@@ -2,14 +2,15 @@
 
 Sequences run in the order they were admitted. Each step gives every running sequence its next
 tokens, then admits waiting ones while tokens and blocks last; a prompt longer than what is left of
-the step's tokens goes on in the next (chunked prefill). When the pool runs dry, the sequence that
-was admitted last gives its blocks back and is computed anew later (preemption by recomputation).
+the step's token budget is continued in the next step (chunked prefill). When the pool is full, the
+sequence that was admitted last gives its blocks back and is recomputed later (preemption by
+recomputation).
 
-A sequence shares the full blocks of a prefix that others have computed. What it has in common with
-the beginning of a further block is copied into a block of its own, once the step that computes it
-has been launched: until then the sequence is passed over.
+A sequence shares the full blocks of a prefix that others have computed. Where the common prefix
+ends within a block, that part is copied into a block of its own, once the step that computes it has
+been launched: until then the sequence is passed over.
 
-When a step fails, its sequences are computed anew in smaller steps (see ``quarantine``).
+When a step fails, its sequences are recomputed in smaller steps (see ``quarantine``).
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from vlmbatch.types import FinishReason
 
 
 class Scheduler:
-    """Owns the waiting and the running sequences; the pool is its own too.
+    """Owns the waiting and the running sequences, and the block pool.
 
-    ``schedule`` may be called again before the results of the step before are in: sampled tokens
-    stand as pending until ``update`` names them.
+    ``schedule`` may be called again before the results of the previous step are in: sampled tokens
+    are pending until ``update`` brings them.
     """
 
     def __init__(
@@ -65,15 +66,15 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def sort_waiting(self) -> None:
-        """Put those with the longest answers to come in front, equal ones as they stand.
+        """Sort by answer length limit, longest first; a stable sort.
 
-        Preempted sequences stay before all: what they were given so far is not to go to waste.
+        Preempted sequences stay in front: what was computed for them should not be lost.
         """
         self.waiting = deque(sorted(self.waiting, key=_admission_order))
 
     @property
     def has_prefill(self) -> bool:
-        """Whether there are prompts to compute, admitted or not."""
+        """Whether there are prompts to prefill, admitted or not."""
         return bool(self.waiting) or any(not sequence.is_decoding for sequence in self.running)
 
     @property
@@ -101,7 +102,7 @@ class Scheduler:
                 chunks.append(self._chunk(sequence, length))
                 budget -= length
             position += 1
-        # Who was preempted would take back what others need: unless there are none.
+        # Admitted again at once, a preempted sequence would take back what others need.
         if not preempted or not self.running:
             self._admit_waiting(chunks, budget)
         if self._prefixes is not None:
@@ -109,7 +110,7 @@ class Scheduler:
         return chunks
 
     def schedule_prefill(self, max_tokens: int) -> list[ScheduledChunk]:
-        """A step of prompts alone, to run beside decode steps; nothing is preempted for it.
+        """A step of prefill alone, to run beside decode steps; nothing is preempted for it.
 
         Whether or not it is empty, ``end_prefill`` must be called once it has run.
         """
@@ -128,14 +129,14 @@ class Scheduler:
         return chunks
 
     def end_prefill(self) -> None:
-        """The oldest step of prompts has run, or will not: what it copied may be overwritten."""
+        """The oldest prefill step has run, or will not: sources of its copies may be evicted."""
         if self._prefixes is not None:
             self._prefixes.end_copies()
 
     def schedule_decodes(self, joining: set[Sequence]) -> list[ScheduledChunk] | None:
-        """A step of the sequences whose prompts are computed, but for those still ``joining``.
+        """A step of the sequences whose prompts are computed, except those still ``joining``.
 
-        None when the pool is dry: somebody has to be preempted, which ``schedule`` does.
+        None when the pool is full: a sequence has to be preempted, which ``schedule`` does.
         """
         ready = [
             sequence
@@ -148,13 +149,13 @@ class Scheduler:
         return [self._chunk(sequence, sequence.num_uncomputed_tokens) for sequence in ready]
 
     def has_room(self, num_tokens: int) -> bool:
-        """Whether waiting sequences with so many tokens could be admitted, or all that wait."""
+        """Whether waiting sequences of ``num_tokens`` in total, or all, could be admitted."""
         free = self.pool.num_available - len(self.running)
-        places = self.max_num_seqs - len(self.running)
+        slots = self.max_num_seqs - len(self.running)
         for sequence in self.waiting:
             free -= -(-sequence.max_len // self.granule)
-            places -= 1
-            if free < 0 or places < 0:
+            slots -= 1
+            if free < 0 or slots < 0:
                 return False
             num_tokens -= sequence.num_tokens
             if num_tokens <= 0:
@@ -162,9 +163,9 @@ class Scheduler:
         return True
 
     def update(self, sequence: Sequence, token_id: int) -> bool:
-        """Take in a sampled token; True if it belongs to the output. Frees what has finished."""
+        """Take in a sampled token; True if it belongs to the output. Frees a finished sequence."""
         if sequence.finished or sequence.num_pending == 0:
-            return False  # a step that was under way when the sequence ended or failed
+            return False  # a step that was in flight when the sequence ended or failed
         if sequence.resolve(token_id):
             self._remove(sequence)
         else:
@@ -172,7 +173,7 @@ class Scheduler:
         return True
 
     def finish(self, sequence: Sequence, reason: FinishReason | None) -> None:
-        """End a sequence from outside: at a stop string, or given up (no reason)."""
+        """End a sequence from outside: at a stop string, or cancelled (no reason)."""
         if not sequence.finished:
             sequence.finished = True
             sequence.finish_reason = reason
@@ -182,7 +183,7 @@ class Scheduler:
         """Undo a step that failed; nothing that it wrote can be found any more.
 
         Returns the sequence that makes steps fail, once it is known, for the caller to finish.
-        Until then the step's sequences are set apart in halves. No other step may be under way.
+        Until then the step's sequences are quarantined in halves. No other step may be in flight.
         """
         starts = {id(chunk.sequence): chunk.start for chunk in chunks}
         for sequence in reversed(self.running[:]):
@@ -268,7 +269,7 @@ class Scheduler:
         return True
 
     def _admit(self, sequence: Sequence, prefix: Prefix) -> bool:
-        """Take hold of the cached prefix and of blocks for all known tokens, or change nothing."""
+        """Share the cached prefix and allocate blocks for all known tokens, or change nothing."""
         for block in prefix.held:
             self.pool.share(block)
         sizes = self._block_sizes(sequence, len(prefix.blocks), sequence.num_tokens)

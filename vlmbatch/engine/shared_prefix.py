@@ -1,4 +1,4 @@
-"""Which rows of a decode step read the same beginning, so that it is read once for them. No torch.
+"""Groups decode rows that share a KV prefix, so that it is read once for each tile. No torch.
 
 What rows share is decided by content, not by blocks: a sequence may own a copy of its prefix's last
 page.
@@ -17,10 +17,10 @@ from vlmbatch.engine.step import ScheduledChunk
 
 MAX_ROWS = 16  # of a tile
 STEP = 32  # keys that the kernel reads at a time: a row's own part begins at a multiple
-_MIN_TOKENS = 128  # of a beginning
+_MIN_TOKENS = 128  # of a shared prefix
 _MIN_SAVED = 16384  # tokens: to read fewer again takes no longer than to share them
-# One program of each head reads a beginning from end to end: a few long ones would leave most of a
-# GPU idle.
+# One program of each head reads a prefix from end to end: a few long ones would leave most of a GPU
+# idle.
 _TOKENS_PER_TILE = 1024
 
 
@@ -41,18 +41,18 @@ class PrefixTiles:
 
 
 def sort_by_prefix(rows: Iterable[ScheduledChunk], granule: int) -> list[ScheduledChunk]:
-    """Sequences with a beginning in common beside each other."""
+    """Rows in an order in which those that share a prefix are adjacent."""
     every = max(_MIN_TOKENS // granule, 1)
     return sorted(rows, key=lambda row: _hashes(row, granule)[every - 1 :: every])
 
 
 def find_shared_prefixes(rows: Seq[ScheduledChunk], granule: int) -> PrefixTiles | None:
-    """Tiles of adjacent rows, which compute a token each; None where sharing saves little.
+    """Tiles of adjacent single-token rows; None where sharing saves little.
 
-    A row joins the tile before it if that saves at least as much as the tile does without it, and
-    if the row has not far more in common with the one behind it.
+    A row joins the tile before it if the tile then saves at least as much as without it, and if the
+    row has not far more in common with the next one.
     """
-    # Each row's with the one behind it: a run of rows has the least of these in common.
+    # Of each row with the next: what a run of rows has in common is the minimum of these.
     common = [*_common_tokens([_hashes(row, granule) for row in rows], granule), 0]
     lens = [0] * len(rows)
     tiles = []
@@ -76,12 +76,12 @@ def find_shared_prefixes(rows: Seq[ScheduledChunk], granule: int) -> PrefixTiles
 
 
 def _hashes(row: ScheduledChunk, granule: int) -> list[bytes]:
-    """The content of a row's leading granules, as far as it is in the pool before any is read."""
+    """Hashes of a row's leading granules, as far as these are in the pool before the step."""
     return row.sequence.registered_hashes(row.start // granule)
 
 
 def _common_tokens(rows: list[list[bytes]], granule: int) -> Iterator[int]:
-    """Tokens that each row has in common with the one behind it, whole steps; 0: too few."""
+    """Tokens that each row has in common with the next, a multiple of ``STEP``; 0: too few."""
     shortest = -(-_MIN_TOKENS // granule)
     same = 0
     for a, b in pairwise(rows):

@@ -91,17 +91,17 @@ def resolve_within(seconds: float, resolve: Resolver, host: str, port: int) -> l
     """What ``resolve`` says, if it says it in time; a call that does not is left to its thread.
 
     Raises:
-        TimeoutError: it takes longer, or as many calls as may be are under way.
+        TimeoutError: it takes longer, or the most calls allowed are under way.
         OSError, UnicodeError: as ``resolve``.
     """
     answer: list[list[str]] = []
-    failure: list[Exception] = []
+    failure: list[BaseException] = []
     done = threading.Event()
 
     def look_up() -> None:
         try:
             answer.append(resolve(host, port))
-        except Exception as error:  # noqa: BLE001  raised below, where it is waited for
+        except BaseException as error:  # noqa: BLE001  raised below, where it is waited for
             failure.append(error)
         finally:
             _lookups.release()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -17,8 +16,8 @@ from vlmbatch.config import EngineConfig, ManifestConfig, SessionConfig
 from vlmbatch.errors import RowError, UsageError
 from vlmbatch.images.feature_file import TENSOR_NAME
 from vlmbatch.images.file import read_image_bytes
-from vlmbatch.images.held_images import HeldImages
 from vlmbatch.images.loading.loader import ImageLoader
+from vlmbatch.images.read_ahead import read_ahead
 from vlmbatch.jobs.fingerprint import checkpoint_digest
 from vlmbatch.output.feature_folder import FeatureFolder, FeatureManifest
 from vlmbatch.session.cores import default_cpu_threads, default_image_workers
@@ -95,8 +94,9 @@ def write_features(
         dtype = resolve_dtype(config.engine.dtype, inputs.model, device)
         reader = ImageReader(config, inputs, folder, images, str(dtype))
         stats.stage = "computing features"
-        stats.engine_started = time.monotonic()
-        for row, values, outcomes in _in_order(inputs, reader, threads):
+        stats.work_started = time.monotonic()
+        reading = _start_reading(inputs, reader, threads)
+        for row, (values, outcomes) in read_ahead(reading, _WINDOW_ROWS, _WINDOW_BYTES):
             tower.add(outcomes)
             error = row.error or next((o for o in outcomes if isinstance(o, RowError)), None)
             if error is not None:
@@ -242,21 +242,16 @@ class TowerWriter:
         return build_vision(self._inputs.folder, self._inputs.model, settings, images)
 
 
-def _in_order(
+def _start_reading(
     inputs: Inputs, reader: ImageReader, threads: ThreadPoolExecutor
-) -> Iterator[tuple[Row, dict[str, Any], list[Outcome]]]:
-    """Every row with its values and its images, read on ``threads`` a bounded window ahead."""
-    window: deque[tuple[Row, dict[str, Any], Future[list[Outcome]]]] = deque()
-    held = HeldImages()
+) -> Iterator[tuple[Row, Future[tuple[dict[str, Any], list[Outcome]]]]]:
+    """Every row, with its values and its images to come from ``threads``."""
+
+    def read(row: Row, values: dict[str, Any]) -> tuple[dict[str, Any], list[Outcome]]:
+        return values, reader.read(row)
+
     for row, values in inputs.manifest.rows_with_values():
-        window.append((row, values, threads.submit(reader.read, row)))
-        held.add(row.images)
-        while len(window) == _WINDOW_ROWS or held.num_bytes > _WINDOW_BYTES:
-            first, its_values, future = window.popleft()
-            held.remove(first.images)
-            yield first, its_values, future.result()
-    for first, its_values, future in window:
-        yield first, its_values, future.result()
+        yield row, threads.submit(read, row, values)
 
 
 def _image_values(
@@ -265,11 +260,11 @@ def _image_values(
     """The image column with features in the place of images, where there are some."""
     if not row.images:
         return {}
-    places = [
+    paths = [
         _original(ref) if isinstance(outcome, RowError) else folder.relative_path(outcome.name)
         for ref, outcome in zip(row.images, outcomes, strict=True)
     ]
-    return {column: places if isinstance(values[column], list) else places[0]}
+    return {column: paths if isinstance(values[column], list) else paths[0]}
 
 
 def _original(ref: ImageRef) -> str | dict[str, str | None]:

@@ -1,4 +1,4 @@
-"""Where results go, and what an earlier run on the same output left to go on from."""
+"""Where results go, and what an earlier run on the same output left to resume from."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ class DurableOutput:
         self._work.complete(self._record)
 
     def _begin(self, info: ManifestInfo, rows: Rows, settings: dict[str, Any]) -> RunRecord:
-        """The run to go on with, or a new one in the folder's name."""
+        """The run to resume, or a new one in the folder's name."""
         policy, work = self._policy, self._work
         new = RunRecord.new(settings, fingerprint(settings), info.num_rows, self._about())
         current = None if policy.overwrite else work.current_run()  # it may be past reading
@@ -260,7 +260,7 @@ class DurableOutput:
         lines = "".join(f"\n  {_explained(change)}" for change in changes)
         raise UsageError(
             f"output {self.path} belongs to a run with other settings:{lines}\n"
-            f"Restore them to go on with it, or add {hint}--overwrite to start anew"
+            f"Restore them to resume it, or add {hint}--overwrite to start anew"
         )
 
     @contextmanager

@@ -36,7 +36,7 @@ from vlmbatch.output.work_folder import is_output_of, read_commit
 # gone, replaced: the run was complete, but where its output was is nothing, or something else.
 State = Literal["starting", "running", "interrupted", "complete", "gone", "replaced"]
 
-_ATTEMPTS = 5  # to read all of it with no run beginning or ending meanwhile
+_ATTEMPTS = 5  # to read all of it with no run starting or ending meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +85,9 @@ class RunStatus:
         without = " without --overwrite" if "--overwrite" in (self.command or "") else ""
         if self.state == "interrupted":
             more = f"; add {retry}" if self.errors else ""
-            return f"run the same command again{without} to go on{more}"
+            return f"run the same command again{without} to resume{more}"
         if self.errors and self.started is None:
-            return (
-                "--overwrite to start anew: without its work folder the run cannot be gone on with"
-            )
+            return "--overwrite to start anew: without its work folder the run cannot be resumed"
         if self.errors:
             return f"run the same command again{without} with {retry}"
         return "nothing: every row is answered"
@@ -215,8 +213,8 @@ def _last_write(output: Path) -> str | None:
 
 def _wait_or_stop(holder: LockHolder) -> str:
     if holder.host != socket.gethostname():
-        return f"wait until it ends, or stop it on {holder.host}: it can be gone on with"
-    return f"wait until it ends, or stop it with `kill {holder.pid}`: it can be gone on with"
+        return f"wait until it ends, or stop it on {holder.host}: it can be resumed"
+    return f"wait until it ends, or stop it with `kill {holder.pid}`: it can be resumed"
 
 
 def _nothing_at(path: Path) -> UsageError:

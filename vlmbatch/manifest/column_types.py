@@ -8,11 +8,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from vlmbatch.manifest.ids import MAX_EXACT
 from vlmbatch.manifest.schema import JSON_TEXT
 
 _MAX_NESTING = 16  # Parquet readers refuse deep schemas
 _MAX_LEAVES = 256  # objects with ever new keys would grow the schema without end
-_MAX_EXACT = 2**53  # the largest integer up to which float64 holds them all
 
 
 class InferredColumn:
@@ -87,7 +87,7 @@ def _has_large_integers(values: pa.Array) -> bool:
     if values.type != pa.int64():
         return False
     bounds = pc.min_max(values).as_py()
-    return bounds["min"] is not None and (bounds["min"] < -_MAX_EXACT or bounds["max"] > _MAX_EXACT)
+    return bounds["min"] is not None and (bounds["min"] < -MAX_EXACT or bounds["max"] > MAX_EXACT)
 
 
 def _has_booleans_as_numbers(values: list[Any], data_type: pa.DataType) -> bool:

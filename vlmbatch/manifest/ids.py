@@ -17,7 +17,7 @@ from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.manifest.arrow_values import shown_with_type, time_text
 
 _MAX_LATEST = 2**14
-_MAX_EXACT = 2**53  # the largest integer up to which float64 holds them all
+MAX_EXACT = 2**53  # the largest integer up to which float64 holds them all
 
 
 def read_id(values: Mapping[str, Any], column: str, index: int) -> str:
@@ -40,11 +40,11 @@ def read_id(values: Mapping[str, Any], column: str, index: int) -> str:
         return str(value)
     if isinstance(value, float) and value.is_integer():
         # Integers with gaps are often stored as floats.
-        if abs(value) <= _MAX_EXACT:
+        if abs(value) <= MAX_EXACT:
             return str(int(value))
         raise RowError(
             ErrorCode.MANIFEST_LINE_INVALID,
-            f"the id {int(value)} is a float: beyond {_MAX_EXACT} these do not hold every integer, "
+            f"the id {int(value)} is a float: beyond {MAX_EXACT} these do not hold every integer, "
             "so that it may have been another: store ids as integers or strings",
         )
     if isinstance(value, Decimal):

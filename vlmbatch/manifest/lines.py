@@ -23,7 +23,7 @@ class Hasher(Protocol):
 
 
 class Line(NamedTuple):
-    """A line that is not blank. ``raw`` is its beginning only when it is not ``complete``."""
+    """A line that is not blank. ``raw`` is cut short when it is not ``complete``."""
 
     number: int  # from 1, blank lines counted
     raw: bytes

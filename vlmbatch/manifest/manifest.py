@@ -23,12 +23,10 @@ from vlmbatch.manifest.ids import SeenIds
 from vlmbatch.manifest.jsonl import JsonlFile
 from vlmbatch.manifest.openai_batch import BatchRowBuilder, holds_requests
 from vlmbatch.manifest.partitions import without_partitions
-from vlmbatch.manifest.rows import RowBuilder
+from vlmbatch.manifest.rows import NO_DOMAINS, RowBuilder
 from vlmbatch.manifest.scan import ManifestFile, Scan, record_id
 from vlmbatch.manifest.sources import find_files, stdin_file
 from vlmbatch.types import Row
-
-_NO_DOMAINS = AllowedDomains()
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,7 +219,7 @@ def open_manifest(
     image_base: Path | None = None,
     streaming: bool = False,
     stdin: BinaryIO | None = None,
-    domains: AllowedDomains = _NO_DOMAINS,
+    domains: AllowedDomains = NO_DOMAINS,
     model: str = "",
 ) -> Manifest:
     """Find the manifest's files, and their format if it is not given.

@@ -148,8 +148,8 @@ def _is_of(path: str, names: Collection[str]) -> bool:
 def _is_shared(dictionary: pa.Array, chunk: Any) -> bool:
     """Whether all of a chunk's values are in its dictionary, and it is worth a copy a batch.
 
-    A chunk may go on without its dictionary. Read as a dictionary array, it would add every further
-    value to it.
+    A chunk may continue without its dictionary. Read as a dictionary array, it would add every
+    further value to it.
     """
     size: int = dictionary.nbytes
     if chunk.total_uncompressed_size > size + _index_bytes(chunk):

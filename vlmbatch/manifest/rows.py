@@ -23,7 +23,7 @@ _READ_AS_URL = re.compile("(?:data:|https?://)", re.IGNORECASE)
 # path may be is none either.
 _BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|.{4096})[A-Za-z0-9+/=_\s-]*")
 _MIN_BASE64 = 48  # characters: no image is shorter
-_NO_DOMAINS = AllowedDomains()
+NO_DOMAINS = AllowedDomains()
 _MASK = 2**64 - 1
 
 
@@ -41,7 +41,7 @@ class RowBuilder:
         image_base: Path,
         *,
         with_kept: bool = False,
-        domains: AllowedDomains = _NO_DOMAINS,
+        domains: AllowedDomains = NO_DOMAINS,
     ) -> None:
         self.columns = columns
         self._left_out = columns.dropped if with_kept else columns.inputs

@@ -66,7 +66,7 @@ def _is_relative(image: Any) -> bool:
 
 
 class ManifestFile(Protocol):
-    """One file of a manifest. Every method starts from the file's beginning."""
+    """One file of a manifest. Every method starts at the head of the file."""
 
     name: str
 

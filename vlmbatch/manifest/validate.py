@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from vlmbatch.errors import ErrorCode, RowError
-from vlmbatch.images.held_images import HeldImages
+from vlmbatch.errors import RowError
+from vlmbatch.images.read_ahead import read_ahead
 from vlmbatch.models.family import Tokens
 from vlmbatch.types import ImageGrid, ImageRef, Row
 
@@ -26,52 +24,12 @@ class PromptEncoder(Protocol):
     def place(self, tokens: Tokens, grids: Sequence[ImageGrid], /) -> object: ...
 
 
-@dataclass(frozen=True, slots=True)
-class RowIssue:
-    """One bad row, as reports show it."""
-
-    file: str
-    line: int
-    index: int
-    id: str
-    code: ErrorCode
-    message: str
-
-    @classmethod
-    def of(cls, row: Row, error: RowError) -> RowIssue:
-        return cls(row.file, row.line, row.index, row.id, error.code, error.message)
-
-
-class ValidationReport:
-    """Counts by error code, with the first ``max_examples`` rows of each."""
-
-    def __init__(self, max_examples: int = 3) -> None:
-        self._max_examples = max_examples
-        self.num_rows = 0
-        self.counts: Counter[ErrorCode] = Counter()
-        self.examples: dict[ErrorCode, list[RowIssue]] = {}
-
-    @property
-    def num_errors(self) -> int:
-        return self.counts.total()
-
-    def add(self, row: Row, error: RowError | None) -> None:
-        """Take in what ``validate_rows`` yields."""
-        self.num_rows += 1
-        if error is None:
-            return
-        self.counts[error.code] += 1
-        examples = self.examples.setdefault(error.code, [])
-        if len(examples) < self._max_examples:
-            examples.append(RowIssue.of(row, error))
-
-
 def validate_rows(
     rows: Iterable[Row],
     encoder: PromptEncoder,
     check_image: Callable[[ImageRef], ImageGrid],
     threads: int = 4,  # headers are small: more than one because files may lie on a network
-) -> Iterator[tuple[Row, RowError | None]]:
+) -> Generator[tuple[Row, RowError | None]]:
     """Yield every row, in order, with the first thing that is wrong with it.
 
     ``check_image`` raises RowError, or says what the model makes of an image; it runs on
@@ -79,30 +37,20 @@ def validate_rows(
     stay on the caller's thread.
     """
     check = partial(_image_error, encoder=encoder, check_image=check_image)
-    window: deque[tuple[Row, Future[RowError | None] | RowError | None]] = deque()
-    held = HeldImages()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="validate")
+
+    def start(row: Row) -> Future[RowError | None]:
+        outcome = row.error or _tokenized(row, encoder)
+        if row.images and not isinstance(outcome, RowError):
+            return pool.submit(check, row, outcome)
+        known: Future[RowError | None] = Future()
+        known.set_result(outcome if isinstance(outcome, RowError) else None)
+        return known
+
     try:
-        for row in rows:
-            outcome = row.error or _tokenized(row, encoder)
-            if isinstance(outcome, RowError):
-                window.append((row, outcome))
-            else:
-                window.append((row, pool.submit(check, row, outcome) if row.images else None))
-            held.add(row.images)
-            while len(window) == _WINDOW or held.num_bytes > _WINDOW_BYTES:
-                held.remove(window[0][0].images)
-                yield _settled(*window.popleft())
-        while window:
-            yield _settled(*window.popleft())
+        yield from read_ahead(((row, start(row)) for row in rows), _WINDOW, _WINDOW_BYTES)
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _settled(
-    row: Row, outcome: Future[RowError | None] | RowError | None
-) -> tuple[Row, RowError | None]:
-    return row, outcome.result() if isinstance(outcome, Future) else outcome
 
 
 def _tokenized(row: Row, encoder: PromptEncoder) -> Tokens | RowError:

@@ -60,8 +60,8 @@ class DecoderAttention(nn.Module):
         backend: AttentionBackend,
         sampled: SampledQueries | None,
     ) -> Tensor:
-        places = (cache.key, cache.value, metadata.slot_mapping)
-        query = project_qkv(x, self.qkv_proj.weight, self.qkv_proj.bias, cos, sin, *places)
+        paged = (cache.key, cache.value, metadata.slot_mapping)
+        query = project_qkv(x, self.qkv_proj.weight, self.qkv_proj.bias, cos, sin, *paged)
         out = backend.attend(query, cache, metadata, self.spec, sampled)
         projected: Tensor = self.o_proj(out.flatten(1))
         return projected
@@ -98,7 +98,7 @@ class DecoderLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Add the previous layer's output to the residual; return this one's, not yet added.
 
-        All tokens write their keys and values; with ``sampled`` only its n go on from there.
+        All tokens write their keys and values; with ``sampled`` only its n are returned.
         """
         if residual is None:
             x, residual = self.input_layernorm(x), x

@@ -234,23 +234,23 @@ class Family:
         Raises:
             CheckpointError: a field is malformed or asks for something unsupported.
         """
-        config: ModelConfig = self._module("config").parse_config(top, folder)
+        config: ModelConfig = self.module("config").parse_config(top, folder)
         return config
 
     def image_flops(self, config: ModelConfig, grid: ImageGrid) -> ImageFlops:
         """What the matrix products and the attention of one image's features take."""
-        flops: ImageFlops = self._module("costs").image_flops(config, grid)
+        flops: ImageFlops = self.module("costs").image_flops(config, grid)
         return flops
 
     def processor_config(self, config: ModelConfig) -> dict[str, Any]:
         """A ``preprocessor_config.json`` that suits the model."""
-        fields: dict[str, Any] = self._module("presets").processor_config(config)
+        fields: dict[str, Any] = self.module("presets").processor_config(config)
         return fields
 
     @property
     def preset_configs(self) -> Mapping[str, Mapping[str, Any]]:
         """Published ``config.json``s by short names."""
-        configs: Mapping[str, Mapping[str, Any]] = self._module("presets").CONFIGS
+        configs: Mapping[str, Mapping[str, Any]] = self.module("presets").CONFIGS
         return configs
 
     def build(
@@ -263,17 +263,13 @@ class Family:
         vision_only: bool,
     ) -> CheckpointModel:
         """The model on torch's current device, with empty weights; without ``images`` no tower."""
-        module = self._module("model")
+        module = self.module("model")
         make = module.Vision if vision_only else module.Model
         model: CheckpointModel = make(config, images, backend, parallel)
         return model
 
-    def load_processor(self, *arguments: Any, **options: Any) -> Processor:
-        """See ``load_processor``."""
-        processor: Processor = self._module("processor").load(*arguments, **options)
-        return processor
-
-    def _module(self, name: str) -> Any:
+    def module(self, name: str) -> Any:
+        """The module ``name`` of the package."""
         return import_module(f"{self.package}.{name}")
 
 
@@ -317,12 +313,17 @@ def load_processor(
         CheckpointError: one of them is missing, unsupported or contradicts the model.
         ConfigError: an argument is invalid or contradicts the model.
     """
-    return family_of(config).load_processor(
-        folder,
-        config,
-        prompt,
-        images,
-        max_model_len,
-        tokenizer_folder=tokenizer_folder or folder,
-        image_processor_folder=image_processor_folder or folder,
+    processor: Processor = (
+        family_of(config)
+        .module("processor")
+        .load(
+            folder,
+            config,
+            prompt,
+            images,
+            max_model_len,
+            tokenizer_folder=tokenizer_folder or folder,
+            image_processor_folder=image_processor_folder or folder,
+        )
     )
+    return processor

@@ -115,7 +115,7 @@ def kind_of(value: object) -> str:
 
 
 def as_json(value: object) -> str:
-    """A value as the client has written it, or its beginning."""
+    """A value as the client has written it, cut where it is long."""
     text = ""
     try:
         # Piece by piece, in Python: a large value is not written out to be cut.

@@ -36,7 +36,7 @@ NO_URLS = ImageUrls()
 
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """A chat to be gone on with.
+    """A parsed chat completion request.
 
     ``messages`` are as ``models.chat`` takes them: each image's place is an ``{"type": "image"}``
     part, and ``images`` has them in that order. ``model`` is None where the body names none.
@@ -54,7 +54,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A text to be gone on with, as it is. ``images`` are those of its ``<image>`` tokens."""
+    """A parsed completion request: ``images`` are those of the ``<image>`` tokens in ``prompt``."""
 
     model: str | None
     prompt: str = field(repr=False)

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 
 from vlmbatch.durable.durable_file import FILES, DurableFile, FileSystem, output_error, publish
+from vlmbatch.durable.run_paths import temporary_path
 from vlmbatch.errors import OutputError
 from vlmbatch.manifest.json_text import dump_json
 from vlmbatch.output.openai_lines import BatchLines, errors_path
@@ -32,9 +33,7 @@ class BatchResultWriter:
         self._answers = _LineFile(path, temporary, files)
         failed = errors_path(path)
         try:
-            self._errors = _LineFile(
-                failed, temporary.with_name(f".{failed.name}.vlmbatch.tmp"), files
-            )
+            self._errors = _LineFile(failed, temporary_path(failed), files)
         except OutputError:
             self._answers.discard()
             raise

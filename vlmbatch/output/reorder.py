@@ -21,11 +21,6 @@ class ReorderBuffer:
         self._held: dict[int, Result | bytes | int] = {}
 
     @property
-    def next_index(self) -> int:
-        """The row that is waited for, or that leaves next."""
-        return self._next_index
-
-    @property
     def lag(self) -> int:
         """How many results are held."""
         return len(self._held)

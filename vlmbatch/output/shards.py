@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from vlmbatch.durable.durable_file import FILES, FileSystem, reported
+from vlmbatch.durable.run_paths import temporary_path
 from vlmbatch.errors import OutputError, UsageError
 from vlmbatch.manifest.parquet_file import read_footer
 from vlmbatch.output.parquet_writer import ParquetResultWriter
@@ -209,8 +210,8 @@ class ShardedParquetWriter:
             if (shard.num_rows, shard.num_shards) != (expected, self._num_shards):
                 raise UsageError(
                     f"{path} is one of {shard.num_shards} shards and has {shard.num_rows} rows, "
-                    f"expected {self._num_shards} and {expected}: go on with the --shard-rows that "
-                    "the run began with, or run with --overwrite to start anew"
+                    f"expected {self._num_shards} and {expected}: resume with the --shard-rows "
+                    "that the run began with, or run with --overwrite to start anew"
                 )
             self._written.add(number)
 
@@ -240,7 +241,7 @@ class ShardedParquetWriter:
             path,
             self._schema,
             {**self._metadata, SHARD_KEY: f"{number}/{self._num_shards}"},
-            temporary=path.with_name(f".{path.name}.vlmbatch.tmp"),
+            temporary=temporary_path(path),
             files=self._files,
         )
 

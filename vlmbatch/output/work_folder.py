@@ -27,7 +27,13 @@ from vlmbatch.durable.journal import Journal
 from vlmbatch.durable.journal_frames import HEADER_BYTES, segment_header
 from vlmbatch.durable.journal_writer import JournalWriter, list_segments
 from vlmbatch.durable.lock import OutputLock, lock_holder, locked_error
-from vlmbatch.durable.run_paths import LOCK_FILE, RECORD_FILE, real_output, work_folder_path
+from vlmbatch.durable.run_paths import (
+    LOCK_FILE,
+    RECORD_FILE,
+    real_output,
+    temporary_path,
+    work_folder_path,
+)
 from vlmbatch.durable.run_record import RunRecord, read_record, write_record
 from vlmbatch.errors import OutputError
 from vlmbatch.manifest.parquet_file import read_footer
@@ -81,7 +87,7 @@ class WorkFolder:
     @property
     def temporary_output(self) -> Path:
         """Where the output grows, in its own folder; a crashed run's is simply written over."""
-        return self.output.with_name(f".{self.output.name}.vlmbatch.tmp")
+        return temporary_path(self.output)
 
     def keys_path(self, record: RunRecord) -> Path:
         """Where the digests of the run's rows stand."""

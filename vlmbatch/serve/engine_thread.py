@@ -177,7 +177,7 @@ class EngineThread:
                 if self._outbox:
                     self._loop.call_soon_threadsafe(self._deliver, self._outbox)
                     self._outbox = []
-        except BaseException as error:  # noqa: BLE001  nothing is left to go on with, whatever it is
+        except BaseException as error:  # noqa: BLE001  the server cannot continue, whatever it is
             logger.error(
                 "the engine has failed: %s: %s", type(error).__name__, error, exc_info=error
             )

@@ -3,7 +3,7 @@
 A web page can give its own name the address 127.0.0.1 (DNS rebinding); the browser then counts this
 server as part of the page's site, and lets it read answers. The request's Host header still has the
 page's name. Where a key is asked for, or the server listens to other machines anyway, nothing is
-checked: proxies and other names go on working.
+checked: proxies and other names keep working.
 """
 
 from __future__ import annotations

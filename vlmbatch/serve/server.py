@@ -28,7 +28,7 @@ from vlmbatch.serve.hosts import is_loopback
 from vlmbatch.serve.metrics import ServerMetrics
 from vlmbatch.serve.preparation import Preparation
 from vlmbatch.session.cores import default_image_workers
-from vlmbatch.session.load import freeze_loaded, load_engine
+from vlmbatch.session.load import SWITCH_INTERVAL_S, freeze_loaded, load_engine
 from vlmbatch.session.open import ModelInputs, open_images, open_model
 from vlmbatch.session.signals import ending_signals
 
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
 
 _KEEP_ALIVE_S = 75  # beyond what clients keep idle connections for, so that they close them
-# The engine's thread gives up the interpreter with each operation, and those that read and prepare
-# requests would keep it for 5 ms.
-_SWITCH_INTERVAL_S = 0.001
 _LAST_WORDS_S = 2.0  # for responses that say that the grace time is over
 
 
@@ -58,7 +55,9 @@ def serve(config: ServeConfig) -> int:
         engine = load_engine(config.session, inputs)
         freeze_loaded(engine)
         check_context(engine)
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        # On a CPU too: the engine's thread gives up the interpreter with each operation, and those
+        # that read and prepare requests would keep it for 5 ms.
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
         return asyncio.run(_serve(config, inputs, engine, domains, listener))
 
 

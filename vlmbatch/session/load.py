@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # Beside a GPU, a thread that wants the interpreter lock gets it after so long from one that only
 # computes: the default of 5 ms is a whole decode step.
-_SWITCH_INTERVAL_S = 0.001
+SWITCH_INTERVAL_S = 0.001
 
 
 def start_images(config: SessionConfig, inputs: ModelInputs) -> ImageLoader:
@@ -44,7 +44,7 @@ def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
         settings = replace(settings, cpu_threads=default_cpu_threads())
     engine = build_engine(inputs.folder, inputs.model, settings, inputs.processor)
     if engine.device.type == "cuda":
-        sys.setswitchinterval(_SWITCH_INTERVAL_S)
+        sys.setswitchinterval(SWITCH_INTERVAL_S)
     return engine
 
 

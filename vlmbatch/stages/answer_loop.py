@@ -100,8 +100,8 @@ class AnswerLoop:
             return
         self._under_way[request.index] = prepared
         self._replica.submit(request)
-        if self._stats.engine_started is None:
-            self._stats.engine_started = time.monotonic()
+        if self._stats.work_started is None:
+            self._stats.work_started = time.monotonic()
 
     def _hand_on(self) -> None:
         with self._stop.interruptible():

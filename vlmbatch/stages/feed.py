@@ -46,7 +46,7 @@ class RowFeed:
         self._prepare = prepare_row
         # With the bytes of pixels that each row holds.
         self._ready: queue.SimpleQueue[tuple[Future[Prepared], int] | None] = queue.SimpleQueue()
-        self._places = threading.Semaphore(depth)
+        self._slots = threading.Semaphore(depth)
         self._window = threading.Semaphore(window)
         self._encoded = EncodedBudget(max_bytes)
         self._pixels = PixelBudget(max_pixel_bytes, image_bytes)
@@ -76,7 +76,7 @@ class RowFeed:
                 continue
             future, pixel_bytes = ready
             self._num_given += 1
-            self._places.release()
+            self._slots.release()
             self._pixels.release(pixel_bytes)
             return future.result()
         if self._failure is not None:
@@ -101,7 +101,7 @@ class RowFeed:
         """Stop reading and preparing; rows not handed out are dropped."""
         self._closed.set()
         self._window.release()
-        self._places.release()
+        self._slots.release()
         self._encoded.close()
         self._pixels.close()
         self._reader.join(_CLOSE_SECONDS)
@@ -110,7 +110,7 @@ class RowFeed:
     def _read(self) -> None:
         try:
             for row in self._in_order():
-                self._places.acquire()
+                self._slots.acquire()
                 self._encoded.acquire(row.images)
                 reserved = self._pixels.reserve(len(row.images))
                 if self._closed.is_set():
@@ -123,7 +123,7 @@ class RowFeed:
             self._ready.put(None)
 
     def _in_order(self) -> Iterator[Row]:
-        """The rows as they are to be prepared. Ends early when closed."""
+        """Rows in the order in which to prepare them. Ends early when closed."""
         if self._groups is not None:
             yield from in_groups(self._rows, self._groups, self._may_read)
             return

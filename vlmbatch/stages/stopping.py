@@ -18,7 +18,7 @@ _MIN_ROWS = 200  # before these are done, a share of errors says little
 
 
 class RunStoppedError(VlmbatchError):
-    """The run ended early, on purpose; what is done is kept, and the same command goes on."""
+    """The run ended early, on purpose; what is done is kept, and the same command resumes it."""
 
     def __init__(self, message: str, exit_status: int) -> None:
         super().__init__(message)
@@ -70,7 +70,7 @@ class StopRequest:
 
     @property
     def out_of_grace(self) -> bool:
-        """Whether rows under way are to be given up."""
+        """Whether to give up the rows that are still in the engine."""
         return self.reason is not None and time.monotonic() >= self._give_up_at
 
     @contextmanager

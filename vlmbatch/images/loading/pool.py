@@ -139,7 +139,7 @@ class ImageWorkers:
         return job
 
     def _run(self) -> None:
-        """The life of one worker's thread. If it cannot go on, nobody shall wait for it."""
+        """The life of one worker's thread. If it fails, nobody shall wait for it."""
         try:
             self._serve()
         except BaseException as error:
