@@ -16,6 +16,8 @@ import pytest
 from in_process import call
 from real_command import run
 
+from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.images.fetch import ImageFetcher
 from vlmbatch.jobs.features import TowerWriter
 from vlmbatch.models.llava.model import Model as LlavaModel
 from vlmbatch.models.tokenizer import Tokenizer
@@ -169,6 +171,33 @@ def test_rows_that_cannot_be_done_keep_their_place_and_their_image(
         "prompt_invalid",
         "image_token_mismatch",
     ]
+
+
+def test_images_of_allowed_hosts_are_fetched(
+    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = next(iter(samples.glob("images/*")))
+
+    def fetch(fetcher: ImageFetcher, url: str) -> bytes:
+        if url.endswith("/gone.jpg"):
+            raise RowError(ErrorCode.IMAGE_FETCH_FAILED, f"{url}: gone")
+        return image.read_bytes()
+
+    monkeypatch.setattr(ImageFetcher, "fetch", fetch)
+    prompt = "USER: <image>\nWhat number is written? ASSISTANT:"
+    base = "https://images.example.org"
+    images = [str(image), f"{base}/a.jpg", f"{base}/gone.jpg", "https://b.example/a.jpg"]
+    rows = [{"prompt": prompt, "image": image} for image in images]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ("--allow-domain", "images.example.org", "--errors", tmp_path / "errors.jsonl")
+    assert features(tmp_path / "m.jsonl", tmp_path / "out", *options) == 1
+    assert [(e["row_index"], e["error_code"]) for e in lines(tmp_path / "errors.jsonl")] == [
+        (2, "image_fetch_failed"),
+        (3, "image_forbidden"),
+    ]
+    written = [row["image"] for row in lines(tmp_path / "out" / "manifest.jsonl")]
+    assert written == [written[0], written[0], *images[2:]]
+    assert (tmp_path / "out" / written[0]).is_file()
 
 
 def test_embedded_images_of_a_parquet_manifest(samples: Path, tmp_path: Path) -> None:
