@@ -135,8 +135,10 @@ def test_rows_that_cannot_be_done_keep_their_place_and_their_image(
         {"prompt": prompt, "image": [str(image), "none.png"]},
         {"prompt": 7, "image": str(image)},
         {"prompt": prompt, "image": None},
+        {"prompt": prompt, "image": "data:image/png;base64,AAAA"},
     ]
-    text = "\n".join(map(json.dumps, rows[:4])) + "\nnot json\n" + json.dumps(rows[4])
+    text = "\n".join(map(json.dumps, rows[:4])) + "\nnot json\n"
+    text += "\n".join(map(json.dumps, rows[4:]))
     (tmp_path / "m.jsonl").write_text(text)
     out = tmp_path / "out"
     assert features(tmp_path / "m.jsonl", out, "--errors", tmp_path / "errors.jsonl") == 1
@@ -145,6 +147,7 @@ def test_rows_that_cannot_be_done_keep_their_place_and_their_image(
         (2, "image_missing"),
         (3, "prompt_invalid"),
         (4, "manifest_line_invalid"),
+        (6, "image_unreadable"),
     ]
     written = lines(out / "manifest.jsonl")
     path = written[0]["image"]
@@ -157,6 +160,7 @@ def test_rows_that_cannot_be_done_keep_their_place_and_their_image(
         str(image),
         None,
         None,
+        rows[5]["image"],
     ]
     assert written[0]["note"] == {"a": 1}
     assert written[4] == {}
@@ -170,6 +174,7 @@ def test_rows_that_cannot_be_done_keep_their_place_and_their_image(
         "prompt_invalid",
         "prompt_invalid",
         "image_token_mismatch",
+        "features_invalid",
     ]
 
 

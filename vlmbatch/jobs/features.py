@@ -278,16 +278,22 @@ def _image_values(
     """The image column with features in the place of images, where there are some."""
     if not row.images:
         return {}
+    several = isinstance(values[column], list)
+    given = values[column] if several else [values[column]]
     places = [
-        _original(ref) if isinstance(outcome, RowError) else folder.relative_path(outcome.name)
-        for ref, outcome in zip(row.images, outcomes, strict=True)
+        _original(ref, each)
+        if isinstance(outcome, RowError)
+        else folder.relative_path(outcome.name)
+        for ref, each, outcome in zip(row.images, given, outcomes, strict=True)
     ]
-    return {column: places if isinstance(values[column], list) else places[0]}
+    return {column: places if several else places[0]}
 
 
-def _original(ref: ImageRef) -> str | dict[str, str | None]:
+def _original(ref: ImageRef, given: object) -> object:
     """An image that has no features, still an error wherever the new manifest lies."""
     if ref.data is not None:
+        if isinstance(given, str):  # a data: URL
+            return given
         return {"bytes": None, "path": ref.path}
     if ref.url is not None:
         return ref.url
