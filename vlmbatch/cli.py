@@ -7,8 +7,8 @@ what it needs when it runs.
 from __future__ import annotations
 
 import logging
-import os
 import sys
+import traceback
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -37,7 +37,6 @@ EPILOG = (
     "--max-tokens), or in a --config file (max_tokens = 64). Flags win over variables, and "
     "variables over the file."
 )
-_COMPLETION = "_VLMBATCH_COMPLETE"  # set by a shell that asks for completions
 HELP_NAMES = {"help_option_names": ["-h", "--help"]}
 COMMAND: dict[str, Any] = {
     "epilog": EPILOG,
@@ -109,9 +108,7 @@ def _main(args: Sequence[str] | None) -> int:
         log.logger.error("%s", error, exc_info=logging.root.isEnabledFor(logging.DEBUG))
         return error.exit_status
     except BaseException as error:
-        if (
-            isinstance(error, SystemExit) and _COMPLETION in os.environ
-        ):  # Typer's, when it has ended
+        if isinstance(error, SystemExit) and _is_of_typer(error):  # it has shown completions
             raise
         if is_shortage(error):
             log.logger.error("%s: free some of it or raise the limit, then run again", error)
@@ -127,6 +124,12 @@ def _main(args: Sequence[str] | None) -> int:
         )
         return status_of(error)
     return exit_status if isinstance(exit_status, int) else 0
+
+
+def _is_of_typer(error: BaseException) -> bool:
+    """Whether an exception was raised by Typer itself, and not by what it calls."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals["__name__"]).partition(".")[0] == "typer"
 
 
 def _misused(error: typer.TyperException) -> int:

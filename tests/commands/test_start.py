@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from command_line import Run
@@ -54,6 +55,16 @@ def test_completion_is_offered(job: Run) -> None:
     script = job("answered", _VLMBATCH_COMPLETE="source_bash")
     assert (script.returncode, script.stderr) == (0, "")
     assert "complete" in script.stdout and "vlmbatch" in script.stdout
+
+
+def test_completion_can_be_shown_and_installed(job: Run, tmp_path: Path) -> None:
+    """Typer ends the process by itself, within its options."""
+    shown = job("answered", "--show-completion", "bash")
+    assert (shown.returncode, shown.stderr) == (0, "")
+    assert "complete -o default" in shown.stdout
+    installed = job("answered", "--install-completion", "bash", HOME=str(tmp_path))
+    assert (installed.returncode, installed.stderr) == (0, "")
+    assert "vlmbatch" in (tmp_path / ".bashrc").read_text()
 
 
 def test_no_arguments_shows_the_help_as_an_error(job: Run) -> None:

@@ -106,6 +106,23 @@ def test_what_does_not_fit_is_refused(values: dict[str, Any], message: str) -> N
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_num_batched_tokens": 0}, "max_num_batched_tokens must be at least 1, got 0"),
+        ({"max_image_pixels": 0}, "max_image_pixels must be at least 1, got 0"),
+        ({"host_memory": "much"}, "host_memory must be a size such as 4GiB"),
+        ({"image_input_shape": [3]}, 'image_input_shape must be "1,channels,height,width"'),
+        ({"model": ""}, "model must not be empty"),
+        ({"image_root": ""}, "image_root must be a path, got ''"),
+    ],
+)
+def test_a_message_names_the_argument(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(SessionConfig, {"model": "m", **values}, key="argument")
+    assert str(caught.value).startswith(message)
+
+
 @given(
     st.sampled_from([SessionConfig, SamplingParams, ManifestConfig, RunPolicy, ServeConfig]),
     st.data(),

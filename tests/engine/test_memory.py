@@ -17,7 +17,7 @@ from torch import Tensor
 from vlmbatch.attention import make_backend
 from vlmbatch.attention.base import AttentionMetadata, LayerKVCache
 from vlmbatch.config import EngineConfig, ImageArguments, PromptConfig
-from vlmbatch.engine.kv_cache import kv_bytes_per_token
+from vlmbatch.engine.kv_cache import KVCache, kv_bytes_per_token
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside, kv_tokens_within, run_largest_step
 from vlmbatch.errors import ConfigError
@@ -157,3 +157,11 @@ def test_a_step_that_finds_no_room_is_refused_with_both_numbers(gpu: dict[str, i
         kv_tokens_beside(
             LargeModel(), fake_config(), limits, FakeBackend(), CPU, torch.float64, fake_image(1)
         )
+
+
+@pytest.mark.parametrize("tokens", [2**40, 2**80])
+def test_a_kv_cache_beyond_all_memory_is_refused(tokens: int) -> None:
+    with pytest.raises(ConfigError) as caught:
+        KVCache(TEXT, tokens, 16, 16, torch.bfloat16, CPU)
+    assert f"a KV cache of {tokens} tokens" in str(caught.value)
+    assert "lower --kv-cache-tokens" in str(caught.value)

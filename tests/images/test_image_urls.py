@@ -136,3 +136,25 @@ def test_any_text_is_an_image_or_a_refusal(text: str) -> None:
             continue
         if ref.url is not None:
             assert DOMAINS.allows(host_of(ref.url))
+
+
+@pytest.mark.parametrize(
+    ("host", "kind"),
+    [("127.0.0.1", "loopback"), ("10.0.0.7", "private"), ("169.254.169.254", "link-local")],
+)
+def test_an_address_that_is_not_public_cannot_be_allowed(host: str, kind: str) -> None:
+    """Known before anything is fetched: `validate` would have found such rows in order."""
+    with pytest.raises(ConfigError) as caught:
+        AllowedDomains.of([host])
+    assert str(caught.value).startswith(f"--allow-domain {host} is a {kind} address: ")
+    for urls in (SERVER, ImageUrls()):  # and is not advised
+        with pytest.raises(RowError) as refused:
+            urls.read(f"http://{host}/a.jpg", "messages[0]")
+        assert f"{host} is a {kind} address" in refused.value.message
+    with pytest.raises(RowError) as v6:
+        ImageUrls().read("http://[::1]/a.jpg", "messages[0]")
+    assert "::1 is a loopback address" in v6.value.message
+
+
+def test_a_public_address_can_be_allowed() -> None:
+    assert ImageUrls(AllowedDomains.of(["9.9.9.9"])).read("http://9.9.9.9/a.jpg", "").url

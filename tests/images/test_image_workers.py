@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -41,6 +42,13 @@ def open_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     yield open_pool
     for pool in pools:
         pool.close()
+
+
+def test_a_limit_beyond_what_the_system_counts(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    limits = ImageLimits(max_pixels=2**70)
+    with contextlib.closing(ImageWorkers(limits, PROCESSOR, 1, 30.0, 8, 2**20)) as workers:
+        assert isinstance(outcome(workers, ImageRef(str(tmp_path / "a.png"))), PixelImage)
 
 
 def decoded(loader: ImageLoader, ref: ImageRef) -> PixelImage:

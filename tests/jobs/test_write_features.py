@@ -16,6 +16,8 @@ import pytest
 from in_process import call
 from real_command import run
 
+from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.images.fetch import ImageFetcher
 from vlmbatch.jobs.features import TowerWriter
 from vlmbatch.models.llava.model import Model as LlavaModel
 from vlmbatch.models.tokenizer import Tokenizer
@@ -127,14 +129,16 @@ def test_rows_that_cannot_be_done_keep_their_place_and_their_image(
 ) -> None:
     image = next(iter(samples.glob("images/*")))
     prompt = "USER: <image>\nWhat number is written? ASSISTANT:"
-    rows = [
+    rows: list[dict[str, Any]] = [
         {"prompt": prompt, "image": str(image), "note": {"a": 1}},
         {"prompt": prompt, "image": "none.png"},
         {"prompt": prompt, "image": [str(image), "none.png"]},
         {"prompt": 7, "image": str(image)},
         {"prompt": prompt, "image": None},
+        {"prompt": prompt, "image": "data:image/png;base64,AAAA"},
     ]
-    text = "\n".join(map(json.dumps, rows[:4])) + "\nnot json\n" + json.dumps(rows[4])
+    text = "\n".join(map(json.dumps, rows[:4])) + "\nnot json\n"
+    text += "\n".join(map(json.dumps, rows[4:]))
     (tmp_path / "m.jsonl").write_text(text)
     out = tmp_path / "out"
     assert features(tmp_path / "m.jsonl", out, "--errors", tmp_path / "errors.jsonl") == 1
@@ -143,6 +147,7 @@ def test_rows_that_cannot_be_done_keep_their_place_and_their_image(
         (2, "image_missing"),
         (3, "prompt_invalid"),
         (4, "manifest_line_invalid"),
+        (6, "image_unreadable"),
     ]
     written = lines(out / "manifest.jsonl")
     path = written[0]["image"]
@@ -155,6 +160,7 @@ def test_rows_that_cannot_be_done_keep_their_place_and_their_image(
         str(image),
         None,
         None,
+        rows[5]["image"],
     ]
     assert written[0]["note"] == {"a": 1}
     assert written[4] == {}
@@ -168,7 +174,35 @@ def test_rows_that_cannot_be_done_keep_their_place_and_their_image(
         "prompt_invalid",
         "prompt_invalid",
         "image_token_mismatch",
+        "features_invalid",
     ]
+
+
+def test_images_of_allowed_hosts_are_fetched(
+    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = next(iter(samples.glob("images/*")))
+
+    def fetch(fetcher: ImageFetcher, url: str) -> bytes:
+        if url.endswith("/gone.jpg"):
+            raise RowError(ErrorCode.IMAGE_FETCH_FAILED, f"{url}: gone")
+        return image.read_bytes()
+
+    monkeypatch.setattr(ImageFetcher, "fetch", fetch)
+    prompt = "USER: <image>\nWhat number is written? ASSISTANT:"
+    base = "https://images.example.org"
+    images = [str(image), f"{base}/a.jpg", f"{base}/gone.jpg", "https://b.example/a.jpg"]
+    rows = [{"prompt": prompt, "image": image} for image in images]
+    (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = ("--allow-domain", "images.example.org", "--errors", tmp_path / "errors.jsonl")
+    assert features(tmp_path / "m.jsonl", tmp_path / "out", *options) == 1
+    assert [(e["row_index"], e["error_code"]) for e in lines(tmp_path / "errors.jsonl")] == [
+        (2, "image_fetch_failed"),
+        (3, "image_forbidden"),
+    ]
+    written = [row["image"] for row in lines(tmp_path / "out" / "manifest.jsonl")]
+    assert written == [written[0], written[0], *images[2:]]
+    assert (tmp_path / "out" / written[0]).is_file()
 
 
 def test_embedded_images_of_a_parquet_manifest(samples: Path, tmp_path: Path) -> None:

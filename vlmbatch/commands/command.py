@@ -111,6 +111,8 @@ def _parameter(item: OptField) -> inspect.Parameter:
         if opt.unit is not None:
             kind = str | None
             default = None if default is None else UNITS[opt.unit].show(default)
+        elif item.plain_kind is Path:
+            kind = str | None  # as a Path, no text would be "."
         elif item.item_kind is not None:
             kind, default = GenericAlias(list, item.item_kind) | None, None
         elif opt.counts:

@@ -13,6 +13,7 @@ from vlmbatch.errors import ConfigError
 ImageInputType = Literal["pixel_values", "image_features"]
 
 IMAGE_TIMEOUT_S = 60.0
+MAX_WORKERS = 1024  # a process each
 
 _image = partial(Opt, panel="Images")
 
@@ -49,10 +50,14 @@ class ImageArguments:
     ] = False
     image_processor: Annotated[
         str | None,
-        _image("NAME", "Folder or Hub id of an image processor to use in place of the model's."),
+        _image(
+            "NAME",
+            "Folder or Hub id of an image processor to use in place of the model's.",
+            filled=True,
+        ),
     ] = None
     image_processor_revision: Annotated[
-        str | None, _image("NAME", "Its branch, tag or commit on the Hub.")
+        str | None, _image("NAME", "Its branch, tag or commit on the Hub.", filled=True)
     ] = None
     disable_image_processor: Annotated[
         bool, _image("", "Use no image processor: only with image_features, which need none.")
@@ -120,6 +125,7 @@ class ImageLoading:
             "protection from images that crash or hang their decoder.",
             flag="--image-workers",
             minimum=0,
+            maximum=MAX_WORKERS,
         ),
     ] = None
     timeout_s: Annotated[
@@ -133,10 +139,9 @@ class ImageLoading:
     ] = IMAGE_TIMEOUT_S
 
     def __post_init__(self) -> None:
-        if self.workers is not None and self.workers < 0:
-            raise ConfigError(f"image_workers must be at least 0, got {self.workers}")
+        if self.workers is not None and not 0 <= self.workers <= MAX_WORKERS:
+            raise ConfigError(f"image_workers must be from 0 to {MAX_WORKERS}, got {self.workers}")
         if not 0 < self.timeout_s <= 86_400:
             raise ConfigError(
-                "the image timeout must be above 0 and at most 86400 seconds, "
-                f"got {self.timeout_s:g}"
+                f"image_timeout must be above 0 and at most 86400 seconds, got {self.timeout_s:g}"
             )

@@ -32,6 +32,7 @@ class ManifestConfig:
             "standard input.",
             flag="--manifest",
             positional=True,
+            filled=True,
         ),
     ]
     prompt_column: Annotated[str, _input("NAME", "Column of the prompts.")] = "prompt"

@@ -53,6 +53,7 @@ class Opt:
     unsets: bool = field(kw_only=True, default=False)  # a flag that makes its field False
     counts: bool = field(kw_only=True, default=False)  # a flag that may be repeated
     positional: bool = field(kw_only=True, default=False)
+    filled: bool = field(kw_only=True, default=False)  # no empty text, as of an unset variable
     absent: str | None = field(kw_only=True, default=None)
     python_only: bool = field(kw_only=True, default=False)  # an argument in Python alone
 
@@ -202,7 +203,7 @@ def _value(item: OptField, name: str, value: Any) -> Any:
             return None
         raise ConfigError(item.opt.absent or f"{name} must be {_wanted(item)}, got None")
     if item.opt.unit is not None and isinstance(value, str):
-        return UNITS[item.opt.unit].parse(value)
+        return _parsed(name, item.opt.unit, value)
     if item.item_kind is not None:
         read = _READERS[item.item_kind]
         items = (value,) if isinstance(value, str) else typed.several(name, value, _wanted(item))
@@ -215,8 +216,20 @@ def _value(item: OptField, name: str, value: Any) -> Any:
         return value
     if get_origin(item.plain_kind) is tuple:
         numbers = typed.several(name, value, _wanted(item))
-        return UNITS["shape"].parse(",".join(map(str, numbers)))
-    return _READERS[item.plain_kind](name, value)
+        return _parsed(name, "shape", ",".join(map(str, numbers)))
+    read = _READERS[item.plain_kind](name, value)
+    if item.opt.filled and not read:
+        raise ConfigError(f"{name} must not be empty")
+    if isinstance(read, int | float) and (problem := item.out_of_bounds(read)):
+        raise ConfigError(f"{name} {problem}")
+    return read
+
+
+def _parsed(name: str, unit: UnitName, text: str) -> Any:
+    try:
+        return UNITS[unit].parse(text)
+    except ConfigError as error:
+        raise ConfigError(f"{name} {error}") from error
 
 
 def _wanted(item: OptField) -> str:

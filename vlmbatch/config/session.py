@@ -20,6 +20,7 @@ MODEL = Opt(
     "Checkpoint folder, or Hub id such as llava-hf/llava-1.5-7b-hf.",
     panel="Model",
     short="-m",
+    filled=True,
     absent="no model given: add --model with a checkpoint folder or a Hub id, or --config with a "
     "file that has one",
 )
@@ -63,10 +64,12 @@ class SessionConfig:
     """
 
     model: Annotated[str, MODEL]
-    revision: Annotated[str | None, _model("NAME", "Branch, tag or commit on the Hub.")] = None
-    tokenizer: Annotated[str | None, _model("NAME", "Folder or Hub id of another tokenizer.")] = (
-        None
-    )
+    revision: Annotated[
+        str | None, _model("NAME", "Branch, tag or commit on the Hub.", filled=True)
+    ] = None
+    tokenizer: Annotated[
+        str | None, _model("NAME", "Folder or Hub id of another tokenizer.", filled=True)
+    ] = None
     image_arguments: ImageArguments = field(default_factory=ImageArguments)
     image_limits: ImageLimits = field(default_factory=ImageLimits)
     image_loading: ImageLoading = field(default_factory=ImageLoading)

@@ -12,6 +12,7 @@ from vlmbatch.errors import ConfigError
 UnitName = Literal["time", "size", "share", "shape"]
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_MAX_SIZE = 2**63  # bytes, what the system's own sizes end at
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?(?:([KMGT])(I?))?B?")
 _POWERS = {"": 0, "K": 1, "M": 2, "G": 3, "T": 4}
 _DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)([smhd]))+")
@@ -63,7 +64,10 @@ def parse_size(text: str) -> int:
     if found is None:
         raise ConfigError(f'must be a size such as 4GiB or 512MiB, got "{text}"')
     decimal = found[2] and not found[3] and compact.endswith("B")
-    return int(float(found[1]) * (1000 if decimal else 1024) ** _POWERS[found[2] or ""])
+    num_bytes = float(found[1]) * (1000 if decimal else 1024) ** _POWERS[found[2] or ""]
+    if num_bytes >= _MAX_SIZE:
+        raise ConfigError(f'must be a size below 8388608TiB, got "{text}"')
+    return int(num_bytes)
 
 
 def show_size(num_bytes: int) -> str:
@@ -104,9 +108,7 @@ def parse_image_shape(text: str) -> tuple[int, int, int, int]:
     except ValueError:
         batch = channels = height = width = 0
     if batch != 1 or min(channels, height, width) < 1:
-        raise ConfigError(
-            f'image_input_shape is "1,channels,height,width", such as "1,3,336,336"; got "{text}"'
-        )
+        raise ConfigError(f'must be "1,channels,height,width", such as "1,3,336,336", got "{text}"')
     return batch, channels, height, width
 
 

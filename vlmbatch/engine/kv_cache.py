@@ -72,10 +72,20 @@ class KVCache:
         """``slack``: tokens behind the last page that a backend may read past its end.
 
         The pool starts as zeros: what lies there is masked, but a NaN would come through the mask.
+
+        Raises:
+            ConfigError: the device's memory does not hold it.
         """
         assert num_tokens % granule == 0 and slack % granule == 0 and slack > 0
         shape = (2, text.num_layers, num_tokens + slack, text.num_kv_heads, text.head_dim)
-        pool = torch.zeros(shape, dtype=dtype, device=device)
+        try:
+            pool = torch.zeros(shape, dtype=dtype, device=device)
+        except (RuntimeError, TypeError) as error:  # torch's: no memory, no such size
+            num_bytes = kv_bytes_per_token(text, dtype) * (num_tokens + slack)
+            raise ConfigError(
+                f"no memory for a KV cache of {num_tokens} tokens, which takes "
+                f"{num_bytes / 2**30:,.1f} GiB: lower --kv-cache-tokens"
+            ) from error
         self.layers = [
             LayerKVCache(pool[0, layer], pool[1, layer]) for layer in range(text.num_layers)
         ]

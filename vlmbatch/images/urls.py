@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import re
 import urllib.parse
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
+from vlmbatch.images.addresses import refusal
 from vlmbatch.types import ImageRef
 
 MAX_DATA_BYTES = 64 * 2**20  # of one embedded image, decoded
@@ -27,7 +29,7 @@ class AllowedDomains:
     """Hosts that images may be fetched from: exact names, and ``*.name`` for all below a name.
 
     Raises:
-        ConfigError: an entry is no host name.
+        ConfigError: an entry is no host name, or an address that is not public.
     """
 
     names: frozenset[str] = frozenset()
@@ -148,6 +150,8 @@ def host_of(url: str) -> str:
 
 def forbidden_host(url: str, host: str, domains: AllowedDomains) -> str:
     """The message for a host that is not allowed."""
+    if kind := _kind_of_address(host):
+        return f"{shown(url)}: {host} is {kind}"
     if not domains:
         return f"{shown(url)}: images are not fetched; --allow-domain {host} would allow it"
     return f"{shown(url)}: the host {host} is not allowed (see --allow-domain)"
@@ -162,6 +166,16 @@ def _bad_data(where: str, cause: str) -> RowError:
     return RowError(ErrorCode.IMAGE_INVALID, f"{where}: {cause}")
 
 
+def _kind_of_address(host: str) -> str | None:
+    """Of a host that is an address itself, and not a public one: what is wrong with it."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    kind = refusal(host)
+    return kind and f"a {kind} address: images are fetched from public addresses only"
+
+
 def _checked_domain(name: str) -> str:
     try:
         host = host_of(f"http://{name.removeprefix('*.')}/")
@@ -174,4 +188,6 @@ def _checked_domain(name: str) -> str:
             f'--allow-domain {name}: give a host such as "images.example.org", or '
             '"*.example.org" for all below it'
         )
+    if kind := _kind_of_address(host):
+        raise ConfigError(f"--allow-domain {name} is {kind}")
     return f"*.{host}" if name.startswith("*.") else host

@@ -21,7 +21,13 @@ from vlmbatch.images.read_ahead import read_ahead
 from vlmbatch.jobs.fingerprint import checkpoint_digest
 from vlmbatch.output.feature_folder import FeatureFolder, FeatureManifest
 from vlmbatch.session.cores import default_cpu_threads, default_image_workers
-from vlmbatch.session.open import Inputs, open_images, open_inputs, opening_stage
+from vlmbatch.session.open import (
+    Inputs,
+    open_fetcher,
+    open_images,
+    open_inputs,
+    opening_stage,
+)
 from vlmbatch.stats import RunStats
 from vlmbatch.types import ImageRef, PixelImage, Row
 
@@ -127,6 +133,7 @@ class ImageReader:
         self._limits = config.image_limits
         self._folder = folder
         self._images = images
+        self._fetcher = open_fetcher(config)
         digests = (checkpoint_digest(inputs.folder), inputs.processor.images.fingerprint)
         self._context = hashlib.blake2b(repr((*digests, dtype)).encode()).digest()
 
@@ -136,16 +143,22 @@ class ImageReader:
 
     def _read(self, ref: ImageRef) -> Outcome:
         try:
-            data = read_image_bytes(ref, self._limits)
+            data = self._bytes(ref)
             digest = hashlib.blake2b(data, digest_size=20, key=self._context)
             name = digest.hexdigest()
             if self._folder.has(name):
                 return NamedImage(name, None)
-            image = self._images.submit(ImageRef(ref.path, data)).result()
+            image = self._images.submit(ImageRef(ref.url or ref.path, data)).result()
         except RowError as error:
             return error
         assert isinstance(image, PixelImage)
         return NamedImage(name, image)
+
+    def _bytes(self, ref: ImageRef) -> bytes:
+        if ref.url is None:
+            return read_image_bytes(ref, self._limits)
+        assert self._fetcher is not None, "rows have URLs of allowed hosts only"
+        return self._fetcher.fetch(ref.url)
 
 
 class TowerWriter:
@@ -260,17 +273,25 @@ def _image_values(
     """The image column with features in the place of images, where there are some."""
     if not row.images:
         return {}
+    several = isinstance(values[column], list)
+    given = values[column] if several else [values[column]]
     paths = [
-        _original(ref) if isinstance(outcome, RowError) else folder.relative_path(outcome.name)
-        for ref, outcome in zip(row.images, outcomes, strict=True)
+        _original(ref, each)
+        if isinstance(outcome, RowError)
+        else folder.relative_path(outcome.name)
+        for ref, each, outcome in zip(row.images, given, outcomes, strict=True)
     ]
-    return {column: paths if isinstance(values[column], list) else paths[0]}
+    return {column: paths if several else paths[0]}
 
 
-def _original(ref: ImageRef) -> str | dict[str, str | None]:
+def _original(ref: ImageRef, given: object) -> object:
     """An image that has no features, still an error wherever the new manifest lies."""
     if ref.data is not None:
+        if isinstance(given, str):  # a data: URL
+            return given
         return {"bytes": None, "path": ref.path}
+    if ref.url is not None:
+        return ref.url
     return _as_utf8(os.path.abspath(ref.path or ""))  # noqa: PTH100 - resolves no links
 
 

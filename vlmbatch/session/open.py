@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlmbatch.config import (
     JobConfig,
@@ -26,6 +27,9 @@ from vlmbatch.models.family import Processor, load_model_config, load_processor
 from vlmbatch.models.hub import resolve_model
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.types import ImageGrid, ImageRef
+
+if TYPE_CHECKING:
+    from vlmbatch.images.fetch import ImageFetcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,15 +136,22 @@ def open_job(config: JobConfig) -> Inputs:
 def open_images(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
     """What decodes images, and fetches them first where hosts are allowed."""
     loader = _open_decoders(config, inputs, num_workers)
-    if not config.image_loading.allowed_domains:
+    fetcher = open_fetcher(config)
+    if fetcher is None:
         return loader
-    from vlmbatch.images.fetch import FetchLimits, ImageFetcher
     from vlmbatch.images.loading.url_loader import UrlLoader
 
+    return UrlLoader(loader, fetcher)
+
+
+def open_fetcher(config: SessionConfig) -> ImageFetcher | None:
+    """What fetches images, where hosts are allowed."""
+    if not config.image_loading.allowed_domains:
+        return None
+    from vlmbatch.images.fetch import FetchLimits, ImageFetcher
+
     limits = FetchLimits(max_bytes=min(FetchLimits().max_bytes, config.image_limits.max_bytes))
-    return UrlLoader(
-        loader, ImageFetcher(AllowedDomains.of(config.image_loading.allowed_domains), limits)
-    )
+    return ImageFetcher(AllowedDomains.of(config.image_loading.allowed_domains), limits)
 
 
 def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:

@@ -55,6 +55,7 @@ def _serve(connection: socket.socket, shared: np.ndarray[Any, np.dtype[np.uint8]
     processor: ImageProcessor
     limits, processor, timeout_s = pickle.loads(receive(connection)[1])
     memory = _BASE_BYTES + _BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes
+    memory = min(memory, sys.maxsize)  # more is no limit that the system knows
     _restrain(memory)
     send(connection, {"ready": os.getpid()})
     while True:
