@@ -95,7 +95,7 @@ def test_no_image_is_loaded_for_a_bad_prompt(processor: LlavaProcessor) -> None:
 @pytest.mark.parametrize(
     ("workers", "timeout", "message"),
     [
-        (-1, 1.0, "image_workers must be at least 0, got -1"),
+        (-1, 1.0, "image_workers must be from 0 to 1024, got -1"),
         (1, 0.0, "above 0 and at most 86400 seconds, got 0"),
         (1, float("nan"), "got nan"),
         (1, float("inf"), "got inf"),
