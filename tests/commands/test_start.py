@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from command_line import Run
+from command_line import Run, environment
 
 import vlmbatch
 
@@ -57,15 +58,21 @@ def test_completion_is_offered(job: Run) -> None:
     assert "complete" in script.stdout and "vlmbatch" in script.stdout
 
 
-def test_completion_can_be_shown_and_installed(job: Run, tmp_path: Path) -> None:
-    """Typer ends the process by itself, within its options. It would look which shell runs it."""
-    told = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
-    shown = job("answered", "--show-completion", "bash", **told)
-    assert (shown.returncode, shown.stderr) == (0, "")
-    assert "complete -o default" in shown.stdout
-    installed = job("answered", "--install-completion", "bash", HOME=str(tmp_path), **told)
-    assert (installed.returncode, installed.stderr) == (0, "")
-    assert "vlmbatch" in (tmp_path / ".bashrc").read_text()
+@pytest.mark.parametrize("option", ["--show-completion", "--install-completion"])
+def test_completion_can_be_shown_and_installed(option: str, tmp_path: Path) -> None:
+    """Typer looks which shell has called it, and ends the process by itself, within its options."""
+    command = f"{shlex.quote(sys.executable)} -m vlmbatch {option}; exit $?"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env={**environment(), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    if option == "--show-completion":
+        assert "complete -o default" in done.stdout
+    else:
+        assert "vlmbatch" in (tmp_path / ".bashrc").read_text()
 
 
 def test_no_arguments_shows_the_help_as_an_error(job: Run) -> None:
