@@ -99,6 +99,7 @@ PUBLISHED = {
         {"model_type": "qwen2", "use_sliding_window": True, "num_hidden_layers": 3}
         | {"layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
     ),
+    "qwen3": config_with({"model_type": "qwen3", "hidden_size": 1000, "attention_bias": True}),
     "siglip": config_with(
         vision_config={"model_type": "siglip_vision_model", "image_size": 384, "patch_size": 14}
         | {"hidden_size": 1152, "num_attention_heads": 16, "num_hidden_layers": 27},
@@ -186,10 +187,12 @@ def test_equals_transformers(name: str, tmp_path: Path) -> None:
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     assert ours.text.head_dim == head_dim
     qwen2 = text.model_type == "qwen2"
+    assert ours.text.head_norms == (text.model_type == "qwen3")
     assert ours.text.attention_bias == (qwen2 or getattr(text, "attention_bias", False))
     assert ours.text.output_bias == getattr(text, "attention_bias", False)
     assert ours.text.mlp_bias == getattr(text, "mlp_bias", False)
-    kinds = text.layer_types if qwen2 else ["sliding_attention"] * text.num_hidden_layers
+    qwen = text.model_type in ("qwen2", "qwen3")
+    kinds = text.layer_types if qwen else ["sliding_attention"] * text.num_hidden_layers
     window = getattr(text, "sliding_window", None)
     assert list(ours.text.sliding_windows) == [
         window if kind == "sliding_attention" else None for kind in kinds

@@ -7,6 +7,8 @@ import torch
 from transformers.models.qwen2_vl.configuration_qwen2_vl import Qwen2VLTextConfig
 from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLRotaryEmbedding as Rotary
 from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLTextConfig
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRotaryEmbedding
 from vlmbatch_kernels.rotary import apply_rotary
 
 from vlmbatch.errors import CheckpointError
@@ -40,6 +42,18 @@ def test_queries_turn_as_those_of_qwen() -> None:
     cos, sin = table(rope)(positions)
     assert cos.is_contiguous() and sin.is_contiguous()
     torch.testing.assert_close(apply_rotary(query, cos, sin), theirs[0].transpose(0, 1))
+
+
+@pytest.mark.parametrize("sections", [(24, 20, 20), (12, 26, 26), (64, 0, 0), (30, 20, 14)])
+def test_interleaved_sections_are_those_of_qwen3(sections: tuple[int, ...]) -> None:
+    positions = torch.randint(64, (3, 9), generator=torch.Generator().manual_seed(1))
+    parameters = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": list(sections)}
+    theirs = Qwen3VLTextRotaryEmbedding(Qwen3VLTextConfig(head_dim=128, rope_parameters=parameters))
+    their_cos, _ = theirs(torch.empty(0), positions[:, None])
+    rope = RopeConfig(1e4, sections=sections, interleaved=True)
+    ours = RotaryTable(128, 64, rope)
+    ours.fill_buffers(torch.device("cpu"), torch.float32)
+    torch.testing.assert_close(ours(positions)[0][:, 0], their_cos[0])
 
 
 def test_three_equal_rows_are_one() -> None:

@@ -1,4 +1,4 @@
-"""Llama, Mistral and Qwen2 decoders: one set of layers, told apart by ``TextConfig``.
+"""Llama, Mistral, Qwen2 and Qwen3 decoders: one set of layers, told apart by ``TextConfig``.
 
 Letters in shapes: T tokens of a step, M image tokens among them, E hidden size.
 """
@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vlmbatch_kernels.embedding import embed_with_features
 from vlmbatch_kernels.qkv_linear import project_qkv
+from vlmbatch_kernels.rotary import rotary_and_cache
 
 from vlmbatch.attention.base import (
     AttentionBackend,
@@ -40,6 +41,10 @@ class DecoderAttention(nn.Module):
             config.attention_bias,
             parallel,
         )
+        self.q_norm = self.k_norm = None
+        if config.head_norms:
+            self.q_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
+            self.k_norm = RMSNorm(config.head_dim, config.rms_norm_eps)
         heads = parallel.share(config.num_heads, config.head_dim)
         self.o_proj = RowLinear(heads, config.hidden_size, config.output_bias, parallel)
         self.spec = AttentionSpec(
@@ -61,10 +66,26 @@ class DecoderAttention(nn.Module):
         sampled: SampledQueries | None,
     ) -> Tensor:
         paged = (cache.key, cache.value, metadata.slot_mapping)
-        query = project_qkv(x, self.qkv_proj.weight, self.qkv_proj.bias, cos, sin, *paged)
+        if self.q_norm is None:
+            query = project_qkv(x, self.qkv_proj.weight, self.qkv_proj.bias, cos, sin, *paged)
+        else:
+            query = rotary_and_cache(self._normalised(x), cos, sin, *paged)
         out = backend.attend(query, cache, metadata, self.spec, sampled)
         projected: Tensor = self.o_proj(out.flatten(1))
         return projected
+
+    def _normalised(self, x: Tensor) -> Tensor:
+        """Heads (T, H + 2K, D) of ``x``, those of queries and keys normalised."""
+        assert self.q_norm is not None and self.k_norm is not None
+        spec = self.spec
+        heads = self.qkv_proj(x).view(len(x), -1, spec.head_dim)
+        sizes = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
+        query, key, value = torch.split(heads, sizes, dim=1)
+        normed = (
+            norm(part.reshape(-1, spec.head_dim)).view_as(part)
+            for norm, part in ((self.q_norm, query), (self.k_norm, key))
+        )
+        return torch.cat((*normed, value), dim=1)
 
 
 class DecoderLayer(nn.Module):

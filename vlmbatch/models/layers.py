@@ -122,8 +122,7 @@ class RotaryTable(DerivedBuffers):
         inv_freq = inverse_frequencies(self.head_dim, self.rope).to(device)
         self.cos, self.sin = rotary_tables(inv_freq, self.length, dtype)
         if self.rope.sections:
-            counts = torch.tensor(self.rope.sections)
-            half = torch.arange(len(counts)).repeat_interleave(counts)
+            half = torch.tensor(_axes(self.rope))
             self.axis = torch.cat((half, half)).to(device)
 
     def forward(self, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,6 +138,15 @@ class RotaryTable(DerivedBuffers):
         assert self.rope.sections, "three rows of positions need sections in the configuration"
         dimension = torch.arange(self.head_dim, device=table.device)
         return table[positions[self.axis].T, dimension].contiguous().unsqueeze(1)
+
+
+def _axes(rope: RopeConfig) -> list[int]:
+    """The row of positions that each pair of dimensions turns by."""
+    if not rope.interleaved:
+        return [axis for axis, count in enumerate(rope.sections) for _ in range(count)]
+    pairs = range(sum(rope.sections))
+    # The first section takes the turns that the others no longer want.
+    return [pair % 3 if pair // 3 < rope.sections[pair % 3] else 0 for pair in pairs]
 
 
 def inverse_frequencies(head_dim: int, rope: RopeConfig) -> Tensor:

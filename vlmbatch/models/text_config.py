@@ -29,6 +29,14 @@ TEXT_DEFAULTS: dict[str, dict[str, Any]] = {  # by model_type
         "max_position_embeddings": 32_768,
         "eos_token_id": (),
     },
+    "qwen3": {
+        "vocab_size": 151_936,
+        "intermediate_size": 22_016,
+        "num_key_value_heads": 32,
+        "head_dim": 128,
+        "max_position_embeddings": 32_768,
+        "eos_token_id": (),
+    },
 }
 
 
@@ -37,7 +45,7 @@ class RopeConfig:
     """Rotary embedding. "linear" divides positions by ``factor``; "llama3" is Llama 3.1's.
 
     ``sections``: pairs of dimensions that turn by the positions' first row, second and third, where
-    positions have three; in this order.
+    positions have three; in this order, or where ``interleaved`` in turns until a section ends.
     """
 
     theta: float = 10_000.0
@@ -47,13 +55,14 @@ class RopeConfig:
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
     sections: tuple[int, ...] = ()
+    interleaved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
     """A decoder-only text model of the Llama family."""
 
-    model_type: Literal["llama", "mistral", "qwen2"]
+    model_type: Literal["llama", "mistral", "qwen2", "qwen3"]
     vocab_size: int
     hidden_size: int
     intermediate_size: int
@@ -67,6 +76,7 @@ class TextConfig:
     attention_bias: bool = False  # bias on q, k and v
     output_bias: bool = False  # bias on o
     mlp_bias: bool = False
+    head_norms: bool = False  # each head of q and k is normalised before it is rotated
     sliding_windows: tuple[int | None, ...] = ()  # one for each layer
     rope: RopeConfig = field(default_factory=RopeConfig)
 
@@ -95,17 +105,18 @@ def parse_text_config(fields: JsonFields) -> TextConfig:
     num_kv_heads = fields.integer("num_key_value_heads", default_kv_heads)
     if num_heads % num_kv_heads:
         raise fields.error("num_key_value_heads", f"a divisor of the {num_heads} query heads")
-    if "head_dim" not in fields and hidden_size % num_heads:
+    default_head_dim = defaults.get("head_dim")
+    if "head_dim" not in fields and default_head_dim is None and hidden_size % num_heads:
         raise fields.error("hidden_size", f"a multiple of num_attention_heads ({num_heads})")
-    head_dim = fields.integer("head_dim", hidden_size // num_heads)
+    head_dim = fields.integer("head_dim", default_head_dim or hidden_size // num_heads)
     if head_dim % 2:
         raise CheckpointError(f"{fields.where}: head_dim is {head_dim}, expected an even number")
     max_position_embeddings = fields.integer(
         "max_position_embeddings", defaults["max_position_embeddings"]
     )
-    llama_bias = model_type == "llama" and fields.boolean("attention_bias", False)
+    all_biases = model_type in ("llama", "qwen3") and fields.boolean("attention_bias", False)
     return TextConfig(
-        model_type=cast(Literal["llama", "mistral", "qwen2"], model_type),
+        model_type=cast(Literal["llama", "mistral", "qwen2", "qwen3"], model_type),
         vocab_size=fields.integer("vocab_size", defaults["vocab_size"]),
         hidden_size=hidden_size,
         intermediate_size=fields.integer("intermediate_size", defaults["intermediate_size"]),
@@ -116,9 +127,10 @@ def parse_text_config(fields: JsonFields) -> TextConfig:
         rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
         max_position_embeddings=max_position_embeddings,
         hidden_act=fields.activation("hidden_act", "silu"),
-        attention_bias=llama_bias or model_type == "qwen2",
-        output_bias=llama_bias,
+        attention_bias=all_biases or model_type == "qwen2",
+        output_bias=all_biases,
         mlp_bias=model_type == "llama" and fields.boolean("mlp_bias", False),
+        head_norms=model_type == "qwen3",
         sliding_windows=_sliding_windows(fields, model_type, num_layers),
         rope=_parse_rope(fields, max_position_embeddings, head_dim),
     )
@@ -152,12 +164,13 @@ def _parse_rope(text: JsonFields, max_position_embeddings: int, head_dim: int) -
         if fields.number("partial_rotary_factor", 1.0) != 1.0:
             raise fields.error("partial_rotary_factor", "1: partial rotation is unsupported")
     name = "rope_type" if "rope_type" in rope else "type"
-    kind = rope.choice(name, "default", ("default", "linear", "llama3"))
+    kind = rope.choice(name, "default", ("default", "linear", "llama3", "mrope"))
     theta = rope.number("rope_theta", text.number("rope_theta", 10_000.0))
-    if kind == "default":
+    if kind in ("default", "mrope"):  # the latter in older files: sections say so anyway
         if any(isinstance(value, dict) for value in rope.values.values()):
             raise CheckpointError(f"{rope.where}: one for each layer type is unsupported")
-        return RopeConfig(theta, sections=_sections(rope, head_dim))
+        interleaved = rope.boolean("mrope_interleaved", False)
+        return RopeConfig(theta, sections=_sections(rope, head_dim), interleaved=interleaved)
     required_numbers = ("factor", "low_freq_factor", "high_freq_factor")
     for required in required_numbers[: 1 if kind == "linear" else 3]:
         if required not in rope:
