@@ -127,6 +127,19 @@ class JsonFields:
             raise self.error(name, "a number above 0")
         return float(value)
 
+    def channels(
+        self, name: str, default: tuple[float, float, float]
+    ) -> tuple[float, float, float]:
+        """A number of any sign for each of red, green and blue; one stands for three."""
+        value = self.values.get(name)
+        if value is None:
+            return default
+        values = value if isinstance(value, list) else [value] * 3
+        if len(values) != 3 or any(type(item) not in (int, float) for item in values):
+            raise self.error(name, "a number or three, one a channel")
+        red, green, blue = map(float, values)
+        return red, green, blue
+
     def boolean(self, name: str, default: bool) -> bool:
         value = self.values.get(name)
         if value is None:

@@ -175,8 +175,8 @@ def _parse(fields: JsonFields, config: LlavaConfig) -> LlavaImageProcessor:
     if kind not in _KINDS:
         raise fields.error(name, f"one of: {', '.join(_KINDS)}")
     siglip = kind == "SiglipImageProcessor"
-    mean = _channels(fields, "image_mean", _HALF if siglip else _CLIP_MEAN)
-    std = _channels(fields, "image_std", _HALF if siglip else _CLIP_STD)
+    mean = fields.channels("image_mean", _HALF if siglip else _CLIP_MEAN)
+    std = fields.channels("image_std", _HALF if siglip else _CLIP_STD)
     if min(std) <= 0:
         raise fields.error("image_std", "numbers above 0")
     rescale = fields.boolean("do_rescale", True)
@@ -225,19 +225,6 @@ def _size(fields: JsonFields, name: str, default: tuple[int, int] | int) -> tupl
         edge: int = size["shortest_edge"]
         return edge
     raise fields.error(name, "a number, height and width, or shortest_edge")
-
-
-def _channels(
-    fields: JsonFields, name: str, default: tuple[float, float, float]
-) -> tuple[float, float, float]:
-    value = fields.values.get(name)
-    if value is None:
-        return default
-    values = value if isinstance(value, list) else [value] * 3
-    if len(values) != 3 or any(type(item) not in (int, float) for item in values):
-        raise fields.error(name, "a number or three, one a channel")
-    red, green, blue = map(float, values)
-    return red, green, blue
 
 
 def _output_size(
