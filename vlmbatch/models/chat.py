@@ -42,18 +42,24 @@ class ChatTemplate:
     """One compiled template.
 
     ``special_tokens`` are what the template may name (``bos_token`` and so on); ``image_token`` is
-    the text of an image in templates that take a message's content as one string.
+    the text of an image in templates that take a message's content as one string, and
+    ``own_image_token`` another that messages may hold.
 
     Raises:
         ConfigError: the template does not compile, or renders no user message.
     """
 
     def __init__(
-        self, source: str, special_tokens: Mapping[str, str], image_token: str = "<image>"
+        self,
+        source: str,
+        special_tokens: Mapping[str, str],
+        image_token: str = "<image>",
+        own_image_token: str | None = None,
     ) -> None:
         self.source = source
         self._variables = dict(special_tokens)
         self._image_token = image_token
+        self._image_tokens = (image_token, own_image_token or image_token)
         self._sandbox = TemplateSandbox()
         if len(source) > _MAX_SOURCE:
             raise ConfigError(
@@ -70,7 +76,11 @@ class ChatTemplate:
 
     @classmethod
     def load(
-        cls, path: Path, special_tokens: Mapping[str, str], image_token: str = "<image>"
+        cls,
+        path: Path,
+        special_tokens: Mapping[str, str],
+        image_token: str = "<image>",
+        own_image_token: str | None = None,
     ) -> ChatTemplate:
         """Read a template from a file, or from a checkpoint's folder.
 
@@ -79,7 +89,7 @@ class ChatTemplate:
             CheckpointError: a JSON file is malformed.
         """
         source = _read_folder(path) if path.is_dir() else _read_file(path)
-        return cls(source, special_tokens, image_token)
+        return cls(source, special_tokens, image_token, own_image_token)
 
     def render(self, messages: Sequence[Message], num_images: int = 0) -> str:
         """The prompt for ``messages`` (OpenAI's form), up to where the assistant answers.
@@ -139,8 +149,8 @@ class ChatTemplate:
 
     def _has_image(self, content: Content) -> bool:
         if isinstance(content, str):
-            return self._image_token in content
-        return any(part["type"] == "image" or self._image_token in part["text"] for part in content)
+            return any(token in content for token in self._image_tokens)
+        return any(part["type"] == "image" or self._has_image(part["text"]) for part in content)
 
     def _convert(self, content: Content) -> Content:
         """Content in a form that the template takes, unchanged where it can be."""

@@ -38,7 +38,12 @@ if TYPE_CHECKING:
     from vlmbatch.models.tokenizer import Tokenizer
     from vlmbatch.models.weights import CheckpointModel
 
-FAMILIES = {"llava": "vlmbatch.models.llava"}  # packages, by the model_type in config.json
+FAMILIES = {  # packages, by the model_type in config.json
+    "llava": "vlmbatch.models.llava",
+    "qwen2_5_vl": "vlmbatch.models.qwen_vl",
+    "qwen2_vl": "vlmbatch.models.qwen_vl",
+    "qwen3_vl": "vlmbatch.models.qwen_vl",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,8 @@ from vlmbatch.models.image_tokens import place_images
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import ImageGrid, ImageSpan, Row
 
+IMAGE_PLACEHOLDER = "<image>"  # stands for an image in the prompts of every family
+
 
 class PromptProcessor(ABC):
     """A ``Processor`` but for what it knows of images. Thread-safe.
@@ -39,9 +41,11 @@ class PromptProcessor(ABC):
         arguments: ImageArguments,
         max_model_len: int | None,
         template_path: Path,
+        image_text: str | None = None,
     ) -> None:
         """``max_model_len`` None: the model's. ``template_path``: where to look for a chat template
-        when the options name none."""
+        when the options name none. ``image_text``: what <image> in a prompt stands for; None: that
+        is the model's own image token."""
         check_image_arguments(config, arguments)
         _check_prompt_options(prompt)
         self.tokenizer = tokenizer
@@ -51,7 +55,9 @@ class PromptProcessor(ABC):
         self._prompt = prompt
         self._strict = arguments.strict_image_tokens
         self._template_path = prompt.chat_template or template_path
-        self.image_token = _image_token(tokenizer, config.image_token_id)
+        self._own_image_token = _image_token(tokenizer, config.image_token_id)
+        self._image_text = image_text
+        self.image_token = self._own_image_token if image_text is None else IMAGE_PLACEHOLDER
         if self._names_template:
             _ = self.chat_template  # a missing or bad template is an error before the run
 
@@ -63,7 +69,10 @@ class PromptProcessor(ABC):
             ConfigError: the model has none, or a bad one.
         """
         return ChatTemplate.load(
-            self._template_path, self.tokenizer.special_tokens, self.image_token
+            self._template_path,
+            self.tokenizer.special_tokens,
+            self.image_token,
+            self._own_image_token,
         )
 
     @property
@@ -102,6 +111,8 @@ class PromptProcessor(ABC):
     def tokenize(self, row: Row) -> Tokens:
         """See ``Processor``: where all images take as many tokens, the whole prompt is checked."""
         text, add_special_tokens = self._text(row)
+        if self._image_text is not None:
+            text = text.replace(IMAGE_PLACEHOLDER, self._image_text)
         try:
             token_ids = self.tokenizer.encode(text, add_special_tokens)
         except UnicodeEncodeError as error:

@@ -166,17 +166,19 @@ def _parse_rope(text: JsonFields, max_position_embeddings: int, head_dim: int) -
     name = "rope_type" if "rope_type" in rope else "type"
     kind = rope.choice(name, "default", ("default", "linear", "llama3", "mrope"))
     theta = rope.number("rope_theta", text.number("rope_theta", 10_000.0))
+    sections = _sections(rope, head_dim)
+    interleaved = rope.boolean("mrope_interleaved", False)
     if kind in ("default", "mrope"):  # the latter in older files: sections say so anyway
         if any(isinstance(value, dict) for value in rope.values.values()):
             raise CheckpointError(f"{rope.where}: one for each layer type is unsupported")
-        interleaved = rope.boolean("mrope_interleaved", False)
-        return RopeConfig(theta, sections=_sections(rope, head_dim), interleaved=interleaved)
+        return RopeConfig(theta, sections=sections, interleaved=interleaved)
     required_numbers = ("factor", "low_freq_factor", "high_freq_factor")
     for required in required_numbers[: 1 if kind == "linear" else 3]:
         if required not in rope:
             raise rope.error(required, f"a number, as rope type {kind} needs")
     if kind == "linear":
-        return RopeConfig(theta, "linear", rope.number("factor", 1.0))
+        factor = rope.number("factor", 1.0)
+        return RopeConfig(theta, "linear", factor, sections=sections, interleaved=interleaved)
     return RopeConfig(
         theta,
         "llama3",
@@ -186,6 +188,8 @@ def _parse_rope(text: JsonFields, max_position_embeddings: int, head_dim: int) -
         original_max_position_embeddings=rope.integer(
             "original_max_position_embeddings", max_position_embeddings
         ),
+        sections=sections,
+        interleaved=interleaved,
     )
 
 

@@ -1,0 +1,146 @@
+"""Qwen-VL's image processing beside transformers' Pillow back end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from PIL import Image
+from qwen_vl_checkpoints import KINDS, preprocessor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
+    Qwen2VLImageProcessorPil,
+    smart_resize,
+)
+from vlmbatch_kernels.image_patches import normalize_patches
+
+from vlmbatch.errors import CheckpointError, ErrorCode, RowError
+from vlmbatch.models.json_fields import JsonFields
+from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
+from vlmbatch.models.qwen_vl.packing import Packing
+from vlmbatch.models.qwen_vl.vision_config import VisionConfig, parse_vision_config
+
+SIDES = st.integers(1, 9000)
+LIMITS = st.tuples(st.integers(1, 10**6), st.integers(0, 10**7)).map(lambda x: (x[0], sum(x)))
+
+
+def vision_of(kind: str) -> VisionConfig:
+    return parse_vision_config(kind, JsonFields({}, "vision_config"))
+
+
+def loaded(folder: Path, fields: dict[str, Any], kind: str = "qwen2_vl") -> QwenImageProcessor:
+    (folder / "preprocessor_config.json").write_text(json.dumps(fields))
+    return QwenImageProcessor.load(folder, vision_of(kind))
+
+
+def processor(factor: int, limits: tuple[int, int]) -> QwenImageProcessor:
+    ones = (1.0, 1.0, 1.0)
+    return QwenImageProcessor(factor, *limits, Image.Resampling.BICUBIC, 1 / 255, ones, ones)
+
+
+@given(SIDES, SIDES, st.sampled_from((28, 32)), LIMITS)
+@example(200, 1, 28, (3136, 12845056))
+@example(1, 201, 28, (3136, 12845056))
+@example(13, 13, 28, (1, 28 * 28))
+@example(8000, 40, 32, (65536, 65536))
+def test_sizes_are_those_of_smart_resize(
+    height: int, width: int, factor: int, limits: tuple[int, int]
+) -> None:
+    ours = processor(factor, limits)
+    if max(height, width) > 200 * min(height, width):
+        with pytest.raises(RowError) as caught:
+            ours.grid(height, width)
+        assert caught.value.code is ErrorCode.IMAGE_TOO_LARGE
+        assert f"{width} x {height} pixels" in caught.value.message
+        return
+    theirs = smart_resize(height, width, factor, *limits)
+    assert ours.size(height, width) == theirs
+    grid, largest = ours.grid(height, width), ours.largest_grid
+    assert (grid.height * factor, grid.width * factor) == theirs
+    assert grid.num_tokens == grid.height * grid.width > 0
+    assert grid.num_bytes == 3 * theirs[0] * theirs[1]
+    assert grid.num_tokens <= largest.num_tokens and grid.num_bytes <= largest.num_bytes
+
+
+def test_a_strip_is_refused_with_both_numbers() -> None:
+    with pytest.raises(RowError, match=r"^2010 x 10 pixels: one side is 201 times .* up to 200 "):
+        processor(28, (3136, 12845056)).grid(10, 2010)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "size", [(1, 1), (1, 200), (230, 41), (60, 201), (640, 480), (333, 777), (28, 28), (2000, 11)]
+)
+def test_patches_are_those_of_transformers(
+    kind: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    fields = preprocessor(kind)
+    ours, config = loaded(tmp_path, fields, kind), vision_of(kind)
+    del fields["image_processor_type"]
+    theirs = Qwen2VLImageProcessorPil(**fields)
+    values = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
+    image = Image.fromarray(values)
+    made = theirs(images=[image], return_tensors="pt")
+    prepared = ours.process(image)
+    assert prepared.grid == ours.grid(*size)
+    pixels, patch = torch.from_numpy(prepared.pixels), config.patch_size
+    scale, bias = torch.tensor(ours.scale), torch.tensor(ours.bias)
+    rows = normalize_patches(pixels[None], scale, bias, patch, torch.float32)[0, :, : 3 * patch**2]
+    height, width = (side // patch for side in prepared.pixels.shape[:2])
+    assert made["image_grid_thw"].tolist() == [[1, height, width]]
+    # As they come without windows, which only the model sees.
+    plain = vision_of("qwen2_vl")
+    order = Packing.of([(height, width)], plain).patches
+    frames = made["pixel_values"].view(len(rows), 3, 2, patch, patch).unbind(2)
+    mine = rows[torch.from_numpy(order)].view(-1, patch, patch, 3).permute(0, 3, 1, 2)
+    for frame in frames:
+        torch.testing.assert_close(mine, frame, atol=1e-5, rtol=0)
+
+
+PUBLISHED = {
+    "Qwen2.5-VL": ({"min_pixels": 3136, "max_pixels": 12845056}, (3136, 12845056)),
+    "Qwen3-VL": ({"size": {"longest_edge": 16777216, "shortest_edge": 65536}}, (65536, 16777216)),
+    "both": ({"size": {"min_pixels": 9, "max_pixels": 99}, "max_pixels": 88}, (9, 88)),
+    "defaults": ({}, (3136, 1003520)),
+}
+
+
+@pytest.mark.parametrize(("fields", "limits"), PUBLISHED.values(), ids=PUBLISHED)
+def test_pixel_limits(fields: dict[str, Any], limits: tuple[int, int], tmp_path: Path) -> None:
+    ours = loaded(tmp_path, fields)
+    assert (ours.min_pixels, ours.max_pixels) == limits
+    if "min_pixels" not in fields.get("size", {}):  # which transformers takes from calls alone
+        theirs = Qwen2VLImageProcessorPil(**fields)
+        assert (theirs.size["shortest_edge"], theirs.size["longest_edge"]) == limits
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"image_processor_type": "CLIPImageProcessor"}, "image_processor_type is 'CLIPImage"),
+        ({"do_resize": False}, "do_resize is False, expected true"),
+        ({"patch_size": 16}, "patch_size is 16, expected the vision tower's 14"),
+        ({"merge_size": 1}, "merge_size is 1, expected the vision tower's 2"),
+        ({"image_std": [0.5, 0, 0.5]}, "image_std is [0.5, 0, 0.5], expected numbers above 0"),
+        ({"resample": 9}, "resample is 9"),
+        ({"size": {"height": 224, "width": 224}}, "size is {'height': 224, 'width': 224}"),
+        ({"min_pixels": 100, "max_pixels": 99}, "100, 99"),
+        ({"min_pixels": 0}, "min_pixels is 0"),
+    ],
+)
+def test_refused_settings(fields: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError) as caught:
+        loaded(tmp_path, fields)
+    assert said in str(caught.value)
+
+
+def test_the_fingerprint_follows_what_changes_pixels(tmp_path: Path) -> None:
+    base = {"min_pixels": 3136, "max_pixels": 12845056}
+    changes: list[dict[str, Any]] = [{}, {"max_pixels": 9999}, {"min_pixels": 1}, {"resample": 2}]
+    changes += [{"image_mean": 0.5}, {"rescale_factor": 1.0}]
+    assert len({loaded(tmp_path, base | change).fingerprint for change in changes}) == len(changes)

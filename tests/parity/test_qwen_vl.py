@@ -1,0 +1,269 @@
+"""Qwen-VL models against transformers' on tiny checkpoints: features, logits, greedy tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from in_process import call
+from paged_batch import make_metadata, shuffled_tables
+from PIL import Image
+from qwen_vl_case import ROWS, SIZES, Case, make_case
+from qwen_vl_checkpoints import IMAGE_TOKEN_ID, KINDS, make_checkpoint
+from safetensors import safe_open
+from torch import Tensor
+
+from vlmbatch.attention import make_backend
+from vlmbatch.attention.base import LayerKVCache
+from vlmbatch.config import EngineConfig, ImageArguments, ManifestConfig, PromptConfig
+from vlmbatch.engine.engine import Engine
+from vlmbatch.errors import ErrorCode
+from vlmbatch.jobs.run import run
+from vlmbatch.jobs.validate import validate
+from vlmbatch.models.family import EncodedPrompt, load_model_config, load_processor
+from vlmbatch.models.qwen_vl.model import Model
+from vlmbatch.models.qwen_vl.processor import QwenVLProcessor
+from vlmbatch.models.registry import load_model
+from vlmbatch.session.load import load_engine
+from vlmbatch.stages.answer import Answer, to_result
+from vlmbatch.stats import RunStats
+from vlmbatch.types import ImageRef, Row
+
+TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
+SETTINGS = {
+    "default": EngineConfig(),
+    "without a prefix cache": EngineConfig(enable_prefix_caching=False),
+    "one at a time": EngineConfig(max_num_seqs=1),
+    "chunks of 1": EngineConfig(max_batched_tokens=1),
+    "chunks of 7": EngineConfig(max_batched_tokens=7, enable_prefix_caching=False),
+    "a pool that runs dry": EngineConfig(kv_cache_tokens=96, max_batched_tokens=40),
+}
+
+
+@dataclass
+class Ours:
+    model: Model
+    processor: QwenVLProcessor
+
+    @classmethod
+    def load(cls, folder: Path) -> Ours:
+        config = load_model_config(folder)
+        processor = load_processor(folder, config, PromptConfig(), ImageArguments())
+        assert isinstance(processor, QwenVLProcessor)
+        cpu, backend = torch.device("cpu"), make_backend("torch", "cpu")
+        model = load_model(folder, config, processor.images, cpu, torch.float32, backend)
+        assert isinstance(model, Model)
+        return cls(model, processor)
+
+    def features(self, folder: Path, names: list[str]) -> list[Tensor]:
+        assert self.processor.images is not None
+        images = [
+            self.processor.images.process(Image.open(folder / f"{name}.png")) for name in names
+        ]
+        return self.model.encode_images([torch.from_numpy(image.pixels) for image in images])
+
+    def encoded(self, prompt: str, names: list[str]) -> EncodedPrompt:
+        assert self.processor.images is not None
+        row = Row(0, "0", 1, "", prompt=prompt, images=(ImageRef("some"),) * len(names))
+        grids = [self.processor.images.grid(*SIZES[name][::-1]) for name in names]
+        return self.processor.place(self.processor.tokenize(row), grids)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make_case(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def ours(case: Case) -> Ours:
+    return Ours.load(case.model)
+
+
+@torch.inference_mode()
+def their_features(theirs: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
+    """Of each image, with the deep levels beside the first."""
+    made = theirs.get_image_features(
+        inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True
+    )
+    deep = getattr(made, "deepstack_features", None) or []
+    sizes = [len(image) for image in made.pooler_output]
+    levels = [torch.cat(list(level)).split(sizes) for level in (made.pooler_output, *deep)]
+    return [torch.cat(image, dim=1) for image in zip(*levels, strict=True)]
+
+
+def test_image_features(case: Case, ours: Ours) -> None:
+    for inputs, (_, names) in zip(case.inputs, ROWS, strict=True):
+        if names:
+            features = ours.features(case.manifest.parent, names)
+            for mine, theirs in zip(features, their_features(case.theirs, inputs), strict=True):
+                torch.testing.assert_close(mine, theirs, **TOLERANCE)
+
+
+def test_prompts_and_positions(case: Case, ours: Ours) -> None:
+    for inputs, (prompt, names) in zip(case.inputs, ROWS, strict=True):
+        encoded = ours.encoded(prompt, names)
+        assert encoded.token_ids == inputs["input_ids"][0].tolist()
+        if not names:
+            assert encoded.positions is None and encoded.next_position is None
+            continue
+        positions, delta = case.theirs.model.get_rope_index(
+            inputs["input_ids"],
+            mm_token_type_ids=inputs["mm_token_type_ids"],
+            image_grid_thw=inputs["image_grid_thw"],
+        )
+        np.testing.assert_array_equal(encoded.positions, positions[:, 0].numpy())
+        assert encoded.next_position == len(encoded.token_ids) + delta.item()
+
+
+@pytest.mark.parametrize("chunk", [3, 10_000])
+def test_logits(case: Case, ours: Ours, chunk: int) -> None:
+    """All rows side by side over a shuffled pool, each step ``chunk`` tokens of every row."""
+    hidden = hidden_in_chunks(case, ours, chunk)
+    for mine, inputs in zip(hidden, case.inputs, strict=True):
+        with torch.inference_mode():
+            case.theirs.model.rope_deltas = None
+            theirs = case.theirs(**inputs).logits[0]
+        torch.testing.assert_close(ours.model.compute_logits(mine), theirs, **TOLERANCE)
+
+
+def hidden_in_chunks(case: Case, ours: Ours, chunk: int) -> list[Tensor]:
+    prompts = [ours.encoded(*row) for row in ROWS]
+    features = [ours.features(case.manifest.parent, names) if names else [] for _, names in ROWS]
+    totals = [len(prompt.token_ids) for prompt in prompts]
+    tables, slots = shuffled_tables(totals, 16, 16, torch.Generator().manual_seed(1))
+    caches = [
+        LayerKVCache(*torch.zeros(2, slots + 16, spec.num_kv_heads, spec.head_dim))
+        for spec in ours.model.attention_specs
+    ]
+    outputs: list[list[Tensor]] = [[] for _ in prompts]
+    for start in range(0, max(totals), chunk):
+        spans = [(i, start, min(start + chunk, n)) for i, n in enumerate(totals) if start < n]
+        spans.sort(key=lambda span: span[2] - span[1] != 1)
+        metadata = make_metadata(
+            [(end - start, end) for _, start, end in spans], [tables[i] for i, *_ in spans]
+        )
+        ids = torch.cat([torch.tensor(prompts[i].token_ids[a:b]) for i, a, b in spans])
+        positions = np.concatenate([rows_of(prompts[i])[:, a:b] for i, a, b in spans], axis=1)
+        parts, rows, count = [], [], 0
+        for i, first, end in spans:
+            token_ids = torch.tensor(prompts[i].token_ids)
+            is_image = token_ids == IMAGE_TOKEN_ID
+            own = torch.where(is_image, is_image.cumsum(0) - 1 + count, -1)
+            rows.append(own[first:end])
+            parts += features[i]
+            count += sum(map(len, features[i]))
+        embedded = ours.model.embed(ids, torch.cat(parts), torch.cat(rows)) if parts else None
+        hidden = ours.model(
+            embedded or ours.model.embed(ids), torch.from_numpy(positions), caches, metadata
+        )
+        for (i, *_), part in zip(spans, hidden.split(metadata.query_lens), strict=True):
+            outputs[i].append(part)
+    return [torch.cat(parts) for parts in outputs]
+
+
+def rows_of(prompt: EncodedPrompt) -> Any:
+    if prompt.positions is not None:
+        return prompt.positions
+    return np.tile(np.arange(len(prompt.token_ids)), (3, 1))
+
+
+@pytest.fixture
+def tokens(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
+    """The tokens of the rows that a run has answered."""
+    found: dict[int, list[int]] = {}
+
+    def noted(answer: Answer, tokenizer: Any) -> Any:
+        if answer.error is None:
+            found[answer.row.index] = list(answer.token_ids)
+        return to_result(answer, tokenizer)
+
+    monkeypatch.setattr("vlmbatch.stages.sink.to_result", noted)
+    return found
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
+    """The engines of runs."""
+    loaded: list[Engine] = []
+
+    def noted(*arguments: Any) -> Engine:
+        loaded.append(load_engine(*arguments))
+        return loaded[-1]
+
+    monkeypatch.setattr("vlmbatch.jobs.run.load_engine", noted)
+    return loaded
+
+
+@pytest.mark.parametrize("engine", SETTINGS.values(), ids=SETTINGS)
+def test_greedy_tokens(
+    case: Case,
+    engine: EngineConfig,
+    tokens: dict[int, list[int]],
+    engines: list[Engine],
+    tmp_path: Path,
+) -> None:
+    stats = RunStats()
+    run(case.job(tmp_path / "out.parquet", engine=engine), stats)
+    assert stats.num_errors == 0, stats.error_examples
+    assert [tokens[index] for index in range(len(ROWS))] == case.expected
+    if engine.kv_cache_tokens is not None:
+        assert engines[0].scheduler.num_preemptions > 0
+    if engine.max_num_seqs == 1:
+        assert stats.cached_tokens > 0, "a row begins as another does"
+    out = pq.read_table(tmp_path / "out.parquet")
+    assert out["image_tokens"].to_pylist() == [
+        int(inputs["mm_token_type_ids"].sum()) for inputs in case.inputs
+    ]
+
+
+@pytest.mark.parametrize("chunk", [3, 4096])
+def test_stored_features_in_the_place_of_images(
+    case: Case, tokens: dict[int, list[int]], tmp_path: Path, chunk: int
+) -> None:
+    folder = tmp_path / "features"
+    command = ["features", case.manifest, "-m", case.model, "-o", folder, "-q"]
+    assert call([*command, "--image-workers", 0]) == 0
+    stored = case.job(
+        tmp_path / "out.parquet",
+        folder / "manifest.jsonl",
+        image_arguments=ImageArguments("image_features", disable_image_processor=True),
+        engine=EngineConfig(max_batched_tokens=chunk),
+    )
+    run(stored, RunStats())
+    assert [tokens[index] for index in range(len(ROWS))] == case.expected
+    assert {error for _, error in validate(stored.session, stored.manifest, RunStats())} == {None}
+
+
+def test_headers_tell_the_exact_tokens_of_every_row(case: Case) -> None:
+    """A context one token shorter than a prompt needs refuses it, and no other."""
+    lengths = [inputs["input_ids"].shape[1] for inputs in case.inputs]
+    for context in {length + more for length in lengths for more in (0, 1)}:
+        session = case.session(engine=EngineConfig(max_model_len=context))
+        checked = validate(session, ManifestConfig(str(case.manifest)), RunStats())
+        for (_, error), length in zip(checked, lengths, strict=True):
+            assert (error is not None) == (length >= context)
+            if error is not None:
+                assert error.code is ErrorCode.PROMPT_TOO_LONG
+                assert f"the prompt has {length} tokens" in error.message
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layout_of_transformers_5(kind: str, tmp_path: Path) -> None:
+    """The same tensors by other names."""
+    folders = (tmp_path / "published", tmp_path / "internal")
+    for folder in folders:
+        make_checkpoint(kind, folder, published=folder == folders[0])
+    names = []
+    for folder in folders:
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            names.append(set(file.keys()))
+    assert (names[0] == names[1]) == (kind == "qwen3_vl")
+    published, internal = (Ours.load(folder).model.state_dict() for folder in folders)
+    assert published.keys() == internal.keys()
+    for name, tensor in published.items():
+        torch.testing.assert_close(tensor, internal[name], atol=0, rtol=0)

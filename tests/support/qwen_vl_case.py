@@ -1,0 +1,115 @@
+"""Rows of images of many sizes for a Qwen-VL model, with what transformers makes of them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from qwen_vl_checkpoints import EOS_TOKEN_ID, IMAGE_TOKEN_ID, make_checkpoint
+from torch import Tensor
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from vlmbatch.config import (
+    FileDestination,
+    ImageLoading,
+    JobConfig,
+    ManifestConfig,
+    SamplingParams,
+    SessionConfig,
+)
+from vlmbatch.models.tokenizer import Tokenizer
+
+MAX_TOKENS = 24
+SIZES = {"wide": (230, 41), "tall": (60, 200), "small": (20, 17), "even": (112, 84)}
+PAD = "<|vision_start|><|image_pad|><|vision_end|>"
+ROWS: list[tuple[str, list[str]]] = [
+    ("only text", []),
+    ("look <image> what is it?", ["wide"]),
+    ("<image>a<image> b <image><image>", ["tall", "small", "wide", "even"]),
+    (f"{PAD} in the model's own tokens", ["small"]),
+    ("<image> and <image>", ["even", "even"]),
+    ("look <image> what is it then?", ["wide"]),
+]
+
+
+@dataclass
+class Case:
+    """``inputs``: of each row, as transformers' model takes them; ``expected``: its answers."""
+
+    model: Path
+    manifest: Path
+    theirs: Any
+    inputs: list[dict[str, Tensor]]
+    expected: list[list[int]]
+
+    def session(self, **settings: Any) -> SessionConfig:
+        return replace(
+            SessionConfig(str(self.model), image_loading=ImageLoading(workers=0)), **settings
+        )
+
+    def job(self, output: Path, manifest: Path | None = None, **settings: Any) -> JobConfig:
+        return JobConfig(
+            self.session(**settings),
+            ManifestConfig(str(manifest or self.manifest)),
+            FileDestination(output),
+            SamplingParams(max_tokens=MAX_TOKENS),
+        )
+
+
+def make_case(kind: str, folder: Path) -> Case:
+    theirs = make_checkpoint(kind, folder / "model")
+    generator = np.random.default_rng(5)
+    for name, (width, height) in SIZES.items():
+        coarse = generator.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+        image.save(folder / f"{name}.png")
+    manifest = folder / "manifest.jsonl"
+    lines = [
+        json.dumps({"prompt": prompt, "image": [f"{name}.png" for name in names]})
+        for prompt, names in ROWS
+    ]
+    manifest.write_text("\n".join(lines) + "\n")
+    inputs = [_inputs(folder, prompt, names) for prompt, names in ROWS]
+    expected = [_answer(theirs, each) for each in inputs]
+    return Case(folder / "model", manifest, theirs, inputs, expected)
+
+
+def their_images(folder: Path, model: Path, names: list[str]) -> dict[str, Tensor]:
+    """``pixel_values`` and ``image_grid_thw`` of the images."""
+    settings = json.loads((model / "preprocessor_config.json").read_bytes())
+    del settings["image_processor_type"]
+    processor = Qwen2VLImageProcessorPil(**settings)
+    images = [Image.open(folder / f"{name}.png") for name in names]
+    made = processor(images=images, return_tensors="pt")
+    return {name: made[name] for name in ("pixel_values", "image_grid_thw")}
+
+
+def _inputs(folder: Path, prompt: str, names: list[str]) -> dict[str, Tensor]:
+    tokenizer = Tokenizer.load(folder / "model")
+    images = their_images(folder, folder / "model", names) if names else {}
+    ids = tokenizer.encode(prompt.replace("<image>", PAD))
+    if names:
+        left = iter((images["image_grid_thw"].prod(-1) // 4).tolist())
+        ids = [each for token in ids for each in _repeated(token, left)]
+    input_ids = torch.tensor([ids])
+    types = (input_ids == IMAGE_TOKEN_ID).int()
+    ones = torch.ones_like(input_ids)
+    return {"input_ids": input_ids, "attention_mask": ones, "mm_token_type_ids": types, **images}
+
+
+def _repeated(token: int, left: Any) -> list[int]:
+    return [token] * next(left) if token == IMAGE_TOKEN_ID else [token]
+
+
+def _answer(theirs: Any, inputs: dict[str, Tensor]) -> list[int]:
+    theirs.model.rope_deltas = None  # which it keeps from prompt to prompt
+    tokens = theirs.generate(
+        **inputs, max_new_tokens=MAX_TOKENS, do_sample=False, eos_token_id=EOS_TOKEN_ID
+    )
+    answer: list[int] = tokens[0, inputs["input_ids"].shape[1] :].tolist()
+    return answer

@@ -1,0 +1,185 @@
+"""Images to the pixels of whole tokens, equal to Hugging Face's Pillow-based processor.
+
+Resizing happens here and leaves uint8; rescaling and normalizing are ``pixels * scale + bias``, and
+happen on the engine's device, where patches are cut as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.models.image_hash import pixel_image
+from vlmbatch.models.json_fields import JsonFields
+from vlmbatch.models.qwen_vl.vision_config import VisionConfig
+from vlmbatch.types import ImageGrid, PixelImage
+
+MAX_ASPECT = 200
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_MIN_PIXELS, _MAX_PIXELS = 56 * 56, 28 * 28 * 1280
+_KINDS = ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor", "Qwen3VLImageProcessor")
+
+
+@dataclass(frozen=True, slots=True)
+class QwenImageProcessor:
+    """How one checkpoint prepares its images. An ``ImageProcessor``.
+
+    An image keeps its shape as nearly as whole tokens of ``factor`` pixels squared allow, within
+    ``min_pixels`` and ``max_pixels`` in all.
+    """
+
+    factor: int
+    min_pixels: int
+    max_pixels: int
+    resample: Image.Resampling
+    rescale_factor: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        values = tuple(getattr(self, name) for name in self.__slots__ if name != "fingerprint")
+        object.__setattr__(self, "fingerprint", hashlib.blake2b(repr(values).encode()).hexdigest())
+
+    @property
+    def scale(self) -> tuple[float, float, float]:
+        """One factor a channel."""
+        red, green, blue = (self.rescale_factor / std for std in self.std)
+        return red, green, blue
+
+    @property
+    def bias(self) -> tuple[float, float, float]:
+        """One summand a channel."""
+        red, green, blue = (-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+        return red, green, blue
+
+    @property
+    def largest_grid(self) -> ImageGrid:
+        """About a square of as many tokens as any image may have.
+
+        A strip of one token's width may exceed the limit, as may an image that is enlarged.
+        """
+        longest, shortest = (
+            math.sqrt(self.min_pixels * ratio) / self.factor
+            for ratio in (MAX_ASPECT, 1 / MAX_ASPECT)
+        )
+        tokens = max(
+            self.max_pixels / self.factor**2,
+            math.sqrt(self.max_pixels * MAX_ASPECT) / self.factor,
+            (longest + 1) * (shortest + 1),
+        )
+        height = max(1, math.isqrt(int(tokens)))
+        return self._grid(height, math.ceil(int(tokens) / height))
+
+    @classmethod
+    def load(cls, folder: Path, vision: VisionConfig) -> QwenImageProcessor:
+        """Read ``processor_config.json`` or ``preprocessor_config.json`` for a model.
+
+        Raises:
+            CheckpointError: neither is there, or a parameter is unsupported or contradicts the
+                model.
+        """
+        path = folder / "processor_config.json"
+        fields = JsonFields.load(path).section("image_processor") if path.exists() else None
+        return _parse(fields or JsonFields.load(folder / "preprocessor_config.json"), vision)
+
+    def grid(self, height: int, width: int) -> ImageGrid:
+        """See ``ImageProcessor``."""
+        return self._grid(*(side // self.factor for side in self.size(height, width)))
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width that an image is resized to: Qwen2-VL's ``smart_resize``.
+
+        Raises:
+            RowError: one side is over 200 times the other.
+        """
+        longer, shorter = max(height, width), min(height, width)
+        if longer / shorter > MAX_ASPECT:
+            raise RowError(
+                ErrorCode.IMAGE_TOO_LARGE,
+                f"{width} x {height} pixels: one side is {longer / shorter:.6g} times the other, "
+                f"and the model takes images up to {MAX_ASPECT} times as long as wide",
+            )
+        factor = self.factor
+        rounded = round(height / factor) * factor, round(width / factor) * factor
+        if rounded[0] * rounded[1] > self.max_pixels:
+            shrink = math.sqrt(height * width / self.max_pixels)
+            down, across = (
+                max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)
+            )
+            return down, across
+        if rounded[0] * rounded[1] < self.min_pixels:
+            grow = math.sqrt(self.min_pixels / (height * width))
+            down, across = (math.ceil(side * grow / factor) * factor for side in (height, width))
+            return down, across
+        return rounded
+
+    def process(self, image: Image.Image) -> PixelImage:
+        """See ``ImageProcessor``."""
+        assert image.mode == "RGB", image.mode
+        height, width = self.size(image.height, image.width)
+        pixels = np.array(image.resize((width, height), self.resample), order="C")
+        return pixel_image(pixels, self.grid(image.height, image.width), self.fingerprint)
+
+    def _grid(self, height: int, width: int) -> ImageGrid:
+        tokens = height * width
+        return ImageGrid(height, width, tokens, num_bytes=3 * tokens * self.factor**2)
+
+
+def _parse(fields: JsonFields, vision: VisionConfig) -> QwenImageProcessor:
+    name = "image_processor_type"
+    kind = fields.string(name, _KINDS[0]).removesuffix("Fast").removesuffix("Pil")
+    if kind not in _KINDS:
+        raise fields.error(name, f"one of: {', '.join(_KINDS)}")
+    for name in ("do_resize", "do_rescale", "do_normalize"):
+        if not fields.boolean(name, True):
+            raise fields.error(name, "true")
+    for name, expected in (
+        ("patch_size", vision.patch_size),
+        ("merge_size", vision.merge_size),
+        ("temporal_patch_size", vision.temporal_patch_size),
+    ):
+        if fields.integer(name, expected) != expected:
+            raise fields.error(name, f"the vision tower's {expected}")
+    std = fields.channels("image_std", _CLIP_STD)
+    if min(std) <= 0:
+        raise fields.error("image_std", "numbers above 0")
+    resample = fields.integer("resample", int(Image.Resampling.BICUBIC), minimum=0)
+    if resample not in set(Image.Resampling):
+        raise fields.error("resample", "a Pillow filter from 0 to 5")
+    min_pixels, max_pixels = _pixel_limits(fields)
+    return QwenImageProcessor(
+        factor=vision.factor,
+        min_pixels=min_pixels,
+        max_pixels=max_pixels,
+        resample=Image.Resampling(resample),
+        rescale_factor=fields.number("rescale_factor", 1 / 255),
+        mean=fields.channels("image_mean", _CLIP_MEAN),
+        std=std,
+    )
+
+
+def _pixel_limits(fields: JsonFields) -> tuple[int, int]:
+    """The least and the most pixels, by the older names or in ``size``; the older ones go first."""
+    size = fields.section("size")
+    limits = []
+    for older, edge, default in (
+        ("min_pixels", "shortest_edge", _MIN_PIXELS),
+        ("max_pixels", "longest_edge", _MAX_PIXELS),
+    ):
+        if size is not None:
+            if not any(name in size for name in (edge, older)) and older not in fields:
+                raise fields.error("size", "shortest_edge and longest_edge, both counts of pixels")
+            default = size.integer(edge, size.integer(older, default))
+        limits.append(fields.integer(older, default))
+    least, most = limits
+    if least > most:
+        raise fields.error("size", f"no more pixels at the least than at the most: {least}, {most}")
+    return least, most
