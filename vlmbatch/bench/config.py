@@ -27,7 +27,7 @@ class BenchConfig:
         Opt(
             "",
             "Make weights up: --model is then a config.json, a folder that has one, or "
-            "llava-1.5-7b.",
+            "a known name such as llava-1.5-7b or qwen3-vl-8b.",
             panel="Model",
         ),
     ] = False
