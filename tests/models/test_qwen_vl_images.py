@@ -131,6 +131,7 @@ def test_pixel_limits(fields: dict[str, Any], limits: tuple[int, int], tmp_path:
         ({"size": {"height": 224, "width": 224}}, "size is {'height': 224, 'width': 224}"),
         ({"min_pixels": 100, "max_pixels": 99}, "100, 99"),
         ({"min_pixels": 0}, "min_pixels is 0"),
+        ({"min_pixels": 10**12, "max_pixels": 10**13}, "at most 67108864 pixels at the least, not"),
     ],
 )
 def test_refused_settings(fields: dict[str, Any], said: str, tmp_path: Path) -> None:

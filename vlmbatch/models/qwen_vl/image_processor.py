@@ -24,6 +24,7 @@ MAX_ASPECT = 200
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _MIN_PIXELS, _MAX_PIXELS = 56 * 56, 28 * 28 * 1280
+_MOST_OF_LEAST = 2**26  # images are enlarged to the least: of a pixel, a file could make any size
 _KINDS = ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor", "Qwen3VLImageProcessor")
 
 
@@ -182,4 +183,6 @@ def _pixel_limits(fields: JsonFields) -> tuple[int, int]:
     least, most = limits
     if least > most:
         raise fields.error("size", f"no more pixels at the least than at the most: {least}, {most}")
+    if least > _MOST_OF_LEAST:
+        raise fields.error("size", f"at most {_MOST_OF_LEAST} pixels at the least, not {least}")
     return least, most
