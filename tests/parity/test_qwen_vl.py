@@ -13,15 +13,21 @@ import torch
 from in_process import call
 from paged_batch import make_metadata, shuffled_tables
 from PIL import Image
-from qwen_vl_case import ROWS, SIZES, Case, make_case
+from qwen_vl_case import MAX_TOKENS, ROWS, SIZES, Case, make_case
 from qwen_vl_checkpoints import IMAGE_TOKEN_ID, KINDS, make_checkpoint
 from safetensors import safe_open
 from torch import Tensor
 
 from vlmbatch.attention import make_backend
 from vlmbatch.attention.base import LayerKVCache
-from vlmbatch.config import EngineConfig, ImageArguments, ManifestConfig, PromptConfig
-from vlmbatch.engine.engine import Engine
+from vlmbatch.config import (
+    EngineConfig,
+    ImageArguments,
+    ManifestConfig,
+    PromptConfig,
+    SamplingParams,
+)
+from vlmbatch.engine.loading import build_engine
 from vlmbatch.errors import ErrorCode
 from vlmbatch.jobs.run import run
 from vlmbatch.jobs.validate import validate
@@ -29,10 +35,9 @@ from vlmbatch.models.family import EncodedPrompt, load_model_config, load_proces
 from vlmbatch.models.qwen_vl.model import Model
 from vlmbatch.models.qwen_vl.processor import QwenVLProcessor
 from vlmbatch.models.registry import load_model
-from vlmbatch.session.load import load_engine
 from vlmbatch.stages.answer import Answer, to_result
 from vlmbatch.stats import RunStats
-from vlmbatch.types import ImageRef, Row
+from vlmbatch.types import ImageRef, Request, Row
 
 TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
 SETTINGS = {
@@ -41,7 +46,6 @@ SETTINGS = {
     "one at a time": EngineConfig(max_num_seqs=1),
     "chunks of 1": EngineConfig(max_batched_tokens=1),
     "chunks of 7": EngineConfig(max_batched_tokens=7, enable_prefix_caching=False),
-    "a pool that runs dry": EngineConfig(kv_cache_tokens=96, max_batched_tokens=40),
 }
 
 
@@ -186,39 +190,57 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
     return found
 
 
-@pytest.fixture
-def engines(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
-    """The engines of runs."""
-    loaded: list[Engine] = []
-
-    def noted(*arguments: Any) -> Engine:
-        loaded.append(load_engine(*arguments))
-        return loaded[-1]
-
-    monkeypatch.setattr("vlmbatch.jobs.run.load_engine", noted)
-    return loaded
-
-
 @pytest.mark.parametrize("engine", SETTINGS.values(), ids=SETTINGS)
 def test_greedy_tokens(
     case: Case,
     engine: EngineConfig,
     tokens: dict[int, list[int]],
-    engines: list[Engine],
     tmp_path: Path,
 ) -> None:
     stats = RunStats()
     run(case.job(tmp_path / "out.parquet", engine=engine), stats)
     assert stats.num_errors == 0, stats.error_examples
     assert [tokens[index] for index in range(len(ROWS))] == case.expected
-    if engine.kv_cache_tokens is not None:
-        assert engines[0].scheduler.num_preemptions > 0
     if engine.max_num_seqs == 1:
         assert stats.cached_tokens > 0, "a row begins as another does"
     out = pq.read_table(tmp_path / "out.parquet")
     assert out["image_tokens"].to_pylist() == [
         int(inputs["mm_token_type_ids"].sum()) for inputs in case.inputs
     ]
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_greedy_tokens_from_a_pool_that_runs_dry(
+    case: Case, ours: Ours, prefix_caching: bool
+) -> None:
+    config = EngineConfig(
+        kv_cache_tokens=96, max_batched_tokens=40, enable_prefix_caching=prefix_caching
+    )
+    model_config = load_model_config(case.model)
+    engine = build_engine(case.model, model_config, config, ours.processor)
+    assert ours.processor.images is not None
+    sequences = []
+    for index, (prompt, names) in enumerate(ROWS):
+        images = tuple(
+            ours.processor.images.process(Image.open(case.manifest.parent / f"{name}.png"))
+            for name in names
+        )
+        encoded = ours.encoded(prompt, names)
+        request = Request(
+            index,
+            encoded.token_ids,
+            SamplingParams(max_tokens=MAX_TOKENS),
+            images,
+            encoded.image_spans,
+            encoded.positions,
+            encoded.next_position,
+        )
+        sequences.append(engine.add(request))
+    while engine.num_unfinished:
+        engine.step()
+        engine.scheduler.check_integrity()
+    assert [sequence.output_token_ids for sequence in sequences] == case.expected
+    assert engine.scheduler.num_preemptions > 0
 
 
 @pytest.mark.parametrize("chunk", [3, 4096])
