@@ -134,8 +134,8 @@ class ImageReader:
         self._folder = folder
         self._images = images
         self._fetcher = open_fetcher(config)
-        digests = (checkpoint_digest(inputs.folder), inputs.processor.images.fingerprint)
-        self._context = hashlib.blake2b(repr((*digests, dtype)).encode()).digest()
+        self._processor = inputs.processor.images
+        self._context = (checkpoint_digest(inputs.folder), dtype)
 
     def read(self, row: Row) -> list[Outcome]:
         """What has become of each of the row's images, in order. Thread-safe."""
@@ -144,15 +144,21 @@ class ImageReader:
     def _read(self, ref: ImageRef) -> Outcome:
         try:
             data = self._bytes(ref)
-            digest = hashlib.blake2b(data, digest_size=20, key=self._context)
-            name = digest.hexdigest()
+            name = self._name(data, ref.row_images)
             if self._folder.has(name):
                 return NamedImage(name, None)
-            image = self._images.submit(ImageRef(ref.url or ref.path, data)).result()
+            held = replace(ref, path=ref.url or ref.path, data=data, url=None)
+            image = self._images.submit(held).result()
         except RowError as error:
             return error
         assert isinstance(image, PixelImage)
         return NamedImage(name, image)
+
+    def _name(self, data: bytes, row_images: int) -> str:
+        checkpoint, dtype = self._context
+        processor = self._processor.for_row(row_images).fingerprint
+        context = hashlib.blake2b(repr((checkpoint, processor, dtype)).encode()).digest()
+        return hashlib.blake2b(data, digest_size=20, key=context).hexdigest()
 
     def _bytes(self, ref: ImageRef) -> bytes:
         if ref.url is None:
@@ -234,7 +240,7 @@ class TowerWriter:
             resolve_device(self._config.engine.device)
         )
         pixels = upload.pixels([image.pixels for image in images])
-        features = vision.extract_features(pixels)
+        features = vision.extract_features(pixels, [image.grid for image in images])
         return list(torch.split(torch.cat(features).cpu(), [len(each) for each in features]))
 
     def _wait(self, most: int) -> None:

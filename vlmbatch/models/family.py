@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 FAMILIES = {  # packages, by the model_type in config.json
     "llava": "vlmbatch.models.llava",
+    "llava_next": "vlmbatch.models.llava_next",
+    "llava_onevision": "vlmbatch.models.llava_next",
     "qwen2_5_vl": "vlmbatch.models.qwen_vl",
     "qwen2_vl": "vlmbatch.models.qwen_vl",
     "qwen3_vl": "vlmbatch.models.qwen_vl",
@@ -73,6 +75,10 @@ class ImageProcessor(Protocol):
     @property
     def fingerprint(self) -> str:
         """Changes with anything that changes an image's pixels."""
+        ...
+
+    def for_row(self, num_images: int) -> ImageProcessor:
+        """Of the images of a row that shows so many: itself, where that makes no difference."""
         ...
 
     @property
@@ -174,15 +180,20 @@ class Embedded(NamedTuple):
 class VisionModel(Protocol):
     """The part of a model that turns pixels into features that can be stored."""
 
-    def extract_features(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Pixels (H_i, W_i, 3) uint8 of images of any size to features (tokens_i, C) each."""
+    def extract_features(
+        self, images: Sequence[Tensor], grids: Sequence[ImageGrid]
+    ) -> list[Tensor]:
+        """Pixels (H_i, W_i, 3) uint8 of images of any size to features (tokens_i, C) each.
+
+        ``grids``: of each image, as its ``ImageProcessor`` told it.
+        """
         ...
 
 
 class VisionLanguageModel(VisionModel, Protocol):
     """What the engine needs of a model."""
 
-    def encode_images(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def encode_images(self, images: Sequence[Tensor], grids: Sequence[ImageGrid]) -> list[Tensor]:
         """Pixels (H_i, W_i, 3) uint8 to embeddings (tokens_i, (1 + deep_levels) * E) each."""
         ...
 

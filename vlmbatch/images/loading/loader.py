@@ -37,7 +37,8 @@ class InProcessLoader:
     def submit(self, ref: ImageRef) -> Future[ImageInput]:
         future: Future[ImageInput] = Future()
         try:
-            future.set_result(self._processor.process(decode_image(ref, self._limits)))
+            image = decode_image(ref, self._limits)
+            future.set_result(self._processor.for_row(ref.row_images).process(image))
         except RowError as error:
             future.set_exception(error)
         return future

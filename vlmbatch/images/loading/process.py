@@ -117,7 +117,8 @@ class WorkerProcess:
         """
         started = time.monotonic()
         try:
-            request = {"path": ref.path, "embedded": ref.data is not None}
+            embedded = ref.data is not None
+            request = {"path": ref.path, "embedded": embedded, "row_images": ref.row_images}
             send(self._connection, request, ref.data or b"")
             reply, _ = receive(self._connection)
         except TimeoutError as error:

@@ -6,8 +6,8 @@ from collections import OrderedDict
 
 from vlmbatch.images.loading.process import Decoded
 
-# A path, and for embedded images the digest of the bytes.
-ImageKey = tuple[str | None, bytes | None]
+# A path, for embedded images the digest of the bytes, and the image processor's fingerprint.
+ImageKey = tuple[str | None, bytes | None, str]
 
 
 class RecentImages:

@@ -62,12 +62,13 @@ def _serve(connection: socket.socket, shared: np.ndarray[Any, np.dtype[np.uint8]
         request, data = receive(connection)
         embedded = request["embedded"]
         ref = ImageRef(request["path"], data if embedded else None)
+        for_row = processor.for_row(request["row_images"])
         os.ftruncate(sys.stderr.fileno(), 0)  # what decoders print must not pile up
         signal.setitimer(signal.ITIMER_REAL, timeout_s + _ORPHAN_SECONDS)
         try:
             # Before the file is opened: if it is replaced in between, it is read anew next time.
             identity = None if embedded else file_identity(request["path"])
-            image = processor.process(decode_image(ref, limits))
+            image = for_row.process(decode_image(ref, limits))
             shared[: image.pixels.size] = image.pixels.reshape(-1)
             reply = {
                 "content_hash": image.content_hash.hex(),

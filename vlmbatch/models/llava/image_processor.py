@@ -83,6 +83,10 @@ class LlavaImageProcessor:
         fields = JsonFields.load(path).section("image_processor") if path.exists() else None
         return _parse(fields or JsonFields.load(folder / "preprocessor_config.json"), config)
 
+    def for_row(self, num_images: int) -> LlavaImageProcessor:
+        """See ``ImageProcessor``."""
+        return self
+
     def grid(self, height: int, width: int) -> ImageGrid:
         """The grid of every image."""
         return self.largest_grid
@@ -95,7 +99,7 @@ class LlavaImageProcessor:
         """
         assert image.mode == "RGB", image.mode
         if self.pad_color is not None:
-            image = _pad_to_square(image, self.pad_color)
+            image = pad_to_square(image, self.pad_color)
         image = self._resize(image)
         pixels: NDArray[np.uint8] = np.asarray(image)
         if self.crop_to is not None:
@@ -132,7 +136,12 @@ class LlavaImageProcessor:
         return image.resize((kept_width, kept_height), self.resample, box=box)
 
 
-def _pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    """Surround an image with one colour, so that it stands in the middle of a square.
+
+    Raises:
+        RowError: the square would take too much memory.
+    """
     side = max(image.size)
     if side * side > _MAX_RESIZED_PIXELS * 4:
         raise RowError(
@@ -187,10 +196,10 @@ def _parse(fields: JsonFields, config: LlavaConfig) -> LlavaImageProcessor:
     pad_color = (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
     resize_to: tuple[int, int] | int | None = None
     if fields.boolean("do_resize", True):
-        resize_to = _size(fields, "size", (224, 224) if siglip else 224)
+        resize_to = parse_size(fields, "size", (224, 224) if siglip else 224)
     crop_to: tuple[int, int] | None = None
     if fields.boolean("do_center_crop", not siglip):
-        crop_size = _size(fields, "crop_size", 224)
+        crop_size = parse_size(fields, "crop_size", 224)
         crop_to = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
     resample = fields.integer("resample", int(Image.Resampling.BICUBIC), minimum=0)
     if resample not in set(Image.Resampling):
@@ -210,8 +219,14 @@ def _parse(fields: JsonFields, config: LlavaConfig) -> LlavaImageProcessor:
     )
 
 
-def _size(fields: JsonFields, name: str, default: tuple[int, int] | int) -> tuple[int, int] | int:
-    """(height, width), or the length of the shorter edge."""
+def parse_size(
+    fields: JsonFields, name: str, default: tuple[int, int] | int
+) -> tuple[int, int] | int:
+    """(height, width), or the length of the shorter edge.
+
+    Raises:
+        CheckpointError: another kind of size.
+    """
     value = fields.values.get(name)
     if value is None:
         return default

@@ -91,6 +91,10 @@ class QwenImageProcessor:
         fields = JsonFields.load(path).section("image_processor") if path.exists() else None
         return _parse(fields or JsonFields.load(folder / "preprocessor_config.json"), vision)
 
+    def for_row(self, num_images: int) -> QwenImageProcessor:
+        """See ``ImageProcessor``."""
+        return self
+
     def grid(self, height: int, width: int) -> ImageGrid:
         """See ``ImageProcessor``."""
         return self._grid(*(side // self.factor for side in self.size(height, width)))

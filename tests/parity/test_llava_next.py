@@ -1,0 +1,291 @@
+"""LLaVA-NeXT and LLaVA-OneVision against transformers on tiny checkpoints."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from in_process import call
+from llava_next_case import MAX_TOKENS, ROWS, SIZES, Case, make_case
+from llava_next_checkpoints import IMAGE_TOKEN_ID, KINDS, make_checkpoint
+from paged_batch import make_metadata, shuffled_tables
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vlmbatch.attention import make_backend
+from vlmbatch.attention.base import LayerKVCache
+from vlmbatch.config import (
+    EngineConfig,
+    ImageArguments,
+    ImageLoading,
+    ManifestConfig,
+    PromptConfig,
+    SamplingParams,
+)
+from vlmbatch.engine.loading import build_engine
+from vlmbatch.errors import ErrorCode
+from vlmbatch.jobs.run import run
+from vlmbatch.jobs.validate import validate
+from vlmbatch.models.family import EncodedPrompt, load_model_config, load_processor
+from vlmbatch.models.llava_next.model import Model
+from vlmbatch.models.llava_next.processor import LlavaNextProcessor
+from vlmbatch.models.registry import load_model
+from vlmbatch.stages.answer import Answer, to_result
+from vlmbatch.stats import RunStats
+from vlmbatch.types import ImageRef, PixelImage, Request, Row
+
+SETTINGS = {
+    "default": EngineConfig(),
+    "without a prefix cache": EngineConfig(enable_prefix_caching=False),
+    "one at a time": EngineConfig(max_num_seqs=1),
+    "chunks of 1": EngineConfig(max_batched_tokens=1),
+    "chunks of 7": EngineConfig(max_batched_tokens=7, enable_prefix_caching=False),
+}
+
+
+@dataclass
+class Ours:
+    model: Model
+    processor: LlavaNextProcessor
+
+    @classmethod
+    def load(cls, folder: Path) -> Ours:
+        config = load_model_config(folder)
+        processor = load_processor(folder, config, PromptConfig(), ImageArguments())
+        assert isinstance(processor, LlavaNextProcessor)
+        cpu, backend = torch.device("cpu"), make_backend("torch", "cpu")
+        model = load_model(folder, config, processor.images, cpu, torch.float32, backend)
+        assert isinstance(model, Model)
+        return cls(model, processor)
+
+    def images(self, folder: Path, names: list[str]) -> list[PixelImage]:
+        assert self.processor.images is not None
+        images = self.processor.images.for_row(len(names))
+        return [images.process(Image.open(folder / f"{name}.png")) for name in names]
+
+    def features(self, folder: Path, names: list[str]) -> list[Tensor]:
+        images = self.images(folder, names)
+        pixels = [torch.from_numpy(image.pixels) for image in images]
+        return self.model.encode_images(pixels, [image.grid for image in images])
+
+    def encoded(self, prompt: str, names: list[str]) -> EncodedPrompt:
+        assert self.processor.images is not None
+        row = Row(0, "0", 1, "", prompt=prompt, images=(ImageRef("some"),) * len(names))
+        images = self.processor.images.for_row(len(names))
+        grids = [images.grid(*SIZES[name][::-1]) for name in names]
+        return self.processor.place(self.processor.tokenize(row), grids)
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return make_case(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module")
+def ours(case: Case) -> Ours:
+    return Ours.load(case.model)
+
+
+def assert_near(ours: Tensor, theirs: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=0.0)
+
+
+@torch.inference_mode()
+def their_features(theirs: Any, inputs: dict[str, Tensor]) -> list[Tensor]:
+    given = {key: value for key, value in inputs.items() if not key.endswith(("ids", "mask"))}
+    features: list[Tensor] = theirs.get_image_features(**given, return_dict=True).pooler_output
+    return features
+
+
+def test_image_features(case: Case, ours: Ours) -> None:
+    for inputs, (_, names) in zip(case.inputs, ROWS, strict=True):
+        if names:
+            features = ours.features(case.manifest.parent, names)
+            for mine, theirs in zip(features, their_features(case.theirs, inputs), strict=True):
+                assert_near(mine, theirs)
+
+
+def test_tiles_in_several_passes_of_the_tower(
+    case: Case, ours: Ours, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = list(SIZES)
+    images = [ours.images(case.manifest.parent, [name])[0] for name in names]
+    pixels = [torch.from_numpy(image.pixels) for image in images]
+    grids = [image.grid for image in images]
+    expected = ours.model.encode_images(pixels, grids)
+    monkeypatch.setattr("vlmbatch.models.llava_next.model._MAX_TOWER_TOKENS", 20)
+    for mine, whole in zip(ours.model.encode_images(pixels, grids), expected, strict=True):
+        assert_near(mine, whole)
+
+
+def test_prompts(case: Case, ours: Ours) -> None:
+    for inputs, (prompt, names) in zip(case.inputs, ROWS, strict=True):
+        encoded = ours.encoded(prompt, names)
+        assert encoded.token_ids == inputs["input_ids"][0].tolist()
+        assert encoded.positions is None and encoded.next_position is None
+
+
+@pytest.mark.parametrize("chunk", [3, 10_000])
+def test_logits(case: Case, ours: Ours, chunk: int) -> None:
+    """All rows side by side over a shuffled pool, each step ``chunk`` tokens of every row."""
+    hidden = hidden_in_chunks(case, ours, chunk)
+    for mine, inputs in zip(hidden, case.inputs, strict=True):
+        with torch.inference_mode():
+            theirs = case.theirs(**inputs).logits[0]
+        assert_near(ours.model.compute_logits(mine), theirs)
+
+
+def hidden_in_chunks(case: Case, ours: Ours, chunk: int) -> list[Tensor]:
+    prompts = [torch.tensor(ours.encoded(*row).token_ids) for row in ROWS]
+    features = [ours.features(case.manifest.parent, names) if names else [] for _, names in ROWS]
+    totals = list(map(len, prompts))
+    tables, slots = shuffled_tables(totals, 16, 16, torch.Generator().manual_seed(1))
+    caches = [
+        LayerKVCache(*torch.zeros(2, slots + 16, spec.num_kv_heads, spec.head_dim))
+        for spec in ours.model.attention_specs
+    ]
+    outputs: list[list[Tensor]] = [[] for _ in prompts]
+    for start in range(0, max(totals), chunk):
+        spans = [(i, start, min(start + chunk, n)) for i, n in enumerate(totals) if start < n]
+        spans.sort(key=lambda span: span[2] - span[1] != 1)
+        metadata = make_metadata(
+            [(end - start, end) for _, start, end in spans], [tables[i] for i, *_ in spans]
+        )
+        ids = torch.cat([prompts[i][first:end] for i, first, end in spans])
+        positions = torch.cat([torch.arange(first, end) for _, first, end in spans])
+        parts, rows, count = [], [], 0
+        for i, first, end in spans:
+            is_image = prompts[i] == IMAGE_TOKEN_ID
+            own = torch.where(is_image, is_image.cumsum(0) - 1 + count, -1)
+            rows.append(own[first:end])
+            parts += features[i]
+            count += sum(map(len, features[i]))
+        embedded = ours.model.embed(ids, torch.cat(parts), torch.cat(rows)) if parts else None
+        hidden = ours.model(embedded or ours.model.embed(ids), positions, caches, metadata)
+        for (i, *_), part in zip(spans, hidden.split(metadata.query_lens), strict=True):
+            outputs[i].append(part)
+    return [torch.cat(parts) for parts in outputs]
+
+
+@pytest.fixture
+def tokens(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
+    """The tokens of the rows that a run has answered."""
+    found: dict[int, list[int]] = {}
+
+    def noted(answer: Answer, tokenizer: Any) -> Any:
+        if answer.error is None:
+            found[answer.row.index] = list(answer.token_ids)
+        return to_result(answer, tokenizer)
+
+    monkeypatch.setattr("vlmbatch.stages.sink.to_result", noted)
+    return found
+
+
+@pytest.mark.parametrize("engine", SETTINGS.values(), ids=SETTINGS)
+def test_greedy_tokens(
+    case: Case, engine: EngineConfig, tokens: dict[int, list[int]], tmp_path: Path
+) -> None:
+    stats = RunStats()
+    run(case.job(tmp_path / "out.parquet", engine=engine), stats)
+    assert stats.num_errors == 0, stats.error_examples
+    assert [tokens[index] for index in range(len(ROWS))] == case.expected
+    if engine.max_num_seqs == 1:
+        assert stats.cached_tokens > 0, "a row begins as another does"
+    out = pq.read_table(tmp_path / "out.parquet")
+    counts = [int((inputs["input_ids"] == IMAGE_TOKEN_ID).sum()) for inputs in case.inputs]
+    assert out["image_tokens"].to_pylist() == counts
+
+
+def test_images_that_workers_decode(
+    case: Case, tokens: dict[int, list[int]], tmp_path: Path
+) -> None:
+    """An image in a row of its own and among others: two images to the model that tiles one."""
+    run(case.job(tmp_path / "out.parquet", image_loading=ImageLoading(workers=1)), RunStats())
+    assert [tokens[index] for index in range(len(ROWS))] == case.expected
+
+
+@pytest.mark.parametrize("prefix_caching", [True, False])
+def test_greedy_tokens_from_a_pool_that_runs_dry(
+    case: Case, ours: Ours, prefix_caching: bool
+) -> None:
+    config = EngineConfig(
+        kv_cache_tokens=144, max_batched_tokens=40, enable_prefix_caching=prefix_caching
+    )
+    engine = build_engine(case.model, load_model_config(case.model), config, ours.processor)
+    sequences = []
+    for index, (prompt, names) in enumerate(ROWS):
+        encoded = ours.encoded(prompt, names)
+        images = tuple(ours.images(case.manifest.parent, names))
+        sampling = SamplingParams(max_tokens=MAX_TOKENS)
+        request = Request(index, encoded.token_ids, sampling, images, encoded.image_spans)
+        sequences.append(engine.add(request))
+    while engine.num_unfinished:
+        engine.step()
+        engine.scheduler.check_integrity()
+    assert [sequence.output_token_ids for sequence in sequences] == case.expected
+    assert engine.scheduler.num_preemptions > 0
+
+
+@pytest.mark.parametrize("chunk", [3, 4096])
+def test_stored_features_in_the_place_of_images(
+    case: Case, tokens: dict[int, list[int]], tmp_path: Path, chunk: int
+) -> None:
+    folder = tmp_path / "features"
+    command = ["features", case.manifest, "-m", case.model, "-o", folder, "-q"]
+    assert call([*command, "--image-workers", 0]) == 0
+    stored = case.job(
+        tmp_path / "out.parquet",
+        folder / "manifest.jsonl",
+        image_arguments=ImageArguments("image_features", disable_image_processor=True),
+        engine=EngineConfig(max_batched_tokens=chunk),
+    )
+    run(stored, RunStats())
+    assert [tokens[index] for index in range(len(ROWS))] == case.expected
+    assert {error for _, error in validate(stored.session, stored.manifest, RunStats())} == {None}
+
+
+def test_headers_tell_the_exact_tokens_of_every_row(case: Case) -> None:
+    """A context one token shorter than a prompt needs refuses it, and no other."""
+    lengths = [inputs["input_ids"].shape[1] for inputs in case.inputs]
+    for context in {length + more for length in lengths for more in (0, 1)}:
+        session = case.session(engine=EngineConfig(max_model_len=context))
+        checked = validate(session, ManifestConfig(str(case.manifest)), RunStats())
+        for (_, error), length in zip(checked, lengths, strict=True):
+            assert (error is not None) == (length >= context)
+            if error is not None:
+                assert error.code is ErrorCode.PROMPT_TOO_LONG
+                assert f"the prompt has {length} tokens" in error.message
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_layouts(name: str, tmp_path: Path) -> None:
+    """The same tensors by other names: of transformers 5, and of towers as once published."""
+    folders = [tmp_path / layout for layout in ("published", "internal", "older")]
+    for folder in folders:
+        make_checkpoint(name, folder, published=folder != folders[1])
+    older = folders[2] / "model.safetensors"
+    tensors = load_file(older)
+    save_file(
+        {
+            tensor.replace("vision_tower.", "vision_tower.vision_model."): value
+            for tensor, value in tensors.items()
+        },
+        older,
+        {"format": "pt"},
+    )
+    names = []
+    for folder in folders:
+        with safe_open(folder / "model.safetensors", "pt") as file:
+            names.append(frozenset(file.keys()))
+    assert len(set(names)) == 3
+    first, *others = (Ours.load(folder).model.state_dict() for folder in folders)
+    for other in others:
+        assert first.keys() == other.keys()
+        for tensor, value in first.items():
+            torch.testing.assert_close(value, other[tensor], atol=0, rtol=0)
