@@ -215,7 +215,7 @@ def test_greedy_tokens_from_a_pool_that_runs_dry(
     case: Case, ours: Ours, prefix_caching: bool
 ) -> None:
     config = EngineConfig(
-        kv_cache_tokens=144, max_batched_tokens=40, enable_prefix_caching=prefix_caching
+        kv_cache_tokens=192, max_batched_tokens=40, enable_prefix_caching=prefix_caching
     )
     engine = build_engine(case.model, load_model_config(case.model), config, ours.processor)
     sequences = []
