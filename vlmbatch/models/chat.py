@@ -73,6 +73,9 @@ class ChatTemplate:
         self._takes_strings = self._probe(_PROBE)
         if not self._takes_parts and not self._takes_strings:
             raise ConfigError(f"the chat template {self._refusal()}")
+        self._writes_image = self._takes_strings and self._has_image(
+            self._run([{"role": "user", "content": _PROBE}])
+        )
 
     @classmethod
     def load(
@@ -96,7 +99,8 @@ class ChatTemplate:
 
         A message's content is a string or a list of parts, each ``{"type": "text", "text": ...}``,
         ``{"type": "image"}`` or ``{"type": "image_url"}``. Where nothing in the messages stands for
-        an image, ``num_images`` of them go before the text of the first user message.
+        an image, ``num_images`` of them go before the text of the first user message, unless the
+        template writes one beside every text, as JoyCaption's does.
 
         Raises:
             RowError: the messages are malformed, or the template refuses them.
@@ -104,7 +108,8 @@ class ChatTemplate:
         checked = [_check_message(number, message) for number, message in enumerate(messages, 1)]
         if not checked:
             raise RowError(ErrorCode.PROMPT_INVALID, "messages is empty")
-        if not any(self._has_image(message["content"]) for message in checked):
+        shown = any(self._has_image(message["content"]) for message in checked)
+        if not shown and not self._writes_image:
             _add_images(checked, num_images)
         for message in checked:
             message["content"] = self._convert(message["content"])
