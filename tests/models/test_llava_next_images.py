@@ -80,7 +80,7 @@ def photo(size: tuple[int, int]) -> Image.Image:
 def normalized(ours: Any, image: PixelImage) -> torch.Tensor:
     """(tiles, 3, S, S), as transformers gives them."""
     pixels, side = torch.from_numpy(image.pixels), ours.tile
-    tiles = cut_out(pixels, tiles_of(*pixels.shape[:2], side), side)
+    tiles = cut_out(pixels, tiles_of(len(pixels), pixels.shape[1], side), side)
     scale, bias = torch.tensor(ours.normalization.scale), torch.tensor(ours.normalization.bias)
     # Whole pixels as patches: of every one, however the tower would cut them.
     rows = normalize_patches(tiles, scale, bias, 1, torch.float32)[..., :3]
