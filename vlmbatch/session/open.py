@@ -176,6 +176,6 @@ def image_prober(config: SessionConfig, inputs: ModelInputs) -> Callable[[ImageR
 
     def probe(ref: ImageRef) -> ImageGrid:
         header = probe_image(ref, limits)
-        return images.grid(header.height, header.width)
+        return images.at(ref.resolution).grid(header.height, header.width)
 
     return probe
