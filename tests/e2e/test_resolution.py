@@ -154,3 +154,21 @@ def test_limits_that_contradict_each_other(
     ):
         assert call(["run", manifest, "-m", model, *output, *options]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_what_errors_advise_helps(model: Path, manifest: Path, tmp_path: Path) -> None:
+    """An image too large for the context, then a row that asks for more than the run."""
+
+    def errors(*options: object) -> list[str | None]:
+        output = tmp_path / f"{len(list(tmp_path.iterdir()))}.parquet"
+        command = (manifest, output, "-m", model, "--limit", len(ROWS) + 1, "--longest-side", 300)
+        return [row["error_message"] for row in answered(*command, "--min-pixels", 1024, *options)]
+
+    short = ("--max-model-len", 32)
+    first, *others = errors(*short, "--max-pixels", 45_000)
+    assert first is not None and "takes 36 tokens; with at least one" in first
+    assert "exceeds the context of 32 (--max-pixels makes" in first and others[:3] == [None] * 3
+    *answers, last = errors(*short, "--max-pixels", 30_000)
+    assert answers == [None] * len(ROWS)
+    assert last is not None and "above the run's 30000: rows may ask for fewer" in last
+    assert errors(*short, "--max-pixels", 30_001) == [None] * (len(ROWS) + 1)
