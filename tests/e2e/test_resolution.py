@@ -167,7 +167,7 @@ def test_what_errors_advise_helps(model: Path, manifest: Path, tmp_path: Path) -
     short = ("--max-model-len", 32)
     first, *others = errors(*short, "--max-pixels", 45_000)
     assert first is not None and "takes 36 tokens; with at least one" in first
-    assert "exceeds the context of 32 (--max-pixels makes" in first and others[:3] == [None] * 3
+    assert "exceeds the context of 32: --max-pixels makes" in first and others[:3] == [None] * 3
     *answers, last = errors(*short, "--max-pixels", 30_000)
     assert answers == [None] * len(ROWS)
     assert last is not None and "above the run's 30000: rows may ask for fewer" in last

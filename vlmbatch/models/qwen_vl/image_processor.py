@@ -163,11 +163,14 @@ class QwenImageProcessor:
         """See ``ImageProcessor``."""
         grid = self._grid(*(side // self.factor for side in self.size(height, width)))
         if self.max_tokens is not None and grid.num_tokens > self.max_tokens:
+            hint = "--max-pixels makes images smaller"
+            if self.min_pixels > self.max_tokens * self.factor**2:
+                hint = f"with {self.min_pixels} pixels at the least, no image fits"
             raise RowError(
                 ErrorCode.PROMPT_TOO_LONG,
                 f"the image of {width} x {height} pixels takes {grid.num_tokens} tokens; with at "
-                f"least one for the answer that exceeds the context of {self.max_tokens + 1} "
-                "(--max-pixels makes images smaller)",
+                f"least one for the answer that exceeds the context of {self.max_tokens + 1}: "
+                f"{hint}",
             )
         return grid
 
