@@ -150,7 +150,7 @@ def test_even_at_the_least_pixels_an_image_may_be_too_large(folder: Path) -> Non
     assert images is not None
     with pytest.raises(
         RowError,
-        match=r"takes 64 tokens; .* the context of 64: with 65536 pixels at the least, no image fits",
+        match=r"takes 64 tokens; .* context of 64: with 65536 pixels at the least, no image fits",
     ):
         images.grid(8, 8)
 
