@@ -130,8 +130,8 @@ def test_images_of_a_row_of_several(
 ) -> None:
     """LLaVA-OneVision shows each as a square, padded in the colour of the mean."""
     images = [photo(size), photo((40, 50))]
-    several = ours.for_row(2)
-    assert several.for_row(2) is several
+    several = ours.at(None, 2)
+    assert several.at(None, 2) is several
     given = [images] if ours.several else images
     made = their_image_processor(folder)(given, return_tensors="pt")
     counts = their_token_counts(folder, dict(made))
@@ -148,7 +148,7 @@ def test_an_image_alone_and_among_others_has_two_identities(
     ours: LlavaNextImageProcessor,
 ) -> None:
     square = photo((ours.tile, ours.tile))
-    hashes = {ours.for_row(count).process(square).content_hash for count in (1, 2, 3)}
+    hashes = {ours.at(None, count).process(square).content_hash for count in (1, 2, 3)}
     assert len(hashes) == (1 if ours.several is None else 2)
 
 
@@ -195,7 +195,7 @@ def test_the_fingerprint_follows_what_changes_pixels(name: str, tmp_path: Path) 
     changes += [{"rescale_factor": 1.0}, {"do_normalize": False}]
     made = [load(tmp_path, name, **change) for change in changes]
     assert len({each.fingerprint for each in made}) == len(changes)
-    assert len({each.for_row(2).fingerprint for each in made}) == len(changes)
+    assert len({each.at(None, 2).fingerprint for each in made}) == len(changes)
 
 
 def test_pinpoints_may_come_in_another_order(tmp_path: Path) -> None:

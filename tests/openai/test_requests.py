@@ -129,6 +129,11 @@ def test_a_completion() -> None:
             "invalid_value",
         ),
         (
+            chat(messages=[{"role": "user", "content": [{"type": "video_url"}]}]),
+            "messages[0].content[0].type",
+            "invalid_value",
+        ),
+        (
             chat(messages=[{"role": "user", "content": "", "audio": {"id": "x"}}]),
             "messages[0].audio",
             "unsupported_parameter",

@@ -66,7 +66,7 @@ class Ours:
 
     def images(self, folder: Path, names: list[str]) -> list[PixelImage]:
         assert self.processor.images is not None
-        images = self.processor.images.for_row(len(names))
+        images = self.processor.images.at(None, len(names))
         return [images.process(Image.open(folder / f"{name}.png")) for name in names]
 
     def features(self, folder: Path, names: list[str]) -> list[Tensor]:
@@ -77,7 +77,7 @@ class Ours:
     def encoded(self, prompt: str, names: list[str]) -> EncodedPrompt:
         assert self.processor.images is not None
         row = Row(0, "0", 1, "", prompt=prompt, images=(ImageRef("some"),) * len(names))
-        images = self.processor.images.for_row(len(names))
+        images = self.processor.images.at(None, len(names))
         grids = [images.grid(*SIZES[name][::-1]) for name in names]
         return self.processor.place(self.processor.tokenize(row), grids)
 

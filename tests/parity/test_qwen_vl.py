@@ -39,7 +39,7 @@ from vlmbatch.stages.answer import Answer, to_result
 from vlmbatch.stats import RunStats
 from vlmbatch.types import ImageRef, Request, Row
 
-TOLERANCE = {"atol": 1e-4, "rtol": 0.0}
+TOLERANCE: dict[str, Any] = {"atol": 1e-4, "rtol": 0.0}
 SETTINGS = {
     "default": EngineConfig(),
     "without a prefix cache": EngineConfig(enable_prefix_caching=False),

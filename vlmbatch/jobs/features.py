@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmbatch.config import EngineConfig, ManifestConfig, SessionConfig
+from vlmbatch.config import EngineConfig, ImageResolution, ManifestConfig, SessionConfig
 from vlmbatch.errors import RowError, UsageError
 from vlmbatch.images.feature_file import TENSOR_NAME
 from vlmbatch.images.file import read_image_bytes
@@ -135,7 +135,9 @@ class ImageReader:
         self._images = images
         self._fetcher = open_fetcher(config)
         self._processor = inputs.processor.images
-        self._context = (checkpoint_digest(inputs.folder), dtype)
+        self._checkpoint = checkpoint_digest(inputs.folder)
+        self._dtype = dtype
+        self._contexts: dict[tuple[ImageResolution | None, int], bytes] = {}
 
     def read(self, row: Row) -> list[Outcome]:
         """What has become of each of the row's images, in order. Thread-safe."""
@@ -143,22 +145,28 @@ class ImageReader:
 
     def _read(self, ref: ImageRef) -> Outcome:
         try:
+            context = self._context(ref.resolution, ref.row_images)
             data = self._bytes(ref)
-            name = self._name(data, ref.row_images)
+            digest = hashlib.blake2b(data, digest_size=20, key=context)
+            name = digest.hexdigest()
             if self._folder.has(name):
                 return NamedImage(name, None)
-            held = replace(ref, path=ref.url or ref.path, data=data, url=None)
-            image = self._images.submit(held).result()
+            embedded = replace(ref, path=ref.url or ref.path, data=data, url=None)
+            image = self._images.submit(embedded).result()
         except RowError as error:
             return error
         assert isinstance(image, PixelImage)
         return NamedImage(name, image)
 
-    def _name(self, data: bytes, row_images: int) -> str:
-        checkpoint, dtype = self._context
-        processor = self._processor.for_row(row_images).fingerprint
-        context = hashlib.blake2b(repr((checkpoint, processor, dtype)).encode()).digest()
-        return hashlib.blake2b(data, digest_size=20, key=context).hexdigest()
+    def _context(self, resolution: ImageResolution | None, row_images: int) -> bytes:
+        """Digest of what decides an image's features beside its file."""
+        found = self._contexts.get((resolution, row_images))
+        if found is None:
+            fingerprint = self._processor.at(resolution, row_images).fingerprint
+            context = repr((self._checkpoint, fingerprint, self._dtype))
+            found = hashlib.blake2b(context.encode()).digest()
+            self._contexts[resolution, row_images] = found
+        return found
 
     def _bytes(self, ref: ImageRef) -> bytes:
         if ref.url is None:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlmbatch.config import ImageArguments, PromptConfig
+from vlmbatch.config import ImageArguments, ImageResolution, PromptConfig
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.json_fields import JsonFields
 from vlmbatch.types import ImageGrid, ImageInput, ImageSpan, PixelImage, Row
@@ -77,13 +77,19 @@ class ImageProcessor(Protocol):
         """Changes with anything that changes an image's pixels."""
         ...
 
-    def for_row(self, num_images: int) -> ImageProcessor:
-        """Of the images of a row that shows so many: itself, where that makes no difference."""
-        ...
-
     @property
     def largest_grid(self) -> ImageGrid:
         """No image has more tokens or bytes."""
+        ...
+
+    def at(self, resolution: ImageResolution | None, row_images: int = 1) -> ImageProcessor:
+        """The processor for the images of a row that shows ``row_images`` of them.
+
+        ``resolution``: the row's own, within the run's.
+
+        Raises:
+            RowError: ``resolution_invalid``, not one that the model or the run takes.
+        """
         ...
 
     def grid(self, height: int, width: int) -> ImageGrid:

@@ -176,6 +176,7 @@ def image_prober(config: SessionConfig, inputs: ModelInputs) -> Callable[[ImageR
 
     def probe(ref: ImageRef) -> ImageGrid:
         header = probe_image(ref, limits)
-        return images.for_row(ref.row_images).grid(header.height, header.width)
+        at = images.at(ref.resolution, ref.row_images)
+        return at.grid(header.height, header.width)
 
     return probe

@@ -88,7 +88,8 @@ class ImageWorkers:
             CancelledError: the pool is closed.
         """
         digest = None if ref.data is None else content_digest(ref.data)
-        key = ref.path, digest, self._processor.for_row(ref.row_images).fingerprint
+        alike = self._processor.at(None, ref.row_images).fingerprint
+        key = ref.path, digest, ref.resolution, alike
         while True:
             with self._lock:
                 self._room.wait_for(lambda: self._is_at_hand(key) or self._has_room())

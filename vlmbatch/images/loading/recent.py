@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from vlmbatch.config import ImageResolution
 from vlmbatch.images.loading.process import Decoded
 
-# A path, for embedded images the digest of the bytes, and the image processor's fingerprint.
-ImageKey = tuple[str | None, bytes | None, str]
+# A path, for embedded images the digest of the bytes, the row's own resolution, and the fingerprint
+# of the image processor for as many images as the row has.
+ImageKey = tuple[str | None, bytes | None, ImageResolution | None, str]
 
 
 class RecentImages:

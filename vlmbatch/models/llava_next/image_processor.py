@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from vlmbatch.config import ImageResolution
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.json_fields import JsonFields
 from vlmbatch.models.llava.image_processor import pad_to_square, parse_size
@@ -27,6 +29,7 @@ from vlmbatch.models.llava_next.tiling import (
     num_tokens,
     unpadded,
 )
+from vlmbatch.models.shrink import NO_SHRINK, Shrink
 from vlmbatch.types import ImageGrid, PixelImage
 
 _CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -73,6 +76,7 @@ class SquareImageProcessor:
     resample: Image.Resampling
     color: tuple[int, int, int]
     normalization: Normalization
+    shrink: Shrink
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -83,9 +87,9 @@ class SquareImageProcessor:
         """The grid of every image: no tiles; the features of one, and the end of a line."""
         return ImageGrid(0, 0, self.patches**2 + 1, num_bytes=3 * self.tile**2)
 
-    def for_row(self, num_images: int) -> SquareImageProcessor:
+    def at(self, resolution: ImageResolution | None, row_images: int = 1) -> SquareImageProcessor:
         """See ``ImageProcessor``."""
-        return self
+        return self if resolution is None else replace(self, shrink=self.shrink.at(resolution))
 
     def grid(self, height: int, width: int) -> ImageGrid:
         """See ``ImageProcessor``."""
@@ -98,8 +102,9 @@ class SquareImageProcessor:
             RowError: padding a long image to a square would take too much memory.
         """
         assert image.mode == "RGB", image.mode
-        square = pad_to_square(image, self.color).resize((self.tile, self.tile), self.resample)
-        return pixel_image(np.array(square, order="C"), self.largest_grid, self.fingerprint)
+        square = pad_to_square(self.shrink.apply(image), self.color)
+        pixels = np.array(square.resize((self.tile, self.tile), self.resample), order="C")
+        return pixel_image(pixels, self.largest_grid, self.fingerprint)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,7 @@ class LlavaNextImageProcessor:
     what prepares the images of rows that show more than one, where that is another.
 
     Grids count the features of the tiles that are left without those of padding, before they are
-    scaled down.
+    scaled down. ``shrink`` comes first.
     """
 
     tile: int
@@ -121,13 +126,16 @@ class LlavaNextImageProcessor:
     max_features: int | None
     resample: Image.Resampling
     normalization: Normalization
+    shrink: Shrink
     several: SquareImageProcessor | None
     fingerprint: str = field(init=False)
-    largest: Largest = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "fingerprint", _fingerprint(self, "fingerprint", "largest"))
-        object.__setattr__(self, "largest", self._find_largest())
+        object.__setattr__(self, "fingerprint", _fingerprint(self, "fingerprint"))
+
+    @property
+    def largest(self) -> Largest:
+        return _largest(self.tile, self.patches, self.pinpoints, self.max_features)
 
     @property
     def largest_grid(self) -> ImageGrid:
@@ -135,7 +143,9 @@ class LlavaNextImageProcessor:
         return self.largest.grid
 
     @classmethod
-    def load(cls, folder: Path, config: LlavaNextConfig) -> LlavaNextImageProcessor:
+    def load(
+        cls, folder: Path, config: LlavaNextConfig, shrink: Shrink = NO_SHRINK
+    ) -> LlavaNextImageProcessor:
         """Read ``processor_config.json`` or ``preprocessor_config.json`` for a model.
 
         Raises:
@@ -144,21 +154,32 @@ class LlavaNextImageProcessor:
         """
         path = folder / "processor_config.json"
         fields = JsonFields.load(path).section("image_processor") if path.exists() else None
-        return _parse(fields or JsonFields.load(folder / "preprocessor_config.json"), config)
+        fields = fields or JsonFields.load(folder / "preprocessor_config.json")
+        return _parse(fields, config, shrink)
 
-    def for_row(self, num_images: int) -> LlavaNextImageProcessor | SquareImageProcessor:
+    def at(
+        self, resolution: ImageResolution | None, row_images: int = 1
+    ) -> LlavaNextImageProcessor | SquareImageProcessor:
         """See ``ImageProcessor``."""
-        return self.several if self.several is not None and num_images > 1 else self
+        if self.several is not None and row_images > 1:
+            return self.several.at(resolution)
+        return self if resolution is None else replace(self, shrink=self.shrink.at(resolution))
 
     def grid(self, height: int, width: int) -> ImageGrid:
         """See ``ImageProcessor``: images of every size have one."""
-        image = Size(height, width)
-        tiles = self._tiles(best_fit(image, self.pinpoints))
-        return self._grid(tiles, unpadded(image, self._features(tiles)))
+        image = Size(*self.shrink.size(height, width))
+        canvas = best_fit(image, self.pinpoints)
+        tiles = Size(canvas.height // self.tile, canvas.width // self.tile)
+        features = Size(tiles.height * self.patches, tiles.width * self.patches)
+        kept = unpadded(image, features)
+        tokens = num_tokens(kept, self.patches, self.max_features)
+        return ImageGrid(*kept, tokens, num_bytes=3 * canvas_size(tiles, self.tile).area)
 
     def process(self, image: Image.Image) -> PixelImage:
         """See ``ImageProcessor``."""
         assert image.mode == "RGB", image.mode
+        grid = self.grid(image.height, image.width)
+        image = self.shrink.apply(image)
         size = Size(image.height, image.width)
         canvas = best_fit(size, self.pinpoints)
         height, width = fit_within(size, canvas)
@@ -167,27 +188,22 @@ class LlavaNextImageProcessor:
         tiled.paste(fitted, ((canvas.width - width) // 2, (canvas.height - height) // 2))
         whole = image.resize((self.tile, self.tile), self.resample)
         pixels = join(np.asarray(whole), np.asarray(tiled))
-        return pixel_image(pixels, self.grid(*size), self.fingerprint)
+        return pixel_image(pixels, grid, self.fingerprint)
 
-    def _tiles(self, canvas: Size) -> Size:
-        return Size(canvas.height // self.tile, canvas.width // self.tile)
 
-    def _features(self, tiles: Size) -> Size:
-        return Size(tiles.height * self.patches, tiles.width * self.patches)
-
-    def _grid(self, tiles: Size, kept: Size) -> ImageGrid:
-        tokens = num_tokens(kept, self.patches, self.max_features)
-        return ImageGrid(*kept, tokens, num_bytes=3 * canvas_size(tiles, self.tile).area)
-
-    def _find_largest(self) -> Largest:
-        all_grids = [
-            Largest(self._grid(tiles, kept), tiles)
-            for tiles in map(self._tiles, self.pinpoints)
-            for kept in all_kept(self._features(tiles))
-        ]
-        most = max(all_grids, key=lambda each: each.grid.num_tokens)
-        num_bytes = max(each.grid.num_bytes for each in all_grids)
-        return Largest(replace(most.grid, num_bytes=num_bytes), most.tiles)
+@lru_cache(maxsize=4)  # a row may have a processor of its own, of the same tiles
+def _largest(
+    tile: int, patches: int, pinpoints: tuple[Size, ...], max_features: int | None
+) -> Largest:
+    """Over all that any image may leave of the tiles."""
+    every_tiles = [Size(canvas.height // tile, canvas.width // tile) for canvas in pinpoints]
+    tokens, kept, tiles = max(
+        (num_tokens(kept, patches, max_features), kept, tiles)
+        for tiles in every_tiles
+        for kept in all_kept(Size(tiles.height * patches, tiles.width * patches))
+    )
+    most_pixels = max(canvas_size(tiles, tile).area for tiles in every_tiles)
+    return Largest(ImageGrid(*kept, tokens, num_bytes=3 * most_pixels), tiles)
 
 
 def _fingerprint(processor: object, *derived: str) -> str:
@@ -197,7 +213,7 @@ def _fingerprint(processor: object, *derived: str) -> str:
     return hashlib.blake2b(repr(values).encode()).hexdigest()
 
 
-def _parse(given: JsonFields, config: LlavaNextConfig) -> LlavaNextImageProcessor:
+def _parse(given: JsonFields, config: LlavaNextConfig, shrink: Shrink) -> LlavaNextImageProcessor:
     kind = config.model_type
     name = "image_processor_type"
     if given.string(name, _KINDS[kind]).removesuffix("Fast").removesuffix("Pil") != _KINDS[kind]:
@@ -218,9 +234,9 @@ def _parse(given: JsonFields, config: LlavaNextConfig) -> LlavaNextImageProcesso
     several = None
     if kind == "llava_onevision":
         color = (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
-        several = SquareImageProcessor(tile, patches, filter_, color, normalization)
+        several = SquareImageProcessor(tile, patches, filter_, color, normalization, shrink)
     return LlavaNextImageProcessor(
-        tile, patches, pinpoints, config.max_features, filter_, normalization, several
+        tile, patches, pinpoints, config.max_features, filter_, normalization, shrink, several
     )
 
 

@@ -12,6 +12,7 @@ from vlmbatch.models.llava_next.canvas import canvas_size
 from vlmbatch.models.llava_next.config import LlavaNextConfig
 from vlmbatch.models.llava_next.image_processor import LlavaNextImageProcessor
 from vlmbatch.models.processor import PromptProcessor
+from vlmbatch.models.shrink import Shrink
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import FeatureImage, ImageGrid, ImageInput, PixelImage
 
@@ -89,6 +90,7 @@ def load(
     """See ``load_processor`` of the families."""
     images = None
     if arguments.image_input_type == "pixel_values":
-        images = LlavaNextImageProcessor.load(image_processor_folder, config)
+        shrink = Shrink.of(arguments.resolution)
+        images = LlavaNextImageProcessor.load(image_processor_folder, config, shrink)
     tokenizer = Tokenizer.load(tokenizer_folder)
     return LlavaNextProcessor(config, tokenizer, images, prompt, arguments, max_model_len, folder)
