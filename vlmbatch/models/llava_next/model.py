@@ -7,7 +7,7 @@ decoder.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,8 +25,9 @@ from vlmbatch.models.parallel import ParallelContext
 from vlmbatch.models.text_model import TextModel
 from vlmbatch.types import ImageGrid
 
-# Features of a pass of the tower at most: an image may have many more before it is scaled down.
-_MAX_TOWER_TOKENS = 32_768
+# Features of a pass of the tower at most. Batches are bounded by what the decoder sees, which may be
+# far fewer: those of padding are cut off, and others scaled down.
+_MAX_TOWER_TOKENS = 18_432
 
 
 class Arrangement(nn.Module):
@@ -89,19 +90,26 @@ class Vision(TowerModel):
         assert self.arrangement is not None, "the model was built to be given features"
         side = self.config.vision.image_size
         tiles = [tiles_of(len(image), image.shape[1], side) for image in images]
-        cut = [cut_out(image, each, side) for image, each in zip(images, tiles, strict=True)]
-        embeddings = torch.split(self._embed_tiles(torch.cat(cut)), [len(each) for each in cut])
-        return [
-            self.arrangement(embedded, each, Size(grid.height, grid.width))
-            for embedded, each, grid in zip(embeddings, tiles, grids, strict=True)
-        ]
+        counts = [1 + each.area for each in tiles]
+        features: list[Tensor] = []
+        for group in _groups(counts, self._max_tiles):
+            pixels = torch.cat([cut_out(images[i], tiles[i], side) for i in group])
+            embeddings = torch.split(self._embed_tiles(pixels), [counts[i] for i in group])
+            for i, embedded in zip(group, embeddings, strict=True):
+                kept = Size(grids[i].height, grids[i].width)
+                features.append(self.arrangement(embedded, tiles[i], kept))
+        return features
+
+    @property
+    def _max_tiles(self) -> int:
+        """Of a pass of the tower."""
+        return max(1, _MAX_TOWER_TOKENS // self.config.tower_tokens)
 
     def _embed_tiles(self, pixels: Tensor) -> Tensor:
-        """Tiles (N, S, S, 3) uint8, as even a number at a time as can be, to (N, P * P, E)."""
+        """Tiles (N, S, S, 3) uint8 to (N, P * P, E), as even a number at a time as can be."""
         assert self.multi_modal_projector is not None
-        most = max(1, _MAX_TOWER_TOKENS // self.config.tower_tokens)
-        count = math.ceil(len(pixels) / math.ceil(len(pixels) / most))
-        parts = torch.split(pixels, count)
+        num_passes = math.ceil(len(pixels) / self._max_tiles)
+        parts = torch.split(pixels, math.ceil(len(pixels) / num_passes))
         return torch.cat([self.multi_modal_projector(self.tower_features(part)) for part in parts])
 
     @staticmethod
@@ -150,6 +158,17 @@ class Model(Vision, TextModel):
         if name == "lm_head.weight":
             return self.config.tie_word_embeddings
         return name.endswith((".position_ids", ".rotary_emb.inv_freq"))
+
+
+def _groups(counts: Sequence[int], most: int) -> Iterator[range]:
+    """Adjacent images of up to ``most`` tiles together, or of one image; ``counts``: of each."""
+    start = total = 0
+    for i, count in enumerate(counts):
+        if i > start and total + count > most:
+            yield range(start, i)
+            start, total = i, 0
+        total += count
+    yield range(start, len(counts))
 
 
 def cut_out(pixels: Tensor, tiles: Size, side: int) -> Tensor:
