@@ -17,7 +17,8 @@ from transformers.image_processing_utils import get_patch_output_size, select_be
 from transformers.image_utils import ChannelDimension
 from vlmbatch_kernels.image_patches import normalize_patches
 
-from vlmbatch.errors import CheckpointError
+from vlmbatch.config import ImageResolution
+from vlmbatch.errors import CheckpointError, RowError
 from vlmbatch.models.family import load_model_config
 from vlmbatch.models.llava_next.canvas import tiles_of
 from vlmbatch.models.llava_next.config import LlavaNextConfig
@@ -25,6 +26,7 @@ from vlmbatch.models.llava_next.image_processor import LlavaNextImageProcessor
 from vlmbatch.models.llava_next.model import cut_out
 from vlmbatch.models.llava_next.presets import CONFIGS, processor_config
 from vlmbatch.models.llava_next.tiling import Size, best_fit, fit_within, scaled_down
+from vlmbatch.models.shrink import Shrink
 from vlmbatch.types import PixelImage
 
 SIDES = st.integers(1, 9000)
@@ -202,3 +204,22 @@ def test_pinpoints_may_come_in_another_order(tmp_path: Path) -> None:
     ours = load(tmp_path, NEXT)
     other = [list(size) for size in reversed(ours.pinpoints)]
     assert load(tmp_path, NEXT, image_grid_pinpoints=other).pinpoints == ours.pinpoints[::-1]
+
+
+@pytest.mark.parametrize("row_images", [1, 2])
+def test_images_are_scaled_down_first(
+    folder: Path, ours: LlavaNextImageProcessor, row_images: int
+) -> None:
+    config = load_model_config(folder)
+    assert isinstance(config, LlavaNextConfig)
+    limited = LlavaNextImageProcessor.load(folder, config, Shrink(longest_side=500))
+    image = photo((400, 1000))
+    smaller = image.resize((500, 200), Image.Resampling.BICUBIC)
+    mine, plain = limited.at(None, row_images), ours.at(None, row_images)
+    assert mine.grid(400, 1000) == plain.grid(200, 500) != ours.grid(400, 1000)
+    np.testing.assert_array_equal(mine.process(image).pixels, plain.process(smaller).pixels)
+    assert mine.fingerprint != plain.fingerprint
+    own = limited.at(ImageResolution(max_pixels=100 * 100), row_images)
+    assert own.grid(400, 400) == plain.grid(100, 100)
+    with pytest.raises(RowError, match="min_pixels is 9"):
+        limited.at(ImageResolution(min_pixels=9), row_images)

@@ -25,8 +25,8 @@ from vlmbatch.models.parallel import ParallelContext
 from vlmbatch.models.text_model import TextModel
 from vlmbatch.types import ImageGrid
 
-# Features of a pass of the tower at most. Batches are bounded by what the decoder sees, which may be
-# far fewer: those of padding are cut off, and others scaled down.
+# Features of a pass of the tower at most. Batches are bounded by what the decoder sees, which may
+# be far fewer: those of padding are cut off, and others scaled down.
 _MAX_TOWER_TOKENS = 18_432
 
 
