@@ -14,9 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from in_loop import in_loop
 from in_process import call
-from qwen_vl_case import Case, make_case
+from PIL import Image
+from qwen_vl_case import SIZES, Case, make_case
 
 from vlmbatch import LLM, SamplingParams
+from vlmbatch.config import ImageResolution
 from vlmbatch.images.urls import AllowedDomains
 from vlmbatch.serve.app import make_app
 from vlmbatch.serve.config import ServeConfig
@@ -171,6 +173,52 @@ async def test_what_the_server_refuses(case: Case) -> None:
     async with client_of(case, limit_images_per_prompt=2) as client:
         response = await client.post(CHAT, json=chat)
         assert response.json()["error"]["code"] == "too_many_images"
+
+
+OWN = {"max_pixels": 6000, "min_pixels": None}
+
+
+def image_tokens(case: Case, url: str) -> int:
+    """Of the request at its own resolution, told by its header."""
+    images = open_model(case.session()).processor.images
+    assert images is not None
+    names = PROMPTS[0][1] if url == COMPLETION else [part[1:] for part in CHATS[0][0][1][1:]]
+    at = images.at(ImageResolution(max_pixels=6000))
+    return sum(at.grid(*SIZES[name][::-1]).num_tokens for name in names)
+
+
+@in_loop
+async def test_requests_at_a_resolution_of_their_own(case: Case) -> None:
+    requests = [bodies(case, embedded=True)[index] for index in (0, len(PROMPTS))]
+    async with client_of(case) as client:
+        for url, body in requests:
+            plain, own = [
+                (await client.post(url, json=each)).json()["usage"]["prompt_tokens_details"]
+                for each in (body, {**body, "mm_processor_kwargs": OWN})
+            ]
+            assert own["image_tokens"] == image_tokens(case, url) < plain["image_tokens"]
+            more = {**body, "mm_processor_kwargs": {"max_pixels": 10**6}}
+            error = (await client.post(url, json=more)).json()["error"]
+            assert error["code"] == "resolution_invalid" and "above the run's" in error["message"]
+
+
+def test_requests_from_python_at_a_resolution_of_their_own(case: Case) -> None:
+    data = {"image": str(case.manifest.parent / "wide.png")}
+    plain = {"prompt": "<image>", "multi_modal_data": data}
+    image = Image.open(case.manifest.parent / "wide.png")
+    conversation = {"messages": [{"role": "user", "content": [{"type": "image", "image": image}]}]}
+    own = {"mm_processor_kwargs": {"max_pixels": 6000}}
+    bad: list[dict[str, Any]] = [{"fps": 2}, {"max_pixels": "9"}, {"max_pixels": 10**6}]
+    with LLM(case.model, image_workers=0, max_pixels=20_000) as llm:
+        pairs = [[each, {**each, **own}] for each in (plain, conversation)]
+        outputs = llm.generate(
+            [*pairs[0], *pairs[1], *({**plain, "mm_processor_kwargs": each} for each in bad)],
+            SamplingParams(max_tokens=2),
+        )
+    counts = [output.num_image_tokens for output in outputs[:4]]
+    assert counts[:2] == counts[2:] and 0 < counts[1] < counts[0]
+    codes = [output.error.code for output in outputs[4:] if output.error]
+    assert codes == ["prompt_invalid", "resolution_invalid", "resolution_invalid"]
 
 
 def test_from_python(case: Case, expected: list[str]) -> None:

@@ -12,13 +12,14 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from llava_next_case import their_image_processor, their_token_counts
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
 from transformers.image_utils import ChannelDimension
 from vlmbatch_kernels.image_patches import normalize_patches
 
-from vlmbatch.config import ImageResolution
+from vlmbatch.config import ImageLimits, ImageResolution
 from vlmbatch.errors import CheckpointError, RowError
+from vlmbatch.images.decode import decode_image
 from vlmbatch.models.family import load_model_config
 from vlmbatch.models.llava_next.canvas import tiles_of
 from vlmbatch.models.llava_next.config import LlavaNextConfig
@@ -27,7 +28,7 @@ from vlmbatch.models.llava_next.model import cut_out
 from vlmbatch.models.llava_next.presets import CONFIGS, processor_config
 from vlmbatch.models.llava_next.tiling import Size, best_fit, fit_within, scaled_down
 from vlmbatch.models.shrink import Shrink
-from vlmbatch.types import PixelImage
+from vlmbatch.types import ImageRef, PixelImage
 
 SIDES = st.integers(1, 9000)
 NAMES = ("llava-v1.6-mistral-7b", "llava-onevision-qwen2-0.5b")
@@ -183,6 +184,7 @@ NEXT, ONEVISION = NAMES
         (NEXT, {"image_grid_pinpoints": [[336, 500]]}, "336 pixels, not [336, 500]"),
         (NEXT, {"image_grid_pinpoints": [[336, 336, 336]]}, "two integers, height and width"),
         (NEXT, {"image_grid_pinpoints": [[336, 336 * 10**6]]}, "at most 67108864 pixels, not"),
+        (NEXT, {"image_grid_pinpoints": [[336, 336 * 199]]}, "at most 4096 patches along a side"),
     ],
 )
 def test_refused_settings(name: str, fields: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -223,3 +225,25 @@ def test_images_are_scaled_down_first(
     assert own.grid(400, 400) == plain.grid(100, 100)
     with pytest.raises(RowError, match="min_pixels is 9"):
         limited.at(ImageResolution(min_pixels=9), row_images)
+
+
+@pytest.mark.parametrize("name", ["grey.png", "palette.png", "palette.gif", "upright.jpg"])
+def test_files_of_all_modes(
+    folder: Path, ours: LlavaNextImageProcessor, name: str, tmp_path: Path
+) -> None:
+    path, image = tmp_path / name, photo((41, 130)).resize((390, 123))
+    if name.startswith("palette"):
+        image.quantize(50).save(path)
+    elif name.startswith("grey"):
+        image.convert("L").save(path)
+    else:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        image.save(path, exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(path))
+    made = their_image_processor(folder)([upright], return_tensors="pt")
+    prepared = ours.process(decode_image(ImageRef(str(path)), ImageLimits()))
+    torch.testing.assert_close(
+        normalized(ours, prepared), made["pixel_values"][0], atol=1e-5, rtol=0
+    )
+    assert prepared.grid == ours.grid(upright.height, upright.width)

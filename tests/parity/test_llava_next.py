@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from vlmbatch.api.llm import LLM
 from vlmbatch.attention import make_backend
 from vlmbatch.attention.base import LayerKVCache
 from vlmbatch.config import (
@@ -209,6 +210,19 @@ def test_images_that_workers_decode(
     """An image in a row of its own and among others: two images to the model that tiles one."""
     run(case.job(tmp_path / "out.parquet", image_loading=ImageLoading(workers=1)), RunStats())
     assert [tokens[index] for index in range(len(ROWS))] == case.expected
+
+
+def test_images_of_python_callers(case: Case) -> None:
+    """Decoded ones too are told how many their row shows."""
+    requests: list[Any] = []
+    for prompt, names in ROWS:
+        images = [Image.open(case.manifest.parent / f"{name}.png") for name in names]
+        data = {"multi_modal_data": {"image": images}} if images else {}
+        requests.append({"prompt": prompt, **data})
+    with LLM(str(case.model), image_workers=0) as llm:
+        outputs = llm.generate(requests, SamplingParams(max_tokens=MAX_TOKENS))
+    answers = [list(output.outputs[0].token_ids) for output in outputs]
+    assert answers == case.expected
 
 
 @pytest.mark.parametrize("prefix_caching", [True, False])

@@ -9,6 +9,7 @@ from typing import Any
 
 from vlmbatch.models.json_fields import JsonFields
 from vlmbatch.models.llava.config import TowerConfig, check_architecture, parse_tower_config
+from vlmbatch.models.llava.vision_config import VisionConfig
 from vlmbatch.models.llava_next.tiling import Size
 
 _ARCHITECTURES = {
@@ -38,6 +39,7 @@ _ONEVISION: dict[str, Any] = {  # what its config leaves out
 }
 _MAX_PINPOINTS = 256  # published models have up to 36
 _MAX_PIXELS = 2**26
+_MAX_SIDE = 4096  # in features; published models have up to 162
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,18 +82,18 @@ def parse_config(top: JsonFields, folder: Path) -> LlavaNextConfig:
         )
     return LlavaNextConfig(
         **fields,
-        pinpoints=parse_pinpoints(top, kind, vision.image_size),
+        pinpoints=parse_pinpoints(top, kind, vision),
         max_tiles=_max_tiles(top) if kind == "llava_onevision" else None,
     )
 
 
-def parse_pinpoints(fields: JsonFields, kind: str, tile: int) -> tuple[Size, ...]:
-    """``image_grid_pinpoints``: (height, width) each, in tiles of ``tile`` pixels squared.
+def parse_pinpoints(fields: JsonFields, kind: str, vision: VisionConfig) -> tuple[Size, ...]:
+    """``image_grid_pinpoints``: (height, width) each, of tiles that fill the tower.
 
     Raises:
         CheckpointError: none, too many, or one that no tiles make up.
     """
-    name = "image_grid_pinpoints"
+    name, tile = "image_grid_pinpoints", vision.image_size
     values = fields.values.get(name)
     values = _PINPOINTS[kind] if values is None else values
     if not isinstance(values, list) or not 1 <= len(values) <= _MAX_PINPOINTS:
@@ -103,6 +105,8 @@ def parse_pinpoints(fields: JsonFields, kind: str, tile: int) -> tuple[Size, ...
             raise fields.error(name, f"multiples of the vision tower's {tile} pixels, not {pair}")
         if pair[0] * pair[1] > _MAX_PIXELS:
             raise fields.error(name, f"sizes of at most {_MAX_PIXELS} pixels, not {pair}")
+        if max(pair) // vision.patch_size > _MAX_SIDE:
+            raise fields.error(name, f"at most {_MAX_SIDE} patches along a side, not {pair}")
     return tuple(Size(*pair) for pair in values)
 
 

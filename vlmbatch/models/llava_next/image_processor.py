@@ -221,7 +221,7 @@ def _parse(given: JsonFields, config: LlavaNextConfig, shrink: Shrink) -> LlavaN
     if not given.boolean("do_resize", True):
         raise given.error("do_resize", "true")
     _check_sides(given, config)
-    pinpoints = parse_pinpoints(given, kind, config.vision.image_size)
+    pinpoints = parse_pinpoints(given, kind, config.vision)
     if sorted(pinpoints) != sorted(config.pinpoints):
         shown = [list(size) for size in config.pinpoints]
         raise given.error("image_grid_pinpoints", f"the model's {shown}")
