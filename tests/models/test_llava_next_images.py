@@ -147,6 +147,18 @@ def test_images_of_a_row_of_several(
         assert not theirs[len(mine) :].any(), "what is over fills the batch up"
 
 
+def test_a_strip_that_no_square_holds(ours: LlavaNextImageProcessor) -> None:
+    """Where it is not alone, by its header as by its pixels; in tiles it is like any other."""
+    assert ours.grid(1, 20_000).num_tokens > 0
+    if ours.several is None:
+        return
+    said = "^20000 x 1 pixels: the model pads images to squares, and 20000 x 20000 is above"
+    with pytest.raises(RowError, match=said):
+        ours.several.grid(1, 20_000)
+    with pytest.raises(RowError, match=said):
+        ours.several.process(photo((1, 20_000)))
+
+
 def test_an_image_alone_and_among_others_has_two_identities(
     ours: LlavaNextImageProcessor,
 ) -> None:

@@ -147,18 +147,28 @@ def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Imag
     """Surround an image with one colour, so that it stands in the middle of a square.
 
     Raises:
-        RowError: the square would take too much memory.
+        RowError: see ``square_side``.
     """
-    side = max(image.size)
-    if side * side > _MAX_RESIZED_PIXELS * 4:
-        raise RowError(
-            ErrorCode.IMAGE_TOO_LARGE,
-            f"{image.width} x {image.height} pixels: the model pads images to squares, and "
-            f"{side} x {side} is above the limit of {_MAX_RESIZED_PIXELS * 4} pixels",
-        )
+    side = square_side(image.height, image.width)
     square = Image.new("RGB", (side, side), color)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
+
+
+def square_side(height: int, width: int) -> int:
+    """The side of the square around an image.
+
+    Raises:
+        RowError: the square would take too much memory.
+    """
+    side = max(height, width)
+    if side * side > _MAX_RESIZED_PIXELS * 4:
+        raise RowError(
+            ErrorCode.IMAGE_TOO_LARGE,
+            f"{width} x {height} pixels: the model pads images to squares, and "
+            f"{side} x {side} is above the limit of {_MAX_RESIZED_PIXELS * 4} pixels",
+        )
+    return side
 
 
 def _center_crop(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ from PIL import Image
 from vlmbatch.config import ImageResolution
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.json_fields import JsonFields
-from vlmbatch.models.llava.image_processor import pad_to_square, parse_size
+from vlmbatch.models.llava.image_processor import pad_to_square, parse_size, square_side
 from vlmbatch.models.llava_next.canvas import canvas_size, join
 from vlmbatch.models.llava_next.config import LlavaNextConfig, parse_pinpoints
 from vlmbatch.models.llava_next.tiling import (
@@ -92,15 +92,16 @@ class SquareImageProcessor:
         return self if resolution is None else replace(self, shrink=self.shrink.at(resolution))
 
     def grid(self, height: int, width: int) -> ImageGrid:
-        """See ``ImageProcessor``."""
-        return self.largest_grid
-
-    def process(self, image: Image.Image) -> PixelImage:
         """See ``ImageProcessor``.
 
         Raises:
             RowError: padding a long image to a square would take too much memory.
         """
+        square_side(*self.shrink.size(height, width))
+        return self.largest_grid
+
+    def process(self, image: Image.Image) -> PixelImage:
+        """See ``ImageProcessor``."""
         assert image.mode == "RGB", image.mode
         square = pad_to_square(self.shrink.apply(image), self.color)
         pixels = np.array(square.resize((self.tile, self.tile), self.resample), order="C")
