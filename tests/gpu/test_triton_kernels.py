@@ -44,11 +44,14 @@ needs_hopper = pytest.mark.skipif(
 
 
 @needs_hopper
+@pytest.mark.parametrize("norms", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [(1, 64, 2, 2), (113, 72, 28, 4), (1537, 520, 6, 2)])
-def test_project_qkv(sizes: tuple[int, int, int, int], dtype: torch.dtype, bias: bool) -> None:
-    check_project_qkv(sizes, 128, dtype, "cuda", bias)
+def test_project_qkv(
+    sizes: tuple[int, int, int, int], dtype: torch.dtype, bias: bool, norms: bool
+) -> None:
+    check_project_qkv(sizes, 128, dtype, "cuda", bias, norms)
 
 
 @needs_hopper

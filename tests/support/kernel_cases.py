@@ -47,7 +47,14 @@ def _strided(x: Tensor) -> Tensor:
     return torch.cat([x, torch.full_like(x[:, :1], torch.nan)], dim=1)[:, :-1]
 
 
-def _rotary(tokens: int, heads: int, kv_heads: int, size: int, strided: bool = False) -> Make:
+def _rotary(
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    size: int,
+    strided: bool = False,
+    norms: bool = False,
+) -> Make:
     def make(g: torch.Generator) -> tuple[Any, ...]:
         inv_freq = 1 / 10_000 ** (torch.arange(0, size, 2) / size)
         cos, sin = rotary.rotary_tables(inv_freq, 4096, torch.float32)
@@ -56,7 +63,9 @@ def _rotary(tokens: int, heads: int, kv_heads: int, size: int, strided: bool = F
         key_cache, value_cache = torch.randn(2, 3 * tokens, kv_heads, size, generator=g)
         slots = torch.randperm(3 * tokens, generator=g)[:tokens]
         qkv = _strided(qkv) if strided else qkv
-        return qkv, cos[positions, None], sin[positions, None], key_cache, value_cache, slots
+        pools = key_cache, value_cache, slots
+        weights = (*torch.randn(2, size, generator=g), 1e-3) if norms else ()
+        return qkv, cos[positions, None], sin[positions, None], *pools, *weights
 
     return make
 
@@ -161,6 +170,12 @@ CASES: dict[str, tuple[Callable[..., Any], Make, tuple[int, ...]]] = {
     "rotary-gqa-128": (rotary.rotary_and_cache, _rotary(13, 28, 4, 128, strided=True), (3, 4)),
     "rotary-gqa-64": (rotary.rotary_and_cache, _rotary(53, 14, 2, 64), (3, 4)),
     "rotary-mqa-24": (rotary.rotary_and_cache, _rotary(7, 3, 1, 24, strided=True), (3, 4)),
+    "rotary-norms-128": (
+        rotary.rotary_and_cache,
+        _rotary(13, 32, 8, 128, strided=True, norms=True),
+        (3, 4),
+    ),
+    "rotary-norms-24": (rotary.rotary_and_cache, _rotary(7, 3, 1, 24, norms=True), (3, 4)),
     "embed-113x203": (embedding.embed_with_features, _embedding(113, 203, 57, 31), ()),
     "embed-9x5120": (embedding.embed_with_features, _embedding(9, 5120, 5, 3), ()),
     "paged_attention-prefill": (
@@ -279,6 +294,7 @@ def check_project_qkv(
     dtype: torch.dtype,
     device: str,
     bias: bool,
+    norms: bool = False,
     **tiles: Any,
 ) -> None:
     """The kernel itself. ``sizes``: rows, in_features, query heads, key-value heads."""
@@ -288,7 +304,7 @@ def check_project_qkv(
     rows, depth, heads, kv_heads = sizes
     generator = torch.Generator()
     generator.seed()
-    _, *rest = _rotary(rows, heads, kv_heads, head_dim)(generator)
+    _, *rest = _rotary(rows, heads, kv_heads, head_dim, norms=norms)(generator)
     columns = (heads + 2 * kv_heads) * head_dim
     projection = (
         torch.randn(rows, depth, generator=generator),
