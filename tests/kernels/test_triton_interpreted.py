@@ -8,6 +8,7 @@ from __future__ import annotations
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -49,6 +50,6 @@ def test_silu_gated_linear(interpreter: ProcessPoolExecutor, shape: tuple[int, i
 def test_project_qkv(
     interpreter: ProcessPoolExecutor, sizes: tuple[int, int, int, int], bias: bool, norms: bool
 ) -> None:
-    tiles = {"block": (64, 32), "group": 2, "stages": 1, "num_warps": 4}
-    check = partial(check_project_qkv, **tiles)
-    interpreter.submit(check, sizes, 16, torch.float16, "cpu", bias, norms).result()
+    tiles: dict[str, Any] = {"block": (64, 32), "group": 2, "stages": 1, "num_warps": 4}
+    case = (sizes, 16, torch.float16, "cpu", bias, norms)
+    interpreter.submit(partial(check_project_qkv, *case, **tiles)).result()

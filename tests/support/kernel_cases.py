@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from paged_batch import make_metadata, shuffled_tables
 from torch import Tensor
 from vlmbatch_kernels import activation, embedding, image_patches, layer_norm, rms_norm, rotary
 from vlmbatch_kernels.granules import copy_granules
+from vlmbatch_kernels.packed_attention import packed_attention
 from vlmbatch_kernels.paged_attention import PageLayout, Scores, paged_attention
 from vlmbatch_kernels.paged_decode import paged_decode
 
@@ -144,6 +146,17 @@ def _granules(planes: int, granules: int, size: int, count: int) -> Make:
     return make
 
 
+def _packed(lengths: list[int], heads: int, size: int) -> Make:
+    """Sequences behind each other; queries, keys and values are parts of one projection."""
+
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        query, key, value = torch.randn(3, sum(lengths), heads, size, generator=g)
+        bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        return query * 3, key, value, bounds, max(lengths), size**-0.5
+
+    return make
+
+
 TOTALS = [5, 16, 257, 1, 512, 33]
 
 # name: twin, inputs in float32, which of the inputs it writes to
@@ -219,6 +232,9 @@ CASES: dict[str, tuple[Callable[..., Any], Make, tuple[int, ...]]] = {
         _decode([600, 280, 257, 3], 4, 2, 32, window=90, page_size=16),
         (),
     ),
+    "packed_attention-72": (packed_attention, _packed([1, 300, 64, 129, 7], 2, 72), ()),
+    "packed_attention-80": (packed_attention, _packed([257, 40], 3, 80), ()),
+    "packed_attention-96": (packed_attention, _packed([128], 1, 96), ()),
     "copy_granules-3x50x203": (copy_granules, _granules(3, 50, 203, 17), (0,)),
     "copy_granules-2x9x8192": (copy_granules, _granules(2, 9, 8192, 4), (0,)),
 }
