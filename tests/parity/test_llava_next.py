@@ -2,44 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from answered_tokens import answered_tokens
 from in_process import call
 from llava_next_case import MAX_TOKENS, ROWS, SIZES, Case, make_case
 from llava_next_checkpoints import IMAGE_TOKEN_ID, KINDS, make_checkpoint
-from paged_batch import make_metadata, shuffled_tables
+from llava_next_ours import Ours
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vlmbatch.api.llm import LLM
-from vlmbatch.attention import make_backend
-from vlmbatch.attention.base import LayerKVCache
 from vlmbatch.config import (
     EngineConfig,
     ImageArguments,
     ImageLoading,
     ManifestConfig,
-    PromptConfig,
     SamplingParams,
 )
 from vlmbatch.engine.loading import build_engine
 from vlmbatch.errors import ErrorCode
 from vlmbatch.jobs.run import run
 from vlmbatch.jobs.validate import validate
-from vlmbatch.models.family import EncodedPrompt, load_model_config, load_processor
-from vlmbatch.models.llava_next.model import Model
-from vlmbatch.models.llava_next.processor import LlavaNextProcessor
-from vlmbatch.models.registry import load_model
-from vlmbatch.stages.answer import Answer, to_result
+from vlmbatch.models.family import load_model_config
 from vlmbatch.stats import RunStats
-from vlmbatch.types import ImageRef, PixelImage, Request, Row
+from vlmbatch.types import Request
 
 SETTINGS = {
     "default": EngineConfig(),
@@ -48,39 +41,6 @@ SETTINGS = {
     "chunks of 1": EngineConfig(max_batched_tokens=1),
     "chunks of 7": EngineConfig(max_batched_tokens=7, enable_prefix_caching=False),
 }
-
-
-@dataclass
-class Ours:
-    model: Model
-    processor: LlavaNextProcessor
-
-    @classmethod
-    def load(cls, folder: Path) -> Ours:
-        config = load_model_config(folder)
-        processor = load_processor(folder, config, PromptConfig(), ImageArguments())
-        assert isinstance(processor, LlavaNextProcessor)
-        cpu, backend = torch.device("cpu"), make_backend("torch", "cpu")
-        model = load_model(folder, config, processor.images, cpu, torch.float32, backend)
-        assert isinstance(model, Model)
-        return cls(model, processor)
-
-    def images(self, folder: Path, names: list[str]) -> list[PixelImage]:
-        assert self.processor.images is not None
-        images = self.processor.images.at(None, len(names))
-        return [images.process(Image.open(folder / f"{name}.png")) for name in names]
-
-    def features(self, folder: Path, names: list[str]) -> list[Tensor]:
-        images = self.images(folder, names)
-        pixels = [torch.from_numpy(image.pixels) for image in images]
-        return self.model.encode_images(pixels, [image.grid for image in images])
-
-    def encoded(self, prompt: str, names: list[str]) -> EncodedPrompt:
-        assert self.processor.images is not None
-        row = Row(0, "0", 1, "", prompt=prompt, images=(ImageRef("some"),) * len(names))
-        images = self.processor.images.at(None, len(names))
-        grids = [images.grid(*SIZES[name][::-1]) for name in names]
-        return self.processor.place(self.processor.tokenize(row), grids)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -135,58 +95,15 @@ def test_prompts(case: Case, ours: Ours) -> None:
 
 @pytest.mark.parametrize("chunk", [3, 10_000])
 def test_logits(case: Case, ours: Ours, chunk: int) -> None:
-    """All rows side by side over a shuffled pool, each step ``chunk`` tokens of every row."""
-    hidden = hidden_in_chunks(case, ours, chunk)
-    for mine, inputs in zip(hidden, case.inputs, strict=True):
-        with torch.inference_mode():
-            theirs = case.theirs(**inputs).logits[0]
-        assert_near(ours.model.compute_logits(mine), theirs)
-
-
-def hidden_in_chunks(case: Case, ours: Ours, chunk: int) -> list[Tensor]:
-    prompts = [torch.tensor(ours.encoded(*row).token_ids) for row in ROWS]
-    features = [ours.features(case.manifest.parent, names) if names else [] for _, names in ROWS]
-    totals = list(map(len, prompts))
-    tables, slots = shuffled_tables(totals, 16, 16, torch.Generator().manual_seed(1))
-    caches = [
-        LayerKVCache(*torch.zeros(2, slots + 16, spec.num_kv_heads, spec.head_dim))
-        for spec in ours.model.attention_specs
-    ]
-    outputs: list[list[Tensor]] = [[] for _ in prompts]
-    for start in range(0, max(totals), chunk):
-        spans = [(i, start, min(start + chunk, n)) for i, n in enumerate(totals) if start < n]
-        spans.sort(key=lambda span: span[2] - span[1] != 1)
-        metadata = make_metadata(
-            [(end - start, end) for _, start, end in spans], [tables[i] for i, *_ in spans]
-        )
-        ids = torch.cat([prompts[i][first:end] for i, first, end in spans])
-        positions = torch.cat([torch.arange(first, end) for _, first, end in spans])
-        parts, rows, count = [], [], 0
-        for i, first, end in spans:
-            is_image = prompts[i] == IMAGE_TOKEN_ID
-            own = torch.where(is_image, is_image.cumsum(0) - 1 + count, -1)
-            rows.append(own[first:end])
-            parts += features[i]
-            count += sum(map(len, features[i]))
-        embedded = ours.model.embed(ids, torch.cat(parts), torch.cat(rows)) if parts else None
-        hidden = ours.model(embedded or ours.model.embed(ids), positions, caches, metadata)
-        for (i, *_), part in zip(spans, hidden.split(metadata.query_lens), strict=True):
-            outputs[i].append(part)
-    return [torch.cat(parts) for parts in outputs]
+    theirs = case.their_logits("cpu", torch.float32)
+    for mine, expected in zip(ours.logits(case, chunk), theirs, strict=True):
+        assert_near(mine, expected)
 
 
 @pytest.fixture
 def tokens(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
     """The tokens of the rows that a run has answered."""
-    found: dict[int, list[int]] = {}
-
-    def noted(answer: Answer, tokenizer: Any) -> Any:
-        if answer.error is None:
-            found[answer.row.index] = list(answer.token_ids)
-        return to_result(answer, tokenizer)
-
-    monkeypatch.setattr("vlmbatch.stages.sink.to_result", noted)
-    return found
+    return answered_tokens(monkeypatch)
 
 
 @pytest.mark.parametrize("engine", SETTINGS.values(), ids=SETTINGS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,6 +58,13 @@ class Case:
     theirs: Any
     inputs: list[dict[str, Tensor]]
     expected: list[list[int]]
+
+    @torch.inference_mode()
+    def their_logits(self, device: str, dtype: torch.dtype) -> list[Tensor]:
+        """Of all rows (tokens, V), by transformers in ``dtype``."""
+        model = copy.deepcopy(self.theirs).to(device, dtype)
+        rows = [{name: each.to(device) for name, each in row.items()} for row in self.inputs]
+        return [model(**row).logits[0] for row in rows]
 
     def session(self, **settings: Any) -> SessionConfig:
         return replace(
