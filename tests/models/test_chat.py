@@ -275,3 +275,10 @@ def test_a_template_that_writes_the_image_itself(image_token: str) -> None:
     assert template.render(messages, 1) == f"user: {image_token}What?"
     parts = [{"role": "user", "content": [{"type": "text", "text": "What?"}]}]
     assert template.render(parts, 1) == f"user: {image_token}What?"
+    for given in (
+        [{"type": "image_url", "image_url": {"url": "a"}}, {"type": "text", "text": "What?"}],
+        "<image>What?",
+        [{"type": "text", "text": "<own>What?"}],
+    ):
+        shown = [{"role": "user", "content": given}]
+        assert template.render(shown, 1) == f"user: {image_token}What?"

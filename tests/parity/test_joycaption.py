@@ -41,7 +41,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index, (prompt, size) in enumerate(zip(PROMPTS, SIZES, strict=True)):
         values = np.random.default_rng(index).integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(values).save(folder / f"{index}.png")
-        rows.append(json.dumps({"prompt": prompt, "image": f"{index}.png"}))
+        shown = f"<image>\n{prompt}" if index == 1 else prompt  # which the template trims again
+        rows.append(json.dumps({"prompt": shown, "image": f"{index}.png"}))
         answers.append(answer(folder, model, prompt, Image.open(folder / f"{index}.png")))
     (folder / "manifest.jsonl").write_text("\n".join(rows) + "\n")
     (folder / "answers.json").write_text(json.dumps(answers))
