@@ -19,9 +19,9 @@ from vlmbatch.models.family import EncodedPrompt, ImageProcessor, Tokens
 from vlmbatch.models.image_tokens import place_images
 from vlmbatch.models.prompt_text import IMAGE_PLACEHOLDER, PromptText
 from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.types import ImageGrid, ImageSpan, Row
+from vlmbatch.types import ImageGrid, ImageInput, ImageSpan, Row
 
-__all__ = ["IMAGE_PLACEHOLDER", "PromptProcessor"]
+__all__ = ["IMAGE_PLACEHOLDER", "PromptProcessor", "text_digest"]
 
 
 class PromptProcessor(PromptText, ABC):
@@ -74,7 +74,7 @@ class PromptProcessor(PromptText, ABC):
             "prompt_template": self._prompt.prompt_template,
             "system_prompt": self._prompt.system_prompt,
             "chat": self._prompt.chat,
-            "chat_template": None if template is None else _digest(template),
+            "chat_template": None if template is None else text_digest(template),
         }
 
     def tokenize(self, row: Row) -> Tokens:
@@ -120,6 +120,10 @@ class PromptProcessor(PromptText, ABC):
         assert next_position is None or next_position <= len(token_ids), next_position
         return EncodedPrompt(token_ids, spans, positions, next_position)
 
+    def encode(self, tokens: Tokens, images: Sequence[ImageInput]) -> EncodedPrompt:
+        """See ``Processor``."""
+        return self.place(tokens, [image.grid for image in images])
+
     def _positions(
         self, token_ids: list[int], spans: Sequence[ImageSpan], grids: Sequence[ImageGrid]
     ) -> tuple[NDArray[np.int64] | None, int | None]:
@@ -138,7 +142,8 @@ def _context_length(config: ModelConfig, max_model_len: int | None) -> int:
     return max_model_len
 
 
-def _digest(text: str) -> str:
+def text_digest(text: str) -> str:
+    """A digest of a template's source."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 

@@ -1,0 +1,36 @@
+"""What transformers prints and raises, in our terms."""
+
+from __future__ import annotations
+
+from huggingface_hub.errors import StrictDataclassError
+
+_LENGTH = 400
+
+# What reading a checkpoint's small files may raise: written for well-formed ones.
+CONFIG_FAILURES = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    ImportError,
+    StrictDataclassError,
+)
+
+
+def quiet_library() -> None:
+    """Nothing of transformers' warnings and progress bars: what matters is an error of ours."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+def shown(error: BaseException) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    text = text if len(text) <= _LENGTH else text[:_LENGTH] + "..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
