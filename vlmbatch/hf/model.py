@@ -90,13 +90,8 @@ def _pad_token_id(model: Any, config: HfConfig, eos_token_ids: frozenset[int]) -
     text = model.config.get_text_config(decoder=True)
     candidates = [getattr(model.generation_config, "pad_token_id", None)]
     candidates += [getattr(text, "pad_token_id", None), *sorted(eos_token_ids), 0, 1]
-    return next(
-        value
-        for value in candidates
-        if isinstance(value, int)
-        and 0 <= value < text.vocab_size
-        and value != config.image_token_id
-    )
+    usable = range(text.vocab_size)
+    return next(value for value in candidates if value in usable and value != config.image_token_id)
 
 
 def _set_greedy(model: Any, pad_token_id: int) -> None:

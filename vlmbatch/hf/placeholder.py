@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from vlmbatch.errors import RowError, UsageError
+from vlmbatch.hf.library_processor import LibraryProcessor
 from vlmbatch.models.chat import ChatTemplate
 from vlmbatch.models.prompt_text import IMAGE_PLACEHOLDER
 from vlmbatch.models.tokenizer import Tokenizer
@@ -44,33 +44,31 @@ class Placeholder:
 
 
 def find_placeholder(
-    library: Any, image_token_id: int | None, folder: Path, tokenizer: Tokenizer
+    library: LibraryProcessor, image_token_id: int | None, folder: Path, tokenizer: Tokenizer
 ) -> Placeholder:
     """Ask the processor, and the checkpoint's chat template where it has one."""
-    token = getattr(library, "image_token", None)
-    own = None if token is None else str(getattr(token, "content", token))
+    own = library.image_token
     if own is None or _ignores(library, own, image_token_id):
         return Placeholder(None, "")
     return Placeholder(own, _in_template(own, folder, tokenizer) or own)
 
 
-def _ignores(library: Any, own: str, image_token_id: int | None) -> bool:
+def _ignores(library: LibraryProcessor, own: str, image_token_id: int | None) -> bool:
     """Whether the processor adds an image's tokens beside a placeholder, not in its place.
 
     Found out by a prompt with an image: where a placeholder is one token more, none is wanted.
     """
-    with_it = _num_image_tokens(library, own + _PROBE, image_token_id)
     without = _num_image_tokens(library, _PROBE, image_token_id)
+    with_it = _num_image_tokens(library, own + _PROBE, image_token_id)
     return without is not None and without > 0 and with_it in (None, without + 1)
 
 
-def _num_image_tokens(library: Any, prompt: str, image_token_id: int | None) -> int | None:
-    image = Image.new("RGB", (_SIDE, _SIDE), (128, 128, 128))
-    try:
-        found = library(text=[prompt], images=[[image]], return_tensors="pt")
-        return int(found["input_ids"][0].tolist().count(image_token_id))
-    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError):
-        return None  # what its rows will say
+def _num_image_tokens(
+    library: LibraryProcessor, prompt: str, image_token_id: int | None
+) -> int | None:
+    """Of a prompt with one image; None where the processor does not take it."""
+    found = library.try_image(prompt, Image.new("RGB", (_SIDE, _SIDE), (128, 128, 128)))
+    return None if found is None else found["input_ids"][0].tolist().count(image_token_id)
 
 
 def _in_template(own: str, folder: Path, tokenizer: Tokenizer) -> str | None:

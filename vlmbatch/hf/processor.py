@@ -6,7 +6,6 @@ has seen both: ``tokenize`` and ``place`` check what can be known without it, ``
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,7 +19,7 @@ from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.hf.images import UprightImages
 from vlmbatch.hf.library import shown
-from vlmbatch.hf.library_processor import load_library_processor
+from vlmbatch.hf.library_processor import ROW_FAILURES, load_library_processor
 from vlmbatch.hf.placeholder import Placeholder, find_placeholder
 from vlmbatch.models.family import EncodedPrompt, Tokens
 from vlmbatch.models.image_tokens import placeholder_mismatch
@@ -28,18 +27,6 @@ from vlmbatch.models.processor import text_digest
 from vlmbatch.models.prompt_text import IMAGE_PLACEHOLDER, PromptText
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import ImageGrid, ImageInput, PixelImage, ProcessedInputs, Row
-
-# What processors raise on prompts and images that they cannot take.
-_ROW_FAILURES = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +38,7 @@ class RenderedTokens(Tokens):
 
 
 class HfProcessor(PromptText):
-    """A ``Processor`` around one of transformers. Thread-safe: one row at a time is in it.
+    """A ``Processor`` around one of transformers. Thread-safe.
 
     Raises:
         CheckpointError: tokenizer or processor are missing or unusable.
@@ -65,7 +52,6 @@ class HfProcessor(PromptText):
         self.max_model_len = config.context_length
         self._config = config
         self._library = load_library_processor(folder, config)
-        self._lock = threading.Lock()  # the tokenizers in processors are not thread-safe
         tokenizer = Tokenizer.load(folder)
         self._placeholder: Placeholder = find_placeholder(
             self._library, config.image_token_id, folder, tokenizer
@@ -123,12 +109,9 @@ class HfProcessor(PromptText):
             assert isinstance(image, PixelImage)
             pictures.append(Image.fromarray(image.pixels))
         try:
-            with self._lock:
-                tensors = call_processor(
-                    self._library, tokens.text, pictures, tokens.add_special_tokens
-                )
+            tensors = self._library(tokens.text, pictures, tokens.add_special_tokens)
             token_ids = tensors["input_ids"][0].tolist()
-        except _ROW_FAILURES as error:
+        except ROW_FAILURES as error:
             raise RowError(
                 ErrorCode.PROMPT_INVALID,
                 f"the model's processor does not take the row's prompt with "
@@ -159,14 +142,3 @@ class HfProcessor(PromptText):
                 f"with at least one for the answer that exceeds the context of "
                 f"{self.max_model_len}",
             )
-
-
-def call_processor(
-    library: Any, text: str, images: Sequence[Image.Image], add_special_tokens: bool = True
-) -> dict[str, Any]:
-    """The model's arguments for one prompt, as ``apply_chat_template`` of transformers has them."""
-    options = {} if add_special_tokens else {"add_special_tokens": False}
-    found = library(
-        text=[text], images=[list(images)] if images else None, return_tensors="pt", **options
-    )
-    return dict(found)
