@@ -18,14 +18,17 @@ TEMPLATE = """\
 {% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"""
 
 
-class Parts(NamedTuple):
-    """What a checkpoint is made of; ``image_token`` is what its processor looks for in prompts."""
+class Kind(NamedTuple):
+    """``image_token``: what the processor takes for an image in prompts; "" puts it first itself.
 
-    config: Any
-    image_processor: Any
-    make_processor: Callable[[Any, Any], Any]
+    ``chats``: whether there is a chat template. ``text_only`` and ``several``: what rows it takes.
+    """
+
+    make: Callable[[Path], None]
     image_token: str
-    max_images: int = 3
+    chats: bool = False
+    text_only: bool = True
+    several: bool = True
 
 
 def make_tokenizer(tokens: Sequence[str], named: Mapping[str, str]) -> Any:
@@ -228,16 +231,16 @@ def got_ocr2(folder: Path) -> None:
             "output_channels": 8,
             "num_hidden_layers": 2,
             "num_attention_heads": 2,
-            "image_size": 64,
+            "image_size": 256,
             "patch_size": 4,
             "mlp_dim": 40,
             "window_size": 4,
             "global_attn_indexes": [1],
         },
         image_token_index=tokenizer.convert_tokens_to_ids("<imgpad>"),
-        image_seq_length=16,
+        image_seq_length=256,
     )
-    images = transformers.GotOcr2ImageProcessorPil(size={"height": 64, "width": 64})
+    images = transformers.GotOcr2ImageProcessorPil(size={"height": 256, "width": 256})
     processor = transformers.GotOcr2Processor(images, tokenizer)
     save(folder, config, processor)
 
@@ -300,16 +303,16 @@ def blip_2(folder: Path) -> None:
     save(folder, config, processor)
 
 
-CHECKPOINTS: dict[str, Callable[[Path], None]] = {
-    "aya_vision": aya_vision,
-    "blip-2": blip_2,
-    "chameleon": chameleon,
-    "gemma3": gemma3,
-    "got_ocr2": got_ocr2,
-    "idefics2": idefics2,
-    "idefics3": idefics3,
-    "mllama": mllama,
-    "paligemma": paligemma,
+KINDS = {
+    "aya_vision": Kind(aya_vision, "<image>", chats=True),
+    "blip-2": Kind(blip_2, "", text_only=False, several=False),
+    "chameleon": Kind(chameleon, "<image>"),
+    "gemma3": Kind(gemma3, "<start_of_image>", chats=True),
+    "got_ocr2": Kind(got_ocr2, "<imgpad>", text_only=False, several=False),
+    "idefics2": Kind(idefics2, "<image>", chats=True),
+    "idefics3": Kind(idefics3, "<image>", chats=True),
+    "mllama": Kind(mllama, "<|image|>", chats=True),
+    "paligemma": Kind(paligemma, "<image>", text_only=False),
 }
 
 
@@ -323,6 +326,6 @@ def save(folder: Path, config: Any, processor: Any) -> None:
     model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+            parameter.add_(torch.randn_like(parameter), alpha=0.2)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
