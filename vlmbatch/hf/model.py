@@ -88,10 +88,10 @@ def _eos_token_ids(model: Any) -> frozenset[int]:
 def _pad_token_id(model: Any, config: HfConfig, eos_token_ids: frozenset[int]) -> int:
     """An id of the vocabulary that stands for no image."""
     text = model.config.get_text_config(decoder=True)
-    candidates = [getattr(model.generation_config, "pad_token_id", None)]
+    candidates: list[Any] = [getattr(model.generation_config, "pad_token_id", None)]
     candidates += [getattr(text, "pad_token_id", None), *sorted(eos_token_ids), 0, 1]
-    usable = range(text.vocab_size)
-    return next(value for value in candidates if value in usable and value != config.image_token_id)
+    usable = set(range(text.vocab_size)) - {config.image_token_id}
+    return next(int(value) for value in candidates if value in usable)
 
 
 def _set_greedy(model: Any, pad_token_id: int) -> None:
