@@ -233,12 +233,12 @@ class HfReplica:
     def _divided(self, rows: list[RowUnderWay], error: BatchFailedError) -> list[list[RowUnderWay]]:
         logger.debug("a batch of %d rows failed: %s", len(rows), error)
         if error.out_of_memory:
-            self._max_num_seqs = min(self._max_num_seqs, max(1, len(rows) // 2))
+            self._max_num_seqs = min(self._max_num_seqs, (len(rows) + 1) // 2)
         left = [row for row in rows if not row.ended]
-        if len(left) > 1:
+        if len(rows) > 1:
             for row in left:
                 row.restart()
-            middle = len(left) // 2
+            middle = len(left) // 2  # nothing before it, where one is left of several
             return [left[middle:], left[:middle]]
         for row in left:
             self._failures += 1

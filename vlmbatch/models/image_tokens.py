@@ -83,6 +83,6 @@ def placeholder_mismatch(found: int, num_images: int) -> RowError:
     """``image_token_mismatch`` of a prompt that has one placeholder an image."""
     return RowError(
         ErrorCode.IMAGE_TOKEN_MISMATCH,
-        f"{num_images} image{'s' * (num_images != 1)}: expected as many <image> in the prompt, "
-        f"found {found}",
+        f"{num_images} image{'s' * (num_images != 1)}: expected {num_images} <image> in the "
+        f"prompt, one for each, found {found}",
     )
