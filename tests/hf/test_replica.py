@@ -191,7 +191,6 @@ def test_when_every_row_fails_it_is_not_the_rows(replicas: Callable[..., HfRepli
         for index in range(16, 999):
             replica.submit(request(index))
             replica.poll()
-    assert not replica.poll() or replica.num_unfinished
 
 
 def test_what_the_model_should_not_raise_ends_the_run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ def load_library_processor(folder: Path, config: HfConfig) -> LibraryProcessor:
     except ImportError as error:
         raise _missing_package(folder, config, error) from error
     except CONFIG_FAILURES as error:
+        if "video processor" in str(error) and find_spec("torchvision") is None:
+            raise _missing_package(folder, config, ImportError("torchvision")) from error
         raise CheckpointError(
             f"{folder}: transformers {config.version} cannot make a processor of the checkpoint's "
             f"files: {shown(error)}"

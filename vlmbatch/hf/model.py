@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText
 
 from vlmbatch.errors import CheckpointError, ConfigError
@@ -45,6 +46,7 @@ def load_hf_model(
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # which are refused below, by name
         )
         model = model.to(device).eval()
     except torch.OutOfMemoryError as error:
@@ -52,7 +54,7 @@ def load_hf_model(
             f"the weights in {str(dtype).removeprefix('torch.')} do not fit into the memory of "
             f"the GPU: {shown(error)}"
         ) from error
-    except CONFIG_FAILURES as error:
+    except (*CONFIG_FAILURES, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: transformers {config.version} cannot load the {config.model_type} "
             f"model: {shown(error)}"
@@ -66,13 +68,14 @@ def load_hf_model(
 
 def _check_complete(folder: Path, found: Any) -> None:
     """transformers makes up what is missing; an answer from that would be noise."""
-    for kind, what in (("missing_keys", "lack"), ("mismatched_keys", "have another shape for")):
-        names = sorted(str(name) for name in found.get(kind) or ())
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise CheckpointError(
-                f"{folder}: the weights {what} {names[0]}{more}, which the model has"
-            )
+    for name, stored, wanted in sorted(found["mismatched_keys"]):
+        raise CheckpointError(
+            f"{folder}: {name} is of shape {tuple(stored)}, expected {tuple(wanted)}"
+        )
+    missing = sorted(found["missing_keys"])
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CheckpointError(f"{folder}: the weights lack {missing[0]}{more}")
 
 
 def _eos_token_ids(model: Any) -> frozenset[int]:
