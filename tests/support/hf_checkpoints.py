@@ -11,6 +11,7 @@ import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
+EOS_ID = 2
 CONTEXT = 512
 TEMPLATE = """\
 {% for message in messages %}<s>{{ message['role'] }}: {% for part in message['content'] %}\
