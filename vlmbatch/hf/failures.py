@@ -9,6 +9,6 @@ class BatchFailedError(Exception):
     ``out_of_memory``: half of them may fit.
     """
 
-    def __init__(self, message: str, *, out_of_memory: bool) -> None:
+    def __init__(self, message: str, *, out_of_memory: bool = False) -> None:
         super().__init__(message)
         self.out_of_memory = out_of_memory
