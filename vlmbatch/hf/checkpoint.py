@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 from vlmbatch.errors import CheckpointError, ConfigError
-from vlmbatch.hf.library import CONFIG_FAILURES, quiet_library, shown
+from vlmbatch.hf.library import config_failures, quiet_library, shown
 from vlmbatch.models.config import WeightDType
 from vlmbatch.models.json_fields import JsonFields
 
@@ -61,7 +61,7 @@ def read_hf_config(folder: Path, max_model_len: int | None) -> HfConfig:
             folder, local_files_only=True, trust_remote_code=False
         )
         text = config.get_text_config(decoder=True)
-    except CONFIG_FAILURES as error:
+    except config_failures() as error:
         raise CheckpointError(
             f"{folder / 'config.json'}: transformers {version} cannot read it: {shown(error)}"
         ) from error

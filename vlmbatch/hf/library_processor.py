@@ -12,7 +12,7 @@ from PIL import Image
 
 from vlmbatch.errors import CheckpointError
 from vlmbatch.hf.checkpoint import HfConfig
-from vlmbatch.hf.library import CONFIG_FAILURES, shown
+from vlmbatch.hf.library import config_failures, shown
 
 # What processors raise on prompts and images that they cannot take.
 ROW_FAILURES = (
@@ -92,7 +92,7 @@ def load_library_processor(folder: Path, config: HfConfig) -> LibraryProcessor:
         )
     except ImportError as error:
         raise _missing_package(folder, config, error) from error
-    except CONFIG_FAILURES as error:
+    except config_failures() as error:
         if "video processor" in str(error) and find_spec("torchvision") is None:
             raise _missing_package(folder, config, ImportError("torchvision")) from error
         raise CheckpointError(

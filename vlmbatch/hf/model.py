@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 from vlmbatch.errors import CheckpointError, ConfigError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.hf.generation import BatchGenerator, greedy_config
-from vlmbatch.hf.library import CONFIG_FAILURES, shown
+from vlmbatch.hf.library import config_failures, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def load_hf_model(
             f"the weights in {str(dtype).removeprefix('torch.')} do not fit into the memory of "
             f"the GPU: {shown(error)}"
         ) from error
-    except (*CONFIG_FAILURES, SafetensorError) as error:
+    except (*config_failures(), SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: transformers {config.version} cannot load the {config.model_type} "
             f"model: {shown(error)}"
