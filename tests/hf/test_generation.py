@@ -137,7 +137,11 @@ def test_end_of_sequence_ends_a_row_unless_it_is_ignored(loaded: Loaded) -> None
         512,
         stream=False,
     )
-    loaded.replica._generator.answer([row], lambda each, token: each.push(token), lambda: False)
+
+    def push(each: RowUnderWay, token_id: int) -> None:
+        each.push(token_id)
+
+    loaded.replica._generator.answer([row], push, lambda: False)
     assert row.token_ids == list(whole.token_ids[: whole.token_ids.index(end) + 1])
 
 

@@ -18,10 +18,11 @@ _FAILURES = (
 
 
 def config_failures() -> tuple[type[Exception], ...]:
-    """What reading a checkpoint's small files may raise: transformers expects well-formed ones."""
+    """What reading a checkpoint may raise: transformers expects well-formed files."""
     from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
 
-    return (*_FAILURES, StrictDataclassError)
+    return (*_FAILURES, StrictDataclassError, SafetensorError)
 
 
 def quiet_library() -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForImageTextToText
 
 from vlmbatch.errors import CheckpointError, ConfigError
@@ -54,7 +53,7 @@ def load_hf_model(
             f"the weights in {str(dtype).removeprefix('torch.')} do not fit into the memory of "
             f"the GPU: {shown(error)}"
         ) from error
-    except (*config_failures(), SafetensorError) as error:
+    except config_failures() as error:
         raise CheckpointError(
             f"{folder}: transformers {config.version} cannot load the {config.model_type} "
             f"model: {shown(error)}"
