@@ -145,6 +145,10 @@ REFUSED = {
         lambda folder: edit(folder / "config.json", text_config=5),
         "config.json: transformers .* cannot read it: .*text_config",
     ),
+    "no-image-token": (
+        lambda folder: edit(folder / "config.json", image_token_index=9999),
+        "the tokenizer has 262 tokens, none of them the model's image_token_id 9999",
+    ),
     "no-processor": (
         _remove("processor_config.json"),
         "the checkpoint has no preprocessor_config.json or processor_config.json",

@@ -79,7 +79,7 @@ class Script:
 def replicas() -> Iterator[Callable[..., HfReplica]]:
     made: list[HfReplica] = []
 
-    def make(script: object, max_num_seqs: int = 4) -> HfReplica:
+    def make(script: object, max_num_seqs: int = 4, gather_seconds: float = 0.0) -> HfReplica:
         replica = HfReplica(
             script,  # type: ignore[arg-type]
             LetterTokenizer(),  # type: ignore[arg-type]
@@ -87,6 +87,7 @@ def replicas() -> Iterator[Callable[..., HfReplica]]:
             eos_token_ids=[EOS],
             max_model_len=20,
             max_num_seqs=max_num_seqs,
+            gather_seconds=gather_seconds,
         )
         made.append(replica)
         return replica
@@ -268,6 +269,23 @@ def test_requests_are_wanted_until_several_batches_wait(
     assert replica.wants_requests
 
 
+def test_an_idle_replica_waits_for_a_full_batch(replicas: Callable[..., HfReplica]) -> None:
+    script = Script()
+    replica = replicas(script, max_num_seqs=3, gather_seconds=60.0)
+    replica.submit(request(0))
+    assert replica.poll() == []
+    replica.submit(request(1))
+    assert (replica.poll(), script.batches) == ([], [])
+    replica.submit(request(2))
+    assert len(ends(drain(replica))) == 3
+    replica.submit(request(3))
+    replica.expect_no_more()
+    assert len(ends(drain(replica))) == 1
+    assert script.batches == [[0, 1, 2], [3]]
+    replica.submit(request(4))  # as in the next call of a program
+    assert replica.poll() == []
+
+
 @given(
     limits=st.lists(st.integers(1, 9), min_size=1, max_size=12),
     room=st.integers(1, 5),
@@ -283,6 +301,7 @@ def test_batches_that_fail_anywhere_change_no_answer(
         eos_token_ids=[EOS],
         max_model_len=20,
         max_num_seqs=5,
+        gather_seconds=0.0,
     )
     for index, limit in enumerate(limits):
         replica.submit(request(index, max_tokens=limit))

@@ -32,12 +32,13 @@ _PACKAGES = ("torchvision", "sentencepiece", "tiktoken")
 class LibraryProcessor:
     """One of transformers' processors, called for a row at a time. Thread-safe.
 
-    ``image_token``: what it calls so, if anything.
+    ``image_token``: what it calls so, if anything. ``num_tokens``: of its vocabulary.
     """
 
     def __init__(self, library: Any) -> None:
         token = getattr(library, "image_token", None)
         self.image_token = None if token is None else str(getattr(token, "content", token))
+        self.num_tokens = len(library.tokenizer)
         self._library = library
         self._lock = threading.Lock()  # the tokenizers in processors are not thread-safe
         self._nests = True  # images are given as a list a prompt, which most want

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from vlmbatch.config import PromptConfig
-from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.errors import CheckpointError, ErrorCode, RowError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.hf.images import UprightImages
 from vlmbatch.hf.library import shown
@@ -52,6 +52,11 @@ class HfProcessor(PromptText):
         self.max_model_len = config.context_length
         self._config = config
         self._library = load_library_processor(folder, config)
+        if config.image_token_id is not None and config.image_token_id >= self._library.num_tokens:
+            raise CheckpointError(
+                f"{folder}: the tokenizer has {self._library.num_tokens} tokens, none of them the "
+                f"model's image_token_id {config.image_token_id}"
+            )
         tokenizer = Tokenizer.load(folder)
         self._placeholder: Placeholder = find_placeholder(
             self._library, config.image_token_id, folder, tokenizer

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Protocol
 
@@ -20,6 +21,8 @@ from vlmbatch.replicas.replica import Completion, Event, NewTokens, ReplicaStatu
 from vlmbatch.types import Request
 
 _POLL_SECONDS = 0.1  # that a poll waits for news
+_GATHER_SECONDS = 0.1  # since the last request came, before a batch begins that is not full
+_LONGEST_GATHERING = 10  # times as long at most, since the first of them came
 _WINDOW_BATCHES = 4  # that wait, to choose rows of about one length from
 _WAITING_BYTES = 2**29  # of the processor's tensors, and one row
 _MAX_FAILURES = 64  # rows given up one after another: then it is not the rows
@@ -40,7 +43,8 @@ class HfReplica:
     """A ``Replica`` whose batches ``generator`` answers, at most ``max_num_seqs`` rows in each.
 
     Rows whose ``signature`` is equal may be in one batch. ``on_start`` is called on the generating
-    thread before the first. ``on_cpu`` tells where the model is.
+    thread before the first. ``on_cpu`` tells where the model is. An idle replica waits
+    ``gather_seconds`` for requests beside those it has.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class HfReplica:
         max_num_seqs: int,
         on_cpu: bool = True,
         on_start: Callable[[], None] = lambda: None,
+        gather_seconds: float = _GATHER_SECONDS,
     ) -> None:
         self.max_model_len = max_model_len
         self.on_cpu = on_cpu
@@ -63,6 +68,9 @@ class HfReplica:
         self._eos_token_ids = frozenset(eos_token_ids)
         self._max_num_seqs = max_num_seqs
         self._on_start = on_start
+        self._gather_seconds = gather_seconds
+        self._no_more = False  # requests are to come
+        self._first_at = self._last_at = 0.0  # when the requests that wait were submitted
         self._rows: dict[int, RowUnderWay] = {}  # that have not ended, by index
         self._waiting: dict[int, RowUnderWay] = {}  # of these, in no batch yet; oldest first
         self._waiting_bytes = 0
@@ -107,14 +115,21 @@ class HfReplica:
         row = RowUnderWay(
             request, self._tokenizer, self._eos_token_ids, self.max_model_len, stream=stream
         )
+        self._no_more = False
+        self._last_at = time.monotonic()
+        if not self._waiting:
+            self._first_at = self._last_at
         self._rows[index] = self._waiting[index] = row
         self._waiting_bytes += _num_bytes(row)
 
     def poll(self) -> list[Event]:
-        if not self._generating and self._waiting:
+        if not self._generating and self._waiting and self._is_gathered():
             self._start_batch()
         events: list[Event] = []
-        timeout = _POLL_SECONDS if self._generating else 0.0
+        if self._generating:
+            timeout = _POLL_SECONDS
+        else:
+            timeout = min(self._gather_seconds, _POLL_SECONDS) / 4 if self._waiting else 0.0
         while True:
             try:
                 news = self._news.get(timeout > 0, timeout)
@@ -142,7 +157,7 @@ class HfReplica:
             self._forget(row)
 
     def expect_no_more(self) -> None:
-        pass
+        self._no_more = True
 
     def reset(self) -> None:
         self._give_up.set()
@@ -180,6 +195,16 @@ class HfReplica:
         del self._rows[index]
         if self._waiting.pop(index, None) is not None:
             self._waiting_bytes -= _num_bytes(row)
+
+    def _is_gathered(self) -> bool:
+        """Whether to begin with what there is: a batch of few rows keeps many waiting."""
+        if self._no_more or self.fills_step or not self.wants_requests:
+            return True
+        now = time.monotonic()
+        return (
+            now - self._last_at >= self._gather_seconds
+            or now - self._first_at >= _LONGEST_GATHERING * self._gather_seconds
+        )
 
     def _start_batch(self) -> None:
         batch = self._choose()
