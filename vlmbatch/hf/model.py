@@ -59,7 +59,7 @@ def load_hf_model(
             f"model: {shown(error)}"
         ) from error
     _check_complete(folder, found)
-    eos_token_ids = _eos_token_ids(model)
+    eos_token_ids = _eos_token_ids(folder, model)
     pad_token_id = _pad_token_id(model, config, eos_token_ids)
     _set_greedy(model, pad_token_id)
     return LoadedModel(BatchGenerator(model, device, dtype, pad_token_id), eos_token_ids)
@@ -77,13 +77,18 @@ def _check_complete(folder: Path, found: Any) -> None:
         raise CheckpointError(f"{folder}: the weights lack {missing[0]}{more}")
 
 
-def _eos_token_ids(model: Any) -> frozenset[int]:
+def _eos_token_ids(folder: Path, model: Any) -> frozenset[int]:
     """As ``generate`` would take them: of generation_config.json, else of the configuration."""
     text = model.config.get_text_config(decoder=True)
     for source in (model.generation_config, model.config, text):
         value = getattr(source, "eos_token_id", None)
         if value is not None:
-            return frozenset(value if isinstance(value, list | tuple) else [value])
+            ids = value if isinstance(value, list | tuple) else [value]
+            if not all(isinstance(each, int) for each in ids):
+                raise CheckpointError(
+                    f"{folder}: eos_token_id is {value!r:.200}, expected an integer or several"
+                )
+            return frozenset(ids)
     return frozenset()
 
 
@@ -93,7 +98,7 @@ def _pad_token_id(model: Any, config: HfConfig, eos_token_ids: frozenset[int]) -
     candidates: list[Any] = [getattr(model.generation_config, "pad_token_id", None)]
     candidates += [getattr(text, "pad_token_id", None), *sorted(eos_token_ids), 0, 1]
     usable = set(range(text.vocab_size)) - {config.image_token_id}
-    return next(int(value) for value in candidates if value in usable)
+    return next(value for value in candidates if isinstance(value, int) and value in usable)
 
 
 def _set_greedy(model: Any, pad_token_id: int) -> None:
