@@ -9,6 +9,8 @@ import pytest
 from hf_case import Case, make_images
 from hf_checkpoints import KINDS
 
+from vlmbatch.models.shrink import Shrink
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
@@ -39,6 +41,21 @@ def test_answers_are_those_of_a_plain_generate(case: Case) -> None:
         image_token_id = case.model.config.image_token_id
         assert result["image_tokens"] == int((inputs["input_ids"] == image_token_id).sum())
         assert (result["image_tokens"] > 0) == bool(row.images)
+
+
+def test_images_may_be_scaled_down_first(case: Case) -> None:
+    """The processor is given them so; a row may ask for fewer pixels than the run."""
+    rows = [row for row in case.rows if len(row.images) == 1][:2]
+    found = case.run(
+        [case.manifest_row(rows[0]), {**case.manifest_row(rows[1]), "max_pixels": 300}],
+        *("--longest-side", "25"),
+    )
+    shrinks = [Shrink(longest_side=25), Shrink(longest_side=25, max_pixels=300)]
+    for row, result, shrink in zip(rows, found, shrinks, strict=True):
+        whole = case.pictures(row)
+        smaller = [shrink.apply(image) for image in whole]
+        assert smaller[0].size != whole[0].size
+        assert result["text"] == case.text(case.answer(case.inputs(row, smaller)))
 
 
 def test_chats_are_those_of_the_checkpoints_own_template(case: Case) -> None:

@@ -15,7 +15,13 @@ import pytest
 from hf_checkpoints import KINDS
 from safetensors.torch import load_file, save_file
 
-from vlmbatch.config import EngineConfig, ImageArguments, ManifestConfig, SessionConfig
+from vlmbatch.config import (
+    EngineConfig,
+    ImageArguments,
+    ImageResolution,
+    ManifestConfig,
+    SessionConfig,
+)
 from vlmbatch.errors import CheckpointError, ConfigError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.jobs.features import write_features
@@ -98,6 +104,12 @@ def test_engine_options_without_a_meaning(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         open_model(config(gemma3, **arguments))
+
+
+def test_nothing_scales_images_up(gemma3: Path) -> None:
+    images = ImageArguments(resolution=ImageResolution(min_pixels=9))
+    with pytest.raises(ConfigError, match="min_pixels is given as 9"):
+        open_model(replace(config(gemma3), image_arguments=images))
 
 
 def test_another_tokenizer(gemma3: Path) -> None:

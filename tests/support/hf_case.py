@@ -59,8 +59,8 @@ class Case:
     def pictures(self, row: Asked) -> list[Image.Image]:
         return [Image.open(self.images[image]).convert("RGB") for image in row.images]
 
-    def inputs(self, row: Asked) -> Any:
-        pictures = self.pictures(row)
+    def inputs(self, row: Asked, pictures: list[Image.Image] | None = None) -> Any:
+        pictures = self.pictures(row) if pictures is None else pictures
         nested = [pictures] if self.kind.image_token != "<imgpad>" else pictures
         text = row.prompt.replace("<image>", self.kind.image_token)
         return self.processor(text=[text], images=nested if pictures else None, return_tensors="pt")

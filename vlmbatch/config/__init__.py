@@ -13,6 +13,7 @@ from vlmbatch.config.images import (
     ImageInputType,
     ImageLimits,
     ImageLoading,
+    ImageResolution,
 )
 from vlmbatch.config.job import (
     Destination,
@@ -45,6 +46,7 @@ __all__ = [
     "ImageInputType",
     "ImageLimits",
     "ImageLoading",
+    "ImageResolution",
     "JobConfig",
     "ManifestConfig",
     "ManifestFormat",

@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlmbatch.config import PromptConfig
+from vlmbatch.config import ImageLimits, ImageResolution, PromptConfig
 from vlmbatch.errors import CheckpointError, ErrorCode, RowError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.hf.images import UprightImages
@@ -25,6 +25,7 @@ from vlmbatch.models.family import EncodedPrompt, Tokens
 from vlmbatch.models.image_tokens import placeholder_mismatch
 from vlmbatch.models.processor import text_digest
 from vlmbatch.models.prompt_text import IMAGE_PLACEHOLDER, PromptText
+from vlmbatch.models.shrink import Shrink
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import ImageGrid, ImageInput, PixelImage, ProcessedInputs, Row
 
@@ -46,9 +47,14 @@ class HfProcessor(PromptText):
     """
 
     def __init__(
-        self, folder: Path, config: HfConfig, prompt: PromptConfig, max_image_pixels: int
+        self,
+        folder: Path,
+        config: HfConfig,
+        prompt: PromptConfig,
+        limits: ImageLimits,
+        resolution: ImageResolution,
     ) -> None:
-        self.images = UprightImages(max_image_pixels)
+        self.images = UprightImages(limits.max_pixels, Shrink.of(resolution))
         self.max_model_len = config.context_length
         self._config = config
         self._library = load_library_processor(folder, config)

@@ -35,6 +35,8 @@ def run_settings(config: JobConfig, inputs: Inputs, info: ManifestInfo) -> dict[
         shape["keep_inputs"] = True
     if isinstance(inputs.model, HfConfig):
         shape["engine"] = f"transformers {inputs.model.version}"
+    resolution = asdict(session.image_arguments.resolution)
+    shape |= {name: value for name, value in resolution.items() if value is not None}
     return {
         **shape,
         "schema": SCHEMA_VERSION,

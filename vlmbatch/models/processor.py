@@ -48,7 +48,7 @@ class PromptProcessor(PromptText, ABC):
         is the model's own image token."""
         check_image_arguments(config, arguments)
         self.images = images
-        self.max_model_len = _context_length(config, max_model_len)
+        self.max_model_len = context_length(config, max_model_len)
         self._model = config
         self._strict = arguments.strict_image_tokens
         self._image_text = image_text
@@ -131,7 +131,12 @@ class PromptProcessor(PromptText, ABC):
         return None, None
 
 
-def _context_length(config: ModelConfig, max_model_len: int | None) -> int:
+def context_length(config: ModelConfig, max_model_len: int | None) -> int:
+    """Tokens of a prompt and its answer; ``max_model_len`` None: the model's own number.
+
+    Raises:
+        ConfigError: more than the model's own, or too few for an answer.
+    """
     context = config.text.max_position_embeddings
     if max_model_len is None:
         return context
