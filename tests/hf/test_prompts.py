@@ -79,6 +79,13 @@ def test_what_stands_for_an_image_is_found_out(
     assert library(prompt, [Image.new("RGB", (9, 9))])["input_ids"].shape == (1, 5)
 
 
+def test_a_model_without_an_image_token_is_told_by_lengths(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder)
+    for kind, own in (("in place", PAD), ("before", None)):
+        library = LibraryProcessor(Library(kind))
+        assert find_placeholder(library, None, folder, tokenizer).own == own
+
+
 def test_without_a_template_it_is_the_processors_token(folder: Path, tmp_path: Path) -> None:
     library = LibraryProcessor(Library("in place"))
     tokenizer = Tokenizer.load(folder)

@@ -58,17 +58,18 @@ def _ignores(library: LibraryProcessor, own: str, image_token_id: int | None) ->
 
     Found out by a prompt with an image: where a placeholder is one token more, none is wanted.
     """
-    without = _num_image_tokens(library, _PROBE, image_token_id)
-    with_it = _num_image_tokens(library, own + _PROBE, image_token_id)
-    return without is not None and without > 0 and with_it in (None, without + 1)
-
-
-def _num_image_tokens(
-    library: LibraryProcessor, prompt: str, image_token_id: int | None
-) -> int | None:
-    """Of a prompt with one image; None where the processor does not take it."""
-    found = library.try_image(prompt, Image.new("RGB", (_SIDE, _SIDE), (128, 128, 128)))
-    return None if found is None else found["input_ids"][0].tolist().count(image_token_id)
+    image = Image.new("RGB", (_SIDE, _SIDE), (128, 128, 128))
+    without = library.try_image(_PROBE, image)
+    with_it = library.try_image(own + _PROBE, image)
+    if without is None:
+        return False
+    if with_it is None:
+        return True
+    counts = [
+        len(ids) if image_token_id is None else ids.count(image_token_id)
+        for ids in (found["input_ids"][0].tolist() for found in (without, with_it))
+    ]
+    return counts[0] > 0 and counts[1] == counts[0] + 1
 
 
 def _in_template(own: str, folder: Path, tokenizer: Tokenizer) -> str | None:
