@@ -73,14 +73,19 @@ def read_hf_config(folder: Path, max_model_len: int | None) -> HfConfig:
     return HfConfig(
         model_type,
         config,
-        _context_length(folder, text, max_model_len),
+        context_length(folder, text, max_model_len),
         _dtype(config),
         _image_token_id(config),
         version,
     )
 
 
-def _context_length(folder: Path, text: Any, max_model_len: int | None) -> int:
+def context_length(folder: Path, text: Any, max_model_len: int | None) -> int:
+    """Tokens of a prompt and its answer, by the ``text`` model's configuration or the option.
+
+    Raises:
+        ConfigError: neither names them, or the option more than the model has.
+    """
     context = getattr(text, "max_position_embeddings", None)
     if not isinstance(context, int):
         if max_model_len is None:

@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from vlmbatch.config import (
     SessionConfig,
 )
 from vlmbatch.errors import CheckpointError, ConfigError
-from vlmbatch.hf.checkpoint import HfConfig
+from vlmbatch.hf.checkpoint import HfConfig, context_length
 from vlmbatch.jobs.features import write_features
 from vlmbatch.session.load import load_with_transformers
 from vlmbatch.session.open import open_model
@@ -110,6 +111,12 @@ def test_nothing_scales_images_up(gemma3: Path) -> None:
     images = ImageArguments(resolution=ImageResolution(min_pixels=9))
     with pytest.raises(ConfigError, match="min_pixels is given as 9"):
         open_model(replace(config(gemma3), image_arguments=images))
+
+
+def test_a_model_of_no_known_context_needs_one(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="names no context length: give --max-model-len"):
+        context_length(tmp_path, SimpleNamespace(), None)
+    assert context_length(tmp_path, SimpleNamespace(), 99) == 99
 
 
 def test_another_tokenizer(gemma3: Path) -> None:
