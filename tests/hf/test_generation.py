@@ -15,6 +15,8 @@ from vlmbatch_kernels.sampling import sample_tokens
 
 from vlmbatch.config import EngineConfig, SamplingParams, SessionConfig
 from vlmbatch.hf.failures import BatchFailedError
+from vlmbatch.hf.padding import pads_safely
+from vlmbatch.hf.processor import HfProcessor
 from vlmbatch.hf.replica import HfReplica
 from vlmbatch.hf.row import RowUnderWay
 from vlmbatch.images.decode import decode_image
@@ -170,6 +172,46 @@ def test_what_the_model_raises_is_of_the_batch(
     other = fail_with(ValueError("tokens: 4, features: 5"))
     assert not other.out_of_memory
     assert str(other) == "ValueError: tokens: 4, features: 5"
+
+
+class Miscounting:
+    """Plays a model whose logits move where a prompt is padded, from the step ``wrong_from`` on."""
+
+    def __init__(self, wrong_from: int, by: float = 3.0) -> None:
+        self._wrong_from, self._by = wrong_from, by
+
+    def logits(self, requests: Sequence[Request], num_steps: int) -> list[torch.Tensor]:
+        longest = max(len(request.token_ids) for request in requests)
+        found = []
+        for step in range(num_steps):
+            rows = torch.arange(9.0).repeat(len(requests), 1)
+            for row, each in zip(rows, requests, strict=True):
+                if step >= self._wrong_from and len(each.token_ids) < longest:
+                    row[0] += self._by
+            found.append(rows)
+        return found
+
+
+def test_models_are_tried_with_a_padded_prompt(loaded: Loaded) -> None:
+    processor = loaded.inputs.processor
+    assert isinstance(processor, HfProcessor)
+    generator: Any = loaded.replica._generator
+    assert pads_safely(generator, processor)
+    assert not pads_safely(Miscounting(0), processor)
+    assert not pads_safely(Miscounting(2), processor)
+    assert pads_safely(Miscounting(0, by=0.1), processor)
+    assert pads_safely(Miscounting(99), processor)
+
+
+def test_models_that_miscount_have_batches_of_one_length(
+    loaded: Loaded, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlmbatch.hf.padding.pads_safely", lambda *_: False)
+    replica = load_with_transformers(loaded.session, loaded.inputs)
+    short, same, long = (loaded.request(index, SamplingParams()) for index in (1, 1, 8))
+    assert replica._signature(short) == replica._signature(same)
+    text_only = replace(long, inputs=short.inputs)  # its tensors alone would go together
+    assert replica._signature(short) != replica._signature(text_only)
 
 
 def test_a_checkpoints_own_generation_settings_play_no_part(loaded: Loaded, tmp_path: Path) -> None:

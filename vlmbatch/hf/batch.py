@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ _BY_TOKEN = {
 }
 
 
-def signature(request: Request) -> object:
+def signature(request: Request) -> Hashable:
     """Equal for requests whose tensors can be put together; a request that can't has its own."""
     inputs = request.inputs
     assert inputs is not None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from vlmbatch.hf.batch import collate
 from vlmbatch.hf.failures import BatchFailedError
 from vlmbatch.hf.library import shown
 from vlmbatch.hf.row import RowUnderWay
+from vlmbatch.types import Request
 
 # What models raise on inputs that they cannot take, running out of memory included.
 _FAILURES = (
@@ -35,6 +37,7 @@ _FAILURES = (
     ValueError,
 )
 
+T = TypeVar("T")
 OnToken = Callable[[RowUnderWay, int], None]
 
 
@@ -63,34 +66,56 @@ class BatchGenerator:
         Raises:
             BatchFailedError: the model cannot take these rows, or not so many of them.
         """
-        failure = None
+        self._contained(partial(self._generate, rows, on_token, given_up))
+
+    def logits(self, requests: Sequence[Request], num_steps: int) -> list[Tensor]:
+        """Those of the first ``num_steps`` tokens at most, (len(requests), V) each.
+
+        Raises:
+            BatchFailedError: the model cannot take these requests.
+        """
+        config = greedy_config(self._pad_token_id, num_steps)
+        config.return_dict_in_generate = config.output_logits = True
+
+        def generate() -> list[Tensor]:
+            found = self._model.generate(**self._batch(requests), generation_config=config)
+            return list(found.logits)
+
+        return self._contained(generate)
+
+    def _contained(self, work: Callable[[], T]) -> T:
+        """``work``, of which what the model raises becomes the batch's failure."""
         try:
             with torch.inference_mode():
-                self._generate(rows, on_token, given_up)
+                return work()
         except torch.AcceleratorError:
             raise
         except _FAILURES as error:
             out_of_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
             failure = BatchFailedError(shown(error), out_of_memory=out_of_memory)
-        if failure is not None:  # whose frames held the batch's memory
-            if self._device.type == "cuda":
-                torch.cuda.empty_cache()
-            raise failure
+        # Only here, as the error's frames held the batch's memory.
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        raise failure
 
     def _generate(
         self, rows: Sequence[RowUnderWay], on_token: OnToken, given_up: Callable[[], bool]
     ) -> None:
-        batch = collate([row.request for row in rows], self._pad_token_id)
         processors = []
         if any(row.request.sampling.temperature > 0 for row in rows):
             processors.append(Choice(rows))
         watch = Watch(rows, on_token, given_up)
         self._model.generate(
-            **{name: self._place(value) for name, value in batch.items()},
+            **self._batch([row.request for row in rows]),
             generation_config=greedy_config(self._pad_token_id, max(row.limit for row in rows)),
             logits_processor=LogitsProcessorList(processors),
             stopping_criteria=StoppingCriteriaList([watch]),
         )
+
+    def _batch(self, requests: Sequence[Request]) -> dict[str, Any]:
+        """The model's arguments, on its device."""
+        batch = collate(requests, self._pad_token_id)
+        return {name: self._place(value) for name, value in batch.items()}
 
     def _place(self, value: Any) -> Any:
         if not isinstance(value, Tensor):

@@ -56,7 +56,9 @@ class LibraryProcessor:
             found = self._library(
                 text=[text], images=given if images else None, return_tensors="pt", **options
             )
-        return dict(found)
+        tensors = dict(found)
+        tensors.pop("labels", None)  # which some make for training
+        return tensors
 
     def try_image(self, text: str, image: Image.Image) -> dict[str, Any] | None:
         """The arguments for a prompt with one image, given in the way that the processor takes.

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vlmbatch.config import SessionConfig
 from vlmbatch.hf.checkpoint import HfConfig
+from vlmbatch.hf.processor import HfProcessor
+from vlmbatch.log import logger
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.session.cores import default_cpu_threads, default_image_workers
 from vlmbatch.session.open import ModelInputs, open_images
+from vlmbatch.types import Request
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
@@ -66,9 +70,11 @@ def load_with_transformers(config: SessionConfig, inputs: ModelInputs) -> HfRepl
     from vlmbatch.engine.loading import resolve_device, resolve_dtype
     from vlmbatch.hf.batch import signature
     from vlmbatch.hf.model import load_hf_model
+    from vlmbatch.hf.padding import pads_safely
     from vlmbatch.hf.replica import HfReplica
 
     assert isinstance(inputs.model, HfConfig)
+    assert isinstance(inputs.processor, HfProcessor)
     settings = config.engine
     device = resolve_device(settings.device)
     on_cpu = device.type == "cpu"
@@ -77,6 +83,17 @@ def load_with_transformers(config: SessionConfig, inputs: ModelInputs) -> HfRepl
         inputs.folder, inputs.model, device, resolve_dtype(settings.dtype, inputs.model, device)
     )
 
+    pads = pads_safely(loaded.generator, inputs.processor)
+    if not pads:
+        logger.info(
+            "%s may answer otherwise when prompts are padded: rows of one length alone are put "
+            "together",
+            inputs.model.model_type,
+        )
+
+    def kind(request: Request) -> Hashable:
+        return signature(request), None if pads else len(request.token_ids)
+
     def on_start() -> None:  # what is set on one thread does not hold on another
         if on_cpu and threads is not None:
             torch.set_num_threads(threads)
@@ -84,7 +101,7 @@ def load_with_transformers(config: SessionConfig, inputs: ModelInputs) -> HfRepl
     return HfReplica(
         loaded.generator,
         inputs.processor.tokenizer,
-        signature,
+        kind,
         eos_token_ids=loaded.eos_token_ids,
         max_model_len=inputs.model.context_length,
         max_num_seqs=settings.max_num_seqs or HF_BATCH[device.type],
