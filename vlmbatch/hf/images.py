@@ -37,7 +37,7 @@ class UprightImages:
             most = min(most, self.shrink.longest_side**2)
         return _grid(1, most)
 
-    def at(self, resolution: ImageResolution | None) -> UprightImages:
+    def at(self, resolution: ImageResolution | None, row_images: int = 1) -> UprightImages:
         """See ``ImageProcessor``."""
         return replace(self, shrink=self.shrink.at(resolution))
 
