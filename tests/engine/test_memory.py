@@ -80,7 +80,7 @@ def test_the_step_measured_is_as_large_as_any(
     if not pixels:
         image = FeatureImage(np.zeros((IMAGE_TOKENS, 3), np.float32), b"", image.grid)
     run_largest_step(model, fake_config(), limits, FakeBackend(), CPU, torch.float64, image)
-    assert 0 <= model.positions.min() and model.positions.max() < max_model_len
+    assert model.positions.min() >= 0 and model.positions.max() < max_model_len
     assert model.tokens == min(max_batched_tokens, max_num_seqs * max_model_len)
     assert model.sampled == min(max_num_seqs, max_batched_tokens)
     assert max(model.lengths) <= max_model_len
