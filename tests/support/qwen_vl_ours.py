@@ -46,13 +46,15 @@ class Ours:
         return cls(model, processor, backend, device)
 
     def features(self, folder: Path, names: list[str]) -> list[Tensor]:
+        return self.model.encode_images(self.pixels(folder, names))
+
+    def pixels(self, folder: Path, names: list[str]) -> list[Tensor]:
+        """Of images, on the model's device."""
         assert self.processor.images is not None
         images = [
             self.processor.images.process(Image.open(folder / f"{name}.png")) for name in names
         ]
-        return self.model.encode_images(
-            [torch.from_numpy(image.pixels).to(self.device) for image in images]
-        )
+        return [torch.from_numpy(image.pixels).to(self.device) for image in images]
 
     def encoded(self, prompt: str, names: list[str]) -> EncodedPrompt:
         assert self.processor.images is not None
