@@ -1,0 +1,96 @@
+"""Pages of printed words. Everything follows from the seed."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from functools import cached_property
+
+from drawing import draw_background, font_of
+from objects import Background
+from PIL import Image, ImageDraw
+from questions import Question, choose_questions
+from words import WORDS
+
+PAGE_QUESTION_KINDS = ("read", "line")
+ORDINALS = ("first", "second", "third", "fourth")
+MAX_WORDS = 10  # on a page
+LINE_CHARACTERS = 17  # at most
+FONT_SIZES = (12.5, 15.0)  # pixels where a page has about as many as the model takes
+SCALES = (1.0, 1.9)  # drawn that much larger
+
+
+@dataclass(frozen=True)
+class Page:
+    """Two to four lines of words."""
+
+    seed: int
+    width: int  # pixels
+    height: int  # pixels
+    background: Background
+    font_size: int  # pixels
+    left: float  # of the lines, in pixels
+    baselines: tuple[float, ...]  # their middles, in pixels from the top
+    lines: tuple[tuple[str, ...], ...]
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """The picture: RGB, ``width`` x ``height``."""
+        image = draw_background(self.background, (self.width, self.height))
+        pen, font = ImageDraw.Draw(image), font_of(self.font_size)
+        ink = (240, 240, 240) if self.background.is_dark else (20, 20, 20)
+        for y, words in zip(self.baselines, self.lines, strict=True):
+            pen.text((self.left, y), " ".join(words), fill=ink, font=font, anchor="lm")
+        return image
+
+    @cached_property
+    def questions(self) -> tuple[Question, ...]:
+        """All that can be asked: for the whole page and for each line."""
+        lines = [" ".join(words) for words in self.lines]
+        asked = [Question("read", "What is written on the page?", " ".join(lines))]
+        for ordinal, line in zip(ORDINALS, lines, strict=False):
+            asked.append(Question("line", f"What is written in the {ordinal} line?", line))
+        return tuple(asked)
+
+    def choose_questions(self, at_most: dict[str, int]) -> list[Question]:
+        """See ``questions.choose_questions``."""
+        return choose_questions(self.seed, self.questions, at_most)
+
+
+def make_page(seed: int) -> Page:
+    """The page of this seed, always the same one."""
+    rng = random.Random(f"{seed} page")
+    lines = _random_lines(rng)
+    scale = rng.uniform(*SCALES)
+    font_size = round(rng.uniform(*FONT_SIZES) * scale)
+    pitch = rng.uniform(1.15, 1.5) * font_size
+    text_width = max(font_of(font_size).getlength(" ".join(words)) for words in lines)
+    margin, right, top, bottom = (rng.uniform(0.3, 1.0) * font_size for _ in range(4))
+    grey = rng.randint(20, 60) if rng.random() < 0.2 else rng.randint(205, 250)
+    red, green, blue = (grey + rng.randint(-8, 5) for _ in range(3))
+    noise = rng.randint(4, 14) if rng.random() < 0.5 else 0
+    return Page(
+        seed=seed,
+        width=round(margin + text_width + right),
+        height=round(top + pitch * len(lines) + bottom),
+        background=Background((red, green, blue), noise, rng.choice((16, 32, 64)), seed),
+        font_size=font_size,
+        left=margin,
+        baselines=tuple(top + pitch * (index + 0.5) for index in range(len(lines))),
+        lines=lines,
+    )
+
+
+def _random_lines(rng: random.Random) -> tuple[tuple[str, ...], ...]:
+    lines: list[tuple[str, ...]] = []
+    left = MAX_WORDS
+    for missing in range(rng.randint(2, 4), 0, -1):
+        words = [rng.choice(WORDS)]
+        while len(words) < min(3, left - missing + 1) and rng.random() < 0.8:
+            word = rng.choice(WORDS)
+            if len(" ".join([*words, word])) > LINE_CHARACTERS:
+                break
+            words.append(word)
+        lines.append(tuple(words))
+        left -= len(words)
+    return tuple(lines)
