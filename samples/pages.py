@@ -13,16 +13,15 @@ from questions import Question, choose_questions
 from words import WORDS
 
 PAGE_QUESTION_KINDS = ("read", "line")
-ORDINALS = ("first", "second", "third", "fourth")
-MAX_WORDS = 10  # on a page
-LINE_CHARACTERS = 17  # at most
-FONT_SIZES = (12.5, 15.0)  # pixels where a page has about as many as the model takes
-SCALES = (1.0, 1.9)  # drawn that much larger
+ORDINALS = ("first", "second", "third")
+MAX_LINES, MAX_WORDS = 3, 2  # on a page, in a line
+FONT_SIZES = (17.0, 20.0)  # pixels, so that a word has some tokens of the picture
+SCALES = (1.0, 1.3)  # drawn that much larger
 
 
 @dataclass(frozen=True)
 class Page:
-    """Two to four lines of words."""
+    """One to three lines of one or two words."""
 
     seed: int
     width: int  # pixels
@@ -57,15 +56,19 @@ class Page:
         return choose_questions(self.seed, self.questions, at_most)
 
 
-def make_page(seed: int) -> Page:
-    """The page of this seed, always the same one."""
+def make_page(seed: int, one_word: bool = False) -> Page:
+    """The page of this seed, always the same one; that with a single word is another."""
     rng = random.Random(f"{seed} page")
-    lines = _random_lines(rng)
-    scale = rng.uniform(*SCALES)
-    font_size = round(rng.uniform(*FONT_SIZES) * scale)
+    lines: tuple[tuple[str, ...], ...] = ((rng.choice(WORDS),),)
+    if not one_word:
+        lines = tuple(
+            tuple(rng.choices(WORDS, k=rng.randint(1, MAX_WORDS)))
+            for _ in range(rng.randint(1, MAX_LINES))
+        )
+    font_size = round(rng.uniform(*FONT_SIZES) * rng.uniform(*SCALES))
     pitch = rng.uniform(1.15, 1.5) * font_size
     text_width = max(font_of(font_size).getlength(" ".join(words)) for words in lines)
-    margin, right, top, bottom = (rng.uniform(0.3, 1.0) * font_size for _ in range(4))
+    margin, right, top, bottom = (rng.uniform(0.3, 0.7) * font_size for _ in range(4))
     grey = rng.randint(20, 60) if rng.random() < 0.2 else rng.randint(205, 250)
     red, green, blue = (grey + rng.randint(-8, 5) for _ in range(3))
     noise = rng.randint(4, 14) if rng.random() < 0.5 else 0
@@ -79,18 +82,3 @@ def make_page(seed: int) -> Page:
         baselines=tuple(top + pitch * (index + 0.5) for index in range(len(lines))),
         lines=lines,
     )
-
-
-def _random_lines(rng: random.Random) -> tuple[tuple[str, ...], ...]:
-    lines: list[tuple[str, ...]] = []
-    left = MAX_WORDS
-    for missing in range(rng.randint(2, 4), 0, -1):
-        words = [rng.choice(WORDS)]
-        while len(words) < min(3, left - missing + 1) and rng.random() < 0.8:
-            word = rng.choice(WORDS)
-            if len(" ".join([*words, word])) > LINE_CHARACTERS:
-                break
-            words.append(word)
-        lines.append(tuple(words))
-        left -= len(words)
-    return tuple(lines)

@@ -17,7 +17,7 @@ import qwen_vocabulary as words
 import torch
 from packed_model import Batch, answered_right
 from packing import IGNORE
-from qwen_checkpoint import MAX_IMAGE_TOKENS, MEAN, MERGE, ROPE_SECTIONS, STD
+from qwen_checkpoint import MEAN, MERGE, ROPE_SECTIONS, STD
 from qwen_layers import (
     by_token,
     frequencies,
@@ -36,8 +36,6 @@ from torch.nn import functional
 from transformers import Qwen3VLForConditionalGeneration
 from vocabulary import token_id
 
-NUM_PATCHES = MAX_IMAGE_TOKENS * MERGE**2
-
 
 @dataclass(frozen=True)
 class Pictures:
@@ -48,29 +46,53 @@ class Pictures:
     sizes: Tensor  # (pictures,) index into SIZES
 
 
-def to_device(chunks: Iterable[Chunk], device: torch.device) -> tuple[Pictures, Batch, Batch]:
-    """The pictures, and the packs about one of them and about two."""
+@dataclass(frozen=True)
+class Group:
+    """Packs about pictures of like sizes."""
+
+    packs: Batch
+    image_tokens: int  # that a picture has, at most
+
+    def __len__(self) -> int:
+        return len(self.packs["images"])
+
+    def take(self, rows: Tensor | slice) -> Group:
+        packs = {name: values[rows] for name, values in self.packs.items()}
+        return Group(packs, self.image_tokens)
+
+
+def to_device(chunks: Iterable[Chunk], device: torch.device) -> tuple[Pictures, dict[str, Group]]:
+    """The pictures, and the packs about them by group."""
     patches: list[Tensor] = []
-    sizes: list[int] = []
-    packs: tuple[list[Packs], list[Packs]] = ([], [])
+    all_sizes: list[np.ndarray] = []
+    packs: dict[str, list[Packs]] = {}
+    num_pictures = 0
     for chunk in chunks:
         patches.append(torch.from_numpy(chunk.patches).to(device))
-        for into, some in zip(packs, (chunk.singles, chunk.pairs), strict=True):
-            if some is not None:
-                some.images += len(sizes)
-                into.append(some)
-        sizes += [SIZES.index((height, width)) for height, width in chunk.sizes.tolist()]
-    lengths = torch.tensor([MERGE**2 * height * width for height, width in SIZES])[sizes]
-    starts = lengths.cumsum(0) - lengths
-    pictures = Pictures(torch.cat(patches), starts.to(device), torch.tensor(sizes, device=device))
-    singles, pairs = (
-        {
-            name: torch.from_numpy(np.concatenate([vars(some)[name] for some in group])).to(device)
-            for name in Packs.__dataclass_fields__
-        }
-        for group in packs
-    )
-    return pictures, singles, pairs
+        all_sizes.append(chunk.sizes)
+        for name, some in chunk.packs.items():
+            some.images += num_pictures
+            packs.setdefault(name, []).append(some)
+        num_pictures += len(chunk.sizes)
+    sizes = np.concatenate(all_sizes)
+    tokens = sizes.prod(1)
+    starts = torch.from_numpy(MERGE**2 * (tokens.cumsum() - tokens)).to(device)
+    indices = torch.tensor([SIZES.index((height, width)) for height, width in sizes.tolist()])
+    pictures = Pictures(torch.cat(patches), starts, indices.to(device))
+    return pictures, {name: _group_of(some, tokens, device) for name, some in packs.items()}
+
+
+def _group_of(packs: list[Packs], tokens: np.ndarray, device: torch.device) -> Group:
+    """Without the padding that all of them have behind their text."""
+    arrays = {
+        name: np.concatenate([vars(some)[name] for some in packs])
+        for name in Packs.__dataclass_fields__
+    }
+    length = int((arrays["segments"] >= 0).sum(1).max())
+    for name in ("tokens", "targets", "positions", "questions", "segments"):
+        arrays[name] = arrays[name][:, :length]
+    on_device = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
+    return Group(on_device, int(tokens[arrays["images"]].max()))
 
 
 class QwenPackedModel:
@@ -102,16 +124,17 @@ class QwenPackedModel:
             self.axes[axis : 3 * ROPE_SECTIONS[axis] : 3] = axis
 
     def logits(
-        self, pictures: Pictures, batch: Batch, head: Tensor | None = None, augment: bool = False
+        self, pictures: Pictures, group: Group, head: Tensor | None = None, augment: bool = False
     ) -> Tensor:
         """Next-token logits at the text tokens: (N, text, vocabulary)."""
+        batch, image_tokens = group.packs, group.image_tokens
         head = self.heads[0] if head is None else head
         text, embed = self.model.model.language_model, self.model.model.language_model.embed_tokens
         num_rows, num_images = batch["images"].shape
         images = batch["images"].flatten()
         levels = [
             level.unflatten(0, (num_rows, num_images))
-            for level in self._features(pictures, images, augment)
+            for level in self._features(pictures, images, image_tokens, augment)
         ]
         sizes = pictures.sizes[images].view(num_rows, num_images)
         weight = embed.weight.to(self.dtype)
@@ -120,8 +143,8 @@ class QwenPackedModel:
         for index in range(num_images):
             parts += [around[:, :1], levels[0][:, index], around[:, 1:]]
         hidden = torch.cat([*parts, weight[batch["tokens"].long()]], dim=1)
-        prefix_length = len(head) + num_images * (MAX_IMAGE_TOKENS + 2)
-        positions, valid = self._positions(sizes, len(head), batch["positions"])
+        prefix_length = len(head) + num_images * (image_tokens + 2)
+        positions, valid = self._positions(sizes, image_tokens, len(head), batch["positions"])
         mask = _attention_mask(batch["segments"], valid)
         angles = positions[..., self.axes] * self.frequencies
         cos, sin = (table[:, None].to(self.dtype) for table in rotary(angles))
@@ -132,38 +155,35 @@ class QwenPackedModel:
         hidden = rms_norm(text.norm, hidden[:, prefix_length:])
         return functional.linear(hidden, weight)
 
-    def loss(self, pictures: Pictures, batches: Iterable[Batch], head: Tensor) -> Tensor:
+    def loss(self, pictures: Pictures, group: Group, head: Tensor) -> Tensor:
         """Mean cross-entropy of the answers' tokens, on augmented pictures."""
-        total, count = [], []
-        for batch in batches:
-            logits = self.logits(pictures, batch, head, augment=True).flatten(0, 1).float()
-            targets = batch["targets"].flatten().long()
-            total.append(
-                functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="sum")
-            )
-            count.append((targets != IGNORE).sum())
-        return torch.stack(total).sum() / torch.stack(count).sum()
+        logits = self.logits(pictures, group, head, augment=True).flatten(0, 1).float()
+        targets = group.packs["targets"].flatten().long()
+        return functional.cross_entropy(logits, targets, ignore_index=IGNORE)
 
     @torch.no_grad()
     def accuracy(
-        self, pictures: Pictures, packs: Iterable[Batch], batch_size: int
+        self, pictures: Pictures, groups: Iterable[Group], batch_size: int
     ) -> dict[str, float]:
         """The share of greedy answers that are right, by question kind."""
         asked, right = np.zeros(len(KINDS)), np.zeros(len(KINDS))
-        for batch in (part for group in packs for part in _parts(group, batch_size)):
-            right_ones = answered_right(self.logits(pictures, batch), batch)
+        for part in (part for group in groups for part in _parts(group, batch_size)):
+            right_ones = answered_right(self.logits(pictures, part), part.packs)
             for index in range(len(KINDS)):
-                of_kind = batch["kinds"] == index
+                of_kind = part.packs["kinds"] == index
                 asked[index] += of_kind.sum().item()
                 right[index] += (of_kind & right_ones).sum().item()
         shares = (right / asked.clip(1)).round(4).tolist()
         return dict(zip(KINDS, shares, strict=True))
 
-    def _features(self, pictures: Pictures, images: Tensor, augment: bool) -> list[Tensor]:
+    def _features(
+        self, pictures: Pictures, images: Tensor, image_tokens: int, augment: bool
+    ) -> list[Tensor]:
         """What the decoder is given of each picture, deep levels behind the first: (N, T, C)."""
         visual, dtype = self.model.model.visual, self.dtype
         sizes = pictures.sizes[images]
-        offsets = torch.arange(NUM_PATCHES, device=self.device)
+        num_patches = image_tokens * MERGE**2
+        offsets = torch.arange(num_patches, device=self.device)
         rows = (pictures.starts[images, None] + offsets).clamp(max=len(pictures.patches) - 1)
         pixels = pictures.patches[rows].float() / 255
         if augment:
@@ -172,9 +192,11 @@ class QwenPackedModel:
         bias = visual.patch_embed.proj.bias.to(dtype)
         hidden = functional.linear(((pixels - MEAN) / STD).to(dtype), kernel.to(dtype), bias)
         learned = visual.pos_embed.weight.to(dtype)
-        hidden = hidden + self.interpolation[sizes] @ learned
-        cos, sin = (table[sizes] for table in self.rotary)
-        mask = self.layout.valid[sizes].repeat_interleave(MERGE**2, dim=1)[:, None, None]
+        hidden = hidden + self.interpolation[sizes, :num_patches] @ learned
+        cos, sin = (table[sizes, :, :num_patches] for table in self.rotary)
+        mask = self.layout.valid[sizes, :image_tokens].repeat_interleave(MERGE**2, dim=1)[
+            :, None, None
+        ]
         deep: list[Tensor] = []
         for index, block in enumerate(visual.blocks):
             hidden = vision_layer(block, hidden, cos, sin, mask)
@@ -185,7 +207,7 @@ class QwenPackedModel:
         return [merged, *deep]
 
     def _positions(
-        self, sizes: Tensor, head_length: int, positions: Tensor
+        self, sizes: Tensor, image_tokens: int, head_length: int, positions: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Positions of all tokens (N, length, 3), and which of the prefix are there (N, prefix)."""
         num_rows = len(sizes)
@@ -195,11 +217,11 @@ class QwenPackedModel:
         at = torch.full((num_rows, 1, 1), head_length, device=self.device)
         one = valid[0][:, :1]
         for size in sizes.T:
-            rows_and_columns = self.layout.places[size]
+            rows_and_columns = self.layout.places[size, :image_tokens]
             places = functional.pad(rows_and_columns, (1, 0)) + at + 1
             end = at + 1 + self.layout.extent[size, None, None]
             parts += [at.expand(-1, -1, 3), places, end.expand(-1, -1, 3)]
-            valid += [one, self.layout.valid[size], one]
+            valid += [one, self.layout.valid[size, :image_tokens], one]
             at = end + 1
         parts.append((positions.long()[:, :, None] + at).expand(-1, -1, 3))
         return torch.cat(parts, dim=1), torch.cat(valid, dim=1)
@@ -210,9 +232,9 @@ class QwenPackedModel:
         return functional.pad(slots, (0, 0, head_length, length - head_length - slots.shape[1]))
 
 
-def _parts(batch: Batch, size: int) -> Iterator[Batch]:
-    for start in range(0, len(batch["images"]), size):
-        yield {name: values[start : start + size] for name, values in batch.items()}
+def _parts(group: Group, size: int) -> Iterator[Group]:
+    for start in range(0, len(group), size):
+        yield group.take(slice(start, start + size))
 
 
 def _attention_mask(segments: Tensor, valid: Tensor) -> Tensor:

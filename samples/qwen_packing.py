@@ -1,7 +1,8 @@
 """Training data of the second sample model: pictures as patches, with questions packed behind them.
 
 A pack is one or two pictures followed by its questions, each of which sees the pictures and itself
-alone. Packs name their pictures by number, so that a picture serves in several.
+alone. Packs name their pictures by number, so that a picture serves in several. They come in
+groups: about scenes, pairs of them, pages with one word and pages with several.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,9 +25,10 @@ from scenes import Scene, make_scene
 from tokenizers import Tokenizer
 from vocabulary import token_id
 
+GROUPS = ("scenes", "pairs", "words", "pages")
 KINDS = (*QUESTION_KINDS, *PAGE_QUESTION_KINDS, *PAIR_QUESTION_KINDS)
 AT_MOST = {"colour": 2, "count": 2, "relation": 3, "number": 1, "describe": 1}
-AT_MOST_OF_PAGES = {"read": 1, "line": 2}
+AT_MOST_OF_PAGES = {"read": 1, "line": 3}
 AT_MOST_OF_PAIRS = {"compare": 2, "find": 2, "colour in": 2, "count in": 1, "number in": 1}
 MAX_QUESTIONS = sum(AT_MOST.values())
 MAX_TEXT = 128  # tokens of text in a pack; the last questions may not fit
@@ -52,12 +54,11 @@ class Packs:
 
 @dataclass
 class Chunk:
-    """Pictures with the packs about one of them and about two, which number them from 0."""
+    """Pictures with the packs about them, by group, which number them from 0."""
 
     patches: np.ndarray  # (P, 3 * PATCH**2) uint8, those of all pictures in the model's order
     sizes: np.ndarray  # (pictures, 2) int64, height and width in image tokens
-    singles: Packs
-    pairs: Packs | None
+    packs: dict[str, Packs]
 
 
 def fit(height: int, width: int) -> tuple[int, int]:
@@ -87,12 +88,17 @@ def cut_patches(image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def make_chunks(
-    scenes: Sequence[int], pages: Sequence[int], tokenizer: Tokenizer, workers: int
+    seeds: dict[str, Sequence[int]], tokenizer: Tokenizer, workers: int
 ) -> Iterator[Chunk]:
-    """The pictures and packs of these seeds, the same whatever the number of workers."""
-    jobs: list[tuple[Callable[[Sequence[int], Tokenizer], Chunk], Sequence[int]]] = []
-    for make, seeds in ((make_scene_chunk, scenes), (make_page_chunk, pages)):
-        jobs += [(make, seeds[start : start + CHUNK]) for start in range(0, len(seeds), CHUNK)]
+    """The pictures and packs of these seeds of scenes, words and pages.
+
+    They are the same whatever the number of workers. Pairs are of the scenes.
+    """
+    jobs = [
+        (group, some[start : start + CHUNK])
+        for group, some in seeds.items()
+        for start in range(0, len(some), CHUNK)
+    ]
     with multiprocessing.Pool(workers, _set_up_worker, (tokenizer.to_str(),)) as pool:
         yield from pool.imap(_make_chunk, jobs)
 
@@ -105,11 +111,11 @@ def _set_up_worker(tokenizer: str) -> None:
     _worker = Tokenizer.from_str(tokenizer)
 
 
-def _make_chunk(
-    job: tuple[Callable[[Sequence[int], Tokenizer], Chunk], Sequence[int]],
-) -> Chunk:
-    make, seeds = job
-    return make(seeds, _worker)
+def _make_chunk(job: tuple[str, Sequence[int]]) -> Chunk:
+    group, seeds = job
+    if group == "scenes":
+        return make_scene_chunk(seeds, _worker)
+    return make_page_chunk(seeds, _worker, one_word=group == "words")
 
 
 def make_scene_chunk(seeds: Sequence[int], tokenizer: Tokenizer) -> Chunk:
@@ -121,18 +127,17 @@ def make_scene_chunk(seeds: Sequence[int], tokenizer: Tokenizer) -> Chunk:
         first, second = rng.sample(range(len(scenes)), 2)
         pair = Pair(scenes[first], scenes[second])
         pairs.append((pair.choose_questions(AT_MOST_OF_PAIRS), (first, second)))
-    return Chunk(
-        *_cut_all(scenes, rng),
-        _pack_all(singles, tokenizer, rng),
-        _pack_all(pairs, tokenizer, rng) if pairs else None,
-    )
+    asked = {"scenes": singles, "pairs": pairs}
+    packs = {group: _pack_all(some, tokenizer, rng) for group, some in asked.items() if some}
+    return Chunk(*_cut_all(scenes, rng), packs)
 
 
-def make_page_chunk(seeds: Sequence[int], tokenizer: Tokenizer) -> Chunk:
+def make_page_chunk(seeds: Sequence[int], tokenizer: Tokenizer, one_word: bool) -> Chunk:
     rng = random.Random(f"{seeds[0]} packing pages")
-    pages = [make_page(seed) for seed in seeds]
+    pages = [make_page(seed, one_word) for seed in seeds]
     asked = [(page.choose_questions(AT_MOST_OF_PAGES), (i,)) for i, page in enumerate(pages)]
-    return Chunk(*_cut_all(pages, rng), _pack_all(asked, tokenizer, rng), None)
+    group = "words" if one_word else "pages"
+    return Chunk(*_cut_all(pages, rng), {group: _pack_all(asked, tokenizer, rng)})
 
 
 def _cut_all(

@@ -17,7 +17,7 @@ END_OF_TEXT, TURN, END_OF_TURN = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 SPECIAL_TOKENS = (END_OF_TEXT, TURN, END_OF_TURN, VISION_START, VISION_END, IMAGE, VIDEO)
-VOCAB_SIZE = 720  # long words of the pages have two tokens
+VOCAB_SIZE = 720  # upper bound: merges end when every word is one token
 
 SYSTEM_PROMPTS = ("You are a helpful assistant.", "Answer in a few words.")
 

@@ -19,9 +19,8 @@ from pathlib import Path
 
 import torch
 from evaluate_qwen_vl import evaluate
-from packed_model import Batch
-from qwen_checkpoint import new_model, save_checkpoint
-from qwen_packed_model import Pictures, QwenPackedModel, to_device
+from qwen_checkpoint import load_weights, new_model, save_checkpoint
+from qwen_packed_model import Group, Pictures, QwenPackedModel, to_device
 from qwen_packing import make_chunks
 from qwen_vocabulary import train_tokenizer
 from scenes import HELD_OUT_SEED, TRAINING_SEED
@@ -30,23 +29,24 @@ from tokenizers import Tokenizer
 WARMUP_SHARE = 0.03  # of the time
 EMA_DECAY = 0.998
 SYSTEM_PROMPT_SHARE = 0.15  # of the steps
-SHARES = {"scenes": 0.48, "pages": 0.2, "pairs": 0.32}  # of the packs in a step
+PHASES = (  # from a share of the time on: the shares of the steps
+    (0.0, {"scenes": 0.46, "pairs": 0.29, "words": 0.25}),
+    (0.5, {"scenes": 0.2, "pairs": 0.2, "words": 0.1, "pages": 0.5}),
+)
 CHECK_SEED = HELD_OUT_SEED // 2  # pictures to watch progress on, neither trained on nor held out
-CHECK_SCENES, CHECK_PAGES = 1200, 600
-Data = tuple[Pictures, Batch, Batch]
+CHECK_PICTURES = 600  # of each group
+Data = tuple[Pictures, dict[str, Group]]
 
 
 def load_data(
     first_seed: int,
-    num_scenes: int,
-    num_pages: int,
+    counts: dict[str, int],
     tokenizer: Tokenizer,
     workers: int,
     device: torch.device,
 ) -> Data:
-    scenes = range(first_seed, first_seed + num_scenes)
-    pages = range(first_seed, first_seed + num_pages)
-    return to_device(make_chunks(scenes, pages, tokenizer, workers), device)
+    seeds = {group: range(first_seed, first_seed + count) for group, count in counts.items()}
+    return to_device(make_chunks(seeds, tokenizer, workers), device)
 
 
 def _optimizer(model: torch.nn.Module, fused: bool) -> torch.optim.AdamW:
@@ -56,19 +56,13 @@ def _optimizer(model: torch.nn.Module, fused: bool) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, betas=(0.9, 0.98), fused=fused)
 
 
-def _choose(data: Data, num_scenes: int, batch: int, device: torch.device) -> list[Batch]:
-    """Random packs about scenes and pages, which have one picture, and about pairs."""
-    _, singles, pairs = data
-    sizes = {name: max(1, round(share * batch)) for name, share in SHARES.items()}
-    chosen = [torch.randint(0, num_scenes, (sizes["scenes"],), device=device)]
-    if len(singles["images"]) > num_scenes:  # pages come behind the scenes
-        shape = (sizes["pages"],)
-        chosen.append(torch.randint(num_scenes, len(singles["images"]), shape, device=device))
-    of_pairs = torch.randint(0, len(pairs["images"]), (sizes["pairs"],), device=device)
-    return [
-        {name: values[rows] for name, values in group.items()}
-        for group, rows in ((singles, torch.cat(chosen)), (pairs, of_pairs))
-    ]
+def _choose(groups: dict[str, Group], progress: float, batch: int, rng: random.Random) -> Group:
+    """Random packs of one group, which is random as well."""
+    shares = [shares for start, shares in PHASES if start <= progress][-1]
+    (name,) = rng.choices(list(shares), weights=list(shares.values()))
+    group = groups[name]
+    rows = torch.randint(0, len(group), (batch,), device=group.packs["images"].device)
+    return group.take(rows)
 
 
 def train(
@@ -83,9 +77,11 @@ def train(
 
     The learning rate follows the share of the time that is over, so that it ends in time.
     """
+    pictures, groups = data
     rng = random.Random(arguments.seed)
     parameters, averages = (list(each.model.parameters()) for each in (packed, averaged))
     optimizer = _optimizer(packed.model, fused=packed.device.type == "cuda")
+    begun = PHASES[1][0] if arguments.start_from else 0.0
     start = last_log = time.monotonic()
     step, progress = 0, 0.0
     while progress < 1:
@@ -95,8 +91,8 @@ def train(
             group["lr"] = arguments.learning_rate * (0.01 + 0.99 * rate)
         bare, *with_system = packed.heads
         head = rng.choice(with_system) if rng.random() < SYSTEM_PROMPT_SHARE else bare
-        batches = _choose(data, arguments.scenes, arguments.batch, packed.device)
-        loss = packed.loss(data[0], batches, head)
+        group = _choose(groups, begun + (1 - begun) * progress, arguments.batch, rng)
+        loss = packed.loss(pictures, group, head)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -110,7 +106,7 @@ def train(
         progress = min(1.0, (now - start) / (60 * arguments.minutes))
         if now - last_log >= arguments.log_every or step == 100 or progress == 1:
             last_log = now
-            accuracy = averaged.accuracy(check[0], check[1:], arguments.batch)
+            accuracy = averaged.accuracy(check[0], check[1].values(), arguments.batch)
             told = f"step {step} {now - start:.0f} s loss {loss.item():.4f}"
             print(told, json.dumps(accuracy), flush=True)
             save_checkpoint(averaged.model, tokenizer, arguments.out)
@@ -122,10 +118,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny-qwen-vl")
+    parser.add_argument("--start-from", type=Path, help="a folder that knows scenes and words")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=5.0, help="to train, drawing excluded")
     parser.add_argument("--scenes", type=int, default=240_000, help="scenes to train on")
-    parser.add_argument("--pages", type=int, default=100_000, help="pages to train on")
+    parser.add_argument("--words", type=int, default=60_000, help="pages with one word")
+    parser.add_argument("--pages", type=int, default=120_000, help="pages with several words")
     parser.add_argument("--batch", type=int, default=256, help="packs in a step")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--held-out", type=int, default=1000, help="questions to evaluate on")
@@ -136,19 +134,11 @@ def main() -> None:
     start = time.monotonic()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = train_tokenizer()
-    check_scenes, check_pages = (
-        min(count, limit)
-        for count, limit in (
-            (arguments.scenes, CHECK_SCENES),
-            (arguments.pages, CHECK_PAGES),
-        )
-    )
+    counts = {group: vars(arguments)[group] for group in ("scenes", "words", "pages")}
+    of_check = {group: min(count, CHECK_PICTURES) for group, count in counts.items()}
     data, check = (
-        load_data(*counts, tokenizer, arguments.workers, device)
-        for counts in (
-            (TRAINING_SEED, arguments.scenes, arguments.pages),
-            (CHECK_SEED, check_scenes, check_pages),
-        )
+        load_data(seed, some, tokenizer, arguments.workers, device)
+        for seed, some in ((TRAINING_SEED, counts), (CHECK_SEED, of_check))
     )
     num_pictures = len(data[0].starts)
     print(f"{num_pictures} pictures in {time.monotonic() - start:.0f} s", flush=True)
@@ -156,6 +146,8 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     torch.set_float32_matmul_precision("high")
     model = new_model(tokenizer)
+    if arguments.start_from:
+        load_weights(model, arguments.start_from)
     packed, averaged = (
         QwenPackedModel(each, tokenizer, device) for each in (model, copy.deepcopy(model))
     )
@@ -169,8 +161,7 @@ def main() -> None:
         "steps": steps,
         "batch": arguments.batch,
         "learning_rate": arguments.learning_rate,
-        "training_scenes": arguments.scenes,
-        "training_pages": arguments.pages,
+        "training_pictures": counts,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "wall_seconds": round(time.monotonic() - start),
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "CPU",
