@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +25,6 @@ from scenes import Scene, make_scene
 from tokenizers import Tokenizer
 from vocabulary import token_id
 
-GROUPS = ("scenes", "pairs", "words", "pages")
 KINDS = (*QUESTION_KINDS, *PAGE_QUESTION_KINDS, *PAIR_QUESTION_KINDS)
 AT_MOST = {"colour": 2, "count": 2, "relation": 3, "number": 1, "describe": 1}
 AT_MOST_OF_PAGES = {"read": 1, "line": 3}
@@ -88,7 +87,7 @@ def cut_patches(image: Image.Image) -> tuple[np.ndarray, tuple[int, int]]:
 
 
 def make_chunks(
-    seeds: dict[str, Sequence[int]], tokenizer: Tokenizer, workers: int
+    seeds: Mapping[str, Sequence[int]], tokenizer: Tokenizer, workers: int
 ) -> Iterator[Chunk]:
     """The pictures and packs of these seeds of scenes, words and pages.
 
@@ -127,9 +126,11 @@ def make_scene_chunk(seeds: Sequence[int], tokenizer: Tokenizer) -> Chunk:
         first, second = rng.sample(range(len(scenes)), 2)
         pair = Pair(scenes[first], scenes[second])
         pairs.append((pair.choose_questions(AT_MOST_OF_PAIRS), (first, second)))
-    asked = {"scenes": singles, "pairs": pairs}
-    packs = {group: _pack_all(some, tokenizer, rng) for group, some in asked.items() if some}
-    return Chunk(*_cut_all(scenes, rng), packs)
+    cut = _cut_all(scenes, rng)
+    packs = {"scenes": _pack_all(singles, tokenizer, rng)}
+    if pairs:
+        packs["pairs"] = _pack_all(pairs, tokenizer, rng)
+    return Chunk(*cut, packs)
 
 
 def make_page_chunk(seeds: Sequence[int], tokenizer: Tokenizer, one_word: bool) -> Chunk:

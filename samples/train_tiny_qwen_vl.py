@@ -91,8 +91,8 @@ def train(
             group["lr"] = arguments.learning_rate * (0.01 + 0.99 * rate)
         bare, *with_system = packed.heads
         head = rng.choice(with_system) if rng.random() < SYSTEM_PROMPT_SHARE else bare
-        group = _choose(groups, begun + (1 - begun) * progress, arguments.batch, rng)
-        loss = packed.loss(pictures, group, head)
+        chosen = _choose(groups, begun + (1 - begun) * progress, arguments.batch, rng)
+        loss = packed.loss(pictures, chosen, head)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)

@@ -43,14 +43,20 @@ def test_a_packed_question_trains_as_a_prompt_of_its_own(
     save_checkpoint(model, tokenizer, tmp_path)
     theirs = HuggingFace(tmp_path)
     packed = QwenPackedModel(model, tokenizer, CPU)
-    chunks = [make_scene_chunk(SEEDS, tokenizer), make_page_chunk(SEEDS, tokenizer)]
+    chunks = [
+        make_scene_chunk(SEEDS, tokenizer),
+        make_page_chunk(SEEDS, tokenizer, one_word=False),
+        make_page_chunk(SEEDS, tokenizer, one_word=True),
+    ]
     drawn = [make_scene(seed, square=False).image for seed in SEEDS]
-    drawn += [make_page(seed).image for seed in SEEDS]
-    pictures, *groups = to_device(chunks, CPU)
+    drawn += [make_page(seed, one_word).image for one_word in (False, True) for seed in SEEDS]
+    pictures, groups = to_device(chunks, CPU)
+    assert groups["words"].image_tokens < groups["scenes"].image_tokens
     seen = set()
-    for batch in groups:
+    for group in groups.values():
+        batch = group.packs
         with torch.no_grad():
-            logits = packed.logits(pictures, batch, packed.heads[0 if system is None else 1])
+            logits = packed.logits(pictures, group, packed.heads[0 if system is None else 1])
         for row in range(len(logits)):
             images = [drawn[index] for index in batch["images"][row].tolist()]
             history = ""
