@@ -3,7 +3,9 @@
 python samples/train_tiny_qwen_vl.py
 
 Minutes on one GPU, as many as --minutes says and some for drawing the pictures and for the
-evaluation. On a CPU it runs too, slowly; look with --minutes 1 --scenes 400 --pages 200 --batch 16.
+evaluation. The first half of the time goes to scenes and to pages of one word, the second to pages
+of several words, for the most part; with --start-from all of it. On a CPU it runs too, slowly; look
+with --minutes 1 --scenes 400 --words 200 --pages 200 --batch 16.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import os
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from evaluate_qwen_vl import evaluate
@@ -31,7 +34,7 @@ EMA_DECAY = 0.998
 SYSTEM_PROMPT_SHARE = 0.15  # of the steps
 PHASES = (  # from a share of the time on: the shares of the steps
     (0.0, {"scenes": 0.46, "pairs": 0.29, "words": 0.25}),
-    (0.5, {"scenes": 0.2, "pairs": 0.2, "words": 0.1, "pages": 0.5}),
+    (0.5, {"scenes": 0.25, "pairs": 0.2, "words": 0.05, "pages": 0.5}),
 )
 CHECK_SEED = HELD_OUT_SEED // 2  # pictures to watch progress on, neither trained on nor held out
 CHECK_PICTURES = 600  # of each group
@@ -113,6 +116,12 @@ def train(
     return step
 
 
+def _record_of(folder: Path | None) -> Any:
+    """What is known of the training of a folder that another was started from."""
+    path = None if folder is None else folder / "TRAINING.json"
+    return json.loads(path.read_text()) if path is not None and path.exists() else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -120,11 +129,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny-qwen-vl")
     parser.add_argument("--start-from", type=Path, help="a folder that knows scenes and words")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=5.0, help="to train, drawing excluded")
+    parser.add_argument("--minutes", type=float, default=8.0, help="to train, drawing excluded")
     parser.add_argument("--scenes", type=int, default=240_000, help="scenes to train on")
     parser.add_argument("--words", type=int, default=60_000, help="pages with one word")
     parser.add_argument("--pages", type=int, default=120_000, help="pages with several words")
-    parser.add_argument("--batch", type=int, default=256, help="packs in a step")
+    parser.add_argument("--batch", type=int, default=512, help="packs in a step")
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--held-out", type=int, default=1000, help="questions to evaluate on")
     parser.add_argument("--log-every", type=float, default=20, help="seconds")
@@ -157,6 +166,7 @@ def main() -> None:
     held_out = evaluate(arguments.out, arguments.held_out, device.type)
     wrong = held_out.pop("wrong")
     record = {
+        "started_from": _record_of(arguments.start_from),
         "seed": arguments.seed,
         "steps": steps,
         "batch": arguments.batch,
