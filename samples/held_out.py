@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count, cycle, islice
 
-from pages import PAGE_QUESTION_KINDS, make_page
+from pages import PAGE_QUESTION_KINDS, Page, make_page
 from pairs import PAIR_QUESTION_KINDS, Pair
 from PIL import Image
 from questions import QUESTION_KINDS, Question
-from scenes import HELD_OUT_SEED, make_scene
+from scenes import HELD_OUT_SEED, Scene, make_scene
 
 ALL_KINDS = (*QUESTION_KINDS, *PAGE_QUESTION_KINDS, *PAIR_QUESTION_KINDS)
 
@@ -20,8 +20,12 @@ class Asked:
     """A question about one picture or two."""
 
     name: str
-    images: tuple[Image.Image, ...]
+    pictures: tuple[Scene | Page, ...]
     question: Question
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        return tuple(picture.image for picture in self.pictures)
 
 
 def held_out_questions(num_questions: int, first_seed: int = HELD_OUT_SEED) -> list[Asked]:
@@ -31,20 +35,19 @@ def held_out_questions(num_questions: int, first_seed: int = HELD_OUT_SEED) -> l
 
 def ask(kind: str, seed: int) -> Asked | None:
     """A question of this kind about the picture or pictures of this seed, if it has one."""
-    images: tuple[Image.Image, ...]
+    pictures: tuple[Scene | Page, ...]
     if kind in PAGE_QUESTION_KINDS:
         page = make_page(seed)
-        images, questions = (page.image,), page.choose_questions({kind: 1})
+        pictures, questions = (page,), page.choose_questions({kind: 1})
     elif kind in PAIR_QUESTION_KINDS:
         pair = Pair(make_scene(seed, square=False), make_scene(seed + 1, square=False))
-        images = (pair.first.image, pair.second.image)
-        questions = pair.choose_questions({kind: 1})
+        pictures, questions = pair.scenes, pair.choose_questions({kind: 1})
     else:
         scene = make_scene(seed, square=False)
-        images, questions = (scene.image,), scene.choose_questions({kind: 1})
+        pictures, questions = (scene,), scene.choose_questions({kind: 1})
     if not questions:
         return None
-    return Asked(f"{seed}-{kind.replace(' ', '-')}", images, questions[0])
+    return Asked(f"{seed}-{kind.replace(' ', '-')}", pictures, questions[0])
 
 
 def _ask_forever(first_seed: int) -> Iterator[Asked]:
