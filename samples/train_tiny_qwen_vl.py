@@ -34,7 +34,7 @@ EMA_DECAY = 0.998
 SYSTEM_PROMPT_SHARE = 0.15  # of the steps
 PHASES = (  # from a share of the time on: the shares of the steps
     (0.0, {"scenes": 0.46, "pairs": 0.29, "words": 0.25}),
-    (0.5, {"scenes": 0.25, "pairs": 0.2, "words": 0.05, "pages": 0.5}),
+    (0.5, {"scenes": 0.31, "pairs": 0.23, "words": 0.04, "pages": 0.42}),
 )
 CHECK_SEED = HELD_OUT_SEED // 2  # pictures to watch progress on, neither trained on nor held out
 CHECK_PICTURES = 600  # of each group
