@@ -20,6 +20,7 @@ class ErrorCode(StrEnum):
     REQUEST_INVALID = "request_invalid"
     PROMPT_INVALID = "prompt_invalid"
     SAMPLING_INVALID = "sampling_invalid"
+    RESOLUTION_INVALID = "resolution_invalid"
     IMAGE_TOKEN_MISMATCH = "image_token_mismatch"
     PROMPT_TOO_LONG = "prompt_too_long"
     IMAGE_INVALID = "image_invalid"
@@ -45,6 +46,7 @@ _MEANINGS = {
     ErrorCode.REQUEST_INVALID: "a request, of a batch file or in Python, that cannot be answered",
     ErrorCode.PROMPT_INVALID: "the prompt (or messages) is missing, null or of the wrong type",
     ErrorCode.SAMPLING_INVALID: "a per-row sampling value is of the wrong type or out of range",
+    ErrorCode.RESOLUTION_INVALID: "a row's max_pixels or min_pixels does not suit model or run",
     ErrorCode.IMAGE_TOKEN_MISMATCH: "the number of <image> tokens does not fit the row's images",
     ErrorCode.PROMPT_TOO_LONG: "prompt and image tokens exceed the model's context length",
     ErrorCode.IMAGE_INVALID: "the image column holds neither a path nor image bytes",

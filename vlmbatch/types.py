@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmbatch.config import SamplingParams
+from vlmbatch.config import ImageResolution, SamplingParams
 from vlmbatch.errors import ErrorCode, RequestError, RowError
 
 FinishReason = Literal["stop", "length"]
@@ -18,12 +18,14 @@ FinishReason = Literal["stop", "length"]
 class ImageRef:
     """Where an image's encoded bytes are: a path, the bytes (``path`` is then a label), or a URL.
 
-    ``url`` is http(s), of a host that the user has allowed.
+    ``url`` is http(s), of a host that the user has allowed. ``resolution``: its row's own, where it
+    is another than the run's.
     """
 
     path: str | None = None
     data: bytes | None = field(default=None, repr=False)
     url: str | None = None
+    resolution: ImageResolution | None = None
 
     @property
     def num_bytes(self) -> int:

@@ -34,6 +34,9 @@ def _project_qkv(
     key_cache: tl.tensor,
     value_cache: tl.tensor,
     slot_mapping: tl.tensor,
+    query_norm: tl.tensor,
+    key_norm: tl.tensor,
+    eps: tl.tensor,
     rows: tl.tensor,
     depth: tl.tensor,
     num_programs: tl.tensor,
@@ -41,6 +44,7 @@ def _project_qkv(
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_NORMS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
@@ -73,17 +77,27 @@ def _project_qkv(
         head = n * 2
         if head < NUM_HEADS:
             target = query
+            norm = query_norm
             row = token * NUM_HEADS
         elif head < NUM_HEADS + NUM_KV_HEADS:
             head -= NUM_HEADS
             target = key_cache
+            norm = key_norm
             row = slot * NUM_KV_HEADS
         else:
             head -= NUM_HEADS + NUM_KV_HEADS
             target = value_cache
+            norm = key_norm
             row = slot * NUM_KV_HEADS
-        # Values are turned by no angle: all tiles take the same way.
-        is_turned = token < tl.where(n * 2 < NUM_HEADS + NUM_KV_HEADS, rows, 0)
+        # Values are scaled by one and turned by no angle: all tiles take the same way.
+        is_value = n * 2 >= NUM_HEADS + NUM_KV_HEADS
+        if HAS_NORMS:
+            column = tl.arange(0, HEAD_DIM)
+            is_normed = column < tl.where(is_value, 0, HEAD_DIM)
+            gain = tl.load(norm + column, mask=is_normed, other=1.0).to(tl.float32)
+            first = _normalise(first, gain, eps, is_value)
+            second = _normalise(second, gain, eps, is_value)
+        is_turned = token < tl.where(is_value, 0, rows)
         angle = token[:, None] * HEAD_DIM + tl.arange(0, HALF)[None, :]
         # The other halves of the tables hold the same, but for the sign of the sines.
         cosine = tl.load(cos + angle, mask=is_turned[:, None], other=1.0)
@@ -91,6 +105,17 @@ def _project_qkv(
         at = (row + head)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
         tl.store(target + at, _turn(first, cosine, sine), mask=is_token[:, None])
         tl.store(target + at + HEAD_DIM, _turn(second, cosine, sine), mask=is_token[:, None])
+
+
+@triton.jit
+def _normalise(head: tl.tensor, gain: tl.tensor, eps: tl.tensor, is_value: tl.tensor):
+    """A head (M, D) of every token over its root mean square, times ``gain`` (D,); rounded as
+    torch's form is, behind the scale and behind the weight."""
+    wide = head.to(tl.float32)
+    scale = tl.rsqrt(tl.sum(wide * wide, axis=1) / head.shape[1] + eps)
+    scale = tl.where(is_value, 1.0, scale)
+    scaled = (wide * scale[:, None]).to(head.dtype).to(tl.float32)
+    return (scaled * gain[None, :]).to(head.dtype)
 
 
 @triton.jit
@@ -112,6 +137,9 @@ def project_qkv(
     key_cache: Tensor,
     value_cache: Tensor,
     slot_mapping: Tensor,
+    query_norm: Tensor | None = None,
+    key_norm: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     num_kv_heads, size = key_cache.shape[1:]
     num_heads = weight.shape[0] // size - 2 * num_kv_heads
@@ -122,10 +150,11 @@ def project_qkv(
         and x.shape[1] % ALIGNMENT == 0
         and max(key_cache.numel(), len(x) * num_heads * size) <= _MAX_OFFSET
     )
+    rest = (cos, sin, key_cache, value_cache, slot_mapping, query_norm, key_norm, eps)
     if fits and len(x) >= MIN_ROWS and is_hopper(x.device):
-        return fused(x, weight, bias, cos, sin, key_cache, value_cache, slot_mapping)
+        return fused(x, weight, bias, *rest)
     qkv = linear(x, weight, bias).view(len(x), -1, size)
-    return rotary_and_cache(qkv, cos, sin, key_cache, value_cache, slot_mapping)
+    return rotary_and_cache(qkv, *rest)
 
 
 def fused(
@@ -137,6 +166,9 @@ def fused(
     key_cache: Tensor,
     value_cache: Tensor,
     slot_mapping: Tensor,
+    query_norm: Tensor | None = None,
+    key_norm: Tensor | None = None,
+    eps: float = 0.0,
     block: tuple[int, int] = (_BLOCK_M, _BLOCK_K),
     group: int = GROUP,
     stages: int = STAGES,
@@ -151,7 +183,9 @@ def fused(
     assert key_cache.shape == value_cache.shape
     assert max(key_cache.numel(), rows * num_heads * size) <= _MAX_OFFSET
     assert bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous())
-    packed = (x, weight, cos, sin, key_cache, value_cache)
+    norms = [] if query_norm is None or key_norm is None else [query_norm, key_norm]
+    assert all(norm.shape == (size,) for norm in norms)
+    packed = (x, weight, cos, sin, key_cache, value_cache, *norms)
     assert all(tensor.is_contiguous() for tensor in (*packed, slot_mapping))
     assert all(tensor.dtype == x.dtype for tensor in packed)
     query = x.new_empty(rows, num_heads, size)
@@ -168,6 +202,8 @@ def fused(
         key_cache,
         value_cache,
         slot_mapping,
+        *(norms or (x, x)),
+        eps,
         rows,
         depth,
         num_programs,
@@ -175,6 +211,7 @@ def fused(
         NUM_KV_HEADS=num_kv_heads,
         HEAD_DIM=size,
         HAS_BIAS=bias is not None,
+        HAS_NORMS=bool(norms),
         BLOCK_M=block_m,
         BLOCK_K=block_k,
         GROUP=group,

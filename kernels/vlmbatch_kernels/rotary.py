@@ -32,17 +32,37 @@ def rotary_and_cache(
     key_cache: Tensor,
     value_cache: Tensor,
     slot_mapping: Tensor,
+    query_norm: Tensor | None = None,
+    key_norm: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     """Rotate query and key heads, write keys and values to their slots, return the queries.
 
     ``qkv``: (T, H + 2K, D); its tokens may stand any distance apart. ``key_cache`` and
-    ``value_cache``: (S, K, D), written in place. ``slot_mapping``: (T,) int64. Returns (T, H, D).
+    ``value_cache``: (S, K, D), written in place. ``slot_mapping``: (T,) int64. ``query_norm`` and
+    ``key_norm``: (D,), the weights of an RMSNorm of each head before it is rotated, as in Qwen3;
+    both or neither. Returns (T, H, D).
     """
     num_kv_heads = key_cache.shape[1]
-    rotated = apply_rotary(qkv[:, :-num_kv_heads], cos, sin)
+    heads = qkv[:, :-num_kv_heads]
+    if query_norm is not None and key_norm is not None:
+        heads = _normalise(heads, query_norm, key_norm, heads.shape[1] - num_kv_heads, eps)
+    rotated = apply_rotary(heads, cos, sin)
     key_cache.index_copy_(0, slot_mapping, rotated[:, -num_kv_heads:])
     value_cache.index_copy_(0, slot_mapping, qkv[:, -num_kv_heads:])
     return rotated[:, :-num_kv_heads]
+
+
+def _normalise(
+    heads: Tensor, query_norm: Tensor, key_norm: Tensor, num_heads: int, eps: float
+) -> Tensor:
+    """Queries and keys (T, H + K, D), rounded between scale and weight as ``rms_norm`` does."""
+    wide = heads.float()
+    scale = torch.rsqrt(wide.square().mean(-1, keepdim=True).add_(eps))
+    normed = (wide * scale).to(heads.dtype)
+    normed[:, :num_heads] *= query_norm
+    normed[:, num_heads:] *= key_norm
+    return normed
 
 
 def rotary_tables(inv_freq: Tensor, length: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

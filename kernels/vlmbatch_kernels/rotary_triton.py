@@ -18,10 +18,14 @@ def _rotary_and_cache(
     key_cache: tl.tensor,
     value_cache: tl.tensor,
     slot_mapping: tl.tensor,
+    query_norm: tl.tensor,
+    key_norm: tl.tensor,
+    eps: tl.tensor,
     token_stride: tl.tensor,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
+    HAS_NORMS: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
 ):
@@ -34,10 +38,12 @@ def _rotary_and_cache(
         first = part * BLOCK_HEADS
         end = NUM_HEADS
         source = 0
+        norm = query_norm
         target = query + token * NUM_HEADS * 2 * HALF
     else:
         slot = tl.load(slot_mapping + token) * NUM_KV_HEADS * 2 * HALF
         end = NUM_KV_HEADS
+        norm = key_norm
         if part < query_parts + key_parts:
             first = (part - query_parts) * BLOCK_HEADS
             source = NUM_HEADS
@@ -62,6 +68,16 @@ def _rotary_and_cache(
         sin_low = tl.load(sin + angle, mask=in_row).to(tl.float32)
         sin_high = tl.load(sin + angle + HALF, mask=in_row).to(tl.float32)
         wide_low, wide_high = low.to(tl.float32), high.to(tl.float32)
+        if HAS_NORMS:
+            squares = tl.sum(wide_low * wide_low, axis=1) + tl.sum(wide_high * wide_high, axis=1)
+            scale = tl.rsqrt(squares / (2 * HALF) + eps)[:, None]
+            gain_low = tl.load(norm + columns, mask=in_row, other=0.0).to(tl.float32)
+            gain_high = tl.load(norm + columns + HALF, mask=in_row, other=0.0).to(tl.float32)
+            # Rounded where torch's form is: behind the scale and behind the weight.
+            wide_low = (wide_low * scale).to(low.dtype).to(tl.float32) * gain_low
+            wide_high = (wide_high * scale).to(high.dtype).to(tl.float32) * gain_high
+            wide_low = wide_low.to(low.dtype).to(tl.float32)
+            wide_high = wide_high.to(high.dtype).to(tl.float32)
         low = (wide_low * cos_low + wide_high * sin_low).to(low.dtype)
         high = (wide_high * cos_high + wide_low * sin_high).to(high.dtype)
     tl.store(target + at, low, mask=inside)
@@ -75,6 +91,9 @@ def rotary_and_cache(
     key_cache: Tensor,
     value_cache: Tensor,
     slot_mapping: Tensor,
+    query_norm: Tensor | None = None,
+    key_norm: Tensor | None = None,
+    eps: float = 0.0,
 ) -> Tensor:
     tokens, all_heads, size = qkv.shape
     num_kv_heads = key_cache.shape[1]
@@ -87,6 +106,10 @@ def rotary_and_cache(
     packed = (cos, sin, key_cache, value_cache, slot_mapping)
     assert all(tensor.is_contiguous() for tensor in packed)
     assert all(tensor.dtype == qkv.dtype for tensor in packed[:-1])
+    for norm in (query_norm, key_norm):
+        assert (norm is None) == (query_norm is None), "one norm without the other"
+        assert norm is None or (norm.shape == (size,) and norm.is_contiguous())
+        assert norm is None or norm.dtype == qkv.dtype
     query = qkv.new_empty(tokens, num_heads, size)
     parts = triton.cdiv(num_heads, _HEADS) + 2 * triton.cdiv(num_kv_heads, _HEADS)
     _rotary_and_cache[(tokens, parts)](
@@ -97,10 +120,14 @@ def rotary_and_cache(
         key_cache,
         value_cache,
         slot_mapping,
+        cos if query_norm is None else query_norm,
+        cos if key_norm is None else key_norm,
+        eps,
         qkv.stride(0),
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HALF=size // 2,
+        HAS_NORMS=query_norm is not None,
         BLOCK_HEADS=_HEADS,
         BLOCK_HALF=triton.next_power_of_2(size // 2),
         num_warps=4,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from vlmbatch.bench.bounds import ModelCosts, model_costs, workload_bounds
 from vlmbatch.bench.device_rates import DeviceRates, measure_rates
 from vlmbatch.bench.random_checkpoint import prepare_checkpoint
 from vlmbatch.bench.workloads import WORKLOADS
+from vlmbatch.config import ImageArguments, PromptConfig
 from vlmbatch.models.config import ModelConfig
-from vlmbatch.models.family import load_model_config
+from vlmbatch.models.family import load_model_config, load_processor
 from vlmbatch.models.registry import build_model
 from vlmbatch.models.weights import weight_slots
 from vlmbatch.types import ImageGrid
@@ -82,6 +84,37 @@ def test_bounds_of_a_row(
     assert 1000 / bounds.bytes_rows_per_second == pytest.approx(bytes_ms, rel=0.02)
     serial = 1000 / (arithmetic_ms + bytes_ms)
     assert bounds.serial_rows_per_second == pytest.approx(serial, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "token_gflop", "kv_bytes", "tower_tflop"),
+    [
+        # 36 layers of 4096 x (2 x 4096 + 2 x 1024 + 3 x 12,288) weights; 1,200 patches of 0.82
+        # GFLOP, and the attention of 1,200 x 1,200
+        ("qwen3-vl-8b", (640, 480), 13.89, 147_456, 1200 * 0.821e-3 + 0.179),
+        ("qwen3-vl-8b", (1024, 1448), 13.89, 147_456, 5760 * 0.821e-3 + 4.128),
+        # 46 x 34 patches of 14 pixels; whole images attended to in four layers of 32, else windows
+        # of 64 patches or what is left of them
+        ("qwen2.5-vl-7b", (640, 480), 13.05, 57_344, 1564 * 1.262e-3 + 0.066),
+    ],
+)
+def test_costs_of_qwen_vl(
+    model: str,
+    size: tuple[int, int],
+    token_gflop: float,
+    kv_bytes: int,
+    tower_tflop: float,
+    tmp_path: Path,
+) -> None:
+    prepare_checkpoint(model, tmp_path)
+    config = load_model_config(tmp_path)
+    images = load_processor(tmp_path, config, PromptConfig(), ImageArguments()).images
+    assert images is not None
+    width, height = size
+    costs = model_costs(config, 2, images.grid(height, width))
+    assert costs.token_flops / 1e9 == pytest.approx(token_gflop, rel=0.005)
+    assert costs.kv_bytes_per_token == kv_bytes
+    assert costs.tower_flops / 1e12 == pytest.approx(tower_tflop, rel=0.01)
 
 
 def test_the_decode_batch_is_what_the_pool_holds_and_the_rows_fill(llava: ModelConfig) -> None:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vlmbatch.bench.inputs import write_inputs
-from vlmbatch.bench.photos import make_photo, write_photos
+from vlmbatch.bench.pages import make_page
+from vlmbatch.bench.photos import make_photo
+from vlmbatch.bench.pictures import write_pictures
 from vlmbatch.bench.random_checkpoint import built_in_configs, make_tokenizer, prepare_checkpoint
 from vlmbatch.bench.workloads import WORKLOADS, parse_workloads
 from vlmbatch.config import ImageArguments, PromptConfig
@@ -56,7 +59,8 @@ def prompt_lengths(processor: LlavaProcessor, rows: list[dict[str, str]]) -> set
 
 
 @pytest.mark.parametrize(
-    ("name", "expected"), [("classify", 600), ("caption", 614), ("vqa", 593), ("photos", 600)]
+    ("name", "expected"),
+    [("classify", 600), ("caption", 614), ("vqa", 593), ("photos", 600), ("pages", 594)],
 )
 def test_prompt_lengths_of_llava(
     llava: LlavaProcessor, name: str, expected: int, tmp_path: Path
@@ -73,7 +77,7 @@ def test_prompt_lengths_of_llava(
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_prompts_of_a_smaller_model_keep_their_text(name: str, tmp_path: Path) -> None:
     sample = load_processor(SAMPLE)
-    workload = WORKLOADS[name]
+    workload = WORKLOADS[name].on("cpu")
     manifest = write_inputs(workload, 1, tmp_path / name, sample, seed=5, processes=1)
     expected = workload.text_tokens + sample.config.image_feature_size
     assert prompt_lengths(sample, read_rows(manifest)) == {expected}
@@ -105,13 +109,19 @@ def test_a_context_too_short_is_refused_with_the_numbers(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("size", "expected"), [((640, 480), 75_000), ((4032, 3024), 3_000_000)], ids=str
+    ("picture", "size", "expected"),
+    [
+        ("photo", (640, 480), 75_000),
+        ("photo", (4032, 3024), 3_000_000),
+        ("page", (1024, 1448), 490_000),
+    ],
+    ids=str,
 )
-def test_file_sizes_are_those_of_photos(
-    size: tuple[int, int], expected: int, tmp_path: Path
+def test_file_sizes_are_those_of_photos_and_scans(
+    picture: Literal["photo", "page"], size: tuple[int, int], expected: int, tmp_path: Path
 ) -> None:
     paths = [tmp_path / f"{index}.jpg" for index in range(4 if size[0] < 1000 else 1)]
-    write_photos(paths, size, seed=3, processes=1)
+    write_pictures(paths, picture, size, seed=3, processes=1)
     for path in paths:
         assert path.stat().st_size == pytest.approx(expected, rel=0.1)
         with Image.open(path) as image:
@@ -124,7 +134,7 @@ def test_processes_write_what_one_would(tmp_path: Path) -> None:
         folder = tmp_path / str(processes)
         folder.mkdir()
         paths = [folder / f"{index}.jpg" for index in range(5)]
-        write_photos(paths, (64, 48), seed=9, processes=processes)
+        write_pictures(paths, "photo", (64, 48), seed=9, processes=processes)
         written.append([path.read_bytes() for path in paths])
     assert written[0] == written[1]
     assert len(set(written[0])) == 5
@@ -134,6 +144,20 @@ def test_a_photo_survives_resizing() -> None:
     """Its content is not all grain, which a vision tower's input size averages away."""
     small = make_photo((640, 480), (1, 2)).resize((32, 24), Image.Resampling.BOX)
     assert np.asarray(small).std() > 20
+
+
+def test_a_page_is_mostly_paper_and_has_lines_of_ink() -> None:
+    page = np.asarray(make_page((1024, 1448), (1, 2)).convert("L"))
+    ink = page < 128
+    assert 0.03 < ink.mean() < 0.3
+    has_ink = ink.any(axis=1)
+    assert 30 < np.diff(has_ink.astype(int)).clip(0).sum() <= 60, "lines with paper between them"
+    assert not np.array_equal(page, np.asarray(make_page((1024, 1448), (1, 3)).convert("L")))
+
+
+def test_on_a_cpu_answers_are_short() -> None:
+    assert WORKLOADS["pages"].on("cuda").max_tokens == 512
+    assert [w.on("cpu").max_tokens for w in WORKLOADS.values()] == [4, 128, 16, 4, 128]
 
 
 def test_the_tokenizer_fills_llavas_vocabulary(llava: LlavaProcessor) -> None:
@@ -180,7 +204,9 @@ def test_an_unknown_config_is_refused(tmp_path: Path) -> None:
 
 def test_workload_names() -> None:
     assert [w.name for w in parse_workloads("vqa, classify")] == ["vqa", "classify"]
-    with pytest.raises(ConfigError, match=r"no workload 'nap'.*classify, caption, vqa, photos"):
+    with pytest.raises(
+        ConfigError, match=r"no workload 'nap'.*classify, caption, vqa, photos, pages"
+    ):
         parse_workloads("vqa,nap")
     with pytest.raises(ConfigError, match="vqa is given twice"):
         parse_workloads("vqa,vqa")

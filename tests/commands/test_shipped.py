@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from command_line import Run
 from in_process import call
+from PIL import Image
+from qwen_vl_checkpoints import make_checkpoint
 
 from vlmbatch.commands.config_file import load_settings
 from vlmbatch.config.shipped import find_chat_template, find_config
@@ -26,6 +29,28 @@ def in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_name_stands_for_the_file_in_configs(name: str) -> None:
     assert find_config(name).samefile(CONFIGS / f"{name}.toml")
     assert load_settings(find_config(name))["model"]
+
+
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of Qwen's whose context has room for what its configurations ask."""
+    folder = tmp_path_factory.mktemp("qwen")
+    make_checkpoint("qwen2_5_vl", folder)
+    fields = json.loads((folder / "config.json").read_text())
+    fields["text_config"]["max_position_embeddings"] = 65_536
+    (folder / "config.json").write_text(json.dumps(fields))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in CONFIG_NAMES if name.startswith("qwen") or "ocr" in name]
+)
+def test_pages_are_asked_about(name: str, qwen: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A page alone, and with a question: one image each, in the template of the model."""
+    Image.new("RGB", (80, 120), "white").save("page.png")
+    rows = [{"prompt": prompt, "image": "page.png"} for prompt in ("", "Who wrote it?")]
+    Path("m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert call(["validate", "m.jsonl", "--config", name, "-m", qwen]) == 0, capsys.readouterr().err
 
 
 def test_a_template_has_a_name_too() -> None:

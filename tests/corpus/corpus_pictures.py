@@ -96,6 +96,9 @@ def bad_pictures() -> Iterator[tuple[str, bytes]]:
     yield "bomb.png", png(12_000, 12_000, depth=1, colour_type=0, rows=bytes(1501 * 12_000))
     yield "drawing.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"
     yield "layers.psd", b"8BPS\0\1" + bytes(6) + struct.pack(">HIIHH", 3, 10, 10, 8, 3) + bytes(20)
+    yield "clip.mp4", struct.pack(">I4s4sI4s", 20, b"ftyp", b"isom", 512, b"mp41") + bytes(40)
+    yield "clip.webm", b"\x1a\x45\xdf\xa3\x9f\x42\x86\x81\1\x42\x82\x84webm" + bytes(40)
+    yield "clip.avi", b"RIFF" + struct.pack("<I", 40) + b"AVI LIST" + bytes(32)
     yield "sky.fits", b"SIMPLE  =                    T" + b" " * 50 + b"END" + b" " * 77
 
 

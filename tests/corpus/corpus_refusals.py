@@ -79,6 +79,8 @@ def checkpoint_files() -> Iterator[tuple[str, bytes]]:
         "architectures": ["OwnLlava"],
         "auto_map": {"AutoModel": "modeling_own.OwnLlava", "AutoConfig": "modeling_own.OwnConfig"},
     }
+    unknown = {"model_type": "vlm_of_tomorrow", "architectures": ["VlmOfTomorrow"]}
+    yield "unknown-type/config.json", json.dumps(unknown, indent=2).encode() + b"\n"
     yield "pickles/pytorch_model.bin", PICKLE
     yield "remote-code/config.json", json.dumps(config, indent=2).encode() + b"\n"
     yield "remote-code/modeling_own.py", _code()

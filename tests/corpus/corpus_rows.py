@@ -66,6 +66,8 @@ def asked(prompt: str, image: Any = "images/plain.png", **values: Any) -> dict[s
     return {"prompt": prompt, "image": image, **values}
 
 
+VIDEO = {"role": "user", "content": [{"type": "video", "video": "images/clip.mp4"}]}
+VIDEO_URL = {"role": "user", "content": [{"type": "video_url", "video_url": {"url": "a.mp4"}}]}
 BAD_LINES = (
     error("not-json", b'{"id": "x", "prompt": ', "manifest_line_invalid", ":{line}:", "not JSON"),
     error("array", b'["a", "b"]', "manifest_line_invalid", ":{line}:", "an array"),
@@ -93,6 +95,22 @@ BAD_PROMPTS = (
         "600 of them for images",
         "of 512",
     ),
+    error("video-part", {"messages": [VIDEO]}, "prompt_invalid", "part 1", "videos are not taken"),
+    error("video-url-part", {"messages": [VIDEO_URL]}, "prompt_invalid", "videos are not taken"),
+    error(
+        "resolution",
+        asked(DESCRIBE, max_pixels=5000),
+        "resolution_invalid",
+        "max_pixels",
+        "100 tokens",
+    ),
+    error(
+        "no-resolution",
+        asked(DESCRIBE, min_pixels=9, max_pixels=8),
+        "resolution_invalid",
+        "min_pixels is 9",
+        "max_pixels, which is 8",
+    ),
     error("hot", asked(DESCRIBE, temperature=-1), "sampling_invalid", "temperature", "-1"),
 )
 BAD_IMAGES = (
@@ -106,6 +124,9 @@ BAD_IMAGES = (
     picture_error("drawing.eps", "image_format_unsupported", "EPS"),
     picture_error("layers.psd", "image_format_unsupported", "PSD"),
     picture_error("sky.fits", "image_format_unsupported", "FITS"),
+    picture_error("clip.mp4", "image_format_unsupported", "a video (MP4), not an image"),
+    picture_error("clip.webm", "image_format_unsupported", "a video (WebM or Matroska)"),
+    picture_error("clip.avi", "image_format_unsupported", "a video (AVI)"),
     picture_error("features.pt", "image_unreadable", "not an image"),
     picture_error("features.pkl", "image_unreadable", "not an image"),
     error(
@@ -175,3 +196,31 @@ def rows_out_of_root(folder: Path) -> list[CorpusRow]:
         *(CorpusRow(path, asked(DESCRIBE, path), DESCRIPTION) for path in allowed),
         *(error(path, asked(DESCRIBE, path), "image_forbidden", path) for path in forbidden),
     ]
+
+
+def mistakes(rows: list[CorpusRow], records: list[dict[str, Any]]) -> list[str]:
+    """What is wrong with the output for ``rows``."""
+    assert [record["row_index"] for record in records] == list(range(len(rows)))
+    return [
+        f"{row.name}: {mistake}"
+        for index, (row, record) in enumerate(zip(rows, records, strict=True))
+        if (mistake := mistake_in(row, index, record))
+    ]
+
+
+def mistake_in(row: CorpusRow, index: int, record: dict[str, Any]) -> str | None:
+    illegible = row.code == "manifest_line_invalid"
+    if record["id"] != (f"#{index}" if illegible else row.name or str(index)):
+        return f"the id is {record['id']}"
+    if row.code is None:
+        right = (
+            record["text"] is not None if row.answer == ANYTHING else record["text"] == row.answer
+        )
+        return None if right and record["error_code"] is None else str(record)
+    said = [part.replace("{line}", str(index + 1)) for part in row.says]
+    right = (
+        (record["status"], record["text"]) == ("error", None)
+        and record["error_code"] == row.code
+        and all(part in record["error_message"] for part in said)
+    )
+    return None if right else f"{record['error_code']}: {record['error_message']}"

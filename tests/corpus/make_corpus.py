@@ -14,6 +14,7 @@ import corpus_features as features
 import corpus_pictures as pictures
 import corpus_refusals as refusals
 from corpus_rows import CorpusRow, corpus_rows
+from corpus_varying import varying_rows
 
 HERE = Path(__file__).parent
 
@@ -26,6 +27,7 @@ def rows_manifest(rows: list[CorpusRow]) -> bytes:
 def corpus_files() -> Iterator[tuple[str, bytes]]:
     """Every file of the corpus: its path and its content."""
     yield "rows.jsonl", rows_manifest(corpus_rows())
+    yield "varying-rows.jsonl", rows_manifest(varying_rows())
     yield "feature-rows.jsonl", rows_manifest(features.feature_rows())
     yield from ((f"features/{name}", data) for name, data in features.feature_files())
     for files in (

@@ -482,6 +482,7 @@ FOLLOWED_ABOVE = {
     *("status --overwrite", "status --retry-failed"),
     *("session --model", "session --config", "checks --shard-rows", "config_file --max-tokens"),
 }
+_RESOLUTION = "needs a model whose images vary: in tests/e2e/test_resolution.py"
 _SERVER = "of the server: in tests/serve"
 _NAMES_IT = "names the option that was given, and advises none"
 ELSEWHERE = {
@@ -496,6 +497,11 @@ ELSEWHERE = {
     "engine --kv-cache-tokens": "needs a real engine: below",
     "engine --max-tokens": "needs a real engine: below",
     "kv_cache --kv-cache-tokens": "needs a real engine: below",
+    "config --max-pixels": _RESOLUTION,
+    "config --min-pixels": _RESOLUTION,
+    "config --longest-side": _RESOLUTION,
+    "image_processor --max-pixels": _RESOLUTION,
+    "shrink --max-pixels": _RESOLUTION,
     "loading --device": "points to `vlmbatch doctor`: in tests/commands/test_doctor.py",
     "memory --max-batched-tokens": "needs a GPU that is too small",
     "memory --max-model-len": "needs a GPU that is too small",

@@ -15,7 +15,7 @@ from failing_files import FaultyFiles, PowerCut, UnsyncedFiles, VolatileFiles
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmbatch.config import SamplingParams
+from vlmbatch.config import ImageResolution, SamplingParams
 from vlmbatch.durable import row_keys as row_keys_module
 from vlmbatch.durable.content_digest import content_digest
 from vlmbatch.durable.row_keys import KEY_BYTES, RowKeys, RowKeyWriter, copy_row_keys, row_key
@@ -79,6 +79,10 @@ class TestKey:
             replace(ROW, images=(ImageRef(data=b"1"), ImageRef(data=b"2"))),
             replace(ROW, images=(ImageRef(data=b"2"), ImageRef(data=b"1"))),
             replace(ROW, images=(ImageRef("no such file"),)),
+            *(
+                replace(ROW, images=(ImageRef(data=b"1", resolution=ImageResolution(*pixels)),))
+                for pixels in ((1,), (2,), (1, 1), (None, 1))
+            ),
             replace(ROW, images=(ImageRef("no file can be called\0this"),)),
         ]
         assert len({row_key(row) for row in rows}) == len(rows)

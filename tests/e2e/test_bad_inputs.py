@@ -16,10 +16,10 @@ import real_command
 from corpus_features import feature_rows
 from corpus_refusals import CODE_RAN, PICKLE_RAN, REFUSALS, Refusal
 from corpus_rows import (
-    ANYTHING,
     HUGE_LINE_BYTES,
     CorpusRow,
     corpus_rows,
+    mistakes,
     rows_of_this_machine,
     rows_out_of_root,
 )
@@ -48,34 +48,6 @@ def run(manifest: Path, *options: object) -> list[dict[str, Any]]:
     return records
 
 
-def mistakes(rows: list[CorpusRow], records: list[dict[str, Any]]) -> list[str]:
-    """What is wrong with the output for ``rows``."""
-    assert [record["row_index"] for record in records] == list(range(len(rows)))
-    return [
-        f"{row.name}: {mistake}"
-        for index, (row, record) in enumerate(zip(rows, records, strict=True))
-        if (mistake := mistake_in(row, index, record))
-    ]
-
-
-def mistake_in(row: CorpusRow, index: int, record: dict[str, Any]) -> str | None:
-    illegible = row.code == "manifest_line_invalid"
-    if record["id"] != (f"#{index}" if illegible else row.name or str(index)):
-        return f"the id is {record['id']}"
-    if row.code is None:
-        right = (
-            record["text"] is not None if row.answer == ANYTHING else record["text"] == row.answer
-        )
-        return None if right and record["error_code"] is None else str(record)
-    said = [part.replace("{line}", str(index + 1)) for part in row.says]
-    right = (
-        (record["status"], record["text"]) == ("error", None)
-        and record["error_code"] == row.code
-        and all(part in record["error_message"] for part in said)
-    )
-    return None if right else f"{record['error_code']}: {record['error_message']}"
-
-
 @dataclass(frozen=True)
 class Corpus:
     folder: Path
@@ -99,7 +71,7 @@ def test_the_committed_corpus_is_what_its_script_writes() -> None:
     written = dict(corpus_files())
     folders = ("images", "features", "manifests", "checkpoints")
     paths = [path for name in folders for path in (CORPUS / name).rglob("*") if path.is_file()]
-    paths += [CORPUS / "rows.jsonl", CORPUS / "feature-rows.jsonl"]
+    paths += CORPUS.glob("*rows.jsonl")
     assert {str(path.relative_to(CORPUS)) for path in paths} == written.keys()
     assert sum(path.stat().st_size for path in paths) < 300_000
     for path in paths:
@@ -243,6 +215,17 @@ def test_a_checkpoints_own_code_is_never_run(
         said = capfd.readouterr().err
         assert "config.json" in said and "auto_map" in said and "never run" in said
     assert not Path(CODE_RAN).exists() and list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_type_of_model_is_named(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = CORPUS / "checkpoints/unknown-type"
+    for command in (["run", "-o", tmp_path / "out.parquet"], ["validate"]):
+        assert call([*command, CORPUS / "rows.jsonl", "-m", model]) == 2
+        said = capfd.readouterr().err
+        assert f"{model / 'config.json'}: model_type is 'vlm_of_tomorrow'" in said
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_pickle_is_run_for_an_image(corpus: Corpus) -> None:

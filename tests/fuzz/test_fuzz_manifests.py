@@ -53,7 +53,18 @@ ROW = {
     "stop": ["a", "b"],
     "note": {"weight": 1.5, "tags": ["x", None]},
 }
-NAMES = [*ROW, "messages", "temperature", "top_p", "top_k", "seed", "other", "status", ""]
+NAMES = [
+    *ROW,
+    "messages",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "max_pixels",
+    "other",
+    "status",
+    "",
+]
 
 rows = st.dictionaries(st.sampled_from(NAMES), json_values, max_size=6).map(
     lambda values: {"prompt": "Hello.", **values}

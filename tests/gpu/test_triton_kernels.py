@@ -15,6 +15,7 @@ from kernel_cases import (
 from paged_batch import make_step, on_device, write_and_attend
 from vlmbatch_kernels.activation import silu_and_mul
 from vlmbatch_kernels.gated_linear import silu_gated_linear
+from vlmbatch_kernels.gelu_linear import gelu_linear
 from vlmbatch_kernels.linear import linear
 from vlmbatch_kernels.rotary import apply_rotary, rotary_and_cache
 from vlmbatch_kernels.sampling import sample_tokens
@@ -44,11 +45,14 @@ needs_hopper = pytest.mark.skipif(
 
 
 @needs_hopper
+@pytest.mark.parametrize("norms", [False, True])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("sizes", [(1, 64, 2, 2), (113, 72, 28, 4), (1537, 520, 6, 2)])
-def test_project_qkv(sizes: tuple[int, int, int, int], dtype: torch.dtype, bias: bool) -> None:
-    check_project_qkv(sizes, 128, dtype, "cuda", bias)
+def test_project_qkv(
+    sizes: tuple[int, int, int, int], dtype: torch.dtype, bias: bool, norms: bool
+) -> None:
+    check_project_qkv(sizes, 128, dtype, "cuda", bias, norms)
 
 
 @needs_hopper
@@ -78,6 +82,20 @@ def test_silu_gated_linear_is_fused_for_many_rows(monkeypatch: pytest.MonkeyPatc
     got = silu_gated_linear(x, weight)
     assert (got.float() - plain.float()).norm() <= 1e-3 * plain.float().norm()
     assert calls == [1536]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(113, 72, 200), (3, 577, 1152, 4304)], ids=str)
+def test_gelu_linear(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    *rows, depth, size = shape
+    x, weight, bias = torch.randn(*rows, depth), torch.randn(size, depth) / 8, torch.randn(size)
+    x, weight, bias = (tensor.to("cuda", dtype) for tensor in (x, weight, bias))
+    wide = torch.nn.functional.linear(x.float(), weight.float(), bias.float())
+    exact = torch.nn.functional.gelu(wide, approximate="tanh")
+    plain = torch.nn.functional.gelu(linear(x, weight, bias), approximate="tanh")
+    got = gelu_linear(x, weight, bias)
+    assert got.dtype == dtype and got.shape == plain.shape
+    assert (got - exact).norm() <= 2 * (plain - exact).norm()
 
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float32], ids=str)

@@ -173,6 +173,14 @@ class TestContent:
             (b"SIMPLE  =                    T", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "FITS"),
             (b"P6 2 2 255\n" + bytes(12), ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "PNM"),
             (b"\0\0\0\x20ftypavif", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "AVIF"),
+            (b"\0\0\0\x20ftypmif1", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "HEIC is not read"),
+            (b"\0\0\0\x20ftypisom", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "a video (MP4), not"),
+            (b"\0\0\0\x14ftypqt  ", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "a video (QuickTime)"),
+            (b"\0\0\0\x6cmoov", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "a video (QuickTime), not"),
+            (b"\x1a\x45\xdf\xa3\x9f", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "a video (WebM or"),
+            (b"RIFF\0\0\0\0AVI LIST", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "a video (AVI), not"),
+            (b"FLV\1\5", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "a video (FLV), not an image"),
+            (b"\0\0\1\xba\x44", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "a video (MPEG), not"),
         ],
     )
     def test_not_an_image_we_read(self, tmp_path, data, code, cause):

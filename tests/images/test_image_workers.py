@@ -19,10 +19,11 @@ from encoding import encoded
 from PIL import Image
 from worker_processes import HOSTILE_DECODERS, PHOTOS, PROCESSOR, wait_until, worker_pids
 
-from vlmbatch.config import ImageLimits
+from vlmbatch.config import ImageLimits, ImageResolution
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.loading.loader import ImageLoader, InProcessLoader
 from vlmbatch.images.loading.pool import ImageWorkers
+from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
 from vlmbatch.types import ImageInput, ImageRef, PixelImage
 
 LIMITS = ImageLimits(max_pixels=1_000_000, max_bytes=2**20)
@@ -159,6 +160,27 @@ def test_embedded_bytes_under_one_name_are_told_apart(open_workers: Open) -> Non
         for grey in (10, 200)
     ]
     assert [image.pixels[0, 32, 0] for image in images] == [10, 200]
+
+
+def test_an_image_at_two_resolutions_is_two_images(tmp_path: Path) -> None:
+    Image.new("RGB", (640, 480), "red").save(tmp_path / "a.png")
+    ones = (1.0, 1.0, 1.0)
+    images = QwenImageProcessor(28, 784, 10**6, Image.Resampling.BICUBIC, 1 / 255, ones, ones)
+    resolutions = [None, ImageResolution(max_pixels=50_000), ImageResolution(max_pixels=100)]
+    refs = [ImageRef(str(tmp_path / "a.png"), resolution=each) for each in resolutions]
+    here = InProcessLoader(LIMITS, images)
+    with contextlib.closing(ImageWorkers(LIMITS, images, 1, 30.0, 8, 2**24)) as workers:
+        for _ in range(2):  # decoded, then recalled
+            found = [outcome(workers, ref) for ref in refs]
+            for ours, ref in zip(found[:2], refs, strict=False):
+                expected = decoded(here, ref)
+                assert isinstance(ours, PixelImage)
+                assert ours.pixels.shape == expected.pixels.shape
+                assert ours.content_hash == expected.content_hash
+            assert isinstance(found[2], RowError)
+            assert found[2].code is ErrorCode.RESOLUTION_INVALID
+        assert len({image.content_hash for image in found if isinstance(image, PixelImage)}) == 2
+        assert found[0] is outcome(workers, refs[0])
 
 
 def test_a_file_that_changed_is_decoded_again(open_workers: Open, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from model_folder import IMAGE_SIZE, SPECIAL_TOKENS, make_model_folder
+from qwen_vl_checkpoints import make_checkpoint
 
 from vlmbatch.config import (
     FileDestination,
@@ -29,9 +30,18 @@ MEBIBYTE = 2**20
 TEMPLATE = "{% for message in messages %}Q: {{ message.content }} {% endfor %}A:"
 
 
+@pytest.fixture(scope="module")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose images vary in size."""
+    folder = tmp_path_factory.mktemp("qwen")
+    make_checkpoint("qwen3_vl", folder)
+    return folder
+
+
 @pytest.fixture
-def job(tmp_path: Path) -> JobConfig:
+def job(tmp_path: Path, qwen: Path) -> JobConfig:
     """A run on a manifest with an image; beside it folders and files that are others."""
+    (tmp_path / "qwen").symlink_to(qwen)
     for name in ("model", "other"):
         folder = make_model_folder(tmp_path / name)
         (folder / "generation_config.json").write_text("{}")
@@ -90,6 +100,8 @@ class Change(NamedTuple):
     beside: Mapping[str, Any] = {}
 
 
+_VARYING = {"session.model": "qwen"}
+
 DECIDES = {
     "session.model": Change("other"),
     "session.tokenizer": Change("other"),
@@ -115,6 +127,9 @@ DECIDES = {
     "session.image_arguments.image_input_type": Change("image_features"),
     "session.image_arguments.strict_image_tokens": Change(True),
     "session.image_arguments.image_processor": Change("other"),
+    "session.image_arguments.resolution.max_pixels": Change(9999, beside=_VARYING),
+    "session.image_arguments.resolution.min_pixels": Change(9999, beside=_VARYING),
+    "session.image_arguments.resolution.longest_side": Change(99, beside=_VARYING),
     "session.image_limits.max_pixels": Change(99),
     "session.image_limits.max_bytes": Change(99),
     "session.image_limits.root": Change(Path("images")),
@@ -186,13 +201,21 @@ def placed(value: Any, folder: Path) -> Any:
     """The files and folders of a table's values lie beside the manifest."""
     if isinstance(value, Path):
         return folder / value
-    return str(folder / value) if value in ("other", "other.jsonl") else value
+    return str(folder / value) if value in ("other", "other.jsonl", "qwen") else value
 
 
 @pytest.mark.parametrize("name", DECIDES)
 def test_what_decides_answers_makes_another_run(job: JobConfig, name: str) -> None:
     before, after = before_and_after(job, name, DECIDES[name])
     assert of(before) != of(after)
+
+
+def test_a_resolution_that_nobody_asks_for_is_absent(job: JobConfig, tmp_path: Path) -> None:
+    """As in runs of versions that had no such options."""
+    names = {"max_pixels", "min_pixels", "longest_side"}
+    settings = settings_of(changed(job, "session.model", str(tmp_path / "qwen")))
+    assert not names & settings.keys()
+    assert not names & settings["processor"].keys()
 
 
 @pytest.mark.parametrize("name", DECIDES_NOTHING)

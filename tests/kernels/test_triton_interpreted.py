@@ -6,7 +6,9 @@ They run in float16, because the interpreter cuts bfloat16 off instead of roundi
 from __future__ import annotations
 
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 import torch
@@ -43,10 +45,11 @@ def test_silu_gated_linear(interpreter: ProcessPoolExecutor, shape: tuple[int, i
     interpreter.submit(check_silu_gated_linear, shape, torch.float16, "cpu", **tiles).result()
 
 
-@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("bias", "norms"), [(False, False), (True, False), (False, True)])
 @pytest.mark.parametrize("sizes", [(37, 64, 2, 2), (130, 72, 6, 2)])
 def test_project_qkv(
-    interpreter: ProcessPoolExecutor, sizes: tuple[int, int, int, int], bias: bool
+    interpreter: ProcessPoolExecutor, sizes: tuple[int, int, int, int], bias: bool, norms: bool
 ) -> None:
-    tiles = {"block": (64, 32), "group": 2, "stages": 1, "num_warps": 4}
-    interpreter.submit(check_project_qkv, sizes, 16, torch.float16, "cpu", bias, **tiles).result()
+    tiles: dict[str, Any] = {"block": (64, 32), "group": 2, "stages": 1, "num_warps": 4}
+    case = (sizes, 16, torch.float16, "cpu", bias, norms)
+    interpreter.submit(partial(check_project_qkv, *case, **tiles)).result()

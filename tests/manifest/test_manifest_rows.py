@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlmbatch.config import SamplingParams
+from vlmbatch.config import ImageResolution, SamplingParams
 from vlmbatch.errors import ErrorCode
 from vlmbatch.images.urls import AllowedDomains
 from vlmbatch.manifest.columns import Columns
@@ -45,6 +45,39 @@ def code_and_message(row: Row) -> tuple[ErrorCode, str]:
 def test_bad_prompt(values, cause):
     code, message = code_and_message(build(values))
     assert code is ErrorCode.PROMPT_INVALID and cause in message
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, None),
+        ({"max_pixels": None, "min_pixels": float("nan")}, None),
+        ({"max_pixels": 5000}, ImageResolution(max_pixels=5000)),
+        ({"max_pixels": 5000.0, "min_pixels": 9}, ImageResolution(5000, 9)),
+        ({"longest_side": 100}, None),
+    ],
+)
+def test_a_rows_own_resolution(values, expected):
+    row = build({"prompt": "a", "image": ["a.png", "b.png"], **values})
+    assert row.error is None
+    assert [image.resolution for image in row.images] == [expected, expected]
+    assert row.extra.keys() == values.keys() - {"max_pixels", "min_pixels"}
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        ({"max_pixels": "many"}, "max_pixels must be an integer, got 'many' (str)"),
+        ({"min_pixels": 0.5}, "min_pixels must be an integer, got 0.5 (float)"),
+        ({"max_pixels": True}, "max_pixels must be an integer"),
+        ({"max_pixels": 0}, "max_pixels must be from 1 to 1000000000, got 0"),
+        ({"min_pixels": 10**400}, "min_pixels must be from 1 to 1000000000, got 1000"),
+        ({"max_pixels": 4, "min_pixels": 5}, "min_pixels is 5, above max_pixels, which is 4"),
+    ],
+)
+def test_bad_resolution(values, cause):
+    code, message = code_and_message(build({"prompt": "a", **values}))
+    assert code is ErrorCode.RESOLUTION_INVALID and cause in message
 
 
 def test_messages_in_place_of_a_prompt():

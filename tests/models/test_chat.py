@@ -166,6 +166,8 @@ def test_nulls_are_absent_fields() -> None:
         ([{"role": "user", "content": 7}], "content is 7"),
         ([STRING_CHAT[1], {"role": "user", "content": [7]}], "message 2: part 1 is 7"),
         ([{"role": "user", "content": [{"type": "audio"}]}], "'audio'"),
+        ([{"role": "user", "content": [{"type": "video"}]}], "videos are not taken"),
+        ([{"role": "user", "content": [{"type": "video_url"}]}], "'video_url': videos are not"),
         ([{"role": "user", "content": [{"type": "text"}]}], "part 1: text is None"),
         ([{"role": "assistant", "content": "x"}], "roles must alternate"),
     ],

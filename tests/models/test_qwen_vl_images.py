@@ -2,45 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from encoding import encoded
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from qwen_vl_checkpoints import KINDS, preprocessor
+from qwen_vl_images import assert_equal_patches, loaded, processor, theirs_of
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import (
     Qwen2VLImageProcessorPil,
     smart_resize,
 )
-from vlmbatch_kernels.image_patches import normalize_patches
+from worker_processes import PHOTOS
 
+from vlmbatch.config import ImageLimits
 from vlmbatch.errors import CheckpointError, ErrorCode, RowError
-from vlmbatch.models.json_fields import JsonFields
-from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
-from vlmbatch.models.qwen_vl.packing import Packing
-from vlmbatch.models.qwen_vl.vision_config import VisionConfig, parse_vision_config
+from vlmbatch.images.decode import decode_image
+from vlmbatch.types import ImageRef
 
 SIDES = st.integers(1, 9000)
 LIMITS = st.tuples(st.integers(1, 10**6), st.integers(0, 10**7)).map(lambda x: (x[0], sum(x)))
-
-
-def vision_of(kind: str) -> VisionConfig:
-    return parse_vision_config(kind, JsonFields({}, "vision_config"))
-
-
-def loaded(folder: Path, fields: dict[str, Any], kind: str = "qwen2_vl") -> QwenImageProcessor:
-    (folder / "preprocessor_config.json").write_text(json.dumps(fields))
-    return QwenImageProcessor.load(folder, vision_of(kind))
-
-
-def processor(factor: int, limits: tuple[int, int]) -> QwenImageProcessor:
-    ones = (1.0, 1.0, 1.0)
-    return QwenImageProcessor(factor, *limits, Image.Resampling.BICUBIC, 1 / 255, ones, ones)
 
 
 @given(SIDES, SIDES, st.sampled_from((28, 32)), LIMITS)
@@ -80,26 +66,38 @@ def test_patches_are_those_of_transformers(
     kind: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
     fields = preprocessor(kind)
-    ours, config = loaded(tmp_path, fields, kind), vision_of(kind)
-    del fields["image_processor_type"]
-    theirs = Qwen2VLImageProcessorPil(**fields)
     values = np.random.default_rng(1).integers(0, 256, (*size, 3), dtype=np.uint8)
     image = Image.fromarray(values)
-    made = theirs(images=[image], return_tensors="pt")
-    prepared = ours.process(image)
-    assert prepared.grid == ours.grid(*size)
-    pixels, patch = torch.from_numpy(prepared.pixels), config.patch_size
-    scale, bias = torch.tensor(ours.scale), torch.tensor(ours.bias)
-    rows = normalize_patches(pixels[None], scale, bias, patch, torch.float32)[0, :, : 3 * patch**2]
-    height, width = (side // patch for side in prepared.pixels.shape[:2])
-    assert made["image_grid_thw"].tolist() == [[1, height, width]]
-    # As they come without windows, which only the model sees.
-    plain = vision_of("qwen2_vl")
-    order = Packing.of([(height, width)], plain).patches
-    frames = made["pixel_values"].view(len(rows), 3, 2, patch, patch).unbind(2)
-    mine = rows[torch.from_numpy(order)].view(-1, patch, patch, 3).permute(0, 3, 1, 2)
-    for frame in frames:
-        torch.testing.assert_close(mine, frame, atol=1e-5, rtol=0)
+    made = theirs_of(fields)(images=[image], return_tensors="pt")
+    assert_equal_patches(kind, loaded(tmp_path, fields, kind), image, made)
+
+
+def odd_files() -> dict[str, bytes]:
+    """Images of all modes that transformers sees as we do: it does not know of white behind alpha,
+    nor of 16 bits."""
+    photo = Image.open(PHOTOS / "coffee.jpg").resize((151, 97))
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    return {
+        "grey": encoded(photo.convert("L"), "PNG"),
+        "bilevel": encoded(photo.convert("1"), "PNG"),
+        "palette": encoded(photo.convert("P", palette=Image.Palette.ADAPTIVE), "PNG"),
+        "palette of a GIF": encoded(photo.convert("P", palette=Image.Palette.ADAPTIVE), "GIF"),
+        "CMYK": encoded(photo.convert("CMYK"), "JPEG"),
+        "turned": encoded(photo, "JPEG", exif=turned),
+        "opaque": encoded(photo.convert("RGBA"), "PNG"),
+        "strip": encoded(photo.resize((199, 1)), "PNG"),
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", odd_files())
+def test_files_of_all_modes(kind: str, name: str, tmp_path: Path) -> None:
+    data = odd_files()[name]
+    theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    made = theirs_of(preprocessor(kind))(images=[theirs], return_tensors="pt")
+    mine = decode_image(ImageRef(data=data), ImageLimits())
+    assert_equal_patches(kind, loaded(tmp_path, preprocessor(kind), kind), mine, made)
 
 
 PUBLISHED = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import vlmbatch.session.open
-from vlmbatch.config import ImageArguments, SessionConfig
+from vlmbatch.config import ImageArguments, ImageResolution, SessionConfig
 from vlmbatch.errors import CheckpointError, ConfigError, RowError
 from vlmbatch.images.loading.loader import FeatureLoader
 from vlmbatch.session.open import image_prober, open_images, open_model
@@ -109,6 +109,14 @@ def test_what_needs_an_image_processor_cannot_do_without() -> None:
 
 def test_headers_say_how_many_tokens_an_image_takes(model: Path) -> None:
     probe = image_prober(config(model), open_model(config(model)))
-    assert probe(ImageRef(str(MODEL.parent / "images/1001000001.jpg"))).num_tokens == 100
+    grid = probe(ImageRef(str(MODEL.parent / "images/1001000001.jpg")))
+    assert grid is not None and grid.num_tokens == 100
     with pytest.raises(RowError):
         probe(ImageRef("none.png"))
+
+
+def test_of_a_url_the_resolution_alone_is_looked_at(model: Path) -> None:
+    probe = image_prober(config(model), open_model(config(model)))
+    assert probe(ImageRef(url="https://example.org/a.png")) is None
+    with pytest.raises(RowError, match="always take 100 tokens"):
+        probe(ImageRef(url="https://example.org/a.png", resolution=ImageResolution(5000)))

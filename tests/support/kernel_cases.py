@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from paged_batch import make_metadata, shuffled_tables
 from torch import Tensor
 from vlmbatch_kernels import activation, embedding, image_patches, layer_norm, rms_norm, rotary
 from vlmbatch_kernels.granules import copy_granules
+from vlmbatch_kernels.packed_attention import packed_attention
 from vlmbatch_kernels.paged_attention import PageLayout, Scores, paged_attention
 from vlmbatch_kernels.paged_decode import paged_decode
 
@@ -47,7 +49,14 @@ def _strided(x: Tensor) -> Tensor:
     return torch.cat([x, torch.full_like(x[:, :1], torch.nan)], dim=1)[:, :-1]
 
 
-def _rotary(tokens: int, heads: int, kv_heads: int, size: int, strided: bool = False) -> Make:
+def _rotary(
+    tokens: int,
+    heads: int,
+    kv_heads: int,
+    size: int,
+    strided: bool = False,
+    norms: bool = False,
+) -> Make:
     def make(g: torch.Generator) -> tuple[Any, ...]:
         inv_freq = 1 / 10_000 ** (torch.arange(0, size, 2) / size)
         cos, sin = rotary.rotary_tables(inv_freq, 4096, torch.float32)
@@ -56,7 +65,9 @@ def _rotary(tokens: int, heads: int, kv_heads: int, size: int, strided: bool = F
         key_cache, value_cache = torch.randn(2, 3 * tokens, kv_heads, size, generator=g)
         slots = torch.randperm(3 * tokens, generator=g)[:tokens]
         qkv = _strided(qkv) if strided else qkv
-        return qkv, cos[positions, None], sin[positions, None], key_cache, value_cache, slots
+        pools = key_cache, value_cache, slots
+        weights = (*torch.randn(2, size, generator=g), 1e-3) if norms else ()
+        return qkv, cos[positions, None], sin[positions, None], *pools, *weights
 
     return make
 
@@ -135,6 +146,17 @@ def _granules(planes: int, granules: int, size: int, count: int) -> Make:
     return make
 
 
+def _packed(lengths: list[int], heads: int, size: int) -> Make:
+    """Sequences behind each other; queries, keys and values are parts of one projection."""
+
+    def make(g: torch.Generator) -> tuple[Any, ...]:
+        query, key, value = torch.randn(3, sum(lengths), heads, size, generator=g)
+        bounds = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+        return query * 3, key, value, bounds, max(lengths), size**-0.5
+
+    return make
+
+
 TOTALS = [5, 16, 257, 1, 512, 33]
 
 # name: twin, inputs in float32, which of the inputs it writes to
@@ -161,6 +183,12 @@ CASES: dict[str, tuple[Callable[..., Any], Make, tuple[int, ...]]] = {
     "rotary-gqa-128": (rotary.rotary_and_cache, _rotary(13, 28, 4, 128, strided=True), (3, 4)),
     "rotary-gqa-64": (rotary.rotary_and_cache, _rotary(53, 14, 2, 64), (3, 4)),
     "rotary-mqa-24": (rotary.rotary_and_cache, _rotary(7, 3, 1, 24, strided=True), (3, 4)),
+    "rotary-norms-128": (
+        rotary.rotary_and_cache,
+        _rotary(13, 32, 8, 128, strided=True, norms=True),
+        (3, 4),
+    ),
+    "rotary-norms-24": (rotary.rotary_and_cache, _rotary(7, 3, 1, 24, norms=True), (3, 4)),
     "embed-113x203": (embedding.embed_with_features, _embedding(113, 203, 57, 31), ()),
     "embed-9x5120": (embedding.embed_with_features, _embedding(9, 5120, 5, 3), ()),
     "paged_attention-prefill": (
@@ -204,6 +232,9 @@ CASES: dict[str, tuple[Callable[..., Any], Make, tuple[int, ...]]] = {
         _decode([600, 280, 257, 3], 4, 2, 32, window=90, page_size=16),
         (),
     ),
+    "packed_attention-72": (packed_attention, _packed([1, 300, 64, 129, 7], 2, 72), ()),
+    "packed_attention-80": (packed_attention, _packed([257, 40], 3, 80), ()),
+    "packed_attention-96": (packed_attention, _packed([128], 1, 96), ()),
     "copy_granules-3x50x203": (copy_granules, _granules(3, 50, 203, 17), (0,)),
     "copy_granules-2x9x8192": (copy_granules, _granules(2, 9, 8192, 4), (0,)),
 }
@@ -279,6 +310,7 @@ def check_project_qkv(
     dtype: torch.dtype,
     device: str,
     bias: bool,
+    norms: bool = False,
     **tiles: Any,
 ) -> None:
     """The kernel itself. ``sizes``: rows, in_features, query heads, key-value heads."""
@@ -288,7 +320,7 @@ def check_project_qkv(
     rows, depth, heads, kv_heads = sizes
     generator = torch.Generator()
     generator.seed()
-    _, *rest = _rotary(rows, heads, kv_heads, head_dim)(generator)
+    _, *rest = _rotary(rows, heads, kv_heads, head_dim, norms=norms)(generator)
     columns = (heads + 2 * kv_heads) * head_dim
     projection = (
         torch.randn(rows, depth, generator=generator),

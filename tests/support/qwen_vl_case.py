@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,6 +47,18 @@ class Case:
     theirs: Any
     inputs: list[dict[str, Tensor]]
     expected: list[list[int]]
+
+    @torch.inference_mode()
+    def their_logits(self, device: str, dtype: torch.dtype) -> list[Tensor]:
+        """Of all rows (tokens, V), by transformers in ``dtype``."""
+        model = copy.deepcopy(self.theirs).to(device, dtype)
+        logits = []
+        for row in self.inputs:
+            model.model.rope_deltas = None  # which it keeps from prompt to prompt
+            logits.append(
+                model(**{name: values.to(device) for name, values in row.items()}).logits[0]
+            )
+        return logits
 
     def session(self, **settings: Any) -> SessionConfig:
         return replace(

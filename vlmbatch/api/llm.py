@@ -62,7 +62,8 @@ class LLM:
     ``image_processor`` are taken from it, or from a folder or id of their own; ``chat_template`` is
     a Jinja file, or the name of one of ours ("llava-1.5"), in place of the model's own.
     ``image_token_id``, ``image_input_shape`` ("1,3,336,336" or four numbers) and
-    ``image_feature_size`` are the model's; where given, they must agree with it. With
+    ``image_feature_size`` are the model's; where given, they must agree with it. ``max_pixels``,
+    ``min_pixels`` and ``longest_side`` say how large a model whose images vary sees them. With
     ``image_input_type`` "image_features" images are ``ImageFeatureData``, and the vision tower is
     not loaded. ``None`` and "auto" elsewhere stand for what suits model and device.
 
@@ -90,6 +91,9 @@ class LLM:
         image_input_shape: str | Sequence[int] | None = None,
         image_feature_size: int | None = None,
         strict_image_tokens: bool = False,
+        max_pixels: int | None = None,
+        min_pixels: int | None = None,
+        longest_side: int | None = None,
         chat_template: str | os.PathLike[str] | None = None,
         dtype: DType = "auto",
         device: Device = "auto",

@@ -8,19 +8,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from vlmbatch.api.images import ImageFeatureData, ImagePixelData, ImageReader, path_ref
-from vlmbatch.config import SamplingParams
+from vlmbatch.config import ImageResolution, SamplingParams, typed
 from vlmbatch.config.typed import shown
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.images.urls import ImageUrls
+from vlmbatch.manifest.columns import RESOLUTION_COLUMNS
 from vlmbatch.manifest.rows import derive_seed
 from vlmbatch.openai.errors import ApiError
 from vlmbatch.types import ImageRef, Row
 
 # Text; or a dict of prompt and multi_modal_data (an image, a list, or {"image": ...} with either),
-# or of messages alone.
+# or of messages alone. Either may have mm_processor_kwargs with max_pixels and min_pixels.
 PromptInput = str | Mapping[str, Any]
 _DATA_URLS = ImageUrls()
-_KEYS = ("prompt", "multi_modal_data", "messages")
+_KEYS = ("prompt", "multi_modal_data", "messages", "mm_processor_kwargs")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +46,16 @@ class RequestReader:
                 raise _invalid(f"a request is a string or a dict, got {shown(request)}")
             if unknown := [key for key in request if key not in _KEYS]:
                 raise _invalid(f"unknown key {unknown[0]!r:.80}; a request has {', '.join(_KEYS)}")
+            resolution = _resolution(request.get("mm_processor_kwargs"))
             if "messages" in request:
                 messages, images = self._messages(request)
-                return replace(row, messages=messages, images=images)
+                return replace(row, messages=messages, images=_at(resolution, images))
             prompt = request.get("prompt")
             if not isinstance(prompt, str):
                 raise _invalid(f"prompt must be a string, got {shown(prompt)}")
             row = replace(row, prompt=prompt)
-            return replace(row, images=self._data(request.get("multi_modal_data")))
+            images = self._data(request.get("multi_modal_data"))
+            return replace(row, images=_at(resolution, images))
         except RowError as error:
             return replace(row, error=error)
         except Exception as error:  # noqa: BLE001  the request's own objects may raise anything
@@ -75,7 +78,7 @@ class RequestReader:
         self, request: Mapping[str, Any]
     ) -> tuple[list[dict[str, Any]], tuple[ImageRef, ...]]:
         """Messages as a chat template takes them, and the images in them."""
-        if len(request) > 1:
+        if "prompt" in request or "multi_modal_data" in request:
             raise _invalid("messages bring their own images: leave out prompt and multi_modal_data")
         given = request["messages"]
         if not isinstance(given, Sequence) or isinstance(given, str):
@@ -201,6 +204,28 @@ def with_sampling(
         except StopIteration as end:
             raise ConfigError(f"more requests than the {index} sampling_params") from end
         yield request, params
+
+
+def _resolution(given: object) -> ImageResolution | None:
+    """The resolution that a request asks for itself; None where it does not."""
+    if given is None:
+        return None
+    names = RESOLUTION_COLUMNS
+    if not isinstance(given, Mapping) or any(name not in names for name in given):
+        raise _invalid(f"mm_processor_kwargs is a dict of {', '.join(names)}, got {shown(given)}")
+    try:
+        values = {
+            name: typed.integer(name, value) for name, value in given.items() if value is not None
+        }
+        return ImageResolution(**values) if values else None
+    except ConfigError as error:
+        raise RowError(ErrorCode.RESOLUTION_INVALID, f"mm_processor_kwargs: {error}") from error
+
+
+def _at(resolution: ImageResolution | None, images: tuple[ImageRef, ...]) -> tuple[ImageRef, ...]:
+    if resolution is None:
+        return images
+    return tuple(replace(image, resolution=resolution) for image in images)
 
 
 def _invalid(message: str) -> RowError:

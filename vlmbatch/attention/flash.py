@@ -17,10 +17,11 @@ from flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_
 from flash_attn.flash_attn_interface import flash_attn_gpu
 from torch import Tensor
 from vlmbatch_kernels.dispatch import has_triton
+from vlmbatch_kernels.packed_attention import is_faster, packed_attention
 from vlmbatch_kernels.paged_attention import PageLayout
 
 from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, LayerKVCache
-from vlmbatch.attention.paged import PagedBackend
+from vlmbatch.attention.paged import PagedBackend, is_plain
 from vlmbatch.attention.triton_paged import decode, shared_prefixes
 
 # Programs of ``paged_decode`` that fill a GPU. Fewer leave some of it idle: flash-attn then divides
@@ -71,6 +72,8 @@ class FlashAttnBackend(PagedBackend):
         max_seqlen: int,
         spec: AttentionSpec,
     ) -> Tensor:
+        if is_plain(spec) and is_faster(query, max_seqlen):
+            return packed_attention(query, key, value, cu_seqlens, max_seqlen, spec.scale)
         if len(query) == (len(cu_seqlens) - 1) * max_seqlen:
             # The kernel for equal lengths divides the keys of a sequence where there are few.
             batch = (x.view(-1, max_seqlen, *x.shape[1:]) for x in (query, key, value))

@@ -37,3 +37,9 @@ class PagedBackend(ABC):
         self, query: Tensor, cache: LayerKVCache, metadata: AttentionMetadata, spec: AttentionSpec
     ) -> Tensor:
         """Attend over the pool with the queries of at least one sequence: (T, H, D) to the same."""
+
+
+def is_plain(spec: AttentionSpec) -> bool:
+    """Whether each query attends to all keys alike, as many heads of queries as of keys."""
+    unlimited = not spec.causal and spec.sliding_window is None and not spec.softcap
+    return unlimited and spec.num_heads == spec.num_kv_heads

@@ -7,6 +7,7 @@ tokens need.
 from __future__ import annotations
 
 from torch import Tensor
+from vlmbatch_kernels.packed_attention import is_faster, packed_attention
 from vlmbatch_kernels.paged_attention import PageLayout, Scores, paged_attention
 from vlmbatch_kernels.paged_decode import paged_decode
 from vlmbatch_kernels.shared_decode import shared_decode
@@ -17,7 +18,7 @@ from vlmbatch.attention.base import (
     LayerKVCache,
     SharedPrefixes,
 )
-from vlmbatch.attention.paged import PagedBackend
+from vlmbatch.attention.paged import PagedBackend, is_plain
 from vlmbatch.attention.torch_sdpa import varlen_sdpa
 
 
@@ -44,6 +45,8 @@ class TritonBackend(PagedBackend):
         max_seqlen: int,
         spec: AttentionSpec,
     ) -> Tensor:
+        if is_plain(spec) and is_faster(query, max_seqlen):
+            return packed_attention(query, key, value, cu_seqlens, max_seqlen, spec.scale)
         return varlen_sdpa(query, key, value, cu_seqlens, max_seqlen, spec)
 
     def _attend(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from vlmbatch.bench.photos import write_photos
+from vlmbatch.bench.pictures import write_pictures
 from vlmbatch.bench.prompts import PromptMaker
 from vlmbatch.bench.workloads import Workload
 from vlmbatch.errors import ConfigError
@@ -37,7 +37,8 @@ def write_inputs(
         )
     (folder / "images").mkdir(parents=True)
     names = [f"images/{index:06}.jpg" for index in range(num_images)]
-    write_photos([folder / name for name in names], workload.image_size, seed, processes)
+    paths = [folder / name for name in names]
+    write_pictures(paths, workload.picture, workload.image_size, seed, processes)
     prompts = PromptMaker(processor, grid, workload.text_tokens, seed)
     manifest = folder / "manifest.jsonl"
     with manifest.open("w", encoding="utf-8") as file:

@@ -1,36 +1,17 @@
-"""Photo-like JPEGs, each from its own seed: they cost a decoder what photographs cost it."""
+"""Photo-like pictures, each from its own seed: as JPEGs they cost what photographs cost."""
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-_QUALITY = 85
-_GRAIN = 7.5  # standard deviation of the finest noise: makes about 2 bits a pixel at that quality
+_GRAIN = 7.5  # standard deviation of the finest noise: makes about 2 bits a pixel of a JPEG
 _TILE = 1024
 _NUM_SHAPES = 8
-
-
-def write_photos(paths: Sequence[Path], size: tuple[int, int], seed: int, processes: int) -> None:
-    """Write one JPEG of ``size`` (width, height) to each path, about 2 bits a pixel.
-
-    Photo i depends on ``seed`` and i alone. The folders must exist.
-    """
-    jobs = [(path, size, (seed, index)) for index, path in enumerate(paths)]
-    if processes <= 1 or len(jobs) < 2 * processes:
-        _write_all(jobs)
-        return
-    shares = [jobs[first::processes] for first in range(processes)]
-    # Fresh processes: a fork of one that runs threads may wait for a lock for ever.
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_write_all, shares))
 
 
 def make_photo(size: tuple[int, int], seed: Sequence[int]) -> Image.Image:
@@ -41,11 +22,6 @@ def make_photo(size: tuple[int, int], seed: Sequence[int]) -> Image.Image:
     pixels = np.asarray(image).astype(np.int16)
     pixels += _grain(rng, size)[:, :, None]
     return Image.fromarray(np.clip(pixels, 0, 255, out=pixels).astype(np.uint8))
-
-
-def _write_all(jobs: Iterable[tuple[Path, tuple[int, int], Sequence[int]]]) -> None:
-    for path, size, seed in jobs:
-        make_photo(size, seed).save(path, "JPEG", quality=_QUALITY)
 
 
 def _light(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:

@@ -122,7 +122,7 @@ def make_jobs(config: BenchConfig, checkpoint: Path, folder: Path, device: str) 
         image_bytes = sum(image.stat().st_size for image in images) // num_images
         return Job(workload, num_images, warmup, timed, image_bytes)
 
-    return [job(workload) for workload in config.workloads]
+    return [job(workload.on(device)) for workload in config.workloads]
 
 
 @contextmanager

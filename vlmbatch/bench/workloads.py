@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 from vlmbatch.errors import ConfigError
 
@@ -27,6 +27,11 @@ class Workload:
     questions: int
     gpu_rows: int
     cpu_rows: int  # for the sample model
+    picture: Literal["photo", "page"] = "photo"
+
+    def on(self, device: str) -> Workload:
+        """The workload as a type of device ("cpu" or "cuda") is given it."""
+        return self if device == "cuda" else replace(self, max_tokens=min(self.max_tokens, 128))
 
     def num_images(self, rows: int) -> int:
         """Images of the largest manifest of at most ``rows`` rows; at least one."""
@@ -38,7 +43,7 @@ class Workload:
         return images.grid(height, width)
 
 
-# With LLaVA-1.5's 576 tokens an image, prompts have 600, 614, 593 and 600 tokens.
+# With LLaVA-1.5's 576 tokens an image, prompts have 600, 614, 593, 600 and 594 tokens.
 WORKLOADS = {
     workload.name: workload
     for workload in (
@@ -46,6 +51,7 @@ WORKLOADS = {
         Workload("caption", (640, 480), 38, 128, 1, gpu_rows=768, cpu_rows=24),
         Workload("vqa", (640, 480), 17, 16, 8, gpu_rows=1024, cpu_rows=96),
         Workload("photos", (4032, 3024), 24, 4, 1, gpu_rows=512, cpu_rows=12),
+        Workload("pages", (1024, 1448), 18, 512, 1, gpu_rows=384, cpu_rows=12, picture="page"),
     )
 }
 

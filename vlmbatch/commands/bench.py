@@ -26,7 +26,7 @@ _FILE_WIDTH = 100
 _WORKLOADS = Opt(
     "NAMES",
     "classify: one short answer an image; caption: one long; vqa: 8 questions an image; photos: "
-    "large images.",
+    "large images; pages: scanned pages, the longest answers.",
 )
 _JSON = Opt("FILE", "Write all figures as JSON; - is standard output.")
 _QUIET = without("no_progress", "log_format", "summary_json", "exit_zero")

@@ -7,6 +7,7 @@ from vlmbatch.config.images import (
     ImageInputType,
     ImageLimits,
     ImageLoading,
+    ImageResolution,
 )
 from vlmbatch.config.job import (
     Destination,
@@ -38,6 +39,7 @@ __all__ = [
     "ImageInputType",
     "ImageLimits",
     "ImageLoading",
+    "ImageResolution",
     "JobConfig",
     "ManifestConfig",
     "ManifestFormat",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,8 +14,55 @@ ImageInputType = Literal["pixel_values", "image_features"]
 
 IMAGE_TIMEOUT_S = 60.0
 MAX_WORKERS = 1024  # a process each
+_MOST_PIXELS = 10**9
+_MOST_SIDE = 10**6
 
 _image = partial(Opt, panel="Images")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageResolution:
+    """How large a model whose images vary in size sees them; None: as the checkpoint says.
+
+    Raises:
+        ConfigError: a value out of range, or fewer pixels at the most than at the least.
+    """
+
+    max_pixels: Annotated[
+        int | None,
+        _image(
+            "N",
+            "Scale larger images down to N pixels, about: of Qwen2.5-VL a token is 784 of them, of "
+            "Qwen3-VL 1024. A row's own column may ask for fewer.",
+            minimum=1,
+            maximum=_MOST_PIXELS,
+        ),
+    ] = None
+    min_pixels: Annotated[
+        int | None,
+        _image(
+            "N",
+            "Scale smaller images up to N pixels, about. A row's own column wins.",
+            minimum=1,
+            maximum=_MOST_PIXELS,
+        ),
+    ] = None
+    longest_side: Annotated[
+        int | None,
+        _image(
+            "N",
+            "Scale images down first whose longer side has more than N pixels.",
+            minimum=1,
+            maximum=_MOST_SIDE,
+        ),
+    ] = None
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+        if self.max_pixels is not None and (self.min_pixels or 0) > self.max_pixels:
+            raise ConfigError(
+                f"min_pixels is {self.min_pixels}, above max_pixels, which is {self.max_pixels}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +109,7 @@ class ImageArguments:
     disable_image_processor: Annotated[
         bool, _image("", "Use no image processor: only with image_features, which need none.")
     ] = False
+    resolution: ImageResolution = field(default_factory=ImageResolution)
 
     def __post_init__(self) -> None:
         if not self.disable_image_processor:

@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any, Self
 
@@ -41,10 +41,10 @@ def row_key(row: Row) -> bytes:
     """Digest of all in a row that decides its answer, 16 bytes.
 
     Prompt or messages, sampling parameters (of those that only matter when sampling, none for a
-    greedy row) and images: embedded ones by their bytes, files by path, size and time of change,
-    so that the key must be taken before the image is read. Not the row's index and id, nor what
-    passes through; but where a row is sampled without a seed of its own, its index decides the
-    seed. A row that cannot be answered has the key of its error.
+    greedy row) and images, with the row's own resolution: embedded ones by their bytes, files by
+    path, size and time of change, so that the key must be taken before the image is read. Not the
+    row's index and id, nor what passes through; but where a row is sampled without a seed of its
+    own, its index decides the seed. A row that cannot be answered has the key of its error.
     """
     content: list[Any]
     if row.error is not None:
@@ -63,6 +63,12 @@ def _sampling_values(sampling: SamplingParams | None) -> list[Any]:
 
 
 def _image_values(image: ImageRef) -> list[Any]:
+    if image.resolution is None:  # as in versions where rows had none of their own
+        return _source_values(image)
+    return [*_source_values(image), *astuple(image.resolution)]
+
+
+def _source_values(image: ImageRef) -> list[Any]:
     if image.data is not None:
         return ["bytes", content_digest(image.data).hex()]
     if image.url is not None:

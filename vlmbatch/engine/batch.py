@@ -214,23 +214,22 @@ def _model_positions(
     After the prompt all rows are equal (Qwen2-VL, arXiv:2409.12191, section 2.1): a decode step has
     one.
     """
-    result = plain
+    # Behind a prompt they count on from its last one, which may have been reached by fewer.
+    ahead = [
+        0 if request.next_position is None else request.next_position - len(request.token_ids)
+        for request in (chunk.sequence.request for chunk in chunks)
+    ]
+    result = plain + np.repeat(ahead, np.diff(offsets)) if any(ahead) else plain
     for chunk, first in zip(chunks, offsets.tolist(), strict=False):
-        request = chunk.sequence.request
-        if request.positions is None:
+        own = chunk.sequence.request.positions
+        if own is None or chunk.start >= own.shape[-1]:
             continue
-        assert request.next_position is not None
-        if result is plain:
-            result = plain.copy()
-        end, num_prompt = chunk.start + chunk.length, len(request.token_ids)
-        own = request.positions[..., chunk.start : end]
-        if own.ndim == 2 and own.shape[1] and result.ndim == 1:
+        own = own[..., chunk.start : chunk.start + chunk.length]
+        if own.ndim == 2 and result.ndim == 1:
             result = np.tile(result, (3, 1))
-        split, last = first + own.shape[-1], first + chunk.length
-        if own.shape[-1]:
-            result[..., first:split] = own
-        behind = max(chunk.start, num_prompt) - num_prompt
-        result[..., split:last] = request.next_position + behind + np.arange(last - split)
+        elif result is plain:
+            result = plain.copy()
+        result[..., first : first + own.shape[-1]] = own
     return result
 
 

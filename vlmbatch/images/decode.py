@@ -22,6 +22,7 @@ from vlmbatch.images.formats import (
     known_format,
     looks_like_html,
     open_decoder,
+    video_format,
 )
 from vlmbatch.images.tensor_file import NPY_MAGIC, is_safetensors
 from vlmbatch.types import ImageRef
@@ -172,6 +173,12 @@ def _unknown_format(label: str, head: bytes) -> RowError:
         return RowError(
             ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
             f"{label}: {foreign} is not read: convert it to one of {', '.join(DECODERS)}",
+        )
+    if video := video_format(head):
+        return RowError(
+            ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
+            f"{label}: a video ({video}), not an image: videos are not taken, frames of them as "
+            "images are",
         )
     if head.startswith(NPY_MAGIC) or is_safetensors(head):
         return RowError(

@@ -55,7 +55,20 @@ _FOREIGN_SIGNATURES = (
     (b"<svg", "SVG"),
     *((b"P%d" % kind, "PNM") for kind in range(1, 7)),
 )
-_ISO_MEDIA_BRANDS = {b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC"}
+_VIDEO_SIGNATURES = (
+    (b"\x1a\x45\xdf\xa3", "WebM or Matroska"),
+    (b"FLV\x01", "FLV"),
+    (b"\0\0\1\xba", "MPEG"),
+    (b"\0\0\1\xb3", "MPEG"),
+    (b"OggS", "Ogg"),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMV"),
+)
+_VIDEO_BOXES = (b"moov", b"mdat", b"wide", b"pnot")  # of QuickTime files of before brands
+_ISO_MEDIA_BRANDS = {
+    b"avif": "AVIF",
+    b"avis": "AVIF",
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "HEIC"),
+}
 
 
 def known_format(head: bytes) -> str | None:
@@ -68,8 +81,19 @@ def known_format(head: bytes) -> str | None:
 def foreign_format(head: bytes) -> str | None:
     """The format that the first bytes announce, if it is one that is not read."""
     if head[4:8] == b"ftyp":
-        return _ISO_MEDIA_BRANDS.get(head[8:12], "ISO media")
+        return _ISO_MEDIA_BRANDS.get(head[8:12])
     return next((name for magic, name in _FOREIGN_SIGNATURES if head.startswith(magic)), None)
+
+
+def video_format(head: bytes) -> str | None:
+    """The kind of video that the first bytes announce; ``foreign_format`` goes first."""
+    if head[4:8] == b"ftyp":  # MP4 has more brands than anyone knows
+        return "QuickTime" if head[8:12] == b"qt  " else "MP4"
+    if head[4:8] in _VIDEO_BOXES:
+        return "QuickTime"
+    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
+        return "AVI"
+    return next((name for magic, name in _VIDEO_SIGNATURES if head.startswith(magic)), None)
 
 
 def looks_like_html(head: bytes) -> bool:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmbatch.config import EngineConfig, ManifestConfig, SessionConfig
+from vlmbatch.config import EngineConfig, ImageResolution, ManifestConfig, SessionConfig
 from vlmbatch.errors import RowError, UsageError
 from vlmbatch.images.feature_file import TENSOR_NAME
 from vlmbatch.images.file import read_image_bytes
@@ -134,8 +134,10 @@ class ImageReader:
         self._folder = folder
         self._images = images
         self._fetcher = open_fetcher(config)
-        digests = (checkpoint_digest(inputs.folder), inputs.processor.images.fingerprint)
-        self._context = hashlib.blake2b(repr((*digests, dtype)).encode()).digest()
+        self._processor = inputs.processor.images
+        self._checkpoint = checkpoint_digest(inputs.folder)
+        self._dtype = dtype
+        self._contexts: dict[ImageResolution | None, bytes] = {}
 
     def read(self, row: Row) -> list[Outcome]:
         """What has become of each of the row's images, in order. Thread-safe."""
@@ -143,16 +145,27 @@ class ImageReader:
 
     def _read(self, ref: ImageRef) -> Outcome:
         try:
+            context = self._context(ref.resolution)
             data = self._bytes(ref)
-            digest = hashlib.blake2b(data, digest_size=20, key=self._context)
+            digest = hashlib.blake2b(data, digest_size=20, key=context)
             name = digest.hexdigest()
             if self._folder.has(name):
                 return NamedImage(name, None)
-            image = self._images.submit(ImageRef(ref.url or ref.path, data)).result()
+            embedded = ImageRef(ref.url or ref.path, data, resolution=ref.resolution)
+            image = self._images.submit(embedded).result()
         except RowError as error:
             return error
         assert isinstance(image, PixelImage)
         return NamedImage(name, image)
+
+    def _context(self, resolution: ImageResolution | None) -> bytes:
+        """Digest of what decides an image's features beside its file."""
+        found = self._contexts.get(resolution)
+        if found is None:
+            fingerprint = self._processor.at(resolution).fingerprint
+            context = repr((self._checkpoint, fingerprint, self._dtype))
+            found = self._contexts[resolution] = hashlib.blake2b(context.encode()).digest()
+        return found
 
     def _bytes(self, ref: ImageRef) -> bytes:
         if ref.url is None:

@@ -32,6 +32,8 @@ def run_settings(config: JobConfig, inputs: Inputs, info: ManifestInfo) -> dict[
         shape["column_prefix"] = manifest.column_prefix
     if manifest.keep_inputs:
         shape["keep_inputs"] = True
+    resolution = asdict(session.image_arguments.resolution)
+    shape |= {name: value for name, value in resolution.items() if value is not None}
     return {
         **shape,
         "schema": SCHEMA_VERSION,

@@ -10,7 +10,7 @@ from vlmbatch.manifest.validate import validate_rows
 from vlmbatch.session.cores import default_image_workers
 from vlmbatch.session.open import image_prober, open_images, open_inputs, opening_stage
 from vlmbatch.stats import RunStats
-from vlmbatch.types import Row
+from vlmbatch.types import ImageGrid, ImageRef, Row
 
 
 def validate(
@@ -32,17 +32,19 @@ def validate(
         stats.rows_total = inputs.manifest.scan().num_rows
     stats.stage = "checking rows"
     rows, processor = inputs.manifest.rows(), inputs.processor
+    probe = image_prober(config, inputs)
     if not decode_images:
-        yield from validate_rows(rows, processor, image_prober(config, inputs))
+        yield from validate_rows(rows, processor, probe)
         return
     num_workers = config.image_loading.workers
     if num_workers is None:
         num_workers = default_image_workers(engine_on_cpu=False)
     images = open_images(config, inputs, num_workers)
     try:
-        threads = max(2, 2 * num_workers)
-        yield from validate_rows(
-            rows, processor, lambda ref: images.submit(ref).result().grid, threads
-        )
+
+        def decode(ref: ImageRef) -> ImageGrid | None:
+            return probe(ref) if ref.url is not None else images.submit(ref).result().grid
+
+        yield from validate_rows(rows, processor, decode, max(2, 2 * num_workers))
     finally:
         images.close()

@@ -14,6 +14,7 @@ from vlmbatch.manifest.schema import RESERVED_COLUMNS
 
 MESSAGES_COLUMN = "messages"
 SAMPLING_COLUMNS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
+RESOLUTION_COLUMNS = ("max_pixels", "min_pixels")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,8 @@ class Columns:
     dropped: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        names = [self.prompt, self.image, self.id, MESSAGES_COLUMN, *SAMPLING_COLUMNS]
+        own = (MESSAGES_COLUMN, *SAMPLING_COLUMNS, *RESOLUTION_COLUMNS)
+        names = [self.prompt, self.image, self.id, *own]
         for name in names[:3]:
             if names.count(name) > 1:
                 raise ConfigError(

@@ -9,11 +9,11 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.config import SamplingParams
+from vlmbatch.config import ImageResolution, SamplingParams
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.manifest.arrow_values import shown_with_type, times_as_text
-from vlmbatch.manifest.columns import MESSAGES_COLUMN, Columns, is_request
+from vlmbatch.manifest.columns import MESSAGES_COLUMN, RESOLUTION_COLUMNS, Columns, is_request
 from vlmbatch.manifest.ids import read_id, unknown_id
 from vlmbatch.types import ImageRef, Row
 
@@ -60,6 +60,8 @@ class RowBuilder:
             row_id = read_id(values, self.columns.id, index)
             prompt, messages = self._prompt(values)
             images = self._images(values.get(self.columns.image))
+            if (resolution := row_resolution(values)) is not None:
+                images = tuple(replace(image, resolution=resolution) for image in images)
             sampling = row_sampling(self._defaults, values, index)
         except RowError as error:
             return Row(index, row_id, line, file, extra=extra, error=error)
@@ -173,6 +175,22 @@ def row_sampling(defaults: SamplingParams, values: dict[str, Any], index: int) -
         raise RowError(ErrorCode.SAMPLING_INVALID, str(error)) from error
 
 
+def row_resolution(values: dict[str, Any]) -> ImageResolution | None:
+    """The resolution that a row asks for itself; None where it does not.
+
+    Raises:
+        RowError: a value of the wrong type or out of range.
+    """
+    code = ErrorCode.RESOLUTION_INVALID
+    given = {name: _integer(values, name, code) for name in RESOLUTION_COLUMNS}
+    if not any(value is not None for value in given.values()):
+        return None
+    try:
+        return ImageResolution(**given)
+    except ConfigError as error:
+        raise RowError(code, str(error)) from error
+
+
 def derive_seed(run_seed: int, index: int) -> int:
     """A row's seed below 2**63: the ``index``-th output of SplitMix64 started at ``run_seed``.
 
@@ -184,13 +202,15 @@ def derive_seed(run_seed: int, index: int) -> int:
     return (z ^ (z >> 31)) >> 1
 
 
-def _integer(values: dict[str, Any], name: str) -> int | None:
+def _integer(
+    values: dict[str, Any], name: str, code: ErrorCode = ErrorCode.SAMPLING_INVALID
+) -> int | None:
     value = _present(values, name)
     if isinstance(value, float | Decimal) and value % 1 == 0:
         return int(value)  # a column of integers with nulls is often stored as floats
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
-    raise _sampling_error(name, "an integer", value)
+    raise _wrong_type(name, "an integer", value, code)
 
 
 def _number(values: dict[str, Any], name: str) -> float | None:
@@ -201,8 +221,8 @@ def _number(values: dict[str, Any], name: str) -> float | None:
         try:
             return float(value)
         except OverflowError as error:
-            raise _sampling_error(name, "a number", value) from error
-    raise _sampling_error(name, "a number", value)
+            raise _wrong_type(name, "a number", value) from error
+    raise _wrong_type(name, "a number", value)
 
 
 def _present(values: dict[str, Any], name: str) -> Any:
@@ -219,10 +239,10 @@ def _strings(values: dict[str, Any], name: str) -> tuple[str, ...] | None:
         return (value,)
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
-    raise _sampling_error(name, "a string or a list of strings", value)
+    raise _wrong_type(name, "a string or a list of strings", value)
 
 
-def _sampling_error(name: str, expected: str, value: Any) -> RowError:
-    return RowError(
-        ErrorCode.SAMPLING_INVALID, f"{name} must be {expected}, got {shown_with_type(value)}"
-    )
+def _wrong_type(
+    name: str, expected: str, value: Any, code: ErrorCode = ErrorCode.SAMPLING_INVALID
+) -> RowError:
+    return RowError(code, f"{name} must be {expected}, got {shown_with_type(value)}")

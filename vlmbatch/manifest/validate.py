@@ -27,14 +27,14 @@ class PromptEncoder(Protocol):
 def validate_rows(
     rows: Iterable[Row],
     encoder: PromptEncoder,
-    check_image: Callable[[ImageRef], ImageGrid],
+    check_image: Callable[[ImageRef], ImageGrid | None],
     threads: int = 4,  # headers are small: more than one because files may lie on a network
 ) -> Generator[tuple[Row, RowError | None]]:
     """Yield every row, in order, with the first thing that is wrong with it.
 
-    ``check_image`` raises RowError, or says what the model makes of an image; it runs on
-    ``threads`` threads, at most ``_WINDOW`` rows or ``_WINDOW_BYTES`` of images ahead. Tokenizers
-    stay on the caller's thread.
+    ``check_image`` raises RowError, or says what the model makes of an image, None of one that is
+    behind a URL, which the run alone fetches; it runs on ``threads`` threads, at most ``_WINDOW``
+    rows or ``_WINDOW_BYTES`` of images ahead. Tokenizers stay on the caller's thread.
     """
     check = partial(_image_error, encoder=encoder, check_image=check_image)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="validate")
@@ -64,11 +64,10 @@ def _image_error(
     row: Row,
     tokens: Tokens,
     encoder: PromptEncoder,
-    check_image: Callable[[ImageRef], ImageGrid],
+    check_image: Callable[[ImageRef], ImageGrid | None],
 ) -> RowError | None:
-    # What is behind URLs is fetched by the run alone.
     try:
-        grids = [check_image(image) for image in row.images if image.url is None]
+        grids = [grid for image in row.images if (grid := check_image(image)) is not None]
         if len(grids) == len(row.images):
             encoder.place(tokens, grids)
     except RowError as error:

@@ -19,6 +19,7 @@ from vlmbatch.models.template_limits import MAX_CHARACTERS
 from vlmbatch.models.template_sandbox import TemplateSandbox
 
 _PROBE = "vlmbatch probe"
+_VIDEO_PARTS = ("video", "video_url")
 _MAX_SOURCE = 2**20  # characters; published templates have a few thousand
 # What compiling one can raise: Jinja makes Python of it, in which nesting is limited.
 _COMPILE_ERRORS = (jinja2.TemplateError, SyntaxError, RecursionError, MemoryError, OverflowError)
@@ -196,6 +197,12 @@ def _check_part(where: str, part: object) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
     if kind in ("image", "image_url"):
         return {"type": "image"}
+    if kind in _VIDEO_PARTS:
+        raise RowError(
+            ErrorCode.PROMPT_INVALID,
+            f"messages: {where} is of type {kind!r}: videos are not taken, frames of them as "
+            "images are",
+        )
     if kind != "text" or not isinstance(part, Mapping):
         raise _invalid(where, 'a part of type "text", "image" or "image_url"', part)
     if not isinstance(part.get("text"), str):

@@ -6,7 +6,7 @@ configuration class of its ``model_type``. Here is what all families have in com
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, cast, get_args
 
@@ -74,13 +74,22 @@ def check_image_arguments(config: ModelConfig, arguments: ImageArguments) -> Non
             continue
         if actual is None:
             raise ConfigError(
-                f"{name} is given as {given}, but this model's varies with the size of the image; "
-                "leave it out"
+                f"{name} is given as {given}, but this model's varies with the size of the image: "
+                "leave it out; --max-pixels, --min-pixels and --longest-side say how large images "
+                "may be"
             )
         raise ConfigError(
             f"{name} is given as {given}, but the model's is {actual}; "
             "leave it out to take the model's"
         )
+    if config.image_feature_size is None:
+        return
+    for name, given in asdict(arguments.resolution).items():
+        if given is not None:
+            raise ConfigError(
+                f"{name} is given as {given}, but the model's images always take "
+                f"{config.image_feature_size} tokens: leave it out"
+            )
 
 
 def refuse_quantized(*sections: JsonFields) -> None:

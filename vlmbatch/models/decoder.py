@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vlmbatch_kernels.embedding import embed_with_features
 from vlmbatch_kernels.qkv_linear import project_qkv
-from vlmbatch_kernels.rotary import rotary_and_cache
 
 from vlmbatch.attention.base import (
     AttentionBackend,
@@ -65,27 +64,27 @@ class DecoderAttention(nn.Module):
         backend: AttentionBackend,
         sampled: SampledQueries | None,
     ) -> Tensor:
-        paged = (cache.key, cache.value, metadata.slot_mapping)
-        if self.q_norm is None:
-            query = project_qkv(x, self.qkv_proj.weight, self.qkv_proj.bias, cos, sin, *paged)
-        else:
-            query = rotary_and_cache(self._normalised(x), cos, sin, *paged)
+        query = project_qkv(
+            x,
+            self.qkv_proj.weight,
+            self.qkv_proj.bias,
+            cos,
+            sin,
+            cache.key,
+            cache.value,
+            metadata.slot_mapping,
+            *self._norms,
+        )
         out = backend.attend(query, cache, metadata, self.spec, sampled)
         projected: Tensor = self.o_proj(out.flatten(1))
         return projected
 
-    def _normalised(self, x: Tensor) -> Tensor:
-        """Heads (T, H + 2K, D) of ``x``, those of queries and keys normalised."""
-        assert self.q_norm is not None and self.k_norm is not None
-        spec = self.spec
-        heads = self.qkv_proj(x).view(len(x), -1, spec.head_dim)
-        sizes = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
-        query, key, value = torch.split(heads, sizes, dim=1)
-        normed = (
-            norm(part.reshape(-1, spec.head_dim)).view_as(part)
-            for norm, part in ((self.q_norm, query), (self.k_norm, key))
-        )
-        return torch.cat((*normed, value), dim=1)
+    @property
+    def _norms(self) -> tuple[Tensor, Tensor, float] | tuple[()]:
+        """Weights of the norms of query and key heads, where there are any, and their epsilon."""
+        if self.q_norm is None or self.k_norm is None:
+            return ()
+        return self.q_norm.weight, self.k_norm.weight, self.q_norm.eps
 
 
 class DecoderLayer(nn.Module):

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlmbatch.config import ImageArguments, PromptConfig
+from vlmbatch.config import ImageArguments, ImageResolution, PromptConfig
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.json_fields import JsonFields
 from vlmbatch.types import ImageGrid, ImageInput, ImageSpan, PixelImage, Row
@@ -78,6 +78,14 @@ class ImageProcessor(Protocol):
     @property
     def largest_grid(self) -> ImageGrid:
         """No image has more tokens or bytes."""
+        ...
+
+    def at(self, resolution: ImageResolution | None) -> ImageProcessor:
+        """The processor for images of a row that has a resolution of its own, within the run's.
+
+        Raises:
+            RowError: ``resolution_invalid``, not one that the model or the run takes.
+        """
         ...
 
     def grid(self, height: int, width: int) -> ImageGrid:

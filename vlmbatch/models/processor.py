@@ -50,7 +50,7 @@ class PromptProcessor(ABC):
         _check_prompt_options(prompt)
         self.tokenizer = tokenizer
         self.images = images
-        self.max_model_len = _context_length(config, max_model_len)
+        self.max_model_len = context_length(config, max_model_len)
         self._model = config
         self._prompt = prompt
         self._strict = arguments.strict_image_tokens
@@ -182,7 +182,12 @@ class PromptProcessor(ABC):
         return rendered, bos_token is None or not rendered.startswith(bos_token)
 
 
-def _context_length(config: ModelConfig, max_model_len: int | None) -> int:
+def context_length(config: ModelConfig, max_model_len: int | None) -> int:
+    """Tokens of a prompt and its answer; ``max_model_len`` None: the model's own number.
+
+    Raises:
+        ConfigError: more than the model's own, or too few for an answer.
+    """
     context = config.text.max_position_embeddings
     if max_model_len is None:
         return context

@@ -43,14 +43,14 @@ def boolean(body: Json, name: str, where: str = "") -> bool:
     raise wrong_type(where + name, "a boolean", value)
 
 
-def integer(body: Json, name: str) -> int | None:
+def integer(body: Json, name: str, where: str = "") -> int | None:
     """An integer, or a float that is one; None when it is absent or null."""
     value = body.get(name)
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if value is None or (isinstance(value, int) and not isinstance(value, bool)):
         return value
-    raise wrong_type(name, "an integer", value)
+    raise wrong_type(where + name, "an integer", value)
 
 
 def number(body: Json, name: str) -> float | None:

@@ -16,6 +16,7 @@ _TOOL_ROLES = ("tool", "function")
 # What an assistant's message brings along when an earlier answer is sent back.
 _IGNORED = frozenset({"refusal", "annotations", "name", "reasoning", "reasoning_content"})
 _UNSUPPORTED = frozenset({"tool_calls", "tool_call_id", "function_call", "audio"})
+_VIDEO_PARTS = ("video", "video_url", "input_video")
 _DETAILS = ("auto", "low", "high", "original")
 
 
@@ -132,6 +133,8 @@ def _image(value: object, where: str, urls: ImageUrls) -> ImageRef:
 def _unknown_part(kind: object, where: str) -> ApiError:
     if not isinstance(kind, str):
         return wrong_type(f"{where}.type", "a string", kind)
+    why = "videos are not taken, " if kind in _VIDEO_PARTS else ""
     return bad_request(
-        f"'{where}.type' is {kind!r:.80}: only text and image_url are supported", f"{where}.type"
+        f"'{where}.type' is {kind!r:.80}: {why}only text and image_url are supported",
+        f"{where}.type",
     )

@@ -18,6 +18,7 @@ from vlmbatch.openai.fields import (
     wrong_type,
 )
 from vlmbatch.openai.messages import read_image, read_messages
+from vlmbatch.openai.resolution import RESOLUTION_FIELD, at_own_resolution
 from vlmbatch.openai.sampling import SAMPLING_FIELDS, read_sampling
 from vlmbatch.openai.unsupported import NEUTRAL_CHAT, NEUTRAL_COMPLETION, check_fields
 from vlmbatch.types import ImageRef
@@ -25,7 +26,7 @@ from vlmbatch.types import ImageRef
 CHAT_URL = "/v1/chat/completions"
 COMPLETION_URL = "/v1/completions"
 
-_COMMON = SAMPLING_FIELDS | {"model", "stream", "stream_options"}
+_COMMON = SAMPLING_FIELDS | {"model", "stream", "stream_options", RESOLUTION_FIELD}
 _CHAT_FIELDS = _COMMON | {"messages", "max_completion_tokens"}
 _COMPLETION_FIELDS = _COMMON | {"prompt", "images"}  # images: ours; OpenAI's has none
 # The last is vLLM's; OpenAI's obfuscation pads what is streamed, and is a matter of taste.
@@ -80,6 +81,7 @@ def parse_chat_request(
     body = object_body(body)
     check_fields(body, _CHAT_FIELDS, NEUTRAL_CHAT)
     messages, images = read_messages(body.get("messages"), urls)
+    images = at_own_resolution(body, images)
     sampling = read_sampling(body, defaults)
     return ChatRequest(
         string(body, "model"), messages, images, sampling, *_stream(body), string(body, "user")
@@ -99,7 +101,7 @@ def parse_completion_request(
     body = object_body(body)
     check_fields(body, _COMPLETION_FIELDS, NEUTRAL_COMPLETION)
     prompt = _prompt(body.get("prompt"))
-    images = _images(body.get("images"), urls)
+    images = at_own_resolution(body, _images(body.get("images"), urls))
     sampling = read_sampling(body, defaults)
     return CompletionRequest(
         string(body, "model"), prompt, images, sampling, *_stream(body), string(body, "user")

@@ -36,8 +36,14 @@ class ServeConfig:
         str | None, _server("NAME", "Name of the model in requests; absent: --model.")
     ] = None
     limit_images_per_prompt: Annotated[  # LLaVA-1.5 was trained with one
-        int, _limits("N", "Images of one request.", minimum=0)
-    ] = 1
+        int | None,
+        _limits(
+            "N",
+            "Images of one request; absent: 1 where the model's images all take as many tokens, "
+            "else as many as the context holds.",
+            minimum=0,
+        ),
+    ] = None
     max_request_bytes: Annotated[
         int, _limits("SIZE", "Size of a request's body, images included.", unit="size")
     ] = 32 * 2**20

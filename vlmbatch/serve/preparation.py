@@ -48,7 +48,8 @@ class _Parsed:
 class Preparation:
     """Parses, checks and tokenizes requests, and has their images loaded.
 
-    ``threads``: those that work at once; most of them wait for an image.
+    ``max_images``: of one request; None: any number. ``threads``: those that work at once; most of
+    them wait for an image.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class Preparation:
         loader: ImageLoader,
         urls: ImageUrls,
         model_name: str,
-        max_images: int,
+        max_images: int | None,
         threads: int,
     ) -> None:
         self._processor = processor
@@ -96,7 +97,7 @@ class Preparation:
         asked = parse(_load_json(body), defaults, self._urls)
         if asked.model != self._model_name:
             raise self._unknown_model(asked.model)
-        if len(asked.images) > self._max_images:
+        if self._max_images is not None and len(asked.images) > self._max_images:
             raise bad_request(
                 f"the prompt has {len(asked.images)} images, and the server takes "
                 f"{self._max_images} (--limit-images-per-prompt)",

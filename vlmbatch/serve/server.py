@@ -94,13 +94,20 @@ def make_service(
             loader,
             ImageUrls(domains),
             config.model_name,
-            config.limit_images_per_prompt,
+            _image_limit(config, inputs),
             threads=max(2, 2 * num_workers),
         ),
         engine=engine_thread,
         slots=RequestSlots(config.max_concurrent_requests),
         metrics=ServerMetrics(lambda: engine_thread.status),
     )
+
+
+def _image_limit(config: ServeConfig, inputs: ModelInputs) -> int | None:
+    """Images of one request; None: as many as the context holds."""
+    if config.limit_images_per_prompt is not None:
+        return config.limit_images_per_prompt
+    return 1 if inputs.model.image_feature_size is not None else None
 
 
 async def _serve(

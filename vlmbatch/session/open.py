@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -168,13 +167,23 @@ def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int)
     )
 
 
-def image_prober(config: SessionConfig, inputs: ModelInputs) -> Callable[[ImageRef], ImageGrid]:
-    """What the model makes of an image, by the header of its file alone; raises RowError."""
-    limits, images = config.image_limits, inputs.processor.images
-    if images is None:
-        return partial(probe_features, limits=limits, grid_of=inputs.processor.feature_grid)
+def image_prober(
+    config: SessionConfig, inputs: ModelInputs
+) -> Callable[[ImageRef], ImageGrid | None]:
+    """What the model makes of an image, by the header of its file alone; raises RowError.
 
-    def probe(ref: ImageRef) -> ImageGrid:
+    None of an image behind a URL, of which nothing is known but what its row asks for.
+    """
+    limits, processor = config.image_limits, inputs.processor
+
+    def probe(ref: ImageRef) -> ImageGrid | None:
+        if processor.images is None:
+            if ref.url is not None:
+                return None
+            return probe_features(ref, limits, processor.feature_grid)
+        images = processor.images.at(ref.resolution)
+        if ref.url is not None:
+            return None
         header = probe_image(ref, limits)
         return images.grid(header.height, header.width)
 

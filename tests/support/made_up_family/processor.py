@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from made_up_family.config import MadeUpConfig
-from vlmbatch.config import ImageArguments, PromptConfig
+from vlmbatch.config import ImageArguments, ImageResolution, PromptConfig
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.processor import PromptProcessor
+from vlmbatch.models.shrink import NO_SHRINK, Shrink
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import FeatureImage, ImageGrid, ImageInput, ImageSpan, PixelImage
 
@@ -26,13 +27,21 @@ class MadeUpImages:
     """An ``ImageProcessor``: as many patches as the image is large."""
 
     max_side: int
-    fingerprint: str = "made up"
+    shrink: Shrink = NO_SHRINK
+
+    @property
+    def fingerprint(self) -> str:
+        return f"made up {self.shrink}"
 
     @property
     def largest_grid(self) -> ImageGrid:
         return self._grid(self.max_side, self.max_side)
 
+    def at(self, resolution: ImageResolution | None) -> MadeUpImages:
+        return replace(self, shrink=self.shrink.at(resolution))
+
     def grid(self, height: int, width: int) -> ImageGrid:
+        height, width = self.shrink.size(height, width)
         if max(height, width) > _MAX_RATIO * min(height, width):
             raise RowError(ErrorCode.IMAGE_TOO_LARGE, f"{width} x {height}: too long a strip")
         sides = (height // _STEP[0], width // _STEP[1])
@@ -41,7 +50,7 @@ class MadeUpImages:
     def process(self, image: Image.Image) -> PixelImage:
         grid = self.grid(image.height, image.width)
         size = (grid.width * PATCH, grid.height * PATCH)
-        pixels = np.array(image.resize(size, Image.Resampling.BOX), order="C")
+        pixels = np.array(self.shrink.apply(image).resize(size, Image.Resampling.BOX), order="C")
         return pixel_image(pixels, grid, self.fingerprint)
 
     def _grid(self, height: int, width: int) -> ImageGrid:
@@ -123,6 +132,7 @@ def load(
     image_processor_folder: Path,
 ) -> MadeUpProcessor:
     takes_pixels = arguments.image_input_type == "pixel_values"
-    images = MadeUpImages(config.max_side) if takes_pixels else None
+    shrink = Shrink.of(arguments.resolution)
+    images = MadeUpImages(config.max_side, shrink) if takes_pixels else None
     tokenizer = Tokenizer.load(tokenizer_folder)
     return MadeUpProcessor(config, tokenizer, images, prompt, arguments, max_model_len, folder)

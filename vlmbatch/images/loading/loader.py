@@ -37,7 +37,8 @@ class InProcessLoader:
     def submit(self, ref: ImageRef) -> Future[ImageInput]:
         future: Future[ImageInput] = Future()
         try:
-            future.set_result(self._processor.process(decode_image(ref, self._limits)))
+            processor = self._processor.at(ref.resolution)
+            future.set_result(processor.process(decode_image(ref, self._limits)))
         except RowError as error:
             future.set_exception(error)
         return future
@@ -47,7 +48,10 @@ class InProcessLoader:
 
 
 class FeatureLoader:
-    """Reads features on the thread that asks; rows of one file share one array."""
+    """Reads features on the thread that asks; rows of one file share one array.
+
+    A row's resolution was that of its features when they were computed.
+    """
 
     def __init__(self, limits: ImageLimits, processor: Processor) -> None:
         self._limits = limits

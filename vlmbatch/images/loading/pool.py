@@ -87,7 +87,7 @@ class ImageWorkers:
             CancelledError: the pool is closed.
         """
         digest = None if ref.data is None else content_digest(ref.data)
-        key = ref.path, digest
+        key = ref.path, digest, ref.resolution
         while True:
             with self._lock:
                 self._room.wait_for(lambda: self._is_at_hand(key) or self._has_room())

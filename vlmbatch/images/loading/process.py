@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,11 @@ class WorkerProcess:
         """
         started = time.monotonic()
         try:
-            request = {"path": ref.path, "embedded": ref.data is not None}
+            request = {
+                "path": ref.path,
+                "embedded": ref.data is not None,
+                "resolution": ref.resolution and astuple(ref.resolution),
+            }
             send(self._connection, request, ref.data or b"")
             reply, _ = receive(self._connection)
         except TimeoutError as error:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
+from vlmbatch.config import ImageResolution
 from vlmbatch.images.loading.process import Decoded
 
-# A path, and for embedded images the digest of the bytes.
-ImageKey = tuple[str | None, bytes | None]
+# A path, for embedded images the digest of the bytes, and the row's own resolution.
+ImageKey = tuple[str | None, bytes | None, ImageResolution | None]
 
 
 class RecentImages:

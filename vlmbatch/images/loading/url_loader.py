@@ -26,7 +26,7 @@ class UrlLoader:
             future: Future[ImageInput] = Future()
             future.set_exception(error)
             return future
-        return self._loader.submit(ImageRef(ref.url, data))
+        return self._loader.submit(ImageRef(ref.url, data, resolution=ref.resolution))
 
     def close(self) -> None:
         self._loader.close()

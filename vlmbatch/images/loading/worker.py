@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from vlmbatch.config import ImageLimits
+from vlmbatch.config import ImageLimits, ImageResolution
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.decode import decode_image
 from vlmbatch.images.file import image_label
@@ -60,14 +60,15 @@ def _serve(connection: socket.socket, shared: np.ndarray[Any, np.dtype[np.uint8]
     send(connection, {"ready": os.getpid()})
     while True:
         request, data = receive(connection)
-        embedded = request["embedded"]
+        embedded, own = request["embedded"], request["resolution"]
         ref = ImageRef(request["path"], data if embedded else None)
         os.ftruncate(sys.stderr.fileno(), 0)  # what decoders print must not pile up
         signal.setitimer(signal.ITIMER_REAL, timeout_s + _ORPHAN_SECONDS)
         try:
             # Before the file is opened: if it is replaced in between, it is read anew next time.
             identity = None if embedded else file_identity(request["path"])
-            image = processor.process(decode_image(ref, limits))
+            at = processor.at(own and ImageResolution(*own))
+            image = at.process(decode_image(ref, limits))
             shared[: image.pixels.size] = image.pixels.reshape(-1)
             reply = {
                 "content_hash": image.content_hash.hex(),

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vlmbatch.config import ImageResolution
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.json_fields import JsonFields
@@ -82,6 +83,16 @@ class LlavaImageProcessor:
         path = folder / "processor_config.json"
         fields = JsonFields.load(path).section("image_processor") if path.exists() else None
         return _parse(fields or JsonFields.load(folder / "preprocessor_config.json"), config)
+
+    def at(self, resolution: ImageResolution | None) -> LlavaImageProcessor:
+        """See ``ImageProcessor``: there is one size of images."""
+        if resolution is not None:
+            raise RowError(
+                ErrorCode.RESOLUTION_INVALID,
+                "max_pixels and min_pixels: the model's images always take "
+                f"{self.num_tokens} tokens; leave these columns out or null",
+            )
+        return self
 
     def grid(self, height: int, width: int) -> ImageGrid:
         """The grid of every image."""

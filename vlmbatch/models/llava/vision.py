@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from vlmbatch_kernels.gelu_linear import gelu_linear
 from vlmbatch_kernels.linear import linear
 
 from vlmbatch.attention.base import AttentionBackend, AttentionSpec
@@ -95,11 +96,17 @@ class VisionMLP(nn.Module):
         share = parallel.share(config.intermediate_size)
         self.fc1 = ColumnLinear(config.hidden_size, (Part("fc1", share),), bias=True)
         self.fc2 = RowLinear(share, config.hidden_size, True, parallel)
-        self.act = ACTIVATIONS[config.hidden_act]
+        self.act = config.hidden_act
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        out: Tensor = self.fc2(self._activated(x))
         return out
+
+    def _activated(self, x: Tensor) -> Tensor:
+        if self.act == "gelu_pytorch_tanh":
+            assert self.fc1.bias is not None
+            return gelu_linear(x, self.fc1.weight, self.fc1.bias)
+        return ACTIVATIONS[self.act](self.fc1(x))
 
 
 class VisionLayer(nn.Module):

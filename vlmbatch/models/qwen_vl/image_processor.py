@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.config import ImageResolution
+from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.json_fields import JsonFields
 from vlmbatch.models.qwen_vl.vision_config import VisionConfig
+from vlmbatch.models.shrink import NO_SHRINK, Shrink, check_row
 from vlmbatch.types import ImageGrid, PixelImage
 
 MAX_ASPECT = 200
@@ -33,7 +35,8 @@ class QwenImageProcessor:
     """How one checkpoint prepares its images. An ``ImageProcessor``.
 
     An image keeps its shape as nearly as whole tokens of ``factor`` pixels squared allow, within
-    ``min_pixels`` and ``max_pixels`` in all.
+    ``min_pixels`` and ``max_pixels`` in all. ``shrink`` comes first. An image of more than
+    ``max_tokens`` tokens, which no prompt holds, is refused undecoded.
     """
 
     factor: int
@@ -43,10 +46,15 @@ class QwenImageProcessor:
     rescale_factor: float
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    shrink: Shrink = NO_SHRINK
+    max_tokens: int | None = None
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        values = tuple(getattr(self, name) for name in self.__slots__ if name != "fingerprint")
+        others = {"fingerprint", "max_tokens"}  # not of the pixels
+        if self.shrink == NO_SHRINK:  # as in versions that had none
+            others.add("shrink")
+        values = tuple(getattr(self, name) for name in self.__slots__ if name not in others)
         object.__setattr__(self, "fingerprint", hashlib.blake2b(repr(values).encode()).hexdigest())
 
     @property
@@ -71,32 +79,104 @@ class QwenImageProcessor:
             math.sqrt(self.min_pixels * ratio) / self.factor
             for ratio in (MAX_ASPECT, 1 / MAX_ASPECT)
         )
-        tokens = max(
+        most = max(
             self.max_pixels / self.factor**2,
             math.sqrt(self.max_pixels * MAX_ASPECT) / self.factor,
-            (longest + 1) * (shortest + 1),
         )
+        if self.shrink.longest_side is not None:
+            most = min(most, max(1, round(self.shrink.longest_side / self.factor)) ** 2)
+        tokens = max(most, (longest + 1) * (shortest + 1))
+        if self.max_tokens is not None:
+            tokens = min(tokens, self.max_tokens)
         height = max(1, math.isqrt(int(tokens)))
         return self._grid(height, math.ceil(int(tokens) / height))
 
     @classmethod
-    def load(cls, folder: Path, vision: VisionConfig) -> QwenImageProcessor:
+    def load(
+        cls,
+        folder: Path,
+        vision: VisionConfig,
+        resolution: ImageResolution | None = None,
+        max_tokens: int | None = None,
+    ) -> QwenImageProcessor:
         """Read ``processor_config.json`` or ``preprocessor_config.json`` for a model.
 
         Raises:
             CheckpointError: neither is there, or a parameter is unsupported or contradicts the
                 model.
+            ConfigError: ``resolution`` is none that the model can have.
         """
         path = folder / "processor_config.json"
         fields = JsonFields.load(path).section("image_processor") if path.exists() else None
-        return _parse(fields or JsonFields.load(folder / "preprocessor_config.json"), vision)
+        made = _parse(fields or JsonFields.load(folder / "preprocessor_config.json"), vision)
+        made = replace(made, max_tokens=max_tokens)
+        return made if resolution is None else made.within(resolution)
+
+    def within(self, resolution: ImageResolution) -> QwenImageProcessor:
+        """With these limits in the place of the checkpoint's own, where they are given.
+
+        Raises:
+            ConfigError: they contradict the model or each other, with both numbers.
+        """
+        token, side = self.factor**2, resolution.longest_side
+        for name, given, least in (
+            ("max_pixels", resolution.max_pixels, token),
+            ("longest_side", side, self.factor),
+        ):
+            if given is not None and given < least:
+                raise ConfigError(
+                    f"{name} must be at least {least}, got {given}: of this model's images a token "
+                    f"is {self.factor} x {self.factor} = {token} pixels"
+                )
+        least = resolution.min_pixels or self.min_pixels
+        most = resolution.max_pixels or self.max_pixels
+        if least > most:
+            own = "min_pixels" if resolution.min_pixels is None else "max_pixels"
+            raise ConfigError(
+                f"min_pixels is {least}, above max_pixels, which is {most}: {own} is the model's "
+                "or the run's own, and can be given too"
+            )
+        if least > _MOST_OF_LEAST:
+            raise ConfigError(f"min_pixels must be at most {_MOST_OF_LEAST}, got {least}")
+        shrink = self.shrink if side is None else Shrink(longest_side=side)
+        return replace(self, min_pixels=least, max_pixels=most, shrink=shrink)
+
+    def at(self, resolution: ImageResolution | None) -> QwenImageProcessor:
+        """See ``ImageProcessor``."""
+        if resolution is None:
+            return self
+        check_row(resolution, self.max_pixels)
+        try:
+            own = self.within(resolution)
+        except ConfigError as error:
+            raise RowError(ErrorCode.RESOLUTION_INVALID, str(error)) from error
+        found, most = own.largest_grid.num_tokens, self.largest_grid.num_tokens
+        if found > most:
+            raise RowError(
+                ErrorCode.RESOLUTION_INVALID,
+                f"min_pixels is {own.min_pixels}, by which images may take up to {found} tokens, "
+                f"above the {most} of the run: --max-pixels gives it more",
+            )
+        return own
 
     def grid(self, height: int, width: int) -> ImageGrid:
         """See ``ImageProcessor``."""
-        return self._grid(*(side // self.factor for side in self.size(height, width)))
+        grid = self._grid(*(side // self.factor for side in self.size(height, width)))
+        if self.max_tokens is not None and grid.num_tokens > self.max_tokens:
+            hint = "--max-pixels makes images smaller"
+            if self.min_pixels > self.max_tokens * self.factor**2:
+                hint = f"with {self.min_pixels} pixels at the least, no image fits"
+            raise RowError(
+                ErrorCode.PROMPT_TOO_LONG,
+                f"the image of {width} x {height} pixels takes {grid.num_tokens} tokens; with at "
+                f"least one for the answer that exceeds the context of {self.max_tokens + 1}: "
+                f"{hint}",
+            )
+        return grid
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """The height and width that an image is resized to: Qwen2-VL's ``smart_resize``.
+        """The height and width that an image is resized to: Qwen2-VL's ``smart_resize``, of what
+        ``shrink`` leaves.
 
         Raises:
             RowError: one side is over 200 times the other.
@@ -108,6 +188,7 @@ class QwenImageProcessor:
                 f"{width} x {height} pixels: one side is {longer / shorter:.6g} times the other, "
                 f"and the model takes images up to {MAX_ASPECT} times as long as wide",
             )
+        height, width = self.shrink.size(height, width)
         factor = self.factor
         rounded = round(height / factor) * factor, round(width / factor) * factor
         if rounded[0] * rounded[1] > self.max_pixels:
@@ -125,9 +206,10 @@ class QwenImageProcessor:
     def process(self, image: Image.Image) -> PixelImage:
         """See ``ImageProcessor``."""
         assert image.mode == "RGB", image.mode
-        height, width = self.size(image.height, image.width)
-        pixels = np.array(image.resize((width, height), self.resample), order="C")
-        return pixel_image(pixels, self.grid(image.height, image.width), self.fingerprint)
+        grid = self.grid(image.height, image.width)
+        size = (grid.width * self.factor, grid.height * self.factor)
+        pixels = np.array(self.shrink.apply(image).resize(size, self.resample), order="C")
+        return pixel_image(pixels, grid, self.fingerprint)
 
     def _grid(self, height: int, width: int) -> ImageGrid:
         tokens = height * width

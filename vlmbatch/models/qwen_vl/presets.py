@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from vlmbatch.models.qwen_vl.config import QwenVLConfig
 
@@ -13,78 +13,112 @@ _TOKENS: dict[str, Any] = {
     "eos_token_id": 151_645,
     "torch_dtype": "bfloat16",
 }
-_QWEN2_7B: dict[str, Any] = {
-    "vocab_size": 152_064,
-    "hidden_size": 3584,
-    "intermediate_size": 18_944,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 28,
-    "num_key_value_heads": 4,
-    "rms_norm_eps": 1e-6,
-    "rope_theta": 1e6,
-    "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
-    "tie_word_embeddings": False,
-}
 
-CONFIGS: dict[str, dict[str, Any]] = {
-    "qwen2-vl-7b": {
+
+class _Decoder(NamedTuple):
+    """``tied``: embeddings are the head's weights, and the vocabulary has no rows to fill it up."""
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    tied: bool = False
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        return {
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": self.num_heads,
+            "num_key_value_heads": self.num_kv_heads,
+            "rms_norm_eps": 1e-6,
+        }
+
+
+def _qwen2_vl(text: _Decoder) -> dict[str, Any]:
+    return {
         "model_type": "qwen2_vl",
-        **_TOKENS,
-        **_QWEN2_7B,
+        **_qwen2_text(text),
         "max_position_embeddings": 32_768,
         "vision_config": {
             "depth": 32,
             "embed_dim": 1280,
             "num_heads": 16,
             "mlp_ratio": 4,
-            "hidden_size": 3584,
+            "hidden_size": text.hidden_size,
             "patch_size": 14,
         },
-    },
-    "qwen2.5-vl-7b": {
+    }
+
+
+def _qwen2_5_vl(text: _Decoder, tower_intermediate: int) -> dict[str, Any]:
+    return {
         "model_type": "qwen2_5_vl",
-        **_TOKENS,
-        **_QWEN2_7B,
+        **_qwen2_text(text),
         "max_position_embeddings": 128_000,
         "vision_config": {
             "depth": 32,
             "hidden_size": 1280,
-            "intermediate_size": 3420,
+            "intermediate_size": tower_intermediate,
             "num_heads": 16,
             "patch_size": 14,
             "window_size": 112,
             "fullatt_block_indexes": [7, 15, 23, 31],
-            "out_hidden_size": 3584,
+            "out_hidden_size": text.hidden_size,
         },
-    },
-    "qwen3-vl-8b": {
+    }
+
+
+def _qwen2_text(text: _Decoder) -> dict[str, Any]:
+    return {
+        **_TOKENS,
+        **text.fields,
+        "vocab_size": 151_936 if text.tied else 152_064,
+        "rope_theta": 1e6,
+        "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
+        "tie_word_embeddings": text.tied,
+    }
+
+
+def _qwen3_vl(text: _Decoder, *, large_tower: bool) -> dict[str, Any]:
+    large = {"depth": 27, "hidden_size": 1152, "intermediate_size": 4304}
+    small = {"depth": 24, "hidden_size": 1024, "intermediate_size": 4096}
+    return {
         "model_type": "qwen3_vl",
         **_TOKENS,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": text.tied,
         "text_config": {
+            **text.fields,
             "vocab_size": 151_936,
-            "hidden_size": 4096,
-            "intermediate_size": 12_288,
-            "num_hidden_layers": 36,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
             "head_dim": 128,
             "max_position_embeddings": 262_144,
-            "rms_norm_eps": 1e-6,
             "rope_theta": 5e6,
             "rope_scaling": {"rope_type": "default", "mrope_section": [24, 20, 20]},
         },
         "vision_config": {
-            "depth": 27,
-            "hidden_size": 1152,
-            "intermediate_size": 4304,
+            **(large if large_tower else small),
             "num_heads": 16,
             "patch_size": 16,
             "num_position_embeddings": 2304,
-            "deepstack_visual_indexes": [8, 16, 24],
-            "out_hidden_size": 4096,
+            "deepstack_visual_indexes": [8, 16, 24] if large_tower else [5, 11, 17],
+            "out_hidden_size": text.hidden_size,
         },
-    },
+    }
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "qwen2-vl-2b": _qwen2_vl(_Decoder(1536, 8960, 28, 12, 2, tied=True)),
+    "qwen2-vl-7b": _qwen2_vl(_Decoder(3584, 18_944, 28, 28, 4)),
+    "qwen2.5-vl-3b": _qwen2_5_vl(_Decoder(2048, 11_008, 36, 16, 2, tied=True), 3420),
+    "qwen2.5-vl-7b": _qwen2_5_vl(_Decoder(3584, 18_944, 28, 28, 4), 3420),
+    "qwen2.5-vl-32b": _qwen2_5_vl(_Decoder(5120, 27_648, 64, 40, 8), 3456),
+    "qwen2.5-vl-72b": _qwen2_5_vl(_Decoder(8192, 29_568, 80, 64, 8), 3456),
+    "qwen3-vl-2b": _qwen3_vl(_Decoder(2048, 6144, 28, 16, 8, tied=True), large_tower=False),
+    "qwen3-vl-4b": _qwen3_vl(_Decoder(2560, 9728, 36, 32, 8, tied=True), large_tower=False),
+    "qwen3-vl-8b": _qwen3_vl(_Decoder(4096, 12_288, 36, 32, 8), large_tower=True),
+    "qwen3-vl-32b": _qwen3_vl(_Decoder(5120, 25_600, 64, 64, 8), large_tower=True),
 }
 
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vlmbatch.config import ImageArguments, PromptConfig
 from vlmbatch.errors import CheckpointError, ErrorCode, RowError
-from vlmbatch.models.processor import IMAGE_PLACEHOLDER, PromptProcessor
+from vlmbatch.models.processor import IMAGE_PLACEHOLDER, PromptProcessor, context_length
 from vlmbatch.models.qwen_vl.config import QwenVLConfig
 from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
 from vlmbatch.models.tokenizer import Tokenizer
@@ -143,6 +143,11 @@ def load(
     """See ``load_processor`` of the families."""
     images = None
     if arguments.image_input_type == "pixel_values":
-        images = QwenImageProcessor.load(image_processor_folder, config.vision)
+        images = QwenImageProcessor.load(
+            image_processor_folder,
+            config.vision,
+            arguments.resolution,
+            context_length(config, max_model_len) - 1,
+        )
     tokenizer = Tokenizer.load(tokenizer_folder)
     return QwenVLProcessor(config, tokenizer, images, prompt, arguments, max_model_len, folder)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from vlmbatch_kernels.gelu_linear import gelu_linear
 from vlmbatch_kernels.image_patches import normalize_patches
 from vlmbatch_kernels.linear import linear
 from vlmbatch_kernels.qkv_linear import project_qkv
@@ -159,11 +160,17 @@ class PlainMLP(nn.Module):
         super().__init__()
         self.fc1 = ColumnLinear(in_features, (Part("fc1", _WHOLE.share(size)),), bias=True)
         self.fc2 = RowLinear(_WHOLE.share(size), out_features, True, _WHOLE)
-        self.act = ACTIVATIONS[act]
+        self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        out: Tensor = self.fc2(self._activated(x))
         return out
+
+    def _activated(self, x: Tensor) -> Tensor:
+        if self.act == "gelu_pytorch_tanh":
+            assert self.fc1.bias is not None
+            return gelu_linear(x, self.fc1.weight, self.fc1.bias)
+        return ACTIVATIONS[self.act](self.fc1(x))
 
 
 class VisionLayer(nn.Module):
@@ -211,11 +218,11 @@ class Merger(nn.Module):
         self.deep = deep
         self.norm = _norm(config, self.size if deep else config.hidden_size)
         mlp = PlainMLP(self.size, self.size, config.out_hidden_size, "gelu")
-        self.fc1, self.fc2, self.act = mlp.fc1, mlp.fc2, mlp.act
+        self.fc1, self.fc2 = mlp.fc1, mlp.fc2
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x.view(-1, self.size)) if self.deep else self.norm(x).view(-1, self.size)
-        out: Tensor = self.fc2(self.act(self.fc1(x)))
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
         return out
 
 
