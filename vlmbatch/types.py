@@ -19,13 +19,15 @@ class ImageRef:
     """Where an image's encoded bytes are: a path, the bytes (``path`` is then a label), or a URL.
 
     ``url`` is http(s), of a host that the user has allowed. ``resolution``: its row's own, where it
-    is another than the run's.
+    is another than the run's. ``row_images``: how many images its row shows, itself among them,
+    which a row makes known to its images.
     """
 
     path: str | None = None
     data: bytes | None = field(default=None, repr=False)
     url: str | None = None
     resolution: ImageResolution | None = None
+    row_images: int = field(default=1, compare=False, repr=False)
 
     @property
     def num_bytes(self) -> int:
@@ -47,6 +49,12 @@ class Row:
     sampling: SamplingParams | None = None  # the run's parameters with this row's overrides
     extra: dict[str, Any] = field(default_factory=dict)  # columns passed through to the output
     error: RowError | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.images)
+        if any(image.row_images != count for image in self.images):
+            images = tuple(replace(image, row_images=count) for image in self.images)
+            object.__setattr__(self, "images", images)
 
 
 @dataclass(frozen=True, slots=True)

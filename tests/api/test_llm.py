@@ -391,7 +391,8 @@ def test_features_in_place_of_pixels(llm: LLM, samples: Path, tmp_path: Path) ->
     for row in requests:
         with Image.open(samples / row["image"]) as image:
             pixels = llm._processor.images.process(image.convert("RGB")).pixels
-        (given_out,) = engine.runner._model.extract_features([torch.from_numpy(pixels)])
+        tensors = [torch.from_numpy(pixels)]
+        (given_out,) = engine.runner._model.extract_features(tensors, [])
         features.append(given_out[None])
     np.save(tmp_path / "features.npy", features[0].numpy())
     given: list[Any] = [

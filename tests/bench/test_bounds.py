@@ -96,9 +96,13 @@ def test_bounds_of_a_row(
         # 46 x 34 patches of 14 pixels; whole images attended to in four layers of 32, else windows
         # of 64 patches or what is left of them
         ("qwen2.5-vl-7b", (640, 480), 13.05, 57_344, 1564 * 1.262e-3 + 0.066),
+        # The whole and 2 x 2 tiles: 577 tokens each through 23 layers, 729 through 26
+        ("llava-v1.6-mistral-7b", (640, 480), 13.96, 131_072, 5 * (0.335 + 0.0314)),
+        ("llava-onevision-qwen2-0.5b", (640, 480), 0.7157, 12_288, 5 * (0.578 + 0.0637)),
+        ("llava-hf/llava-onevision-qwen2-0.5b-ov-hf", (300, 300), 0.7157, 12_288, 2 * 0.6417),
     ],
 )
-def test_costs_of_qwen_vl(
+def test_costs_of_models_whose_images_vary(
     model: str,
     size: tuple[int, int],
     token_gflop: float,

@@ -240,7 +240,7 @@ def test_images_from_python(case: Case) -> None:
         assert list(map(list, answers)) == case.expected
         pixels = torch.from_numpy(upright_pixels(folder / "wide.png"))
         assert llm._engine is not None
-        (features,) = llm._engine.runner._model.extract_features([pixels])
+        (features,) = llm._engine.runner._model.extract_features([pixels], [])
     with LLM(case.model, image_input_type="image_features") as llm:
         given = ImageFeatureData(features.reshape(2, 8, -1))
         (output,) = llm.generate({"prompt": rows[4]["prompt"], "multi_modal_data": given}, greedy)

@@ -33,7 +33,8 @@ class Tower:
         self.batches: list[list[int]] = []
         self.dtypes: list[torch.dtype] = []  # of batches of features
 
-    def encode(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def encode(self, images: Sequence[Tensor], grids: Sequence[ImageGrid]) -> list[Tensor]:
+        assert [grid.num_tokens for grid in grids] == [len(pixels) for pixels in images]
         self.batches.append([int(pixels[0, 0, 0]) for pixels in images])
         return [pixels[:, 0, :1].float() for pixels in images]
 

@@ -264,3 +264,21 @@ def test_unreadable_template_files(tmp_path: Path) -> None:
     (tmp_path / "chat_template.json").write_text("[]")
     with pytest.raises(CheckpointError, match=r"chat_template\.json"):
         ChatTemplate.load(tmp_path, TOKENS)
+
+
+@pytest.mark.parametrize("image_token", ["<image>", "<own>"])
+def test_a_template_that_writes_the_image_itself(image_token: str) -> None:
+    """As JoyCaption's does: an image that nothing stands for is not written twice."""
+    source = "{% for m in messages %}{{ m.role }}: TOKEN{{ m.content }}{% endfor %}"
+    template = ChatTemplate(source.replace("TOKEN", image_token), TOKENS, "<image>", "<own>")
+    messages = [{"role": "user", "content": "What?"}]
+    assert template.render(messages, 1) == f"user: {image_token}What?"
+    parts = [{"role": "user", "content": [{"type": "text", "text": "What?"}]}]
+    assert template.render(parts, 1) == f"user: {image_token}What?"
+    for given in (
+        [{"type": "image_url", "image_url": {"url": "a"}}, {"type": "text", "text": "What?"}],
+        "<image>What?",
+        [{"type": "text", "text": "<own>What?"}],
+    ):
+        shown = [{"role": "user", "content": given}]
+        assert template.render(shown, 1) == f"user: {image_token}What?"

@@ -254,7 +254,7 @@ VISION = LLAVA_7B["vision_config"]
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        (config_with(model_type="llava_next"), "model_type is 'llava_next'"),
+        (config_with(model_type="vipllava"), "model_type is 'vipllava'"),
         (config_with(model_type=None), "model_type is None"),
         (
             config_with(model_type="my_vlm", auto_map={"AutoModel": "modeling.MyVLM"}),

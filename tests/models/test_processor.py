@@ -349,7 +349,12 @@ def test_images_of_the_wrong_size_for_the_tower(folder: Path) -> None:
 def test_image_token_of_the_tokenizer(folder: Path, token_id: int, said: str | None) -> None:
     change(folder / "config.json", image_token_index=token_id)
     if said is None:
-        assert load(folder).image_token == "<unk>"
+        processor = load(folder)
+        assert processor.image_token == "<image>", "it stands for the model's own"
+        for text in ("<image>", "<unk>"):
+            row = Row(0, "0", 1, "", prompt=f"a {text}", images=(ImageRef("x"),))
+            prompt = processor.place(processor.tokenize(row), [processor.largest_grid])
+            assert prompt.token_ids[-1] == 0
         return
     with pytest.raises(CheckpointError, match=said):
         load(folder)

@@ -167,7 +167,7 @@ def test_the_tower_alone_needs_nothing_else_of_the_checkpoint(folder: Path) -> N
     backend = make_backend("torch", "cpu")
     vision = load_vision(folder, config, scaling(), cpu, torch.float32, backend)
     pixels = torch.randint(256, (1, *config.image_input_shape[2:], 3), dtype=torch.uint8)
-    (ours,) = vision.extract_features(list(pixels))
+    (ours,) = vision.extract_features(list(pixels), [])
     (expected,) = whole.extract_features(list(pixels))
     assert torch.equal(ours, expected)
     assert isinstance(vision, nn.Module)

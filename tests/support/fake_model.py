@@ -58,12 +58,14 @@ class FakeModel:
         self.fail_on = fail_on
         self.num_encoded = 0
 
-    def encode_images(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def encode_images(self, images: Sequence[Tensor], grids: Sequence[ImageGrid]) -> list[Tensor]:
         self.num_encoded += len(images)
         values = [pixels.double().mean().round() for pixels in images]
         return [value + torch.arange(IMAGE_TOKENS).double()[:, None] for value in values]
 
-    def extract_features(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def extract_features(
+        self, images: Sequence[Tensor], grids: Sequence[ImageGrid]
+    ) -> list[Tensor]:
         raise AssertionError("no engine asks for features")
 
     def project_features(self, features: Sequence[Tensor]) -> list[Tensor]:

@@ -19,6 +19,7 @@ from vlmbatch.config import EngineConfig
 from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.engine import Engine
 from vlmbatch.models.config import ModelConfig
+from vlmbatch.types import ImageGrid
 
 MODEL = Path(__file__).parents[2] / "samples/tiny-llava"
 OK, ERROR_ROWS, REFUSED = 0, 1, 2
@@ -106,7 +107,7 @@ class FreeModel(FakeModel):
         assert config.image_feature_size is not None
         self._image_tokens = config.image_feature_size
 
-    def encode_images(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def encode_images(self, images: Sequence[Tensor], grids: Sequence[ImageGrid]) -> list[Tensor]:
         return [pixels.double().mean().expand(self._image_tokens, 1) for pixels in images]
 
 

@@ -106,7 +106,8 @@ def _vision_config(kind: str) -> dict[str, Any]:
     if kind == "qwen2_vl":
         return {**common, "embed_dim": 32, "hidden_size": 48, "mlp_ratio": 2}
     common |= {"hidden_size": 32, "intermediate_size": 40, "out_hidden_size": 48}
-    if kind == "qwen2_5_vl":
+    if kind == "qwen2_5_vl":  # the intermediate size no multiple of 8, as in the published towers
+        common |= {"intermediate_size": 44}
         return {**common, "window_size": 56, "fullatt_block_indexes": [1]}
     return {**common, "num_position_embeddings": 25, "deepstack_visual_indexes": [0, 2]}
 

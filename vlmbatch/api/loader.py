@@ -30,7 +30,8 @@ class HeldImageLoader:
         try:
             if isinstance(ref, HeldImage):
                 assert self._images is not None, "images come as features"
-                future.set_result(self._images.at(ref.resolution).process(ref.image))
+                images = self._images.at(ref.resolution, ref.row_images)
+                future.set_result(images.process(ref.image))
             elif isinstance(ref, HeldFeatures):
                 future.set_result(ref.features)
             else:

@@ -107,7 +107,8 @@ def make_tokenizer(vocab_size: int, image_token_id: int) -> Tokenizer:
 
 def _short_name(model: str) -> str:
     """The built-in name of a Hub id: llava-1.5-7b of llava-hf/llava-1.5-7b-hf."""
-    return model.rpartition("/")[2].removesuffix("-hf").removesuffix("-Instruct").lower()
+    name = model.rpartition("/")[2].removesuffix("-hf").removesuffix("-ov")
+    return name.removesuffix("-Instruct").lower()
 
 
 def _write_json(path: Path, fields: Mapping[str, Any]) -> None:

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from vlmbatch.engine.image_upload import ImageUpload
-from vlmbatch.types import FeatureImage, ImageInput, PixelImage
+from vlmbatch.types import FeatureImage, ImageGrid, ImageInput, PixelImage
 
-Encode = Callable[[Sequence[Tensor]], list[Tensor]]
+Encode = Callable[[Sequence[Tensor], Sequence[ImageGrid]], list[Tensor]]
+Project = Callable[[Sequence[Tensor]], list[Tensor]]
 
 
 class EncoderCache:
@@ -23,7 +24,7 @@ class EncoderCache:
     def __init__(
         self,
         encode: Encode,
-        project: Encode,
+        project: Project,
         max_tokens: int,
         batch_tokens: int,
         device: torch.device,
@@ -89,7 +90,8 @@ class EncoderCache:
     def _compute(self, batch: Sequence[ImageInput]) -> list[Tensor]:
         pixels = [image.pixels for image in batch if isinstance(image, PixelImage)]
         if pixels:
-            return self._encode(self._upload.pixels(pixels))
+            grids = [image.grid for image in batch]
+            return self._encode(self._upload.pixels(pixels), grids)
         features = [_tensor(image) for image in batch if isinstance(image, FeatureImage)]
         return self._project(self._upload.features(features))
 

@@ -137,7 +137,7 @@ class ImageReader:
         self._processor = inputs.processor.images
         self._checkpoint = checkpoint_digest(inputs.folder)
         self._dtype = dtype
-        self._contexts: dict[ImageResolution | None, bytes] = {}
+        self._contexts: dict[tuple[ImageResolution | None, int], bytes] = {}
 
     def read(self, row: Row) -> list[Outcome]:
         """What has become of each of the row's images, in order. Thread-safe."""
@@ -145,26 +145,27 @@ class ImageReader:
 
     def _read(self, ref: ImageRef) -> Outcome:
         try:
-            context = self._context(ref.resolution)
+            context = self._context(ref.resolution, ref.row_images)
             data = self._bytes(ref)
             digest = hashlib.blake2b(data, digest_size=20, key=context)
             name = digest.hexdigest()
             if self._folder.has(name):
                 return NamedImage(name, None)
-            embedded = ImageRef(ref.url or ref.path, data, resolution=ref.resolution)
+            embedded = replace(ref, path=ref.url or ref.path, data=data, url=None)
             image = self._images.submit(embedded).result()
         except RowError as error:
             return error
         assert isinstance(image, PixelImage)
         return NamedImage(name, image)
 
-    def _context(self, resolution: ImageResolution | None) -> bytes:
+    def _context(self, resolution: ImageResolution | None, row_images: int) -> bytes:
         """Digest of what decides an image's features beside its file."""
-        found = self._contexts.get(resolution)
+        found = self._contexts.get((resolution, row_images))
         if found is None:
-            fingerprint = self._processor.at(resolution).fingerprint
+            fingerprint = self._processor.at(resolution, row_images).fingerprint
             context = repr((self._checkpoint, fingerprint, self._dtype))
-            found = self._contexts[resolution] = hashlib.blake2b(context.encode()).digest()
+            found = hashlib.blake2b(context.encode()).digest()
+            self._contexts[resolution, row_images] = found
         return found
 
     def _bytes(self, ref: ImageRef) -> bytes:
@@ -247,7 +248,7 @@ class TowerWriter:
             resolve_device(self._config.engine.device)
         )
         pixels = upload.pixels([image.pixels for image in images])
-        features = vision.extract_features(pixels)
+        features = vision.extract_features(pixels, [image.grid for image in images])
         return list(torch.split(torch.cat(features).cpu(), [len(each) for each in features]))
 
     def _wait(self, most: int) -> None:

@@ -70,10 +70,12 @@ class ChatTemplate:
             self._template = self._sandbox.from_string(source)
         except _COMPILE_ERRORS as error:
             raise ConfigError(f"the chat template is not valid Jinja: {error}") from error
-        self._takes_parts = self._probe([{"type": "text", "text": _PROBE}])
-        self._takes_strings = self._probe(_PROBE)
-        if not self._takes_parts and not self._takes_strings:
+        of_parts = self._probe([{"type": "text", "text": _PROBE}])
+        of_string = self._probe(_PROBE)
+        if of_parts is None and of_string is None:
             raise ConfigError(f"the chat template {self._refusal()}")
+        self._takes_parts, self._takes_strings = of_parts is not None, of_string is not None
+        self._writes_image = self._has_image(of_string or of_parts or "")
 
     @classmethod
     def load(
@@ -97,7 +99,8 @@ class ChatTemplate:
 
         A message's content is a string or a list of parts, each ``{"type": "text", "text": ...}``,
         ``{"type": "image"}`` or ``{"type": "image_url"}``. Where nothing in the messages stands for
-        an image, ``num_images`` of them go before the text of the first user message.
+        an image, ``num_images`` of them go before the text of the first user message. Where the
+        template writes one beside every text, as JoyCaption's does, it alone says where it stands.
 
         Raises:
             RowError: the messages are malformed, or the template refuses them.
@@ -105,7 +108,10 @@ class ChatTemplate:
         checked = [_check_message(number, message) for number, message in enumerate(messages, 1)]
         if not checked:
             raise RowError(ErrorCode.PROMPT_INVALID, "messages is empty")
-        if not any(self._has_image(message["content"]) for message in checked):
+        if self._writes_image:
+            for message in checked:
+                message["content"] = self._without_images(message["content"])
+        elif not any(self._has_image(message["content"]) for message in checked):
             _add_images(checked, num_images)
         for message in checked:
             message["content"] = self._convert(message["content"])
@@ -116,13 +122,13 @@ class ChatTemplate:
                 ErrorCode.PROMPT_INVALID, f"the chat template refuses the messages: {error}"
             ) from error
 
-    def _probe(self, content: object) -> bool:
-        """Whether the template renders ``content``, and its text alone."""
+    def _probe(self, content: object) -> str | None:
+        """What the template makes of ``content``; None where that is not its text."""
         try:
             text = self._run([{"role": "user", "content": content}])
         except _RENDER_ERRORS:
-            return False
-        return _PROBE in text and "'type'" not in text and '"type"' not in text
+            return None
+        return text if _PROBE in text and "'type'" not in text and '"type"' not in text else None
 
     def _refusal(self) -> str:
         """What it does to a message of one user that is a string."""
@@ -152,6 +158,15 @@ class ChatTemplate:
         if isinstance(content, str):
             return any(token in content for token in self._image_tokens)
         return any(part["type"] == "image" or self._has_image(part["text"]) for part in content)
+
+    def _without_images(self, content: Content) -> Content:
+        """Content less all that stands for an image."""
+        if isinstance(content, str):
+            for token in self._image_tokens:
+                content = content.replace(token, "")
+            return content
+        texts = [part for part in content if part["type"] != "image"]
+        return [{**part, "text": self._without_images(part["text"])} for part in texts]
 
     def _convert(self, content: Content) -> Content:
         """Content in a form that the template takes, unchanged where it can be."""

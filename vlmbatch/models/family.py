@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 
 FAMILIES = {  # packages, by the model_type in config.json
     "llava": "vlmbatch.models.llava",
+    "llava_next": "vlmbatch.models.llava_next",
+    "llava_onevision": "vlmbatch.models.llava_next",
     "qwen2_5_vl": "vlmbatch.models.qwen_vl",
     "qwen2_vl": "vlmbatch.models.qwen_vl",
     "qwen3_vl": "vlmbatch.models.qwen_vl",
@@ -80,8 +82,10 @@ class ImageProcessor(Protocol):
         """No image has more tokens or bytes."""
         ...
 
-    def at(self, resolution: ImageResolution | None) -> ImageProcessor:
-        """The processor for images of a row that has a resolution of its own, within the run's.
+    def at(self, resolution: ImageResolution | None, row_images: int = 1) -> ImageProcessor:
+        """The processor for the images of a row that shows ``row_images`` of them.
+
+        ``resolution``: the row's own, within the run's.
 
         Raises:
             RowError: ``resolution_invalid``, not one that the model or the run takes.
@@ -182,15 +186,20 @@ class Embedded(NamedTuple):
 class VisionModel(Protocol):
     """The part of a model that turns pixels into features that can be stored."""
 
-    def extract_features(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """Pixels (H_i, W_i, 3) uint8 of images of any size to features (tokens_i, C) each."""
+    def extract_features(
+        self, images: Sequence[Tensor], grids: Sequence[ImageGrid]
+    ) -> list[Tensor]:
+        """Pixels (H_i, W_i, 3) uint8 of images of any size to features (tokens_i, C) each.
+
+        ``grids``: of each image, as its ``ImageProcessor`` told it.
+        """
         ...
 
 
 class VisionLanguageModel(VisionModel, Protocol):
     """What the engine needs of a model."""
 
-    def encode_images(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def encode_images(self, images: Sequence[Tensor], grids: Sequence[ImageGrid]) -> list[Tensor]:
         """Pixels (H_i, W_i, 3) uint8 to embeddings (tokens_i, (1 + deep_levels) * E) each."""
         ...
 

@@ -23,6 +23,7 @@ _ACTIVATIONS = {  # names in checkpoints to names in the model code
 }
 
 
+_MAX_CHANNEL = 1e6  # of means and deviations: published ones are below 1000
 _MAX_JSON_BYTES = 64 * 2**20  # published files have up to a few megabytes
 
 
@@ -135,7 +136,9 @@ class JsonFields:
         if value is None:
             return default
         values = value if isinstance(value, list) else [value] * 3
-        if len(values) != 3 or any(type(item) not in (int, float) for item in values):
+        if len(values) != 3 or not all(
+            type(item) in (int, float) and abs(item) <= _MAX_CHANNEL for item in values
+        ):
             raise self.error(name, "a number or three, one a channel")
         red, green, blue = map(float, values)
         return red, green, blue

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from vlmbatch_kernels.activation import quick_gelu
 from vlmbatch_kernels.gated_linear import silu_gated_linear
 from vlmbatch_kernels.layer_norm import layer_norm_residual
+from vlmbatch_kernels.linear import linear
 from vlmbatch_kernels.rms_norm import rms_norm, rms_norm_residual
 from vlmbatch_kernels.rotary import rotary_tables
 
@@ -87,13 +88,15 @@ class GatedMLP(nn.Module):
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.down_proj(self._gated(x))
+        gated = self.gated(x, self.gate_up_proj.weight, self.gate_up_proj.bias)
+        out: Tensor = self.down_proj(gated)
         return out
 
-    def _gated(self, x: Tensor) -> Tensor:
+    def gated(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """(T, I) of a gate and an up projection: ``weight`` (2I, hidden), ``bias`` (2I,)."""
         if self.act == "silu":
-            return silu_gated_linear(x, self.gate_up_proj.weight, self.gate_up_proj.bias)
-        gate, up = self.gate_up_proj(x).chunk(2, dim=-1)
+            return silu_gated_linear(x, weight, bias)
+        gate, up = linear(x, weight, bias).chunk(2, dim=-1)
         return ACTIVATIONS[self.act](gate).mul_(up)
 
 

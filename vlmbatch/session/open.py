@@ -181,7 +181,7 @@ def image_prober(
             if ref.url is not None:
                 return None
             return probe_features(ref, limits, processor.feature_grid)
-        images = processor.images.at(ref.resolution)
+        images = processor.images.at(ref.resolution, ref.row_images)
         if ref.url is not None:
             return None
         header = probe_image(ref, limits)

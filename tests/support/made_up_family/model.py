@@ -20,6 +20,7 @@ from vlmbatch.models.layers import Embedding
 from vlmbatch.models.linear import ColumnLinear, Part, QKVLinear
 from vlmbatch.models.parallel import ParallelContext
 from vlmbatch.models.weights import CheckpointModel
+from vlmbatch.types import ImageGrid
 
 HEADS = 2
 
@@ -74,7 +75,9 @@ class Vision(CheckpointModel):
         self.tower = None if images is None else Tower(config, parallel)
 
     @torch.inference_mode()
-    def extract_features(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def extract_features(
+        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
+    ) -> list[Tensor]:
         assert self.tower is not None
         features: list[Tensor] = self.tower(images, self.backend)
         return features
@@ -99,8 +102,10 @@ class Model(Vision):
         self.language_model = Decoder(config.text, parallel)
         self.lm_head = Embedding(config.text.vocab_size, config.text.hidden_size)
 
-    def encode_images(self, images: Sequence[Tensor]) -> list[Tensor]:
-        return self.extract_features(images)
+    def encode_images(
+        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
+    ) -> list[Tensor]:
+        return self.extract_features(images, grids)
 
     def project_features(self, features: Sequence[Tensor]) -> list[Tensor]:
         return [each.to(self.lm_head.weight.dtype) for each in features]

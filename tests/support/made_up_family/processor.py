@@ -37,7 +37,7 @@ class MadeUpImages:
     def largest_grid(self) -> ImageGrid:
         return self._grid(self.max_side, self.max_side)
 
-    def at(self, resolution: ImageResolution | None) -> MadeUpImages:
+    def at(self, resolution: ImageResolution | None, row_images: int = 1) -> MadeUpImages:
         return replace(self, shrink=self.shrink.at(resolution))
 
     def grid(self, height: int, width: int) -> ImageGrid:

@@ -37,7 +37,7 @@ class InProcessLoader:
     def submit(self, ref: ImageRef) -> Future[ImageInput]:
         future: Future[ImageInput] = Future()
         try:
-            processor = self._processor.at(ref.resolution)
+            processor = self._processor.at(ref.resolution, ref.row_images)
             future.set_result(processor.process(decode_image(ref, self._limits)))
         except RowError as error:
             future.set_exception(error)

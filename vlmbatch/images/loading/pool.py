@@ -53,6 +53,7 @@ class ImageWorkers:
         assert num_workers > 0
         assert slots > 0
         self._settings = pickle.dumps((limits, processor, timeout_s))
+        self._processor = processor
         self._max_bytes = processor.largest_grid.num_bytes
         self._timeout_s = timeout_s
         self._slots = slots
@@ -87,7 +88,8 @@ class ImageWorkers:
             CancelledError: the pool is closed.
         """
         digest = None if ref.data is None else content_digest(ref.data)
-        key = ref.path, digest, ref.resolution
+        alike = self._processor.at(None, ref.row_images).fingerprint
+        key = ref.path, digest, ref.resolution, alike
         while True:
             with self._lock:
                 self._room.wait_for(lambda: self._is_at_hand(key) or self._has_room())

@@ -121,6 +121,7 @@ class WorkerProcess:
                 "path": ref.path,
                 "embedded": ref.data is not None,
                 "resolution": ref.resolution and astuple(ref.resolution),
+                "row_images": ref.row_images,
             }
             send(self._connection, request, ref.data or b"")
             reply, _ = receive(self._connection)

@@ -7,8 +7,9 @@ from collections import OrderedDict
 from vlmbatch.config import ImageResolution
 from vlmbatch.images.loading.process import Decoded
 
-# A path, for embedded images the digest of the bytes, and the row's own resolution.
-ImageKey = tuple[str | None, bytes | None, ImageResolution | None]
+# A path, for embedded images the digest of the bytes, the row's own resolution, and the fingerprint
+# of the image processor for as many images as the row has.
+ImageKey = tuple[str | None, bytes | None, ImageResolution | None, str]
 
 
 class RecentImages:

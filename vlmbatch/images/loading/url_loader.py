@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from dataclasses import replace
 
 from vlmbatch.errors import RowError
 from vlmbatch.images.fetch import ImageFetcher
@@ -26,7 +27,7 @@ class UrlLoader:
             future: Future[ImageInput] = Future()
             future.set_exception(error)
             return future
-        return self._loader.submit(ImageRef(ref.url, data, resolution=ref.resolution))
+        return self._loader.submit(replace(ref, path=ref.url, data=data, url=None))
 
     def close(self) -> None:
         self._loader.close()

@@ -67,7 +67,7 @@ def _serve(connection: socket.socket, shared: np.ndarray[Any, np.dtype[np.uint8]
         try:
             # Before the file is opened: if it is replaced in between, it is read anew next time.
             identity = None if embedded else file_identity(request["path"])
-            at = processor.at(own and ImageResolution(*own))
+            at = processor.at(own and ImageResolution(*own), request["row_images"])
             image = at.process(decode_image(ref, limits))
             shared[: image.pixels.size] = image.pixels.reshape(-1)
             reply = {

@@ -84,7 +84,7 @@ class LlavaImageProcessor:
         fields = JsonFields.load(path).section("image_processor") if path.exists() else None
         return _parse(fields or JsonFields.load(folder / "preprocessor_config.json"), config)
 
-    def at(self, resolution: ImageResolution | None) -> LlavaImageProcessor:
+    def at(self, resolution: ImageResolution | None, row_images: int = 1) -> LlavaImageProcessor:
         """See ``ImageProcessor``: there is one size of images."""
         if resolution is not None:
             raise RowError(
@@ -106,7 +106,7 @@ class LlavaImageProcessor:
         """
         assert image.mode == "RGB", image.mode
         if self.pad_color is not None:
-            image = _pad_to_square(image, self.pad_color)
+            image = pad_to_square(image, self.pad_color)
         image = self._resize(image)
         pixels: NDArray[np.uint8] = np.asarray(image)
         if self.crop_to is not None:
@@ -143,17 +143,32 @@ class LlavaImageProcessor:
         return image.resize((kept_width, kept_height), self.resample, box=box)
 
 
-def _pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
-    side = max(image.size)
-    if side * side > _MAX_RESIZED_PIXELS * 4:
-        raise RowError(
-            ErrorCode.IMAGE_TOO_LARGE,
-            f"{image.width} x {image.height} pixels: the model pads images to squares, and "
-            f"{side} x {side} is above the limit of {_MAX_RESIZED_PIXELS * 4} pixels",
-        )
+def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+    """Surround an image with one colour, so that it stands in the middle of a square.
+
+    Raises:
+        RowError: see ``square_side``.
+    """
+    side = square_side(image.height, image.width)
     square = Image.new("RGB", (side, side), color)
     square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
     return square
+
+
+def square_side(height: int, width: int) -> int:
+    """The side of the square around an image.
+
+    Raises:
+        RowError: the square would take too much memory.
+    """
+    side = max(height, width)
+    if side * side > _MAX_RESIZED_PIXELS * 4:
+        raise RowError(
+            ErrorCode.IMAGE_TOO_LARGE,
+            f"{width} x {height} pixels: the model pads images to squares, and "
+            f"{side} x {side} is above the limit of {_MAX_RESIZED_PIXELS * 4} pixels",
+        )
+    return side
 
 
 def _center_crop(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
@@ -198,10 +213,10 @@ def _parse(fields: JsonFields, config: LlavaConfig) -> LlavaImageProcessor:
     pad_color = (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
     resize_to: tuple[int, int] | int | None = None
     if fields.boolean("do_resize", True):
-        resize_to = _size(fields, "size", (224, 224) if siglip else 224)
+        resize_to = parse_size(fields, "size", (224, 224) if siglip else 224)
     crop_to: tuple[int, int] | None = None
     if fields.boolean("do_center_crop", not siglip):
-        crop_size = _size(fields, "crop_size", 224)
+        crop_size = parse_size(fields, "crop_size", 224)
         crop_to = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
     resample = fields.integer("resample", int(Image.Resampling.BICUBIC), minimum=0)
     if resample not in set(Image.Resampling):
@@ -221,8 +236,14 @@ def _parse(fields: JsonFields, config: LlavaConfig) -> LlavaImageProcessor:
     )
 
 
-def _size(fields: JsonFields, name: str, default: tuple[int, int] | int) -> tuple[int, int] | int:
-    """(height, width), or the length of the shorter edge."""
+def parse_size(
+    fields: JsonFields, name: str, default: tuple[int, int] | int
+) -> tuple[int, int] | int:
+    """(height, width), or the length of the shorter edge.
+
+    Raises:
+        CheckpointError: another kind of size.
+    """
     value = fields.values.get(name)
     if value is None:
         return default

@@ -8,37 +8,33 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from vlmbatch_kernels.image_patches import normalize_patches
-from vlmbatch_kernels.linear import linear
 
-from vlmbatch.attention.base import (
-    AttentionBackend,
-    AttentionMetadata,
-    AttentionSpec,
-    LayerKVCache,
-)
+from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.models.decoder import Decoder
-from vlmbatch.models.family import Embedded
 from vlmbatch.models.layers import ACTIVATIONS, DerivedBuffers, Embedding
 from vlmbatch.models.linear import ColumnLinear, Part, RowLinear
-from vlmbatch.models.llava.config import LlavaConfig
+from vlmbatch.models.llava.config import LlavaConfig, TowerConfig
 from vlmbatch.models.llava.image_processor import LlavaImageProcessor
 from vlmbatch.models.llava.vision import VisionTower
 from vlmbatch.models.parallel import ParallelContext
+from vlmbatch.models.text_model import TextModel
 from vlmbatch.models.weights import CheckpointModel
+from vlmbatch.types import ImageGrid
 
 
 class Projector(nn.Module):
     """Two projections from the tower's features to the decoder's embeddings."""
 
-    def __init__(self, config: LlavaConfig, parallel: ParallelContext) -> None:
+    def __init__(self, config: TowerConfig, parallel: ParallelContext) -> None:
         super().__init__()
         size, bias = config.text.hidden_size, config.projector_bias
         share = parallel.share(size)
-        self.linear_1 = ColumnLinear(config.feature_size, (Part("linear_1", share),), bias)
+        self.linear_1 = ColumnLinear(config.tower_feature_size, (Part("linear_1", share),), bias)
         self.act = ACTIVATIONS[config.projector_act]
         self.linear_2 = RowLinear(share, size, bias, parallel)
 
@@ -70,8 +66,18 @@ class PixelNormalizer(DerivedBuffers):
         return normalize_patches(pixels, self.scale, self.bias, self.patch_size, self.dtype)
 
 
-class Vision(CheckpointModel):
-    """The part of a LLaVA model that looks at pixels: the tower, and which features it keeps.
+class Scaling(Protocol):
+    """What makes bytes of pixels the tower's input: factors and summands, one a channel."""
+
+    @property
+    def scale(self) -> tuple[float, float, float]: ...
+
+    @property
+    def bias(self) -> tuple[float, float, float]: ...
+
+
+class TowerModel(CheckpointModel):
+    """The part of a model that looks at pixels: the tower, and which features it keeps.
 
     Parameters are named as transformers 5 names them, less a prefix. Without ``images`` there is no
     tower: images then come as features.
@@ -79,8 +85,8 @@ class Vision(CheckpointModel):
 
     def __init__(
         self,
-        config: LlavaConfig,
-        images: LlavaImageProcessor | None,
+        config: TowerConfig,
+        images: Scaling | None,
         backend: AttentionBackend,
         parallel: ParallelContext,
     ) -> None:
@@ -94,16 +100,11 @@ class Vision(CheckpointModel):
             self.pixel_normalizer = PixelNormalizer(images.scale, images.bias, patch_size)
             self.vision_tower = VisionTower(config.vision, config.feature_layers, parallel)
 
-    @torch.inference_mode()
-    def extract_features(self, images: Sequence[Tensor]) -> list[Tensor]:
-        """See ``VisionModel``; all images have the tower's size."""
-        return list(self._features(images))
-
-    def _features(self, images: Sequence[Tensor]) -> Tensor:
-        """Pixels (H, W, 3) uint8 of N images to (N, image_feature_size, feature_size)."""
+    def tower_features(self, pixels: Tensor) -> Tensor:
+        """Pixels (N, H, W, 3) uint8 of the tower's size to (N, tower_tokens, C)."""
         assert self.pixel_normalizer is not None, "the model was built to be given features"
         assert self.vision_tower is not None
-        patches = self.pixel_normalizer(torch.stack(list(images)))
+        patches = self.pixel_normalizer(pixels)
         features: Tensor = self.vision_tower(patches, self.backend)
         return features[:, 1:] if self.config.drop_class_token else features
 
@@ -131,7 +132,18 @@ class Vision(CheckpointModel):
         return bool(re.match(r"vision_tower\.(post_layernorm\.|head\.|.*\.position_ids$)", name))
 
 
-class Model(Vision):
+class Vision(TowerModel):
+    """See ``VisionModel``; all images have the tower's size."""
+
+    @torch.inference_mode()
+    def extract_features(
+        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
+    ) -> list[Tensor]:
+        """See ``VisionModel``."""
+        return list(self.tower_features(torch.stack(list(images))))
+
+
+class Model(Vision, TextModel):
     """A whole LLaVA model: see ``VisionLanguageModel``."""
 
     def __init__(
@@ -150,48 +162,18 @@ class Model(Vision):
         )
 
     @torch.inference_mode()
-    def encode_images(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def encode_images(
+        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
+    ) -> list[Tensor]:
         """See ``VisionLanguageModel``; all images have the tower's size."""
-        return list(self.multi_modal_projector(self._features(images)))
+        features = self.tower_features(torch.stack(list(images)))
+        return list(self.multi_modal_projector(features))
 
     @torch.inference_mode()
     def project_features(self, features: Sequence[Tensor]) -> list[Tensor]:
         """See ``VisionLanguageModel``."""
         dtype = self.language_model.embed_tokens.weight.dtype
         return list(self.multi_modal_projector(torch.stack(list(features)).to(dtype)))
-
-    @torch.inference_mode()
-    def embed(
-        self,
-        input_ids: Tensor,
-        features: Tensor | None = None,
-        feature_rows: Tensor | None = None,
-    ) -> Embedded:
-        """See ``VisionLanguageModel``."""
-        return self.language_model.embed(input_ids, features, feature_rows)
-
-    @torch.inference_mode()
-    def forward(
-        self,
-        embedded: Embedded,
-        positions: Tensor,
-        kv_caches: list[LayerKVCache],
-        metadata: AttentionMetadata,
-    ) -> Tensor:
-        """See ``VisionLanguageModel``."""
-        hidden: Tensor = self.language_model(embedded, positions, kv_caches, metadata, self.backend)
-        return hidden
-
-    @torch.inference_mode()
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        """Return logits (n, V), in the dtype of the hidden states (n, E)."""
-        head = self.language_model.embed_tokens if self.lm_head is None else self.lm_head
-        return linear(hidden, head.weight)
-
-    @property
-    def attention_specs(self) -> list[AttentionSpec]:
-        """What each layer asks of attention; ``num_kv_heads`` are this rank's."""
-        return self.language_model.attention_specs
 
     def is_unused(self, name: str) -> bool:
         if name.startswith("vision_tower."):

@@ -9,9 +9,9 @@ import numpy as np
 
 from vlmbatch.config import ImageArguments, PromptConfig
 from vlmbatch.errors import CheckpointError
-from vlmbatch.models.llava.config import LlavaConfig
+from vlmbatch.models.llava.config import LlavaConfig, TowerConfig
 from vlmbatch.models.llava.image_processor import LlavaImageProcessor
-from vlmbatch.models.processor import PromptProcessor
+from vlmbatch.models.processor import IMAGE_PLACEHOLDER, PromptProcessor
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import FeatureImage, ImageGrid, ImageInput, PixelImage
 
@@ -31,7 +31,10 @@ class LlavaProcessor(PromptProcessor):
         max_model_len: int | None,
         template_path: Path,
     ) -> None:
-        super().__init__(config, tokenizer, images, prompt, arguments, max_model_len, template_path)
+        text = image_text(config, tokenizer)
+        super().__init__(
+            config, tokenizer, images, prompt, arguments, max_model_len, template_path, text
+        )
         self.config = config
         side = config.vision.image_size // config.vision.patch_size
         num_bytes = _FEATURE_BYTES * math.prod(config.feature_shape)
@@ -54,7 +57,7 @@ class LlavaProcessor(PromptProcessor):
         raise ValueError(f"shape {shape}, expected {expected} or {(1, *expected)}{hint}")
 
     def feature_shape(self, grid: ImageGrid) -> tuple[int, ...]:
-        """(image_feature_size, feature_size)."""
+        """(image_feature_size, C)."""
         return self.config.feature_shape
 
     def largest_image(self) -> ImageInput:
@@ -64,6 +67,12 @@ class LlavaProcessor(PromptProcessor):
             return FeatureImage(features, b"", self._feature_grid)
         pixels = np.zeros((*self._images.output_size, 3), np.uint8)
         return PixelImage(pixels, b"", self._images.largest_grid)
+
+
+def image_text(config: TowerConfig, tokenizer: Tokenizer) -> str | None:
+    """The model's own image token; None where it is the placeholder of prompts."""
+    own = tokenizer.token_text(config.image_token_id)
+    return None if own == IMAGE_PLACEHOLDER else own
 
 
 def load(

@@ -141,7 +141,7 @@ class QwenImageProcessor:
         shrink = self.shrink if side is None else Shrink(longest_side=side)
         return replace(self, min_pixels=least, max_pixels=most, shrink=shrink)
 
-    def at(self, resolution: ImageResolution | None) -> QwenImageProcessor:
+    def at(self, resolution: ImageResolution | None, row_images: int = 1) -> QwenImageProcessor:
         """See ``ImageProcessor``."""
         if resolution is None:
             return self

@@ -10,22 +10,17 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from vlmbatch_kernels.linear import linear
 
-from vlmbatch.attention.base import (
-    AttentionBackend,
-    AttentionMetadata,
-    AttentionSpec,
-    LayerKVCache,
-)
+from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.models.decoder import Decoder
-from vlmbatch.models.family import Embedded
 from vlmbatch.models.layers import Embedding
 from vlmbatch.models.parallel import ParallelContext
 from vlmbatch.models.qwen_vl.config import QwenVLConfig
 from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
 from vlmbatch.models.qwen_vl.vision import VisionTower
+from vlmbatch.models.text_model import TextModel
 from vlmbatch.models.weights import CheckpointModel
+from vlmbatch.types import ImageGrid
 
 
 class Vision(CheckpointModel):
@@ -44,7 +39,9 @@ class Vision(CheckpointModel):
         self.visual = None if images is None else VisionTower(config.vision, images)
 
     @torch.inference_mode()
-    def extract_features(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def extract_features(
+        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
+    ) -> list[Tensor]:
         """See ``VisionModel``."""
         assert self.visual is not None, "the model was built to be given features"
         features: list[Tensor] = self.visual(images, self.backend)
@@ -69,7 +66,7 @@ class Vision(CheckpointModel):
         return self.visual is None or not name.startswith("visual.")
 
 
-class Model(Vision):
+class Model(Vision, TextModel):
     """A whole model: see ``VisionLanguageModel``."""
 
     def __init__(
@@ -86,48 +83,17 @@ class Model(Vision):
             None if config.tie_word_embeddings else Embedding(text.vocab_size, text.hidden_size)
         )
 
-    def encode_images(self, images: Sequence[Tensor]) -> list[Tensor]:
+    def encode_images(
+        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
+    ) -> list[Tensor]:
         """See ``VisionLanguageModel``: the tower's features are the decoder's embeddings."""
-        return self.extract_features(images)
+        return self.extract_features(images, grids)
 
     @torch.inference_mode()
     def project_features(self, features: Sequence[Tensor]) -> list[Tensor]:
         """See ``VisionLanguageModel``."""
         dtype = self.language_model.embed_tokens.weight.dtype
         return [each.to(dtype) for each in features]
-
-    @torch.inference_mode()
-    def embed(
-        self,
-        input_ids: Tensor,
-        features: Tensor | None = None,
-        feature_rows: Tensor | None = None,
-    ) -> Embedded:
-        """See ``VisionLanguageModel``."""
-        return self.language_model.embed(input_ids, features, feature_rows)
-
-    @torch.inference_mode()
-    def forward(
-        self,
-        embedded: Embedded,
-        positions: Tensor,
-        kv_caches: list[LayerKVCache],
-        metadata: AttentionMetadata,
-    ) -> Tensor:
-        """See ``VisionLanguageModel``."""
-        hidden: Tensor = self.language_model(embedded, positions, kv_caches, metadata, self.backend)
-        return hidden
-
-    @torch.inference_mode()
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        """See ``VisionLanguageModel``: in the dtype of the hidden states."""
-        head = self.language_model.embed_tokens if self.lm_head is None else self.lm_head
-        return linear(hidden, head.weight)
-
-    @property
-    def attention_specs(self) -> list[AttentionSpec]:
-        """What each layer asks of attention; ``num_kv_heads`` are this rank's."""
-        return self.language_model.attention_specs
 
     def is_unused(self, name: str) -> bool:
         if name.startswith("visual."):

@@ -1,0 +1,267 @@
+"""Images to tiles of a tower's size, equal to Hugging Face's Pillow-based processors.
+
+Resizing, padding and cutting leave uint8; rescaling and normalizing are ``pixels * scale + bias``,
+and happen on the engine's device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from vlmbatch.config import ImageResolution
+from vlmbatch.models.image_hash import pixel_image
+from vlmbatch.models.json_fields import JsonFields
+from vlmbatch.models.llava.image_processor import pad_to_square, parse_size, square_side
+from vlmbatch.models.llava_next.canvas import canvas_size, join
+from vlmbatch.models.llava_next.config import LlavaNextConfig, parse_pinpoints
+from vlmbatch.models.llava_next.tiling import (
+    Size,
+    all_kept,
+    best_fit,
+    fit_within,
+    num_tokens,
+    unpadded,
+)
+from vlmbatch.models.shrink import NO_SHRINK, Shrink
+from vlmbatch.types import ImageGrid, PixelImage
+
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+_KINDS = {
+    "llava_next": "LlavaNextImageProcessor",
+    "llava_onevision": "LlavaOnevisionImageProcessor",
+}
+_DEFAULT_SIDES = {"llava_next": 224, "llava_onevision": 384}
+
+
+class Largest(NamedTuple):
+    """Of all images: one with the most tokens, its tiles, and the most bytes that any has."""
+
+    grid: ImageGrid
+    tiles: Size
+
+
+@dataclass(frozen=True, slots=True)
+class Normalization:
+    """Pixels from 0 to 255 become ``pixels * scale + bias``, one number of each a channel."""
+
+    rescale_factor: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def scale(self) -> tuple[float, float, float]:
+        red, green, blue = (self.rescale_factor / std for std in self.std)
+        return red, green, blue
+
+    @property
+    def bias(self) -> tuple[float, float, float]:
+        red, green, blue = (-mean / std for mean, std in zip(self.mean, self.std, strict=True))
+        return red, green, blue
+
+
+@dataclass(frozen=True, slots=True)
+class SquareImageProcessor:
+    """An image as one tile alone, padded to a square of one colour. An ``ImageProcessor``."""
+
+    tile: int
+    patches: int
+    resample: Image.Resampling
+    color: tuple[int, int, int]
+    normalization: Normalization
+    shrink: Shrink
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fingerprint", _fingerprint(self, "fingerprint"))
+
+    @property
+    def largest_grid(self) -> ImageGrid:
+        """The grid of every image: no tiles; the features of one, and the end of a line."""
+        return ImageGrid(0, 0, self.patches**2 + 1, num_bytes=3 * self.tile**2)
+
+    def at(self, resolution: ImageResolution | None, row_images: int = 1) -> SquareImageProcessor:
+        """See ``ImageProcessor``."""
+        return self if resolution is None else replace(self, shrink=self.shrink.at(resolution))
+
+    def grid(self, height: int, width: int) -> ImageGrid:
+        """See ``ImageProcessor``.
+
+        Raises:
+            RowError: padding a long image to a square would take too much memory.
+        """
+        square_side(*self.shrink.size(height, width))
+        return self.largest_grid
+
+    def process(self, image: Image.Image) -> PixelImage:
+        """See ``ImageProcessor``."""
+        assert image.mode == "RGB", image.mode
+        square = pad_to_square(self.shrink.apply(image), self.color)
+        pixels = np.array(square.resize((self.tile, self.tile), self.resample), order="C")
+        return pixel_image(pixels, self.largest_grid, self.fingerprint)
+
+
+@dataclass(frozen=True, slots=True)
+class LlavaNextImageProcessor:
+    """How one checkpoint prepares its images. An ``ImageProcessor``.
+
+    An image becomes the whole of it in one tile of ``tile`` pixels squared, out of shape, and the
+    tiles of the best fitting of ``pinpoints`` (pixels), in shape, centred on black. ``patches``
+    along a side of a tile are as many features; ``max_features``: see ``scaled_down``. ``several``:
+    what prepares the images of rows that show more than one, where that is another.
+
+    Grids count the features of the tiles that are left without those of padding, before they are
+    scaled down. ``shrink`` comes first.
+    """
+
+    tile: int
+    patches: int
+    pinpoints: tuple[Size, ...]
+    max_features: int | None
+    resample: Image.Resampling
+    normalization: Normalization
+    shrink: Shrink
+    several: SquareImageProcessor | None
+    fingerprint: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fingerprint", _fingerprint(self, "fingerprint"))
+
+    @property
+    def largest(self) -> Largest:
+        return _largest(self.tile, self.patches, self.pinpoints, self.max_features)
+
+    @property
+    def largest_grid(self) -> ImageGrid:
+        """See ``ImageProcessor``: the most tokens and the most bytes may be two images'."""
+        return self.largest.grid
+
+    @classmethod
+    def load(
+        cls, folder: Path, config: LlavaNextConfig, shrink: Shrink = NO_SHRINK
+    ) -> LlavaNextImageProcessor:
+        """Read ``processor_config.json`` or ``preprocessor_config.json`` for a model.
+
+        Raises:
+            CheckpointError: neither is there, or a parameter is unsupported or contradicts the
+                model.
+        """
+        path = folder / "processor_config.json"
+        fields = JsonFields.load(path).section("image_processor") if path.exists() else None
+        fields = fields or JsonFields.load(folder / "preprocessor_config.json")
+        return _parse(fields, config, shrink)
+
+    def at(
+        self, resolution: ImageResolution | None, row_images: int = 1
+    ) -> LlavaNextImageProcessor | SquareImageProcessor:
+        """See ``ImageProcessor``."""
+        if self.several is not None and row_images > 1:
+            return self.several.at(resolution)
+        return self if resolution is None else replace(self, shrink=self.shrink.at(resolution))
+
+    def grid(self, height: int, width: int) -> ImageGrid:
+        """See ``ImageProcessor``: images of every size have one."""
+        image = Size(*self.shrink.size(height, width))
+        canvas = best_fit(image, self.pinpoints)
+        tiles = Size(canvas.height // self.tile, canvas.width // self.tile)
+        features = Size(tiles.height * self.patches, tiles.width * self.patches)
+        kept = unpadded(image, features)
+        tokens = num_tokens(kept, self.patches, self.max_features)
+        return ImageGrid(*kept, tokens, num_bytes=3 * canvas_size(tiles, self.tile).area)
+
+    def process(self, image: Image.Image) -> PixelImage:
+        """See ``ImageProcessor``."""
+        assert image.mode == "RGB", image.mode
+        grid = self.grid(image.height, image.width)
+        image = self.shrink.apply(image)
+        size = Size(image.height, image.width)
+        canvas = best_fit(size, self.pinpoints)
+        height, width = fit_within(size, canvas)
+        fitted = image.resize((width, height), self.resample)
+        tiled = Image.new("RGB", (canvas.width, canvas.height))
+        tiled.paste(fitted, ((canvas.width - width) // 2, (canvas.height - height) // 2))
+        whole = image.resize((self.tile, self.tile), self.resample)
+        pixels = join(np.asarray(whole), np.asarray(tiled))
+        return pixel_image(pixels, grid, self.fingerprint)
+
+
+@lru_cache(maxsize=4)  # a row may have a processor of its own, of the same tiles
+def _largest(
+    tile: int, patches: int, pinpoints: tuple[Size, ...], max_features: int | None
+) -> Largest:
+    """Over all that any image may leave of the tiles."""
+    every_tiles = [Size(canvas.height // tile, canvas.width // tile) for canvas in pinpoints]
+    tokens, kept, tiles = max(
+        (num_tokens(kept, patches, max_features), kept, tiles)
+        for tiles in every_tiles
+        for kept in all_kept(Size(tiles.height * patches, tiles.width * patches))
+    )
+    most_pixels = max(canvas_size(tiles, tile).area for tiles in every_tiles)
+    return Largest(ImageGrid(*kept, tokens, num_bytes=3 * most_pixels), tiles)
+
+
+def _fingerprint(processor: object, *derived: str) -> str:
+    """A digest of the fields of a processor that are given."""
+    names = [each.name for each in fields(processor) if each.name not in derived]  # type: ignore[arg-type]
+    values = tuple(getattr(processor, name) for name in names)
+    return hashlib.blake2b(repr(values).encode()).hexdigest()
+
+
+def _parse(given: JsonFields, config: LlavaNextConfig, shrink: Shrink) -> LlavaNextImageProcessor:
+    kind = config.model_type
+    name = "image_processor_type"
+    if given.string(name, _KINDS[kind]).removesuffix("Fast").removesuffix("Pil") != _KINDS[kind]:
+        raise given.error(name, _KINDS[kind])
+    if not given.boolean("do_resize", True):
+        raise given.error("do_resize", "true")
+    _check_sides(given, config)
+    pinpoints = parse_pinpoints(given, kind, config.vision)
+    if sorted(pinpoints) != sorted(config.pinpoints):
+        shown = [list(size) for size in config.pinpoints]
+        raise given.error("image_grid_pinpoints", f"the model's {shown}")
+    resample = given.integer("resample", int(Image.Resampling.BICUBIC), minimum=0)
+    if resample not in set(Image.Resampling):
+        raise given.error("resample", "a Pillow filter from 0 to 5")
+    tile, patches, filter_ = config.vision.image_size, config.patches, Image.Resampling(resample)
+    mean = given.channels("image_mean", _CLIP_MEAN)
+    normalization = _normalization(given, mean)
+    several = None
+    if kind == "llava_onevision":
+        color = (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
+        several = SquareImageProcessor(tile, patches, filter_, color, normalization, shrink)
+    return LlavaNextImageProcessor(
+        tile, patches, pinpoints, config.max_features, filter_, normalization, shrink, several
+    )
+
+
+def _normalization(given: JsonFields, mean: tuple[float, float, float]) -> Normalization:
+    std = given.channels("image_std", _CLIP_STD)
+    if min(std) <= 0:
+        raise given.error("image_std", "numbers above 0")
+    factor = given.number("rescale_factor", 1 / 255)
+    if not given.boolean("do_rescale", True):
+        factor = 1.0
+    if given.boolean("do_normalize", True):
+        return Normalization(factor, mean, std)
+    return Normalization(factor, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+
+
+def _check_sides(given: JsonFields, config: LlavaNextConfig) -> None:
+    """Tiles have the tower's size, whether they are resized, cropped or neither.
+
+    Raises:
+        CheckpointError: ``size`` or ``crop_size`` is another.
+    """
+    side, default = config.vision.image_size, _DEFAULT_SIDES[config.model_type]
+    for name in ("size", "crop_size"):
+        if name == "crop_size" and config.model_type == "llava_onevision" and name not in given:
+            continue
+        if parse_size(given, name, default) not in (side, (side, side)):
+            raise given.error(name, f"the vision tower's {side} pixels")
