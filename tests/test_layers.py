@@ -26,6 +26,7 @@ LAYERS: list[set[str]] = [
     {"vlmbatch.jobs"},
     {"vlmbatch.display", "vlmbatch.stages"},
     {"vlmbatch.session"},
+    {"vlmbatch.hf"},
     {"vlmbatch.replicas"},
     {"vlmbatch.output"},
     {"vlmbatch.manifest"},

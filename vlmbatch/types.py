@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -125,12 +126,31 @@ class ImageSpan:
 
 
 @dataclass(frozen=True, slots=True)
+class ProcessedInputs:
+    """What a checkpoint's own processor made of a row, for its class in transformers.
+
+    ``tensors``: by the names of the model's arguments, each (1, ...) or with a first dimension that
+    counts images or parts of them. ``num_image_tokens``: of the prompt, those that stand for
+    ``num_images`` images.
+    """
+
+    tensors: Mapping[str, Any] = field(repr=False)
+    num_images: int
+    num_image_tokens: int
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(int(getattr(value, "nbytes", 0)) for value in self.tensors.values())
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """A row as the engine takes it: token ids and pixels or features, no text and no files.
 
-    ``positions``: of the prompt's T tokens, (T,) or (3, T) int64, where a model's processor counts
-    them itself; ``None`` stands for 0 to T - 1. Token i of the answer is at ``next_position`` + i,
-    in all three rows; ``None`` stands for T.
+    ``inputs``: what there is in the place of images where transformers answers. ``positions``: of
+    the prompt's T tokens, (T,) or (3, T) int64, where a model's processor counts them itself;
+    ``None`` stands for 0 to T - 1. Token i of the answer is at ``next_position`` + i, in all three
+    rows; ``None`` stands for T.
     """
 
     index: int
@@ -140,10 +160,20 @@ class Request:
     image_spans: tuple[ImageSpan, ...] = ()
     positions: NDArray[np.int64] | None = field(default=None, repr=False)
     next_position: int | None = None
+    inputs: ProcessedInputs | None = None
 
     @property
     def num_image_tokens(self) -> int:
+        if self.inputs is not None:
+            return self.inputs.num_image_tokens
         return sum(span.length for span in self.image_spans)
+
+    @property
+    def image_sizes(self) -> list[int]:
+        """Bytes that each image holds on to."""
+        if self.inputs is not None and self.inputs.num_images:
+            return [self.inputs.num_bytes // self.inputs.num_images] * self.inputs.num_images
+        return [image.num_bytes for image in self.images]
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,7 +74,10 @@ def test_a_repeated_flag_replaces_the_array_of_the_file(job: Run, tmp_path: Path
     [
         ('model = "m"\n\nmax_token = 3\n', "job.toml:3: unknown key 'max_token'; did you mean"),
         ("max-tokens = 3\n", "did you mean 'max_tokens'?"),
-        ("[engine]\nmax_num_seqs = 3\n", "job.toml:1: unknown key 'engine'; keys stand at the top"),
+        (
+            "[sampling]\nmax_num_seqs = 3\n",
+            "job.toml:1: unknown key 'sampling'; keys stand at the top",
+        ),
         ('max_tokens = "3"\n', "job.toml:1: 'max_tokens' must be an integer, got \"3\""),
         ("max_tokens = true\n", "'max_tokens' must be an integer, got true"),
         ("max_tokens = 3.0\n", "'max_tokens' must be an integer, got 3.0"),

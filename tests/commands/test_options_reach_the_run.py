@@ -39,6 +39,7 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--model", "other"), {"session.model": "other"}),
     (("--revision", "v2"), {"session.revision": "v2"}),
     (("--tokenizer", "other"), {"session.tokenizer": "other"}),
+    (("--engine", "transformers"), {"session.engine.engine": "transformers"}),
     (("--dtype", "float16"), {"session.engine.dtype": "float16"}),
     (("--device", "cpu"), {"session.engine.device": "cpu"}),
     (("--attention-backend", "torch"), {"session.engine.attention_backend": "torch"}),

@@ -351,7 +351,7 @@ CASES = {
         [["--chat", "--chat-template", template_file]],
     ),
     "a system prompt without a chat": Case(
-        "processor --chat",
+        "prompt_text --chat",
         option("--system-prompt", "x", "--chat-template", template_file),
         "give --chat as well",
         [["--system-prompt", "x", "--chat-template", template_file, "--chat"]],
@@ -503,6 +503,9 @@ ELSEWHERE = {
     "image_processor --max-pixels": _RESOLUTION,
     "shrink --max-pixels": _RESOLUTION,
     "loading --device": "points to `vlmbatch doctor`: in tests/commands/test_doctor.py",
+    "checkpoint --max-model-len": "needs a model of no known context: in tests/hf",
+    "options --engine": _NAMES_IT,
+    "options --max-num-seqs": "tells what has the refused option's place: in tests/hf",
     "memory --max-batched-tokens": "needs a GPU that is too small",
     "memory --max-model-len": "needs a GPU that is too small",
     "pool --image-workers": "in tests/images/test_image_worker_faults.py",

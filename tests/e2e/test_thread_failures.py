@@ -96,7 +96,7 @@ class StubProcessor:
     """Fails where a request is made of an image that has come."""
 
     def __init__(self, error: BaseException) -> None:
-        self.place = partial(fail, error)
+        self.encode = partial(fail, error)
 
     def tokenize(self, row: Row) -> None:
         pass

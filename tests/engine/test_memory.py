@@ -37,6 +37,7 @@ class WatchedModel(FakeModel):
         super().__init__()
         self.tokens = self.sampled = self.image_tokens = 0
         self.lengths: list[int] = []
+        self.positions = torch.empty(0)
 
     def embed(
         self,
@@ -56,6 +57,7 @@ class WatchedModel(FakeModel):
         metadata: AttentionMetadata,
     ) -> Tensor:
         self.tokens, self.lengths = len(embedded.hidden), list(metadata.query_lens)
+        self.positions = positions
         return super().forward(embedded, positions, kv_caches, metadata)
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
@@ -78,6 +80,7 @@ def test_the_step_measured_is_as_large_as_any(
     if not pixels:
         image = FeatureImage(np.zeros((IMAGE_TOKENS, 3), np.float32), b"", image.grid)
     run_largest_step(model, fake_config(), limits, FakeBackend(), CPU, torch.float64, image)
+    assert model.positions.min() >= 0 and model.positions.max() < max_model_len
     assert model.tokens == min(max_batched_tokens, max_num_seqs * max_model_len)
     assert model.sampled == min(max_num_seqs, max_batched_tokens)
     assert max(model.lengths) <= max_model_len

@@ -30,7 +30,7 @@ def chunks(draw: st.DrawFn) -> list[ScheduledChunk]:
             values = draw(st.lists(st.integers(0, 50), min_size=3 * prompt, max_size=3 * prompt))
             positions = np.array(values).reshape(3, prompt)
             positions = positions if rows == 3 else positions[0]
-        last = draw(st.integers(0, 60)) if rows is not None else None
+        last = draw(st.integers(0, 60) if rows is not None else st.none() | st.integers(0, 60))
         request = Request(
             index, [7] * prompt, SamplingParams(), positions=positions, next_position=last
         )
@@ -51,11 +51,10 @@ def build(step: list[ScheduledChunk]) -> StepInputs:
 def position(request: Request, token: int) -> list[int]:
     """Of one token, in three rows."""
     prompt = len(request.token_ids)
+    if token >= prompt and request.next_position is not None:
+        return [request.next_position + token - prompt] * 3
     if request.positions is None:
         return [token] * 3
-    if token >= prompt:
-        assert request.next_position is not None
-        return [request.next_position + token - prompt] * 3
     own = request.positions[..., token]
     return own.tolist() if own.ndim else [int(own)] * 3
 

@@ -121,6 +121,7 @@ DECIDES = {
     "sampling.stop": Change(("x",)),
     "sampling.stop_token_ids": Change((9,)),
     "sampling.ignore_eos": Change(True),
+    "session.engine.engine": Change("transformers"),
     "session.engine.dtype": Change("float16"),
     "session.engine.max_model_len": Change(99),
     "session.engine.random_weights": Change(True),

@@ -51,7 +51,12 @@ from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.types import Result
 
 Tell = Callable[[str, list[int]], None]
-REAL = ("vlmbatch.engine.loading", "vlmbatch.models.llava")  # they import torch
+REAL = (  # they import torch and transformers
+    "vlmbatch.engine.loading",
+    "vlmbatch.models.llava",
+    "vlmbatch.hf.model",
+    "transformers.models.auto.processing_auto",
+)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from vlmbatch.config import (
     AttentionBackendName,
     Device,
     DType,
+    EngineName,
     ImageInputType,
     ImageLimits,
     SamplingParams,
@@ -29,15 +30,18 @@ from vlmbatch.config import (
 )
 from vlmbatch.config.option import build
 from vlmbatch.errors import UsageError
+from vlmbatch.hf.checkpoint import HfConfig
+from vlmbatch.hf.replica import HfReplica
 from vlmbatch.models.chat import Message
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.session.cores import default_image_workers
 from vlmbatch.session.host_memory import HostMemory
-from vlmbatch.session.load import load_engine
+from vlmbatch.session.load import load_engine, load_with_transformers
 from vlmbatch.session.open import open_images, open_model
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
+    from vlmbatch.replicas.replica import Replica
 
 
 _LIMITS = ImageLimits()
@@ -65,7 +69,9 @@ class LLM:
     ``image_feature_size`` are the model's; where given, they must agree with it. ``max_pixels``,
     ``min_pixels`` and ``longest_side`` say how large a model whose images vary sees them. With
     ``image_input_type`` "image_features" images are ``ImageFeatureData``, and the vision tower is
-    not loaded. ``None`` and "auto" elsewhere stand for what suits model and device.
+    not loaded. ``engine`` "transformers" answers with the checkpoint's own class there, as "auto"
+    does where we have no family for it. ``None`` and "auto" elsewhere stand for what suits model
+    and device.
 
     Each call keeps the engine full: all its requests are batched, and images are decoded and
     prompts tokenized while the model works. One call at a time: not from several threads, and not
@@ -95,6 +101,7 @@ class LLM:
         min_pixels: int | None = None,
         longest_side: int | None = None,
         chat_template: str | os.PathLike[str] | None = None,
+        engine: EngineName = "auto",
         dtype: DType = "auto",
         device: Device = "auto",
         attention_backend: AttentionBackendName = "auto",
@@ -121,10 +128,17 @@ class LLM:
         inputs = open_model(config)
         self.model_config = inputs.model
         self._processor = inputs.processor
-        self._engine: Engine | None = load_engine(config, inputs)
+        self._engine: Engine | None = None
+        self._transformers: HfReplica | None = None  # in the place of an engine of ours
+        if isinstance(inputs.model, HfConfig):
+            self._transformers = load_with_transformers(config, inputs)
+            on_cpu = self._transformers.on_cpu
+        else:
+            self._engine = load_engine(config, inputs)
+            on_cpu = self._engine.device.type == "cpu"
+        self._on_cpu = on_cpu
         num_workers = config.image_loading.workers
         if num_workers is None:
-            on_cpu = self._engine.device.type == "cpu"
             num_workers = default_image_workers(engine_on_cpu=on_cpu)
         self._memory = HostMemory.divide(config.host_memory)
         self._prepare_threads = max(2, 2 * num_workers)  # most of them wait for an image
@@ -295,12 +309,13 @@ class LLM:
             except ValueError as error:  # the generator is running
                 raise _busy() from error
         self._end()
-        if self._engine is None:
+        if self._closed:
             return
-        on_gpu = self._engine.device.type == "cuda"
-        self._engine = None
+        if self._transformers is not None:
+            self._transformers.close()
+        self._engine = self._transformers = None
         gc.collect()
-        if on_gpu:
+        if not self._on_cpu:
             import torch
 
             torch.cuda.empty_cache()
@@ -322,10 +337,10 @@ class LLM:
         return call
 
     def _call(self, source: RowSource, strict: bool, in_order: bool) -> Generator[RequestOutput]:
-        with self._sole_use() as engine:
+        with self._sole_use() as replica:
             yield from answer_rows(
                 source.rows(),
-                LocalReplica(engine, self._processor.tokenizer),
+                replica,
                 self._processor,
                 self._images,
                 self._prepare_threads,
@@ -336,15 +351,22 @@ class LLM:
         if source.failure is not None:
             raise source.failure
 
+    @property
+    def _closed(self) -> bool:
+        return self._engine is None and self._transformers is None
+
     @contextmanager
-    def _sole_use(self) -> Iterator[Engine]:
-        """The engine, for one call at a time: it belongs to no thread, but takes one at a time."""
+    def _sole_use(self) -> Iterator[Replica]:
+        """What answers, for one call at a time, from whichever thread."""
         if not self._in_use.acquire(blocking=False):
             raise _busy()
         try:
-            if self._engine is None:
+            if self._transformers is not None:
+                yield self._transformers
+            elif self._engine is not None:
+                yield LocalReplica(self._engine, self._processor.tokenizer)
+            else:
                 raise UsageError("this LLM is closed")
-            yield self._engine
         finally:
             self._in_use.release()
 

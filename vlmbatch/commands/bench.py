@@ -34,7 +34,7 @@ _QUIET = without("no_progress", "log_format", "summary_json", "exit_zero")
 
 @with_options
 def bench(
-    config: Annotated[BenchConfig, without("allow_domain", "image_timeout")],
+    config: Annotated[BenchConfig, without("allow_domain", "image_timeout", "engine")],
     report: Annotated[ReportOptions, _QUIET],
     config_file: Path | None,
     workloads: Annotated[str, _WORKLOADS] = ",".join(WORKLOADS),

@@ -1,6 +1,12 @@
 """Frozen settings: what to sample, how the engine runs, what a run reads and writes."""
 
-from vlmbatch.config.engine import AttentionBackendName, Device, DType, EngineConfig
+from vlmbatch.config.engine import (
+    AttentionBackendName,
+    Device,
+    DType,
+    EngineConfig,
+    EngineName,
+)
 from vlmbatch.config.images import (
     IMAGE_TIMEOUT_S,
     ImageArguments,
@@ -33,6 +39,7 @@ __all__ = [
     "Device",
     "DurableDestination",
     "EngineConfig",
+    "EngineName",
     "FileDestination",
     "FolderDestination",
     "ImageArguments",

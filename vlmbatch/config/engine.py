@@ -11,6 +11,7 @@ from vlmbatch.config.option import Opt, check_bounds
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cuda", "cpu"]
 AttentionBackendName = Literal["auto", "flash-attn", "triton", "torch"]
+EngineName = Literal["auto", "vlmbatch", "transformers"]
 
 _model = partial(Opt, panel="Model")
 _engine = partial(Opt, panel="Engine")
@@ -24,6 +25,14 @@ class EngineConfig:
         ConfigError: a value out of range.
     """
 
+    engine: Annotated[
+        EngineName,
+        _model(
+            "NAME",
+            "vlmbatch, transformers, which is slower and has nearly every model, or auto: the "
+            "first where it has the model.",
+        ),
+    ] = "auto"
     dtype: Annotated[DType, _model("NAME", "auto, float32, bfloat16 or float16.")] = "auto"
     device: Annotated[Device, _model("NAME", "auto, cuda or cpu.")] = "auto"
     attention_backend: Annotated[

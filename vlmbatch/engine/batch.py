@@ -214,22 +214,29 @@ def _model_positions(
     After the prompt all rows are equal (Qwen2-VL, arXiv:2409.12191, section 2.1): a decode step has
     one.
     """
-    # Behind a prompt they count on from its last one, which may have been reached by fewer.
+    requests = [chunk.sequence.request for chunk in chunks]
+    # Behind a prompt they count on from its last one, which it may reach with fewer.
     ahead = [
         0 if request.next_position is None else request.next_position - len(request.token_ids)
-        for request in (chunk.sequence.request for chunk in chunks)
+        for request in requests
     ]
     result = plain + np.repeat(ahead, np.diff(offsets)) if any(ahead) else plain
-    for chunk, first in zip(chunks, offsets.tolist(), strict=False):
-        own = chunk.sequence.request.positions
-        if own is None or chunk.start >= own.shape[-1]:
+    for request, chunk, first, shift in zip(
+        requests, chunks, offsets.tolist(), ahead, strict=False
+    ):
+        num_own = min(len(request.token_ids) - chunk.start, chunk.length)
+        if num_own <= 0 or (request.positions is None and not shift):
             continue
-        own = own[..., chunk.start : chunk.start + chunk.length]
+        rows = slice(first, first + num_own)
+        if request.positions is None:
+            own = plain[rows]
+        else:
+            own = request.positions[..., chunk.start : chunk.start + num_own]
         if own.ndim == 2 and result.ndim == 1:
             result = np.tile(result, (3, 1))
         elif result is plain:
             result = plain.copy()
-        result[..., first : first + own.shape[-1]] = own
+        result[..., rows] = own
     return result
 
 

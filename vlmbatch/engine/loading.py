@@ -6,6 +6,7 @@ import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -16,11 +17,18 @@ from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside
 from vlmbatch.errors import ConfigError
-from vlmbatch.models.config import ModelConfig
+from vlmbatch.models.config import ModelConfig, WeightDType
 from vlmbatch.models.family import ImageProcessor, Processor, VisionModel
 from vlmbatch.models.registry import load_model, load_vision, random_model
 
 logger = logging.getLogger(__name__)
+
+
+class HasDType(Protocol):
+    """A configuration that says in what type the weights are stored."""
+
+    @property
+    def dtype(self) -> WeightDType: ...
 
 
 def build_engine(
@@ -101,7 +109,7 @@ def resolve_device(name: Device) -> torch.device:
     return torch.device("cuda" if name == "cuda" or (name == "auto" and available) else "cpu")
 
 
-def resolve_dtype(name: DType, model_config: ModelConfig, device: torch.device) -> torch.dtype:
+def resolve_dtype(name: DType, model_config: HasDType, device: torch.device) -> torch.dtype:
     """The data type that "auto" stands for: the checkpoint's own on a GPU, float32 on a CPU."""
     if name == "auto":
         name = model_config.dtype if device.type == "cuda" else "float32"

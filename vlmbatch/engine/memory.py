@@ -141,8 +141,7 @@ def _largest_chunks(
             _SAMPLING,
             (images[index % len(images)],) if with_image else (),
             (ImageSpan(0, image_size, 0),) if with_image else (),
-            np.zeros((3, length), np.int64) if text.rope.sections else None,
-            next_position=1,
+            *((np.zeros((3, length), np.int64), 1) if text.rope.sections else (None, None)),
         )
         sequence = Sequence(request, length + 1, frozenset())
         chunks.append(ScheduledChunk(sequence, 0, length, needs_sampling=True))

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmbatch.config import EngineConfig, ImageResolution, ManifestConfig, SessionConfig
-from vlmbatch.errors import RowError, UsageError
+from vlmbatch.errors import ConfigError, RowError, UsageError
+from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.images.feature_file import TENSOR_NAME
 from vlmbatch.images.file import read_image_bytes
 from vlmbatch.images.loading.loader import ImageLoader
 from vlmbatch.images.read_ahead import read_ahead
 from vlmbatch.jobs.fingerprint import checkpoint_digest
+from vlmbatch.models.config import ModelConfig
 from vlmbatch.output.feature_folder import FeatureFolder, FeatureManifest
 from vlmbatch.session.cores import default_cpu_threads, default_image_workers
 from vlmbatch.session.open import (
@@ -76,6 +78,11 @@ def write_features(
 
     stats.stage = opening_stage(config)
     inputs = open_inputs(config, manifest_config)
+    if isinstance(inputs.model, HfConfig):
+        raise ConfigError(
+            f"features are computed by families of our own alone, and model_type "
+            f"{inputs.model.model_type} is answered by transformers"
+        )
     stats.stage = "reading the manifest"
     stats.rows_total = inputs.manifest.scan().num_rows
     if inputs.manifest.format != "manifest":
@@ -263,6 +270,7 @@ class TowerWriter:
 
         images = self._inputs.processor.images
         assert images is not None
+        assert isinstance(self._inputs.model, ModelConfig)
         settings: EngineConfig = self._config.engine
         if settings.cpu_threads is None:
             settings = replace(settings, cpu_threads=default_cpu_threads())

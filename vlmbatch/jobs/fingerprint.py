@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmbatch.config import JobConfig
+from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.manifest.manifest import ManifestInfo
 from vlmbatch.session.open import Inputs
 
@@ -32,6 +33,8 @@ def run_settings(config: JobConfig, inputs: Inputs, info: ManifestInfo) -> dict[
         shape["column_prefix"] = manifest.column_prefix
     if manifest.keep_inputs:
         shape["keep_inputs"] = True
+    if isinstance(inputs.model, HfConfig):
+        shape["engine"] = f"transformers {inputs.model.version}"
     resolution = asdict(session.image_arguments.resolution)
     shape |= {name: value for name, value in resolution.items() if value is not None}
     return {

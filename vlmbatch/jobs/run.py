@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from vlmbatch.config import (
 )
 from vlmbatch.durable.spill import Spill
 from vlmbatch.errors import UsageError
+from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.jobs.fingerprint import run_settings
 from vlmbatch.jobs.run_output import DurableOutput, Output, StreamOutput
 from vlmbatch.manifest.arrow_values import TIME_REDUCERS
@@ -22,7 +24,12 @@ from vlmbatch.output.openai_lines import BatchLines, is_batch_output
 from vlmbatch.output.reader import changed_output
 from vlmbatch.output.work_folder import check_unlocked
 from vlmbatch.session.host_memory import HostMemory
-from vlmbatch.session.load import freeze_loaded, load_engine, start_images
+from vlmbatch.session.load import (
+    freeze_loaded,
+    load_engine,
+    load_with_transformers,
+    start_images,
+)
 from vlmbatch.session.open import (
     Inputs,
     open_job,
@@ -51,8 +58,6 @@ def run(config: JobConfig, stats: RunStats) -> None:
         OutputError: the output cannot be written.
         RunStoppedError: a signal, the deadline or the error budget ended the run early.
     """
-    from vlmbatch.replicas.local import LocalReplica
-
     policy = config.policy
     stop = StopRequest(policy.grace_s, policy.deadline_s, policy.max_error_rate)
     if not isinstance(config.destination, StdoutDestination):
@@ -68,12 +73,26 @@ def run(config: JobConfig, stats: RunStats) -> None:
         else:
             stats.rows_earlier = output.num_known
             stats.stage = "loading the model"
-            with closing(start_images(config.session, inputs)) as images:
-                engine = load_engine(config.session, inputs)
-                freeze_loaded(engine)
-                replica = LocalReplica(engine, inputs.processor.tokenizer)
+            with (
+                closing(start_images(config.session, inputs)) as images,
+                _loaded_replica(config, inputs) as replica,
+            ):
                 answer_manifest(config, inputs, replica, images, output, stats, stop)
     stats.finish()
+
+
+@contextmanager
+def _loaded_replica(config: JobConfig, inputs: Inputs) -> Iterator[Replica]:
+    """What answers: the engine of this process, or transformers."""
+    if isinstance(inputs.model, HfConfig):
+        with closing(load_with_transformers(config.session, inputs)) as replica:
+            yield replica
+        return
+    from vlmbatch.replicas.local import LocalReplica
+
+    engine = load_engine(config.session, inputs)
+    freeze_loaded(engine)
+    yield LocalReplica(engine, inputs.processor.tokenizer)
 
 
 def answer_manifest(

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 from vlmbatch.config import ManifestConfig, SessionConfig
 from vlmbatch.errors import RowError
+from vlmbatch.hf.checkpoint import HfConfig
+from vlmbatch.log import logger
 from vlmbatch.manifest.validate import validate_rows
 from vlmbatch.session.cores import default_image_workers
 from vlmbatch.session.open import image_prober, open_images, open_inputs, opening_stage
@@ -27,6 +29,12 @@ def validate(
     """
     stats.stage = opening_stage(config)
     inputs = open_inputs(config, manifest, streaming=manifest.source == "-")
+    if isinstance(inputs.model, HfConfig):
+        logger.info(
+            "how many tokens a row's images take is known to the run alone: rows may turn out too "
+            "long for the context of %d tokens; all else is checked",
+            inputs.model.context_length,
+        )
     stats.stage = "reading the manifest"
     if not inputs.streaming:
         stats.rows_total = inputs.manifest.scan().num_rows

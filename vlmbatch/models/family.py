@@ -27,7 +27,7 @@ from PIL import Image
 from vlmbatch.config import ImageArguments, ImageResolution, PromptConfig
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.json_fields import JsonFields
-from vlmbatch.types import ImageGrid, ImageInput, ImageSpan, PixelImage, Row
+from vlmbatch.types import ImageGrid, ImageInput, ImageSpan, PixelImage, ProcessedInputs, Row
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,12 +50,16 @@ FAMILIES = {  # packages, by the model_type in config.json
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """A row's prompt as the engine takes it; ``positions`` and the next as in ``Request``."""
+    """A row's prompt as the engine takes it; the fields are those of ``Request``.
+
+    With ``inputs`` the row's images are in these.
+    """
 
     token_ids: list[int] = field(repr=False)
     image_spans: tuple[ImageSpan, ...] = ()
     positions: NDArray[np.int64] | None = field(default=None, repr=False)
     next_position: int | None = None
+    inputs: ProcessedInputs | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,14 @@ class Processor(Protocol):
 
         Raises:
             RowError: ``image_token_mismatch`` or ``prompt_too_long``.
+        """
+        ...
+
+    def encode(self, tokens: Tokens, images: Sequence[ImageInput]) -> EncodedPrompt:
+        """``place`` with the images themselves.
+
+        Raises:
+            RowError: as by ``place``, or the model cannot take these images.
         """
         ...
 

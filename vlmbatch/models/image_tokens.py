@@ -77,3 +77,12 @@ def _mismatch(found: int, sizes: Sequence[int], strict: bool) -> RowError:
         ErrorCode.IMAGE_TOKEN_MISMATCH,
         f"{images}: expected {total}{each}{short} image tokens in the prompt, found {found}",
     )
+
+
+def placeholder_mismatch(found: int, num_images: int) -> RowError:
+    """``image_token_mismatch`` of a prompt that has one placeholder an image."""
+    return RowError(
+        ErrorCode.IMAGE_TOKEN_MISMATCH,
+        f"{num_images} image{'s' * (num_images != 1)}: expected {num_images} <image> in the "
+        f"prompt, one for each, found {found}",
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmbatch.config import ImageArguments, PromptConfig
-from vlmbatch.errors import CheckpointError, ConfigError, ErrorCode, RowError, UsageError
-from vlmbatch.models.chat import ChatTemplate, Message
+from vlmbatch.errors import CheckpointError, ConfigError, ErrorCode, RowError
 from vlmbatch.models.config import ModelConfig, check_image_arguments
 from vlmbatch.models.family import EncodedPrompt, ImageProcessor, Tokens
 from vlmbatch.models.image_tokens import place_images
+from vlmbatch.models.prompt_text import IMAGE_PLACEHOLDER, PromptText
 from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.types import ImageGrid, ImageSpan, Row
+from vlmbatch.types import ImageGrid, ImageInput, ImageSpan, Row
 
-IMAGE_PLACEHOLDER = "<image>"  # stands for an image in the prompts of every family
+__all__ = ["IMAGE_PLACEHOLDER", "PromptProcessor", "text_digest"]
 
 
-class PromptProcessor(ABC):
+class PromptProcessor(PromptText, ABC):
     """A ``Processor`` but for what it knows of images. Thread-safe.
 
     Raises:
@@ -47,45 +47,14 @@ class PromptProcessor(ABC):
         when the options name none. ``image_text``: what <image> in a prompt stands for; None: that
         is the model's own image token."""
         check_image_arguments(config, arguments)
-        _check_prompt_options(prompt)
-        self.tokenizer = tokenizer
         self.images = images
         self.max_model_len = context_length(config, max_model_len)
         self._model = config
-        self._prompt = prompt
         self._strict = arguments.strict_image_tokens
-        self._template_path = prompt.chat_template or template_path
-        self._own_image_token = _image_token(tokenizer, config.image_token_id)
         self._image_text = image_text
-        self.image_token = self._own_image_token if image_text is None else IMAGE_PLACEHOLDER
-        if self._names_template:
-            _ = self.chat_template  # a missing or bad template is an error before the run
-
-    @cached_property
-    def chat_template(self) -> ChatTemplate:
-        """Read when first needed: only chat rows need one.
-
-        Raises:
-            ConfigError: the model has none, or a bad one.
-        """
-        return ChatTemplate.load(
-            self._template_path,
-            self.tokenizer.special_tokens,
-            self.image_token,
-            self._own_image_token,
-        )
-
-    @property
-    def _names_template(self) -> bool:
-        """Whether the options speak of a template; else only rows of messages need one."""
-        return self._prompt.chat or self._prompt.chat_template is not None
-
-    @cached_property
-    def _template_or_problem(self) -> ChatTemplate | str:
-        try:
-            return self.chat_template
-        except UsageError as error:
-            return str(error)
+        own_image_token = _image_token(tokenizer, config.image_token_id)
+        image_token = own_image_token if image_text is None else IMAGE_PLACEHOLDER
+        super().__init__(tokenizer, prompt, template_path, image_token, own_image_token)
 
     @property
     @abstractmethod
@@ -105,7 +74,7 @@ class PromptProcessor(ABC):
             "prompt_template": self._prompt.prompt_template,
             "system_prompt": self._prompt.system_prompt,
             "chat": self._prompt.chat,
-            "chat_template": None if template is None else _digest(template),
+            "chat_template": None if template is None else text_digest(template),
         }
 
     def tokenize(self, row: Row) -> Tokens:
@@ -151,35 +120,15 @@ class PromptProcessor(ABC):
         assert next_position is None or next_position <= len(token_ids), next_position
         return EncodedPrompt(token_ids, spans, positions, next_position)
 
+    def encode(self, tokens: Tokens, images: Sequence[ImageInput]) -> EncodedPrompt:
+        """See ``Processor``."""
+        return self.place(tokens, [image.grid for image in images])
+
     def _positions(
         self, token_ids: list[int], spans: Sequence[ImageSpan], grids: Sequence[ImageGrid]
     ) -> tuple[NDArray[np.int64] | None, int | None]:
         """Positions of the prompt and the one behind it; None for both: as the tokens come."""
         return None, None
-
-    def _text(self, row: Row) -> tuple[str, bool]:
-        """The prompt's text, and whether the tokenizer adds its special tokens."""
-        if row.messages is not None:
-            messages = row.messages
-        elif row.prompt is None:
-            raise RowError(ErrorCode.PROMPT_INVALID, "the row has neither a prompt nor messages")
-        else:
-            text = row.prompt
-            if self._prompt.prompt_template is not None:
-                text = self._prompt.prompt_template.replace("{prompt}", text)
-            if not self._prompt.chat:
-                return text, True
-            messages = [{"role": "user", "content": text}]
-        system_prompt = self._prompt.system_prompt
-        if system_prompt is not None and messages and not _is_system(messages[0]):
-            messages = [{"role": "system", "content": system_prompt}, *messages]
-        template = self._template_or_problem
-        if isinstance(template, str):
-            raise RowError(ErrorCode.PROMPT_INVALID, template)
-        rendered = template.render(messages, len(row.images))
-        # A template that writes the first token itself must not get it twice.
-        bos_token = self.tokenizer.bos_token
-        return rendered, bos_token is None or not rendered.startswith(bos_token)
 
 
 def context_length(config: ModelConfig, max_model_len: int | None) -> int:
@@ -198,23 +147,9 @@ def context_length(config: ModelConfig, max_model_len: int | None) -> int:
     return max_model_len
 
 
-def _check_prompt_options(prompt: PromptConfig) -> None:
-    if prompt.prompt_template is not None and "{prompt}" not in prompt.prompt_template:
-        raise ConfigError(
-            f"the prompt template {prompt.prompt_template!r} has no {{prompt}}, "
-            "which stands for the row's prompt"
-        )
-    if prompt.system_prompt is not None and not prompt.chat:
-        raise ConfigError("a system prompt needs the chat template: give --chat as well")
-
-
-def _digest(text: str) -> str:
+def text_digest(text: str) -> str:
+    """A digest of a template's source."""
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def _is_system(message: Message) -> bool:
-    # Not checked yet: a manifest may hold anything.
-    return isinstance(message, Mapping) and message.get("role") == "system"
 
 
 def _image_token(tokenizer: Tokenizer, token_id: int) -> str:

@@ -15,6 +15,8 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from vlmbatch.errors import ConfigError, UsageError
+from vlmbatch.hf.checkpoint import HfConfig
+from vlmbatch.hf.replica import HfReplica
 from vlmbatch.images.fetch import ImageFetcher
 from vlmbatch.images.loading.url_loader import UrlLoader
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
@@ -28,12 +30,18 @@ from vlmbatch.serve.hosts import is_loopback
 from vlmbatch.serve.metrics import ServerMetrics
 from vlmbatch.serve.preparation import Preparation
 from vlmbatch.session.cores import default_image_workers
-from vlmbatch.session.load import SWITCH_INTERVAL_S, freeze_loaded, load_engine
+from vlmbatch.session.load import (
+    SWITCH_INTERVAL_S,
+    freeze_loaded,
+    load_engine,
+    load_with_transformers,
+)
 from vlmbatch.session.open import ModelInputs, open_images, open_model
 from vlmbatch.session.signals import ending_signals
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
+    from vlmbatch.replicas.replica import Replica
 
 _KEEP_ALIVE_S = 75  # beyond what clients keep idle connections for, so that they close them
 _LAST_WORDS_S = 2.0  # for responses that say that the grace time is over
@@ -52,9 +60,13 @@ def serve(config: ServeConfig) -> int:
     with _bind(config.host, config.port) as listener:
         inputs = open_model(config.session)
         _ = inputs.processor.chat_template  # one that is missing or bad is an error now
-        engine = load_engine(config.session, inputs)
-        freeze_loaded(engine)
-        check_context(engine)
+        engine: Engine | HfReplica
+        if isinstance(inputs.model, HfConfig):
+            engine = load_with_transformers(config.session, inputs)
+        else:
+            engine = load_engine(config.session, inputs)
+            freeze_loaded(engine)
+            check_context(engine)
         # On a CPU too: the engine's thread gives up the interpreter with each operation, and those
         # that read and prepare requests would keep it for 5 ms.
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -75,16 +87,21 @@ def check_context(engine: Engine) -> None:
 
 
 def make_service(
-    config: ServeConfig, inputs: ModelInputs, engine: Engine, domains: AllowedDomains
+    config: ServeConfig, inputs: ModelInputs, engine: Engine | HfReplica, domains: AllowedDomains
 ) -> Service:
     """Start what answers requests: threads and worker processes. On the event loop."""
     session = config.session
+    tokenizer = inputs.processor.tokenizer
+    replica: Replica
+    if isinstance(engine, HfReplica):
+        replica, on_cpu = engine, engine.on_cpu
+    else:
+        replica, on_cpu = LocalReplica(engine, tokenizer), engine.device.type == "cpu"
     num_workers = session.image_loading.workers
     if num_workers is None:
-        num_workers = default_image_workers(engine_on_cpu=engine.device.type == "cpu")
+        num_workers = default_image_workers(engine_on_cpu=on_cpu)
     loader = UrlLoader(open_images(session, inputs, num_workers), ImageFetcher(domains))
-    tokenizer = inputs.processor.tokenizer
-    engine_thread = EngineThread(LocalReplica(engine, tokenizer))
+    engine_thread = EngineThread(replica)
     return Service(
         config=config,
         tokenizer=tokenizer,
@@ -107,13 +124,15 @@ def _image_limit(config: ServeConfig, inputs: ModelInputs) -> int | None:
     """Images of one request; None: as many as the context holds."""
     if config.limit_images_per_prompt is not None:
         return config.limit_images_per_prompt
-    return 1 if inputs.model.image_feature_size is not None else None
+    if isinstance(inputs.model, HfConfig) or inputs.model.image_feature_size is None:
+        return None
+    return 1
 
 
 async def _serve(
     config: ServeConfig,
     inputs: ModelInputs,
-    engine: Engine,
+    engine: Engine | HfReplica,
     domains: AllowedDomains,
     listener: socket.socket,
 ) -> int:
@@ -127,6 +146,8 @@ async def _serve(
         return stop.exit_status
     finally:
         await service.engine.close()
+        if isinstance(engine, HfReplica):
+            await asyncio.to_thread(engine.close)
         await asyncio.to_thread(service.preparation.close)
 
 

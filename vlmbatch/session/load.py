@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Hashable
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vlmbatch.config import SessionConfig
+from vlmbatch.hf.checkpoint import HfConfig
+from vlmbatch.hf.processor import HfProcessor
+from vlmbatch.log import logger
+from vlmbatch.models.config import ModelConfig
 from vlmbatch.session.cores import default_cpu_threads, default_image_workers
 from vlmbatch.session.open import ModelInputs, open_images
+from vlmbatch.types import Request
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
+    from vlmbatch.hf.replica import HfReplica
     from vlmbatch.images.loading.loader import ImageLoader
 
 # Beside a GPU, a thread that wants the interpreter lock gets it after so long from one that only
 # computes: the default of 5 ms is a whole decode step.
 SWITCH_INTERVAL_S = 0.001
+
+HF_BATCH = {"cpu": 8, "cuda": 32}  # rows: a batch ends with its longest answer
 
 
 def start_images(config: SessionConfig, inputs: ModelInputs) -> ImageLoader:
@@ -39,6 +48,7 @@ def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
     """Load the weights onto the device and build the engine around them."""
     from vlmbatch.engine.loading import build_engine
 
+    assert isinstance(inputs.model, ModelConfig)
     settings = config.engine
     if settings.cpu_threads is None:
         settings = replace(settings, cpu_threads=default_cpu_threads())
@@ -46,6 +56,58 @@ def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
     if engine.device.type == "cuda":
         sys.setswitchinterval(SWITCH_INTERVAL_S)
     return engine
+
+
+def load_with_transformers(config: SessionConfig, inputs: ModelInputs) -> HfReplica:
+    """Load the checkpoint's own class of transformers onto the device; to be closed.
+
+    Raises:
+        ConfigError: the device is not to be had here, or its memory is too small.
+        CheckpointError: the weights do not fit the configuration.
+    """
+    import torch
+
+    from vlmbatch.engine.loading import resolve_device, resolve_dtype
+    from vlmbatch.hf.batch import signature
+    from vlmbatch.hf.model import load_hf_model
+    from vlmbatch.hf.padding import pads_safely
+    from vlmbatch.hf.replica import HfReplica
+
+    assert isinstance(inputs.model, HfConfig)
+    assert isinstance(inputs.processor, HfProcessor)
+    settings = config.engine
+    device = resolve_device(settings.device)
+    on_cpu = device.type == "cpu"
+    threads = settings.cpu_threads or default_cpu_threads()
+    loaded = load_hf_model(
+        inputs.folder, inputs.model, device, resolve_dtype(settings.dtype, inputs.model, device)
+    )
+
+    pads = pads_safely(loaded.generator, inputs.processor)
+    if not pads:
+        logger.info(
+            "%s may answer otherwise when prompts are padded: rows of one length alone are put "
+            "together",
+            inputs.model.model_type,
+        )
+
+    def kind(request: Request) -> Hashable:
+        return signature(request), None if pads else len(request.token_ids)
+
+    def on_start() -> None:  # what is set on one thread does not hold on another
+        if on_cpu and threads is not None:
+            torch.set_num_threads(threads)
+
+    return HfReplica(
+        loaded.generator,
+        inputs.processor.tokenizer,
+        kind,
+        eos_token_ids=loaded.eos_token_ids,
+        max_model_len=inputs.model.context_length,
+        max_num_seqs=settings.max_num_seqs or HF_BATCH[device.type],
+        on_cpu=on_cpu,
+        on_start=on_start,
+    )
 
 
 def freeze_loaded(engine: Engine) -> None:

@@ -15,6 +15,9 @@ from vlmbatch.config import (
     StdoutDestination,
 )
 from vlmbatch.errors import ConfigError
+from vlmbatch.hf.checkpoint import HfConfig, read_hf_config
+from vlmbatch.hf.options import announce, check_options, choose_engine
+from vlmbatch.hf.processor import HfProcessor
 from vlmbatch.images.decode import probe_image
 from vlmbatch.images.feature_file import probe_features
 from vlmbatch.images.loading.loader import FeatureLoader, ImageLoader, InProcessLoader
@@ -33,10 +36,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ModelInputs:
-    """The model's folder, its configuration and processor."""
+    """The model's folder, its configuration and processor.
+
+    ``model``: an ``HfConfig`` where transformers answers.
+    """
 
     folder: Path
-    model: ModelConfig
+    model: ModelConfig | HfConfig
     processor: Processor
 
 
@@ -61,6 +67,8 @@ def opening_stage(config: SessionConfig) -> str:
 def open_model(config: SessionConfig) -> ModelInputs:
     """Read the model's configuration and processor.
 
+    Where transformers is to answer, that imports torch.
+
     Raises:
         UsageError: model or image arguments cannot be used.
     """
@@ -68,6 +76,8 @@ def open_model(config: SessionConfig) -> ModelInputs:
     if root is not None and not root.is_dir():
         raise ConfigError(f"--image-root {root}: there is no such folder")
     folder = resolve_model(config.model, config.revision)
+    if choose_engine(config.engine.engine, folder) == "transformers":
+        return _open_with_transformers(config, folder)
     model = load_model_config(folder)
     check_image_arguments(model, config.image_arguments)
     processor = load_processor(
@@ -79,6 +89,16 @@ def open_model(config: SessionConfig) -> ModelInputs:
         tokenizer_folder=_other_folder(config.tokenizer),
         image_processor_folder=_image_processor_folder(config),
     )
+    return ModelInputs(folder, model, processor)
+
+
+def _open_with_transformers(config: SessionConfig, folder: Path) -> ModelInputs:
+    model = read_hf_config(folder, config.engine.max_model_len)
+    check_options(config)
+    if config.engine.engine == "auto":
+        announce(model.model_type)
+    resolution = config.image_arguments.resolution
+    processor = HfProcessor(folder, model, config.prompt, config.image_limits, resolution)
     return ModelInputs(folder, model, processor)
 
 

@@ -151,6 +151,6 @@ class RowFeed:
         self._encoded.release(images)
         failed = outcome.exception() is not None
         request = None if failed else outcome.result().request
-        sizes = [] if request is None else [image.num_bytes for image in request.images]
+        sizes = [] if request is None else request.image_sizes
         self._pixels.settle(reserved, sizes)
         self._ready.put((outcome, sum(sizes)))

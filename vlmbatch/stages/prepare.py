@@ -61,7 +61,7 @@ def start_preparing(
             return
         try:
             images = [image.result() for image in loading]
-            encoded = processor.place(tokens, [image.grid for image in images])
+            encoded = processor.encode(tokens, images)
             outcome.set_result(Prepared(light, request=_request(light, encoded, images)))
         except RowError as error:
             outcome.set_result(Prepared(light, error=_without_frames(error)))
@@ -79,10 +79,11 @@ def _request(row: Row, encoded: EncodedPrompt, images: Sequence[ImageInput]) -> 
         index=row.index,
         token_ids=encoded.token_ids,
         sampling=row.sampling,
-        images=tuple(images),
+        images=() if encoded.inputs is not None else tuple(images),
         image_spans=encoded.image_spans,
         positions=encoded.positions,
         next_position=encoded.next_position,
+        inputs=encoded.inputs,
     )
 
 

@@ -1,0 +1,56 @@
+"""Images as a checkpoint's own processor is given them: upright RGB, scaled down if asked. No
+torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from PIL import Image
+
+from vlmbatch.config import ImageResolution
+from vlmbatch.models.image_hash import pixel_image
+from vlmbatch.models.shrink import NO_SHRINK, Shrink
+from vlmbatch.types import ImageGrid, PixelImage
+
+
+@dataclass(frozen=True, slots=True)
+class UprightImages:
+    """An ``ImageProcessor`` that scales down at the most; ``max_pixels``: of an image in its file.
+
+    How many tokens an image takes is not known here: grids count none.
+    """
+
+    max_pixels: int
+    shrink: Shrink = NO_SHRINK
+
+    @property
+    def fingerprint(self) -> str:
+        """See ``ImageProcessor``."""
+        return f"upright {self.shrink}"
+
+    @property
+    def largest_grid(self) -> ImageGrid:
+        """See ``ImageProcessor``."""
+        most = min(self.max_pixels, self.shrink.max_pixels or self.max_pixels)
+        if self.shrink.longest_side is not None:
+            most = min(most, self.shrink.longest_side**2)
+        return _grid(1, most)
+
+    def at(self, resolution: ImageResolution | None, row_images: int = 1) -> UprightImages:
+        """See ``ImageProcessor``."""
+        return replace(self, shrink=self.shrink.at(resolution))
+
+    def grid(self, height: int, width: int) -> ImageGrid:
+        """See ``ImageProcessor``."""
+        return _grid(*self.shrink.size(height, width))
+
+    def process(self, image: Image.Image) -> PixelImage:
+        """See ``ImageProcessor``."""
+        assert image.mode == "RGB", image.mode
+        pixels = np.array(self.shrink.apply(image), order="C")
+        return pixel_image(pixels, self.grid(image.height, image.width), self.fingerprint)
+
+
+def _grid(height: int, width: int) -> ImageGrid:
+    return ImageGrid(height, width, num_tokens=0, num_bytes=3 * height * width)

@@ -1,0 +1,287 @@
+"""Batches of rows answered by transformers, as a replica. No torch.
+
+A batch is generated on a thread of its own, so that answers leave when their rows end, and signals
+and requests given up need not wait for the batch.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Hashable, Sequence
+from typing import Protocol
+
+from vlmbatch.errors import ErrorCode, RowError, VlmbatchError
+from vlmbatch.hf.failures import BatchFailedError
+from vlmbatch.hf.row import RowUnderWay
+from vlmbatch.log import logger
+from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.replicas.replica import Completion, Event, NewTokens, ReplicaStatus, RowFailure
+from vlmbatch.types import Request
+
+_POLL_SECONDS = 0.1  # that a poll waits for news
+_GATHER_SECONDS = 0.1  # since the last request came, before a batch begins that is not full
+_LONGEST_GATHERING = 10  # times as long at most, since the first of them came
+_WINDOW_BATCHES = 4  # that wait, to choose rows of about one length from
+_WAITING_BYTES = 2**29  # of the processor's tensors, and one row
+_MAX_FAILURES = 64  # rows given up one after another: then it is not the rows
+
+
+class Generator(Protocol):
+    """Answers a batch; see ``BatchGenerator``."""
+
+    def answer(
+        self,
+        rows: Sequence[RowUnderWay],
+        on_token: Callable[[RowUnderWay, int], None],
+        given_up: Callable[[], bool],
+    ) -> None: ...
+
+
+class HfReplica:
+    """A ``Replica`` whose batches ``generator`` answers, at most ``max_num_seqs`` rows in each.
+
+    Rows whose ``signature`` is equal may be in one batch. ``on_start`` is called on the generating
+    thread before the first. ``on_cpu`` tells where the model is. An idle replica waits
+    ``gather_seconds`` for requests beside those it has.
+    """
+
+    def __init__(
+        self,
+        generator: Generator,
+        tokenizer: Tokenizer,
+        signature: Callable[[Request], Hashable],
+        *,
+        eos_token_ids: Collection[int],
+        max_model_len: int,
+        max_num_seqs: int,
+        on_cpu: bool = True,
+        on_start: Callable[[], None] = lambda: None,
+        gather_seconds: float = _GATHER_SECONDS,
+    ) -> None:
+        self.max_model_len = max_model_len
+        self.on_cpu = on_cpu
+        self._generator = generator
+        self._tokenizer = tokenizer
+        self._signature = signature
+        self._eos_token_ids = frozenset(eos_token_ids)
+        self._max_num_seqs = max_num_seqs
+        self._on_start = on_start
+        self._gather_seconds = gather_seconds
+        self._no_more = False  # requests are to come
+        self._first_at = self._last_at = 0.0  # when the requests that wait were submitted
+        self._rows: dict[int, RowUnderWay] = {}  # that have not ended, by index
+        self._waiting: dict[int, RowUnderWay] = {}  # of these, in no batch yet; oldest first
+        self._waiting_bytes = 0
+        self._prompt_tokens = self._generation_tokens = 0
+        # Between this thread and the generating one.
+        self._batches: queue.SimpleQueue[list[RowUnderWay] | None] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[tuple[RowUnderWay, Event] | VlmbatchError | None] = (
+            queue.SimpleQueue()
+        )
+        self._generating = False
+        self._give_up = threading.Event()
+        self._failures = 0  # rows given up since one went well; belongs to the thread
+        self._thread: threading.Thread | None = None
+
+    @property
+    def num_unfinished(self) -> int:
+        return len(self._rows)
+
+    @property
+    def wants_requests(self) -> bool:
+        return (
+            len(self._waiting) < _WINDOW_BATCHES * self._max_num_seqs
+            and self._waiting_bytes < _WAITING_BYTES
+        )
+
+    @property
+    def fills_step(self) -> bool:
+        return len(self._waiting) >= self._max_num_seqs
+
+    @property
+    def status(self) -> ReplicaStatus:
+        return ReplicaStatus(
+            running=len(self._rows) - len(self._waiting),
+            waiting=len(self._waiting),
+            prompt_tokens=self._prompt_tokens,
+            generation_tokens=self._generation_tokens,
+        )
+
+    def submit(self, request: Request, *, stream: bool = False) -> None:
+        index = request.index
+        assert index not in self._rows, "two requests of one index"
+        row = RowUnderWay(
+            request, self._tokenizer, self._eos_token_ids, self.max_model_len, stream=stream
+        )
+        self._no_more = False
+        self._last_at = time.monotonic()
+        if not self._waiting:
+            self._first_at = self._last_at
+        self._rows[index] = self._waiting[index] = row
+        self._waiting_bytes += _num_bytes(row)
+
+    def poll(self) -> list[Event]:
+        if not self._generating and self._waiting and self._is_gathered():
+            self._start_batch()
+        events: list[Event] = []
+        if self._generating:
+            timeout = _POLL_SECONDS
+        else:
+            timeout = min(self._gather_seconds, _POLL_SECONDS) / 4 if self._waiting else 0.0
+        while True:
+            try:
+                news = self._news.get(timeout > 0, timeout)
+            except queue.Empty:
+                return events
+            timeout = 0.0
+            if news is None:
+                self._generating = False
+                if self._waiting:
+                    self._start_batch()
+            elif isinstance(news, VlmbatchError):
+                self._generating = False
+                raise news
+            else:
+                events += self._tell(*news)
+
+    def cancel(self, index: int) -> None:
+        row = self._rows.get(index)
+        if row is not None:
+            row.ended = True  # the batch that it is in goes on without it
+            self._forget(row)
+
+    def drop_waiting(self) -> None:
+        for row in list(self._waiting.values()):
+            self._forget(row)
+
+    def expect_no_more(self) -> None:
+        self._no_more = True
+
+    def reset(self) -> None:
+        self._give_up.set()
+        while self._generating:
+            self._generating = isinstance(self._news.get(), tuple)
+        while not self._news.empty():
+            self._news.get()
+        self._give_up.clear()
+        self._rows.clear()
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def close(self) -> None:
+        """Give up every request and end the thread. It may be called again."""
+        self.reset()
+        if self._thread is not None:
+            self._batches.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _tell(self, row: RowUnderWay, event: Event) -> list[Event]:
+        """What came of a row, unless it was given up meanwhile."""
+        if self._rows.get(row.request.index) is not row:
+            return []
+        if isinstance(event, NewTokens):
+            return [event]
+        if isinstance(event, Completion):
+            self._prompt_tokens += row.num_prompt_tokens
+            self._generation_tokens += len(event.token_ids)
+        self._forget(row)
+        return [event]
+
+    def _forget(self, row: RowUnderWay) -> None:
+        index = row.request.index
+        del self._rows[index]
+        if self._waiting.pop(index, None) is not None:
+            self._waiting_bytes -= _num_bytes(row)
+
+    def _is_gathered(self) -> bool:
+        """Whether to begin with what there is: a batch of few rows keeps many waiting."""
+        if self._no_more or self.fills_step or not self.wants_requests:
+            return True
+        now = time.monotonic()
+        return (
+            now - self._last_at >= self._gather_seconds
+            or now - self._first_at >= _LONGEST_GATHERING * self._gather_seconds
+        )
+
+    def _start_batch(self) -> None:
+        batch = self._choose()
+        for row in batch:
+            del self._waiting[row.request.index]
+            self._waiting_bytes -= _num_bytes(row)
+        self._generating = True
+        if self._thread is None:
+            # A daemon: a program that forgets to close its model shall end all the same.
+            self._thread = threading.Thread(target=self._work, name="transformers", daemon=True)
+            self._thread.start()
+        self._batches.put(batch)
+
+    def _choose(self) -> list[RowUnderWay]:
+        """The row that has waited longest, and those most like it in length; shortest first."""
+        oldest = next(iter(self._waiting.values()))
+        kind = self._signature(oldest.request)
+        alike = [row for row in self._waiting.values() if self._signature(row.request) == kind]
+        alike.sort(key=lambda row: abs(row.num_prompt_tokens - oldest.num_prompt_tokens))
+        # Rows of one length stay in the order in which they came: the oldest is the first.
+        return sorted(alike[: self._max_num_seqs], key=lambda row: row.num_prompt_tokens)
+
+    # On the generating thread.
+
+    def _work(self) -> None:
+        self._on_start()
+        while (batch := self._batches.get()) is not None:
+            try:
+                self._answer(batch)
+                self._news.put(None)
+            except VlmbatchError as error:
+                self._news.put(error)
+            except BaseException as error:  # noqa: BLE001  raised again by poll
+                failure = VlmbatchError(f"the model failed: {type(error).__name__}: {error}")
+                failure.__cause__ = error
+                self._news.put(failure)
+
+    def _answer(self, batch: list[RowUnderWay]) -> None:
+        """Answer a batch; one that fails is divided, and a row that fails alone is an error."""
+        parts = [batch]
+        while parts and not self._give_up.is_set():
+            rows = [row for row in parts.pop() if not row.ended]
+            if not rows:
+                continue
+            try:
+                self._generator.answer(rows, self._on_token, self._give_up.is_set)
+                self._failures = 0
+            except BatchFailedError as error:
+                parts += self._divided(rows, error)
+
+    def _divided(self, rows: list[RowUnderWay], error: BatchFailedError) -> list[list[RowUnderWay]]:
+        logger.debug("a batch of %d rows failed: %s", len(rows), error)
+        if error.out_of_memory:
+            self._max_num_seqs = min(self._max_num_seqs, (len(rows) + 1) // 2)
+        left = [row for row in rows if not row.ended]
+        if len(rows) > 1:
+            for row in left:
+                row.restart()
+            middle = len(left) // 2  # nothing before it, where one is left of several
+            return [left[middle:], left[:middle]]
+        for row in left:
+            self._failures += 1
+            if self._failures == _MAX_FAILURES:
+                raise VlmbatchError(
+                    f"the model failed on {_MAX_FAILURES} rows one after another, the last with: "
+                    f"{error}"
+                )
+            row.ended = True
+            failure = RowError(ErrorCode.ENGINE_ERROR, f"the engine failed on this row: {error}")
+            self._news.put((row, RowFailure(row.request.index, failure)))
+        return []
+
+    def _on_token(self, row: RowUnderWay, token_id: int) -> None:
+        event = row.push(token_id)
+        if event is not None:
+            self._news.put((row, event))
+
+
+def _num_bytes(row: RowUnderWay) -> int:
+    return 0 if row.request.inputs is None else row.request.inputs.num_bytes

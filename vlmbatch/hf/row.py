@@ -1,0 +1,71 @@
+"""A row's answer while a batch is generated: where it ends and what is told of it. No torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection
+
+from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.replicas.replica import Completion, NewTokens
+from vlmbatch.replicas.stop_strings import StopChecker
+from vlmbatch.types import FinishReason, Request
+
+
+class RowUnderWay:
+    """One request, from its submission to its end.
+
+    ``eos_token_ids``: those of the model. ``limit``: tokens that its answer can have.
+    """
+
+    def __init__(
+        self,
+        request: Request,
+        tokenizer: Tokenizer,
+        eos_token_ids: Collection[int],
+        max_model_len: int,
+        *,
+        stream: bool,
+    ) -> None:
+        self.request = request
+        self.stream = stream
+        self.num_prompt_tokens = len(request.token_ids)
+        self.limit = min(request.sampling.max_tokens, max_model_len - self.num_prompt_tokens)
+        self.ended = False  # answered, failed or given up
+        self._tokenizer = tokenizer
+        self._stop_token_ids = set(request.sampling.stop_token_ids)
+        if not request.sampling.ignore_eos:
+            self._stop_token_ids |= set(eos_token_ids)
+        self._num_told = 0  # tokens that were streamed, also by a batch that failed later
+        self._first_token_at: float | None = None
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget the tokens of a batch that failed."""
+        self.token_ids: list[int] = []
+        stop = self.request.sampling.stop
+        self._checker = StopChecker(self._tokenizer, stop) if stop else None
+
+    def push(self, token_id: int) -> Completion | NewTokens | None:
+        """Take the next token; what there is to tell of it."""
+        if self._first_token_at is None:
+            self._first_token_at = time.monotonic()
+        self.token_ids.append(token_id)
+        reason: FinishReason | None = None
+        text_end = None
+        if token_id in self._stop_token_ids:
+            reason = "stop"
+        elif len(self.token_ids) == self.limit:
+            reason = "length"
+        if self._checker is not None:
+            text_end = self._checker.push(token_id)
+            if text_end is not None:
+                reason = "stop"  # also where it is the last token by its length
+        index = self.request.index
+        if reason is not None:
+            self.ended = True
+            token_ids = tuple(self.token_ids)
+            return Completion(index, token_ids, reason, 0, self._first_token_at, text_end)
+        if self.stream and len(self.token_ids) > self._num_told:
+            self._num_told += 1
+            return NewTokens(index, (token_id,))
+        return None

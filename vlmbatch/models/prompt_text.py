@@ -1,0 +1,109 @@
+"""Rows to the text of their prompts, by the options and a chat template. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+from vlmbatch.config import PromptConfig
+from vlmbatch.errors import ConfigError, ErrorCode, RowError, UsageError
+from vlmbatch.models.chat import ChatTemplate, Message
+from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.types import Row
+
+IMAGE_PLACEHOLDER = "<image>"  # stands for an image in the prompts of every model
+
+
+class PromptText:
+    """The half of a processor that knows templates. Thread-safe.
+
+    ``image_token``: the text that stands for an image in prompts; ``own_image_token`` the model's,
+    which prompts may hold as well. ``template_path``: where to look for a chat template when the
+    options name none.
+
+    Raises:
+        ConfigError: an option is invalid, or the chat template that it asks for.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: PromptConfig,
+        template_path: Path,
+        image_token: str,
+        own_image_token: str,
+    ) -> None:
+        _check_prompt_options(prompt)
+        self.tokenizer = tokenizer
+        self.image_token = image_token
+        self._own_image_token = own_image_token
+        self._prompt = prompt
+        self._template_path = prompt.chat_template or template_path
+        if self._names_template:
+            _ = self.chat_template  # a missing or bad template is an error before the run
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """Read when first needed: only chat rows need one.
+
+        Raises:
+            ConfigError: the model has none, or a bad one.
+        """
+        return ChatTemplate.load(
+            self._template_path,
+            self.tokenizer.special_tokens,
+            self.image_token,
+            self._own_image_token,
+        )
+
+    @property
+    def _names_template(self) -> bool:
+        """Whether the options speak of a template; else only rows of messages need one."""
+        return self._prompt.chat or self._prompt.chat_template is not None
+
+    @cached_property
+    def _template_or_problem(self) -> ChatTemplate | str:
+        try:
+            return self.chat_template
+        except UsageError as error:
+            return str(error)
+
+    def _text(self, row: Row) -> tuple[str, bool]:
+        """The prompt's text, and whether the tokenizer adds its special tokens."""
+        if row.messages is not None:
+            messages = row.messages
+        elif row.prompt is None:
+            raise RowError(ErrorCode.PROMPT_INVALID, "the row has neither a prompt nor messages")
+        else:
+            text = row.prompt
+            if self._prompt.prompt_template is not None:
+                text = self._prompt.prompt_template.replace("{prompt}", text)
+            if not self._prompt.chat:
+                return text, True
+            messages = [{"role": "user", "content": text}]
+        system_prompt = self._prompt.system_prompt
+        if system_prompt is not None and messages and not _is_system(messages[0]):
+            messages = [{"role": "system", "content": system_prompt}, *messages]
+        template = self._template_or_problem
+        if isinstance(template, str):
+            raise RowError(ErrorCode.PROMPT_INVALID, template)
+        rendered = template.render(messages, len(row.images))
+        # A template that writes the first token itself must not get it twice.
+        bos_token = self.tokenizer.bos_token
+        return rendered, bos_token is None or not rendered.startswith(bos_token)
+
+
+def _check_prompt_options(prompt: PromptConfig) -> None:
+    if prompt.prompt_template is not None and "{prompt}" not in prompt.prompt_template:
+        raise ConfigError(
+            f"the prompt template {prompt.prompt_template!r} has no {{prompt}}, "
+            "which stands for the row's prompt"
+        )
+    if prompt.system_prompt is not None and not prompt.chat:
+        raise ConfigError("a system prompt needs the chat template: give --chat as well")
+
+
+def _is_system(message: Message) -> bool:
+    # Not checked yet: a manifest may hold anything.
+    return isinstance(message, Mapping) and message.get("role") == "system"
