@@ -2,7 +2,6 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
-DEMO := out/demo.parquet
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo demo-serve test test-gpu soak load-test lint docs bench clean
@@ -19,12 +18,8 @@ $(READY): pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: $(READY) ## Answer the sample questions with the sample model, and check the answers
-	@echo '$$ vlmbatch run samples/manifest.jsonl -m samples/tiny-llava -o $(DEMO) --overwrite'
-	@mkdir -p $(dir $(DEMO)); status=0; \
-	$(BIN)/vlmbatch run samples/manifest.jsonl -m samples/tiny-llava -o $(DEMO) --overwrite \
-		|| status=$$?; \
-	echo; $(BIN)/python samples/show_answers.py $(DEMO) --exit-status $$status
+demo: $(READY) ## Answer the sample questions with both sample models, and check the answers
+	@VLMBATCH=$(BIN)/vlmbatch PYTHON=$(BIN)/python samples/demo.sh
 
 demo-serve: $(READY) ## Start the server, ask it one question with curl, and stop it
 	@VLMBATCH=$(BIN)/vlmbatch samples/demo_serve.sh

@@ -12,23 +12,25 @@ from PIL import Image, ImageDraw, ImageFont
 
 
 def draw(
-    side: int, background: Background, shapes: Sequence[Shape], number: Number | None
+    size: tuple[int, int], background: Background, shapes: Sequence[Shape], number: Number | None
 ) -> Image.Image:
-    """The picture: RGB, ``side`` x ``side`` pixels."""
-    image = _draw_background(background, side)
+    """The picture: RGB, ``size`` (width, height) in pixels."""
+    image = draw_background(background, size)
+    side = math.sqrt(size[0] * size[1])
     pen = ImageDraw.Draw(image)
     for shape in shapes:
         _draw_shape(pen, shape, side)
     if number is not None:
         ink = (245, 245, 245) if background.is_dark else (15, 15, 15)
         centre = (number.box.x * side, number.box.y * side)
-        font = _font(round(number.font_size * side))
+        font = font_of(round(number.font_size * side))
         pen.text(centre, str(number.value), fill=ink, font=font, anchor="mm")
     return image
 
 
-def _draw_background(background: Background, side: int) -> Image.Image:
-    image = Image.new("RGB", (side, side), background.colour)
+def draw_background(background: Background, size: tuple[int, int]) -> Image.Image:
+    """As a picture of ``size`` (width, height) in pixels."""
+    image = Image.new("RGB", size, background.colour)
     if not background.noise:
         return image
     shape = (background.cells, background.cells, 3)
@@ -39,7 +41,7 @@ def _draw_background(background: Background, side: int) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _draw_shape(pen: ImageDraw.ImageDraw, shape: Shape, side: int) -> None:
+def _draw_shape(pen: ImageDraw.ImageDraw, shape: Shape, side: float) -> None:
     x, y, radius = shape.box.x * side, shape.box.y * side, shape.box.half_width * side
     fill = COLOURS[shape.colour]
     if shape.kind == "circle":
@@ -60,5 +62,5 @@ def _draw_shape(pen: ImageDraw.ImageDraw, shape: Shape, side: int) -> None:
 
 
 @lru_cache(maxsize=256)
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)

@@ -2,6 +2,7 @@
 
 python samples/make_samples.py                          the shipped samples, in their place
 python samples/make_samples.py --rows 2000 --out DIR    an evaluation manifest of 2,000 rows
+python samples/make_samples.py --rows 2000 --out DIR --chat    one for tiny-qwen-vl
 """
 
 from __future__ import annotations
@@ -15,7 +16,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from held_out import held_out_questions
 from questions import QUESTION_KINDS
+from qwen_samples import CHAT_MANIFEST, chat_row, sample_chat_rows, write_chat_manifest
 from scenes import HELD_OUT_SEED, Scene, make_scene
 from vocabulary import IMAGE, prompt
 
@@ -120,11 +123,18 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", type=int, help="write so many evaluation rows instead")
-    parser.add_argument("--seed", type=int, default=HELD_OUT_SEED, help="of the first scene")
+    parser.add_argument("--seed", type=int, default=HELD_OUT_SEED, help="of the first picture")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--chat", action="store_true", help="evaluation rows for tiny-qwen-vl")
     arguments = parser.parse_args()
+    if arguments.rows is not None and arguments.chat:
+        asked = held_out_questions(arguments.rows, arguments.seed)
+        chats = [chat_row(each, arguments.out) for each in asked]
+        write_chat_manifest(chats, arguments.out / CHAT_MANIFEST)
+        return
     if arguments.rows is None:
         rows = sample_rows(arguments.out)
+        write_chat_manifest(sample_chat_rows(arguments.out), arguments.out / CHAT_MANIFEST)
     else:
         rows = evaluation_rows(arguments.rows, arguments.seed, arguments.out)
     write_manifest(rows, arguments.out / "manifest.jsonl")

@@ -1,4 +1,4 @@
-"""What a scene is made of. Lengths are fractions of the picture's side, y points downwards."""
+"""What a scene is made of. Lengths: sides of a square of the picture's area. y points down."""
 
 from __future__ import annotations
 

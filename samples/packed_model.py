@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import vocabulary
 from checkpoint import CLIP_MEAN, CLIP_STD, NUM_PATCHES
-from packing import IGNORE, MAX_QUESTIONS, Packs, split_prompt
+from packing import IGNORE, Packs, split_prompt
 from questions import QUESTION_KINDS
 from tokenizers import Tokenizer
 from torch import Tensor
@@ -61,7 +61,7 @@ class PackedModel:
             prefix_length = head.shape[1] + NUM_PATCHES + 1
             hidden = model.language_model(
                 inputs_embeds=torch.cat([part.to(features.dtype) for part in parts], dim=1),
-                attention_mask=_attention_mask(batch["segments"], prefix_length),
+                attention_mask=attention_mask(batch["segments"], prefix_length),
                 position_ids=_position_ids(batch["positions"], prefix_length),
                 use_cache=False,
             ).last_hidden_state
@@ -77,23 +77,29 @@ class PackedModel:
 
     @torch.no_grad()
     def accuracy(self, packs: Batch, batch_size: int) -> dict[str, float]:
-        """The share of greedy answers that are right, by question kind.
-
-        An answer is right when every token of it is the likeliest after those before it.
-        """
+        """The share of greedy answers that are right, by question kind."""
         asked, right = np.zeros(len(QUESTION_KINDS)), np.zeros(len(QUESTION_KINDS))
         for start in range(0, len(packs["pixels"]), batch_size):
             batch = {name: values[start : start + batch_size] for name, values in packs.items()}
-            guess, target = self.logits(batch).argmax(-1), batch["targets"].long()
-            missed = ((guess != target) & (target != IGNORE)).long()
-            misses = torch.zeros(len(target), MAX_QUESTIONS + 1, dtype=torch.long).to(self.device)
-            misses.scatter_add_(1, batch["questions"].long() + 1, missed)
+            right_ones = answered_right(self.logits(batch), batch)
             for index in range(len(QUESTION_KINDS)):
                 of_kind = batch["kinds"] == index
                 asked[index] += of_kind.sum().item()
-                right[index] += (of_kind & (misses[:, 1:] == 0)).sum().item()
+                right[index] += (of_kind & right_ones).sum().item()
         shares = (right / asked.clip(1)).round(4).tolist()
         return dict(zip(QUESTION_KINDS, shares, strict=True))
+
+
+def answered_right(logits: Tensor, batch: Batch) -> Tensor:
+    """Whether each question of each pack is answered right: (batch, questions) bool.
+
+    An answer is right when every token of it is the likeliest after those before it.
+    """
+    guess, target = logits.argmax(-1), batch["targets"].long()
+    missed = ((guess != target) & (target != IGNORE)).long()
+    misses = missed.new_zeros(len(target), batch["kinds"].shape[1] + 1)
+    misses.scatter_add_(1, batch["questions"].long() + 1, missed)
+    return misses[:, 1:] == 0
 
 
 def _position_ids(positions: Tensor, prefix_length: int) -> Tensor:
@@ -101,7 +107,7 @@ def _position_ids(positions: Tensor, prefix_length: int) -> Tensor:
     return torch.cat([prefix, positions.long() + prefix_length], dim=1)
 
 
-def _attention_mask(segments: Tensor, prefix_length: int) -> Tensor:
+def attention_mask(segments: Tensor, prefix_length: int) -> Tensor:
     """(batch, 1, length, length): causal, and beyond the prefix only within a segment."""
     segments = functional.pad(segments, (prefix_length, 0), value=-2)
     length = segments.shape[1]

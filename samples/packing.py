@@ -45,6 +45,15 @@ class Packs:
         return len(self.pixels)
 
 
+@dataclass(frozen=True)
+class Turn:
+    """A question and its answer in tokens; the last of the answer ends it."""
+
+    asked: list[int]
+    answered: list[int]
+    kind: int
+
+
 def split_prompt(
     tokenizer: Tokenizer, question: str, system_prompt: str | None = None
 ) -> tuple[list[int], list[int]]:
@@ -86,41 +95,67 @@ def _make_chunk(seeds: Sequence[int]) -> tuple[np.ndarray, ...]:
 
 
 def _pixels(scene: Scene, side: int, rng: random.Random) -> np.ndarray:
-    image = scene.image
-    if rng.random() < JPEG_SHARE:
-        file = io.BytesIO()
-        image.save(file, "JPEG", quality=rng.randint(70, 95))
-        image = Image.open(file)
-    return preprocess(image, side)
+    return preprocess(perhaps_jpeg(scene.image, rng), side)
+
+
+def perhaps_jpeg(image: Image.Image, rng: random.Random) -> Image.Image:
+    """The picture as it is, or as JPEG leaves it."""
+    if rng.random() >= JPEG_SHARE:
+        return image
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=rng.randint(70, 95))
+    return Image.open(file)
 
 
 def _pack_questions(
     scene: Scene, tokenizer: Tokenizer, rng: random.Random
 ) -> tuple[np.ndarray, ...]:
+    conversation = rng.random() < CONVERSATION_SHARE
+    turns = [
+        Turn(
+            *_encode_turn(tokenizer, question, conversation and index > 0),
+            kind=QUESTION_KINDS.index(question.kind),
+        )
+        for index, question in enumerate(scene.choose_questions(AT_MOST))
+    ]
+    pad = vocabulary.token_id(tokenizer, vocabulary.PAD)
+    return pack_turns(turns, conversation, pad, MAX_TEXT, MAX_QUESTIONS)
+
+
+def pack_turns(
+    turns: Sequence[Turn], conversation: bool, pad: int, max_text: int, max_questions: int
+) -> tuple[np.ndarray, ...]:
+    """The tokens, targets, positions, questions, segments and kinds of ``Packs``, for one pack.
+
+    The turns of a conversation follow one another; others are questions on their own.
+    """
     tokens: list[int] = []
     targets: list[int] = []
     positions: list[int] = []
     questions: list[int] = []
     segments: list[int] = []
-    kinds = np.full(MAX_QUESTIONS, -1, np.int8)
-    conversation = rng.random() < CONVERSATION_SHARE
-    for index, question in enumerate(scene.choose_questions(AT_MOST)):
-        asked, answered = _encode_turn(tokenizer, question, conversation and index > 0)
-        if len(tokens) + len(asked) + len(answered) > MAX_TEXT:
+    kinds = np.full(max_questions, -1, np.int8)
+    for index, turn in enumerate(turns):
+        length = len(turn.asked) + len(turn.answered)
+        if len(tokens) + length > max_text:
             break
         start = len(tokens) if conversation else 0
-        tokens += asked + answered
-        targets += [IGNORE] * (len(asked) - 1) + answered + [IGNORE]
-        positions += range(start, start + len(asked) + len(answered))
-        questions += [index] * (len(asked) + len(answered))
-        segments += [0 if conversation else index] * (len(asked) + len(answered))
-        kinds[index] = QUESTION_KINDS.index(question.kind)
+        tokens += turn.asked + turn.answered
+        targets += [IGNORE] * (len(turn.asked) - 1) + turn.answered + [IGNORE]
+        positions += range(start, start + length)
+        questions += [index] * length
+        segments += [0 if conversation else index] * length
+        kinds[index] = turn.kind
+
+    def padded(values: list[int], fill: int, dtype: type) -> np.ndarray:
+        return np.array(values + [fill] * (max_text - len(values)), dtype)
+
     return (
-        _padded(tokens, vocabulary.token_id(tokenizer, vocabulary.PAD), np.int16),
-        _padded(targets, IGNORE, np.int16),
-        _padded(positions, 0, np.int16),
-        _padded(questions, -1, np.int8),
-        _padded(segments, -1, np.int8),
+        padded(tokens, pad, np.int16),
+        padded(targets, IGNORE, np.int16),
+        padded(positions, 0, np.int16),
+        padded(questions, -1, np.int8),
+        padded(segments, -1, np.int8),
         kinds,
     )
 
@@ -135,7 +170,3 @@ def _encode_turn(
         asked = split_prompt(tokenizer, question.text)[1][1:]  # the newline is the pack's own
     answered = tokenizer.encode(f" {question.answer}", add_special_tokens=False).ids
     return asked, [*answered, vocabulary.token_id(tokenizer, vocabulary.EOS)]
-
-
-def _padded(values: list[int], fill: int, dtype: type) -> np.ndarray:
-    return np.array(values + [fill] * (MAX_TEXT - len(values)), dtype)

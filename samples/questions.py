@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -9,14 +10,33 @@ from objects import GAP, SHAPE_KINDS, Number, Shape
 
 QUESTION_KINDS = ("colour", "count", "relation", "number", "describe")
 NUMBER_WORDS = ("No", "One", "Two", "Three", "Four", "Five")
+EASY_GUESSES = ("0", "nothing", "neither")  # what a blind guess would hit most often
 LISTED_SHAPES = 3  # a description lists up to so many shapes, from left to right
 
 
 @dataclass(frozen=True)
 class Question:
-    kind: str  # one of QUESTION_KINDS
+    kind: str
     text: str
     answer: str
+
+
+def choose_questions(
+    seed: object, questions: Sequence[Question], at_most: dict[str, int]
+) -> list[Question]:
+    """Random questions, up to ``at_most[kind]`` of each kind, in random order.
+
+    Those with an answer that a blind guess would hit mostly yield to others.
+    """
+    rng = random.Random(f"{seed} questions")
+    shuffled = rng.sample(questions, len(questions))
+    shuffled.sort(key=lambda question: question.answer in EASY_GUESSES and rng.random() < 0.85)
+    chosen: dict[str, list[Question]] = {kind: [] for kind in at_most}
+    for question in shuffled:
+        if len(chosen.get(question.kind, ())) < at_most.get(question.kind, 0):
+            chosen[question.kind].append(question)
+    picked = [question for questions in chosen.values() for question in questions]
+    return rng.sample(picked, len(picked))
 
 
 def ask_everything(shapes: Sequence[Shape], number: Number | None) -> Iterator[Question]:

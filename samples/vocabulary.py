@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from scenes import TRAINING_SEED, make_scene
@@ -53,29 +54,37 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
     return index
 
 
-def train_tokenizer(num_scenes: int = 3000) -> Tokenizer:
-    """Learns merges from the scenes' own text; any UTF-8 text encodes, byte by byte at worst."""
-    tokenizer = Tokenizer(models.BPE(unk_token=UNK))
+def train_bpe(
+    texts: Iterable[str], special_tokens: Sequence[str], vocab_size: int, unk: str | None = None
+) -> Tokenizer:
+    """A byte-level tokenizer, each digit a token of its own, with the merges of these texts."""
+    tokenizer = Tokenizer(models.BPE(unk_token=unk))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    # Answers begin with the space that sets them off from the prompt; texts should not.
-    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[AddedToken(token, special=True) for token in special_tokens],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def train_tokenizer(num_scenes: int = 3000) -> Tokenizer:
+    """Learns merges from the scenes' own text; any UTF-8 text encodes, byte by byte at worst."""
     texts = list(SYSTEM_PROMPTS) + [
         f"USER: \n{question.text} ASSISTANT: {question.answer}"
         for seed in range(TRAINING_SEED, TRAINING_SEED + num_scenes)
         for question in make_scene(seed).questions
     ]
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
-        special_tokens=[AddedToken(token, special=True) for token in SPECIAL_TOKENS],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = train_bpe(texts, SPECIAL_TOKENS, VOCAB_SIZE, UNK)
+    # Answers begin with the space that sets them off from the prompt; texts should not.
+    tokenizer.decoder = decoders.Sequence([decoders.ByteLevel(), decoders.Strip(" ", 1, 0)])
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A",
         pair=f"{BOS} $A {BOS} $B",

@@ -109,6 +109,13 @@ def test_the_tour_shows_the_sample_manifest() -> None:
             assert shown in section("README.md", "A minute's tour")
 
 
+def test_the_tour_shows_a_row_about_two_pictures() -> None:
+    lines = (ROOT / "samples/manifest-qwen-vl.jsonl").read_text().splitlines()
+    shown = [line for line in lines if "compare" in line][-1]
+    assert f"    {shown}\n" in section("README.md", "A minute's tour")
+    assert len(json.loads(shown)["image"]) == 2
+
+
 def test_the_snippets_on_image_features(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "samples").symlink_to(ROOT / "samples")
     monkeypatch.chdir(tmp_path)

@@ -39,11 +39,11 @@ _UPRIGHT_TO_STORED = {  # what undoes each EXIF orientation
 
 def scene() -> Image.Image:
     """The picture that ``DESCRIPTION`` tells: shapes and a number on white."""
-    return draw(SIDE, _BACKGROUND, _SHAPES, _NUMBER)
+    return draw((SIDE, SIDE), _BACKGROUND, _SHAPES, _NUMBER)
 
 
 def other_scene() -> Image.Image:
-    return draw(SIDE, _BACKGROUND, _OTHER_SHAPES, None)
+    return draw((SIDE, SIDE), _BACKGROUND, _OTHER_SHAPES, None)
 
 
 def colour_pictures() -> Iterator[tuple[str, bytes]]:
@@ -70,7 +70,7 @@ def colour_pictures() -> Iterator[tuple[str, bytes]]:
 
 def grey_pictures() -> Iterator[tuple[str, bytes]]:
     """The number alone, in black on white."""
-    picture = draw(SIDE, _BACKGROUND, (), _NUMBER)
+    picture = draw((SIDE, SIDE), _BACKGROUND, (), _NUMBER)
     grey = picture.convert("L")
     yield "grey.png", encoded(grey)
     sixteen = Image.frombytes(

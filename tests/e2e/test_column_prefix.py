@@ -196,7 +196,8 @@ def test_features_take_columns_of_any_name(manifest: Path, tmp_path: Path) -> No
 
 def test_sample_answers_are_shown(tmp_path: Path) -> None:
     outputs = [tmp_path / "plain.parquet", tmp_path / "prefixed.parquet"]
-    answers = [json.loads(line)["answer"] for line in (ROOT / "samples/manifest.jsonl").open()]
+    manifest = ROOT / "samples/manifest.jsonl"
+    answers = [json.loads(line)["answer"] for line in manifest.open()]
     for output, prefix in zip(outputs, ("", PREFIX), strict=True):
         rows = [
             {
@@ -211,5 +212,5 @@ def test_sample_answers_are_shown(tmp_path: Path) -> None:
         metadata = {"vlmbatch.column_prefix": prefix}
         pq.write_table(pa.Table.from_pylist(rows).replace_schema_metadata(metadata), output)
         script = ROOT / "samples/show_answers.py"
-        command = [sys.executable, str(script), str(output), "--exit-status", "1"]
+        command = [sys.executable, str(script), str(manifest), str(output), "--exit-status", "1"]
         assert subprocess.run(command, capture_output=True, check=False).returncode == 0

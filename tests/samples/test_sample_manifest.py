@@ -3,18 +3,21 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from held_out import ALL_KINDS, ask
 from make_samples import evaluation_rows, sample_rows
 from PIL import Image
 from questions import QUESTION_KINDS
+from qwen_samples import CHAT_MANIFEST, sample_chat_rows
 from scenes import HELD_OUT_SEED, make_scene
 
 
-def read_manifest(samples: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (samples / "manifest.jsonl").read_text().splitlines()]
+def read_manifest(samples: Path, name: str = "manifest.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (samples / name).read_text().splitlines()]
 
 
 def test_the_shipped_manifest_is_what_its_script_writes(samples: Path, tmp_path: Path) -> None:
@@ -65,3 +68,31 @@ def test_evaluation_rows_ask_everything_about_held_out_scenes(tmp_path: Path) ->
         f"images/{path.name}" for path in (tmp_path / "images").iterdir()
     }
     assert evaluation_rows(60, HELD_OUT_SEED + 5, tmp_path) == rows
+
+
+def test_the_shipped_conversations_are_what_their_script_writes(
+    samples: Path, tmp_path: Path
+) -> None:
+    rows = read_manifest(samples, CHAT_MANIFEST)
+    assert rows == [asdict(row) for row in sample_chat_rows(tmp_path)]
+    kinds = {row["id"].partition("-")[2].replace("-", " ") for row in rows if row["answer"]}
+    assert kinds == set(ALL_KINDS)
+    assert {len(row["image"]) for row in rows if row["answer"]} == {1, 2}
+
+
+def test_the_shipped_conversations_are_about_their_pictures(samples: Path) -> None:
+    for row in read_manifest(samples, CHAT_MANIFEST):
+        if row["answer"] is not None:
+            seed, _, kind = row["id"].partition("-")
+            asked = ask(kind.replace("-", " "), int(seed))
+            for picture, path in zip(asked.images, row["image"], strict=True):
+                shipped = np.asarray(Image.open(samples / path).convert("RGB"), int)
+                assert np.abs(np.asarray(picture, int) - shipped).mean() < 8
+
+
+def test_exactly_one_conversation_lacks_a_picture(samples: Path) -> None:
+    rows = read_manifest(samples, CHAT_MANIFEST)
+    asked = [sum(part["type"] == "image" for part in row["messages"][0]["content"]) for row in rows]
+    lacking = [row for row, count in zip(rows, asked, strict=True) if len(row["image"]) != count]
+    assert [row["id"] for row in lacking] == ["missing-picture"]
+    assert [row for row in rows if row["answer"] is None] == lacking

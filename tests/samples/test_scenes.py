@@ -103,10 +103,10 @@ def test_descriptions_name_what_is_there(seed: int) -> None:
 def test_shapes_are_drawn_in_their_colours(seed: int) -> None:
     scene = make_scene(seed)
     pixels = np.asarray(scene.image)
-    assert scene.side in PICTURE_SIDES
-    assert pixels.shape == (scene.side, scene.side, 3)
+    assert scene.width == scene.height in PICTURE_SIDES
+    assert pixels.shape == (scene.height, scene.width, 3)
     for shape in scene.shapes:
-        centre = pixels[round(shape.box.y * scene.side), round(shape.box.x * scene.side)]
+        centre = pixels[round(shape.box.y * scene.height), round(shape.box.x * scene.width)]
         assert tuple(centre) == COLOURS[shape.colour]
 
 
