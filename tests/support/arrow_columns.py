@@ -82,7 +82,11 @@ def columns(draw: st.DrawFn, length: int, depth: int = 3) -> pa.Array:
         fields = [draw(columns(length, depth - 1)) for _ in names]
         return pa.StructArray.from_arrays(fields, names, mask=mask)
     if kind == "fixed":
-        values = draw(columns(2 * length, depth - 1))
+        # pyarrow 26 casts fixed lists of nulls, within lists beside uuids, to lists too short.
+        kinds = columns(2 * length, depth - 1).filter(
+            lambda array: not pa.types.is_null(array.type)
+        )
+        values = draw(kinds)
         return pa.FixedSizeListArray.from_arrays(values, 2, mask=mask)
     sizes = draw(st.lists(st.integers(0, 3), min_size=length, max_size=length))
     sizes = [0 if gone else size for gone, size in zip(missing, sizes, strict=True)]

@@ -51,7 +51,10 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         check_file(path, _MAX_JSON_BYTES)
-        value = json.loads(path.read_bytes())
+        text = path.read_bytes()
+        value = json.loads(text)
+        if rb"\ud" in text.lower():  # perhaps half of a pair, which no message could be written of
+            json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError:
         raise CheckpointError(
             f"{path}: no such file; a checkpoint folder in the Hugging Face layout has one"
@@ -60,6 +63,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from error
+    except UnicodeEncodeError as error:
+        raise CheckpointError(f"{path}: has a lone surrogate, which is no character") from error
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: expected a JSON object, found {type(value).__name__}")
     return value
