@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmbatch.models.linear import WeightSlot
 from vlmbatch.models.parallel import Share
 from vlmbatch.models.pinned_loader import pieces
+from vlmbatch.models.weight_slot import WeightSlot
 
 
 @st.composite

@@ -18,6 +18,7 @@ from vlmbatch_kernels.gelu_linear import gelu_linear
 from vlmbatch_kernels.image_patches import normalize_patches
 from vlmbatch_kernels.linear import linear
 from vlmbatch_kernels.qkv_linear import project_qkv
+from vlmbatch_kernels.quantized_rows import QuantizedRows
 
 from vlmbatch.attention.base import AttentionBackend, AttentionSpec
 from vlmbatch.models.config import RopeConfig
@@ -181,7 +182,8 @@ class AlignedGatedMLP(GatedMLP):
     the weights up with zeros in each pass takes a thousandth of it.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | QuantizedRows) -> Tensor:
+        assert isinstance(x, Tensor)
         weight, bias = self.gate_up_proj.weight, self.gate_up_proj.bias
         size = len(weight) // 2
         more = -size % _ALIGNMENT
