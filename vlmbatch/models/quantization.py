@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from vlmbatch.errors import CheckpointError
 from vlmbatch.models.json_fields import JsonFields
 
 _FIELD = "quantization_config"
@@ -19,6 +20,7 @@ _BLOCK_SIZE = [128, 128]
 _DECODER = "language_model."
 # How checkpoints and versions of transformers call what is below it.
 _DECODER_NAMES = (_DECODER, "language_model.model.", "model.language_model.", "model.")
+_MAX_IGNORED = 10_000  # names; published files have a few hundred
 _MAX_PATTERN = 300  # characters; published ones have less than 100
 _MAX_REPEATS = 4  # of a pattern: each may multiply the time that it takes
 
@@ -138,6 +140,10 @@ def _ignored(fields: JsonFields, name: str) -> tuple[str, ...]:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
         raise fields.error(name, "a list of names")
+    if len(value) > _MAX_IGNORED:
+        raise CheckpointError(
+            f"{fields.where}: {name} has {len(value)} names, over the limit of {_MAX_IGNORED}"
+        )
     for item in value:
         if item.startswith("re:") and not _is_quick(item[3:]):
             raise JsonFields({name: item}, fields.where).error(
