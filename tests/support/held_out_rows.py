@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from unittest.mock import patch
 
@@ -18,13 +19,11 @@ from sample_model import answer
 from torch import Tensor
 
 from vlmbatch.config import EngineConfig, ManifestConfig, SamplingParams, SessionConfig
-from vlmbatch.engine.engine import Engine
 from vlmbatch.images.loading.loader import InProcessLoader
 from vlmbatch.models import fp8
 from vlmbatch.models.text_model import TextModel
-from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.session.load import load_engine
-from vlmbatch.session.open import open_inputs
+from vlmbatch.session.open import Inputs, open_inputs
 from vlmbatch.stages.prepare import prepare
 from vlmbatch.types import Request
 
@@ -56,34 +55,38 @@ class HeldOut:
         expected = [each.question.answer for each in asked]
         return cls(SAMPLES / "tiny-qwen-vl", folder / CHAT_MANIFEST, expected)
 
-    def engine(self, settings: EngineConfig) -> tuple[Engine, list[Request], Tokenizer]:
-        """With the rows as it takes them."""
-        config = SessionConfig(str(self.model), engine=settings)
-        sampling = SamplingParams(max_tokens=MAX_TOKENS)
-        inputs = open_inputs(config, ManifestConfig(str(self.manifest)), sampling)
+    @cached_property
+    def requests(self) -> list[Request]:
+        """The rows as an engine takes them."""
+        config, inputs = self._open(EngineConfig())
         loader = InProcessLoader(config.image_limits, inputs.processor.images)
         requests: list[Request] = []
         for row in inputs.manifest.rows():
             prepared = prepare(row, inputs.processor, loader, known=lambda row: None)
             assert prepared.request is not None, prepared.error
             requests.append(prepared.request)
-        return load_engine(config, inputs), requests, inputs.processor.tokenizer
+        return requests
+
+    def _open(self, settings: EngineConfig) -> tuple[SessionConfig, Inputs]:
+        config = SessionConfig(str(self.model), engine=settings)
+        sampling = SamplingParams(max_tokens=MAX_TOKENS)
+        return config, open_inputs(config, ManifestConfig(str(self.manifest)), sampling)
 
     def accuracy(self, settings: EngineConfig) -> float:
         """Answers that are exactly right, of all."""
-        engine, requests, tokenizer = self.engine(settings)
-        tokens, errors = answer(engine, requests)
+        config, inputs = self._open(settings)
+        tokens, errors = answer(load_engine(config, inputs), self.requests)
         assert not errors
         right = sum(
-            tokenizer.decode(ids).strip() == expected
+            inputs.processor.tokenizer.decode(ids).strip() == expected
             for ids, expected in zip(tokens, self.expected, strict=True)
         )
-        return right / len(requests)
+        return right / len(self.requests)
 
-    def first_logits(self, settings: EngineConfig) -> Tensor:
-        """(rows, V), of the first token of each answer."""
-        engine, requests, _ = self.engine(settings)
-        sampling = SamplingParams(max_tokens=1)
+    def first_logits(self, settings: EngineConfig, num_rows: int) -> Tensor:
+        """(num_rows, V), of the first token of each answer."""
+        one_token = SamplingParams(max_tokens=1)
+        requests = [replace(each, sampling=one_token) for each in self.requests[:num_rows]]
         logits: list[Tensor] = []
         compute = TextModel.compute_logits
 
@@ -92,7 +95,7 @@ class HeldOut:
             return logits[-1]
 
         with patch.object(TextModel, "compute_logits", kept):
-            answer(engine, [replace(request, sampling=sampling) for request in requests])
+            answer(load_engine(*self._open(settings)), requests)
         return torch.cat(logits).float()
 
 
