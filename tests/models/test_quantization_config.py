@@ -28,6 +28,9 @@ def test_published_formats() -> None:
     assert parse() is None
     assert parse(compressed(["lm_head"])) == Fp8Config(False, "weight_scale", ("lm_head",))
     assert parse(text=blocked(["a.b"])) == Fp8Config(True, "weight_scale_inv", ("a.b",))
+    older = changed(compressed(), "quantization_status", "frozen")
+    older["sparsity_config"] = {"format": "dense", "global_sparsity": 0.1}
+    assert parse(older) == parse(compressed())
     assert parse(blocked(), blocked()) == Fp8Config(True, "weight_scale_inv")
 
 
@@ -37,8 +40,9 @@ def test_published_formats() -> None:
         ("yes", r"top: quantization_config is 'yes', expected an object"),
         ({"quant_method": "awq"}, r"quant_method is 'awq'"),
         (changed(compressed(), "format", "pack-quantized"), r"format is 'pack-quantized'"),
-        (changed(compressed(), "quantization_status", "frozen"), r"quantization_status is"),
+        (changed(compressed(), "quantization_status", "calibration"), r"quantization_status is"),
         (changed(compressed(), "kv_cache_scheme", {"num_bits": 8}), r"kv_cache_scheme is"),
+        (changed(compressed(), "sparsity_config", {"format": "2:4"}), r"format is '2:4'"),
         (changed(compressed(), "config_groups", {}), r"config_groups is \{\}"),
         (changed(compressed(), "config_groups.group_0", None), r"config_groups is"),
         (changed(compressed(), "config_groups.second", {}), r"config_groups is"),

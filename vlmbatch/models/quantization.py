@@ -94,8 +94,12 @@ def _parse_blocks(fields: JsonFields) -> Fp8Config:
 
 def _parse_compressed(fields: JsonFields) -> Fp8Config:
     _expect(fields, "format", "float-quantized")
-    _expect(fields, "quantization_status", "compressed", missing="compressed")
-    for name in ("kv_cache_scheme", "sparsity_config", "transform_config"):
+    if fields.values.get("quantization_status") not in (None, "compressed", "frozen"):
+        raise fields.error("quantization_status", "'compressed' or 'frozen'")
+    sparsity = fields.section("sparsity_config")
+    if sparsity is not None and sparsity.values:
+        _expect(sparsity, "format", "dense")
+    for name in ("kv_cache_scheme", "transform_config"):
         if fields.values.get(name):
             raise fields.error(name, "none")
     groups = fields.section("config_groups")
