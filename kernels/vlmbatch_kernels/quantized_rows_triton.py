@@ -44,7 +44,8 @@ def _store_quantized(
         group = tl.arange(0, BLOCK // GROUP)
         tl.store(scales + at * (SIZE // GROUP) + group, scale, mask=group < SIZE // GROUP)
         scaled = (groups / scale[:, None]).reshape(BLOCK)
-    scaled = tl.minimum(tl.maximum(scaled, -_MAX), _MAX)
+    # What is no number stays none, as in torch's form.
+    scaled = tl.clamp(scaled, -_MAX, _MAX, propagate_nan=tl.PropagateNan.ALL)
     tl.store(values + at * SIZE + columns, scaled.to(values.dtype.element_ty), mask=columns < SIZE)
 
 
