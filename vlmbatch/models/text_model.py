@@ -15,9 +15,11 @@ from vlmbatch.attention.base import (
     AttentionSpec,
     LayerKVCache,
 )
+from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.decoder import Decoder
 from vlmbatch.models.family import Embedded
 from vlmbatch.models.layers import Embedding
+from vlmbatch.models.parallel import ParallelContext
 from vlmbatch.models.weights import CheckpointModel
 
 
@@ -27,6 +29,14 @@ class TextModel(CheckpointModel):
     backend: AttentionBackend
     language_model: Decoder
     lm_head: Embedding | None
+
+    def add_decoder(self, config: ModelConfig, parallel: ParallelContext) -> None:
+        """Make the decoder and the head, once the module itself is initialised."""
+        text = config.text
+        self.language_model = Decoder(text, parallel)
+        self.lm_head = (
+            None if config.tie_word_embeddings else Embedding(text.vocab_size, text.hidden_size)
+        )
 
     @torch.inference_mode()
     def embed(

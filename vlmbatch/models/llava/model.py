@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from vlmbatch_kernels.image_patches import normalize_patches
 
 from vlmbatch.attention.base import AttentionBackend
-from vlmbatch.models.decoder import Decoder
-from vlmbatch.models.layers import ACTIVATIONS, DerivedBuffers, Embedding
+from vlmbatch.models.layers import ACTIVATIONS, DerivedBuffers
 from vlmbatch.models.linear import ColumnLinear, Part, RowLinear
 from vlmbatch.models.llava.config import LlavaConfig, TowerConfig
 from vlmbatch.models.llava.image_processor import LlavaImageProcessor
@@ -155,11 +154,7 @@ class Model(Vision, TextModel):
     ) -> None:
         super().__init__(config, images, backend, parallel)
         self.multi_modal_projector = Projector(config, parallel)
-        self.language_model = Decoder(config.text, parallel)
-        text = config.text
-        self.lm_head = (
-            None if config.tie_word_embeddings else Embedding(text.vocab_size, text.hidden_size)
-        )
+        self.add_decoder(config, parallel)
 
     @torch.inference_mode()
     def encode_images(

@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmbatch.attention.base import AttentionBackend
-from vlmbatch.models.decoder import Decoder
-from vlmbatch.models.layers import Embedding
 from vlmbatch.models.llava.model import Projector, TowerModel
 from vlmbatch.models.llava_next.canvas import tiles_of
 from vlmbatch.models.llava_next.config import LlavaNextConfig
@@ -136,11 +134,7 @@ class Model(Vision, TextModel):
         parallel: ParallelContext,
     ) -> None:
         super().__init__(config, images, backend, parallel)
-        text = config.text
-        self.language_model = Decoder(text, parallel)
-        self.lm_head = (
-            None if config.tie_word_embeddings else Embedding(text.vocab_size, text.hidden_size)
-        )
+        self.add_decoder(config, parallel)
 
     def encode_images(self, images: Sequence[Tensor], grids: Sequence[ImageGrid]) -> list[Tensor]:
         """See ``VisionLanguageModel``: features are the decoder's embeddings."""

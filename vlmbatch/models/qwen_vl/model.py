@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from vlmbatch.attention.base import AttentionBackend
-from vlmbatch.models.decoder import Decoder
-from vlmbatch.models.layers import Embedding
 from vlmbatch.models.parallel import ParallelContext
 from vlmbatch.models.qwen_vl.config import QwenVLConfig
 from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
@@ -77,11 +75,7 @@ class Model(Vision, TextModel):
         parallel: ParallelContext,
     ) -> None:
         super().__init__(config, images, backend, parallel)
-        text = config.text
-        self.language_model = Decoder(text, parallel)
-        self.lm_head = (
-            None if config.tie_word_embeddings else Embedding(text.vocab_size, text.hidden_size)
-        )
+        self.add_decoder(config, parallel)
 
     def encode_images(
         self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
