@@ -80,7 +80,8 @@ class PatchEmbedding(DerivedBuffers):
     def __init__(self, config: VisionConfig, images: QwenImageProcessor) -> None:
         super().__init__()
         self.patch_size = config.patch_size
-        self.coefficients = (images.scale, images.bias)
+        normalization = images.normalization
+        self.coefficients = (normalization.scale, normalization.bias)
         self.register_buffer("scale", torch.empty(3), persistent=False)
         self.register_buffer("bias", torch.empty(3), persistent=False)
         self.proj = PatchProjection(config, bias=config.kind == "qwen3_vl")
@@ -156,8 +157,8 @@ class VisionAttention(nn.Module):
 class AlignedGatedMLP(GatedMLP):
     """A gated feed-forward layer whose inner rows take up whole multiples of 16 bytes.
 
-    Those of Qwen2.5-VL's towers have 3420 numbers, for which products on a GPU are slow. To fill
-    the weights up with zeros in each pass takes a thousandth of it.
+    Those of Qwen2.5-VL's towers have 3420 numbers, for which products on a GPU are slow. Filling
+    the weights up with zeros takes a thousandth of a pass.
     """
 
     def forward(self, x: Tensor) -> Tensor:
