@@ -31,7 +31,7 @@ from vlmbatch.types import ImageGrid, ImageInput, PixelImage, ProcessedInputs, R
 
 @dataclass(frozen=True, slots=True)
 class RenderedTokens(Tokens):
-    """``token_ids``: of the text before images are expanded, so that there are no fewer."""
+    """``token_ids``: of the text, whose images are not expanded: a prompt has no fewer."""
 
     text: str = ""
     add_special_tokens: bool = True
