@@ -51,7 +51,8 @@ class Ours:
             self.processor.images.process(Image.open(folder / f"{name}.png")) for name in names
         ]
         return self.model.encode_images(
-            [torch.from_numpy(image.pixels).to(self.device) for image in images]
+            [torch.from_numpy(image.pixels).to(self.device) for image in images],
+            [image.grid for image in images],
         )
 
     def encoded(self, prompt: str, names: list[str]) -> EncodedPrompt:

@@ -5,6 +5,8 @@ Letters in shapes: n tokens to sample, E hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from vlmbatch_kernels.linear import linear
@@ -37,6 +39,12 @@ class TextModel(CheckpointModel):
         self.lm_head = (
             None if config.tie_word_embeddings else Embedding(text.vocab_size, text.hidden_size)
         )
+
+    @torch.inference_mode()
+    def project_features(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """See ``VisionLanguageModel``: where the tower's features are the decoder's embeddings."""
+        dtype = self.language_model.embed_tokens.weight.dtype
+        return [each.to(dtype) for each in features]
 
     @torch.inference_mode()
     def embed(

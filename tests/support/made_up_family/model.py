@@ -72,7 +72,7 @@ class Vision(CheckpointModel):
 
     @torch.inference_mode()
     def extract_features(
-        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
+        self, images: Sequence[Tensor], grids: Sequence[ImageGrid]
     ) -> list[Tensor]:
         assert self.tower is not None
         features: list[Tensor] = self.tower(images, self.backend)
@@ -97,14 +97,8 @@ class Model(Vision, TextModel):
         super().__init__(config, images, backend, parallel)
         self.add_decoder(config, parallel)
 
-    def encode_images(
-        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
-    ) -> list[Tensor]:
+    def encode_images(self, images: Sequence[Tensor], grids: Sequence[ImageGrid]) -> list[Tensor]:
         return self.extract_features(images, grids)
-
-    def project_features(self, features: Sequence[Tensor]) -> list[Tensor]:
-        dtype = self.language_model.embed_tokens.weight.dtype
-        return [each.to(dtype) for each in features]
 
     def is_unused(self, name: str) -> bool:
         return self.tower is None and name.startswith("tower.")

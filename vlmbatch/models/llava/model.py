@@ -136,7 +136,7 @@ class Vision(TowerModel):
 
     @torch.inference_mode()
     def extract_features(
-        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
+        self, images: Sequence[Tensor], grids: Sequence[ImageGrid]
     ) -> list[Tensor]:
         """See ``VisionModel``."""
         return list(self.tower_features(torch.stack(list(images))))
@@ -157,9 +157,7 @@ class Model(Vision, TextModel):
         self.add_decoder(config, parallel)
 
     @torch.inference_mode()
-    def encode_images(
-        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
-    ) -> list[Tensor]:
+    def encode_images(self, images: Sequence[Tensor], grids: Sequence[ImageGrid]) -> list[Tensor]:
         """See ``VisionLanguageModel``; all images have the tower's size."""
         features = self.tower_features(torch.stack(list(images)))
         return list(self.multi_modal_projector(features))

@@ -140,12 +140,6 @@ class Model(Vision, TextModel):
         """See ``VisionLanguageModel``: features are the decoder's embeddings."""
         return self.extract_features(images, grids)
 
-    @torch.inference_mode()
-    def project_features(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """See ``VisionLanguageModel``."""
-        dtype = self.language_model.embed_tokens.weight.dtype
-        return [each.to(dtype) for each in features]
-
     def is_unused(self, name: str) -> bool:
         if name.startswith(("vision_tower.", "multi_modal_projector.", "arrangement.")):
             return super().is_unused(name)

@@ -38,7 +38,7 @@ class Vision(CheckpointModel):
 
     @torch.inference_mode()
     def extract_features(
-        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
+        self, images: Sequence[Tensor], grids: Sequence[ImageGrid]
     ) -> list[Tensor]:
         """See ``VisionModel``."""
         assert self.visual is not None, "the model was built to be given features"
@@ -77,17 +77,9 @@ class Model(Vision, TextModel):
         super().__init__(config, images, backend, parallel)
         self.add_decoder(config, parallel)
 
-    def encode_images(
-        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
-    ) -> list[Tensor]:
+    def encode_images(self, images: Sequence[Tensor], grids: Sequence[ImageGrid]) -> list[Tensor]:
         """See ``VisionLanguageModel``: the tower's features are the decoder's embeddings."""
         return self.extract_features(images, grids)
-
-    @torch.inference_mode()
-    def project_features(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """See ``VisionLanguageModel``."""
-        dtype = self.language_model.embed_tokens.weight.dtype
-        return [each.to(dtype) for each in features]
 
     def is_unused(self, name: str) -> bool:
         if name.startswith("visual."):
