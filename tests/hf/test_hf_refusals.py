@@ -53,6 +53,10 @@ def edit(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
+def edit_within(path: Path, section: str, **values: Any) -> None:
+    edit(path, **{section: json.loads(path.read_text())[section] | values})
+
+
 def test_auto_takes_our_family_where_there_is_one(
     gemma3: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -164,6 +168,10 @@ REFUSED = {
         lambda folder: edit(folder / "config.json", text_config=5),
         "config.json: transformers .* cannot read it: .*text_config",
     ),
+    "layers": (
+        lambda folder: edit_within(folder / "config.json", "text_config", num_hidden_layers=10**6),
+        "text_config: num_hidden_layers is 1000000, expected an integer of at most 1024",
+    ),
     "no-image-token": (
         lambda folder: edit(folder / "config.json", image_token_index=9999),
         "the tokenizer has 262 tokens, none of them the model's image_token_id 9999",
@@ -215,9 +223,17 @@ def _pickle(folder: Path) -> None:
     [
         (_drop_a_tensor, "the weights lack .*q_proj.weight"),
         (_reshape_a_tensor, r"q_proj.weight is of shape \(4, 32\), expected \(32, 32\)"),
+        (
+            lambda folder: edit_within(folder / "config.json", "text_config", hidden_size=2**24),
+            "config.json describes a model of [0-9]+ numbers, but the .safetensors files have",
+        ),
+        (
+            lambda folder: edit_within(folder / "config.json", "text_config", hidden_size=2**62),
+            "config.json: transformers .* cannot make the model that it describes",
+        ),
         (_pickle, "no .safetensors file; weights in pickles"),
         (
-            lambda folder: (folder / "model.safetensors").write_bytes(b"\1" * 99),
+            lambda folder: (folder / "model.safetensors").write_bytes(b"\1" * 99_999),
             "cannot load the gemma3 model",
         ),
     ],
