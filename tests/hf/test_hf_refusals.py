@@ -176,6 +176,16 @@ REFUSED = {
         lambda folder: edit(folder / "config.json", image_token_index=9999),
         "the tokenizer has 262 tokens, none of them the model's image_token_id 9999",
     ),
+    "image-size": (
+        lambda folder: edit_within(
+            folder / "processor_config.json", "image_processor", size={"height": 9, "width": 10**6}
+        ),
+        "image_processor: size: width is 1000000, expected an integer of at most 4096",
+    ),
+    "image-tokens": (
+        lambda folder: edit(folder / "processor_config.json", image_seq_length=2**24),
+        "image_seq_length is 16777216, expected an integer of at most 65536",
+    ),
     "no-processor": (
         _remove("processor_config.json"),
         "the checkpoint has no preprocessor_config.json or processor_config.json",
