@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from hf_checkpoints import KINDS
+from qwen_vl_checkpoints import make_checkpoint
 from safetensors.torch import load_file, save_file
 
 from vlmbatch.config import (
@@ -190,6 +191,14 @@ REFUSED = {
         _remove("processor_config.json"),
         "the checkpoint has no preprocessor_config.json or processor_config.json",
     ),
+    "tokenizer": (
+        lambda folder: (folder / "tokenizer.json").write_text("{"),
+        "tokenizer.json: not a usable tokenizer",
+    ),
+    "tokenizer-config": (
+        lambda folder: (folder / "tokenizer_config.json").write_text("[]"),
+        "tokenizer_config.json: expected a JSON object, found list",
+    ),
     "no-tokenizer": (_remove("tokenizer.json"), "(tokenizer|processor)"),
     "torchvision": (
         _processor("InternVLProcessor"),
@@ -208,6 +217,13 @@ def test_checkpoints_that_cannot_be_opened(copy: Path, name: str) -> None:
     spoil(copy)
     with pytest.raises(CheckpointError, match=message):
         open_model(config(copy))
+
+
+def test_our_families_need_torchvision_there(tmp_path: Path) -> None:
+    make_checkpoint("qwen2_vl", tmp_path)
+    message = "qwen2_vl needs torchvision, which is not installed: run pip install torchvision"
+    with pytest.raises(CheckpointError, match=message):
+        open_model(config(tmp_path, engine="transformers"))
 
 
 def _drop_a_tensor(folder: Path) -> None:
@@ -240,6 +256,14 @@ def _pickle(folder: Path) -> None:
         (
             lambda folder: edit_within(folder / "config.json", "text_config", hidden_size=2**62),
             "config.json: transformers .* cannot make the model that it describes",
+        ),
+        (
+            lambda folder: (folder / "generation_config.json").write_text("[]"),
+            "generation_config.json: expected a JSON object, found list",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
+            "model.safetensors.index.json: not valid JSON",
         ),
         (_pickle, "no .safetensors file; weights in pickles"),
         (

@@ -137,7 +137,7 @@ def _check_sizes(fields: JsonFields) -> None:
 
 
 def _missing_package(folder: Path, config: HfConfig, error: ImportError) -> CheckpointError:
-    missing = [name for name in _PACKAGES if name in str(error)]
+    missing = [name for name in _PACKAGES if name in str(error).lower()]
     needs = f"{' and '.join(missing)}, which is not installed" if missing else shown(error)
     hint = f": run pip install {' '.join(missing)}" if missing else ""
     return CheckpointError(

@@ -13,6 +13,7 @@ from vlmbatch.errors import CheckpointError, ConfigError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.hf.generation import BatchGenerator, greedy_config
 from vlmbatch.hf.library import config_failures, shown
+from vlmbatch.models.json_fields import read_json
 
 _MOST_NUMBERS_A_BYTE = 8  # of the smallest types, and tied weights counted twice
 
@@ -38,6 +39,9 @@ def load_hf_model(
         raise CheckpointError(
             f"{folder}: no .safetensors file; weights in pickles (.bin, .pt) are never read"
         )
+    for name in ("generation_config.json", "model.safetensors.index.json"):
+        if (folder / name).exists():
+            read_json(folder / name)  # whose errors name the file
     _check_size(folder, config)
     try:
         model, found = AutoModelForImageTextToText.from_pretrained(
