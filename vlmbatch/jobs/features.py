@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmbatch.config import EngineConfig, ImageResolution, ManifestConfig, SessionConfig
+from vlmbatch.config import EngineConfig, ManifestConfig, SessionConfig
 from vlmbatch.errors import ConfigError, RowError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.images.feature_file import TENSOR_NAME
@@ -144,7 +144,6 @@ class ImageReader:
         self._processor = inputs.processor.images
         self._checkpoint = checkpoint_digest(inputs.folder)
         self._dtype = dtype
-        self._contexts: dict[tuple[ImageResolution | None, int], bytes] = {}
 
     def read(self, row: Row) -> list[Outcome]:
         """What has become of each of the row's images, in order. Thread-safe."""
@@ -152,7 +151,7 @@ class ImageReader:
 
     def _read(self, ref: ImageRef) -> Outcome:
         try:
-            context = self._context(ref.resolution, ref.row_images)
+            context = self._context(ref)
             data = self._bytes(ref)
             digest = hashlib.blake2b(data, digest_size=20, key=context)
             name = digest.hexdigest()
@@ -165,15 +164,11 @@ class ImageReader:
         assert isinstance(image, PixelImage)
         return NamedImage(name, image)
 
-    def _context(self, resolution: ImageResolution | None, row_images: int) -> bytes:
+    def _context(self, ref: ImageRef) -> bytes:
         """Digest of what decides an image's features beside its file."""
-        found = self._contexts.get((resolution, row_images))
-        if found is None:
-            fingerprint = self._processor.at(resolution, row_images).fingerprint
-            context = repr((self._checkpoint, fingerprint, self._dtype))
-            found = hashlib.blake2b(context.encode()).digest()
-            self._contexts[resolution, row_images] = found
-        return found
+        fingerprint = self._processor.at(ref.resolution, ref.row_images).fingerprint
+        context = repr((self._checkpoint, fingerprint, self._dtype))
+        return hashlib.blake2b(context.encode()).digest()
 
     def _bytes(self, ref: ImageRef) -> bytes:
         if ref.url is None:

@@ -13,10 +13,10 @@ from vlmbatch.errors import ConfigError, ErrorCode, RowError
 
 @dataclass(frozen=True, slots=True)
 class Shrink:
-    """Limits that images are scaled down to, never up; their shape stays as nearly as pixels allow.
+    """Limits to which images are scaled down, never up, in shape as nearly as whole pixels allow.
 
-    Families whose image processors know no limits of pixels hold one: ``of`` when they are loaded,
-    ``at`` in their own ``at``, ``size`` before their grids, ``apply`` before their pixels.
+    Image processors that have no limits of pixels hold one: made by ``of`` when they are loaded, by
+    ``at`` in their own ``at``; ``size`` goes before their grids, ``apply`` before their pixels.
     """
 
     max_pixels: int | None = None
@@ -50,7 +50,10 @@ class Shrink:
         return replace(self, max_pixels=resolution.max_pixels)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """The height and width that an image is scaled to first. It becomes no longer strip."""
+        """The height and width that an image is scaled to first.
+
+        Scaling to ``longest_side`` makes none longer for its width.
+        """
         longer = max(height, width)
         if self.longest_side is not None and longer > self.longest_side:
             height, width = (-(-side * self.longest_side // longer) for side in (height, width))
@@ -62,7 +65,7 @@ class Shrink:
         return height, width
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """The image at that size, resampled as models' own processors do; itself if it is."""
+        """The image at that size, resampled as models' own processors do; or itself."""
         height, width = self.size(image.height, image.width)
         if (width, height) == image.size:
             return image
