@@ -10,6 +10,7 @@ from vlmbatch.config.engine import (
 from vlmbatch.config.images import (
     IMAGE_TIMEOUT_S,
     ImageArguments,
+    ImageDecoder,
     ImageInputType,
     ImageLimits,
     ImageLoading,
@@ -43,6 +44,7 @@ __all__ = [
     "FileDestination",
     "FolderDestination",
     "ImageArguments",
+    "ImageDecoder",
     "ImageInputType",
     "ImageLimits",
     "ImageLoading",

@@ -143,7 +143,9 @@ class ImageReader:
         self._fetcher = open_fetcher(config)
         self._processor = inputs.processor.images
         self._checkpoint = checkpoint_digest(inputs.folder)
-        self._dtype = dtype
+        decoder = config.image_loading.decoder
+        # Nothing where it is exact, as in versions that knew no other.
+        self._loading = (dtype,) if decoder == "exact" else (dtype, decoder)
         self._contexts: dict[tuple[ImageResolution | None, int], bytes] = {}
 
     def read(self, row: Row) -> list[Outcome]:
@@ -170,7 +172,7 @@ class ImageReader:
         found = self._contexts.get((resolution, row_images))
         if found is None:
             fingerprint = self._processor.at(resolution, row_images).fingerprint
-            context = repr((self._checkpoint, fingerprint, self._dtype))
+            context = repr((self._checkpoint, fingerprint, *self._loading))
             found = hashlib.blake2b(context.encode()).digest()
             self._contexts[resolution, row_images] = found
         return found

@@ -176,14 +176,15 @@ def open_fetcher(config: SessionConfig) -> ImageFetcher | None:
 def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
     """Processes that decode images, or for none of them this one, which also reads features."""
     limits, processor = config.image_limits, inputs.processor.images
+    loading = config.image_loading
     if processor is None:
         return FeatureLoader(limits, inputs.processor)
     if num_workers == 0:
-        return InProcessLoader(limits, processor)
+        return InProcessLoader(limits, processor, loading.decoder)
     slots = 4 * num_workers  # so that workers find another image at hand, also while threads wait
     recent_bytes = HostMemory.divide(config.host_memory).decoded
     return ImageWorkers(
-        limits, processor, num_workers, config.image_loading.timeout_s, slots, recent_bytes
+        limits, processor, num_workers, loading.timeout_s, slots, recent_bytes, loading.decoder
     )
 
 
