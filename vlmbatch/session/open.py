@@ -17,7 +17,6 @@ from vlmbatch.config import (
 from vlmbatch.errors import ConfigError
 from vlmbatch.hf.checkpoint import HfConfig, read_hf_config
 from vlmbatch.hf.options import announce, check_options, choose_engine
-from vlmbatch.hf.processor import HfProcessor
 from vlmbatch.images.decode import probe_image
 from vlmbatch.images.feature_file import probe_features
 from vlmbatch.images.loading.loader import FeatureLoader, ImageLoader, InProcessLoader
@@ -93,6 +92,8 @@ def open_model(config: SessionConfig) -> ModelInputs:
 
 
 def _open_with_transformers(config: SessionConfig, folder: Path) -> ModelInputs:
+    from vlmbatch.hf.processor import HfProcessor
+
     model = read_hf_config(folder, config.engine.max_model_len)
     check_options(config)
     if config.engine.engine == "auto":
