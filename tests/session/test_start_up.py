@@ -88,19 +88,30 @@ def test_a_plain_run_imports_nothing_of_what_others_need() -> None:
     )
 
 
-def test_image_workers_do_not_wait_for_torch_on_a_cpu() -> None:
-    code = """
+@pytest.mark.parametrize(
+    ("driver", "options", "torch"),
+    [
+        (False, [], "unloaded"),
+        (True, ["--device=cpu"], "unloaded"),
+        (True, [], "loaded"),  # it says how many workers there are to be
+    ],
+)
+def test_image_workers_do_not_wait_for_torch_on_a_cpu(
+    driver: bool, options: list[str], torch: str
+) -> None:
+    code = f"""
 import vlmbatch.session.load as load
 open_images = load.open_images
 
 def opened(*arguments):
-    say("without" if "torch" not in sys.modules else "behind")
+    say("loaded" if "torch" in sys.modules else "unloaded")
     return open_images(*arguments)
 
 load.open_images = opened
+load.may_have_cuda = lambda: {driver}
 answer()
 """
-    assert in_a_fresh_process(code, "--device=cpu") == {"without"}
+    assert in_a_fresh_process(code, *options) == {torch}
 
 
 def test_a_process_that_exits_looks_for_no_garbage() -> None:
