@@ -20,8 +20,8 @@ class ImageRef:
     """Where an image's encoded bytes are: a path, the bytes (``path`` is then a label), or a URL.
 
     ``url`` is http(s), of a host that the user has allowed. ``resolution``: its row's own, where it
-    is another than the run's. ``row_images``: how many images its row shows, itself among them,
-    which a row makes known to its images.
+    is another than the run's. ``row_images``: how many images its row shows, itself among them; the
+    row sets it.
     """
 
     path: str | None = None

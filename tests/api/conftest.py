@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from vlmbatch import LLM
+from vlmbatch.engine.engine import Engine
 
 
 @pytest.fixture(scope="module")  # not longer: it has worker processes, which others count
@@ -19,7 +20,7 @@ def llm(shared_llm: LLM) -> Iterator[LLM]:
     """The sample model; a test must leave nothing of its own in the engine."""
     yield shared_llm
     engine = shared_llm._engine
-    assert engine is not None
+    assert isinstance(engine, Engine)
     assert engine.num_unfinished == 0
     assert engine.scheduler.pool.num_available == engine.scheduler.pool.num_granules
     engine.scheduler.check_integrity()

@@ -20,6 +20,7 @@ from PIL import Image
 
 from vlmbatch import LLM, ImageFeatureData, ImagePixelData, RowError, SamplingParams
 from vlmbatch.api import answering
+from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ConfigError, ErrorCode, UsageError
 
 QUESTION = "USER: <image>\nWhat number is written? ASSISTANT:"
@@ -272,7 +273,7 @@ def test_an_abandoned_iterator_frees_what_it_held(llm: LLM, samples: Path) -> No
         assert texts([output]) == [ANSWER]
         break
     engine = llm._engine
-    assert engine is not None and engine.num_unfinished == 0
+    assert isinstance(engine, Engine) and engine.num_unfinished == 0
     assert texts(llm.generate(request(samples))) == [ANSWER]
 
 
@@ -281,7 +282,7 @@ def test_an_interrupted_step_leaves_no_wrong_prefix(
 ) -> None:
     """A step registers the blocks that it is going to fill before it runs."""
     engine = llm._engine
-    assert engine is not None
+    assert isinstance(engine, Engine)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -384,7 +385,7 @@ def test_chat_without_a_template(samples: Path, tmp_path: Path) -> None:
 def test_features_in_place_of_pixels(llm: LLM, samples: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     engine = llm._engine
-    assert engine is not None
+    assert isinstance(engine, Engine)
     requests = [row for row in rows(samples) if row["answer"] is not None]
     expected = texts(llm.generate([request(samples, r["prompt"], r["image"]) for r in requests]))
     features = []

@@ -239,7 +239,7 @@ def test_images_from_python(case: Case) -> None:
         answers = [output.outputs[0].token_ids for output in llm.generate(requests, greedy)]
         assert list(map(list, answers)) == case.expected
         pixels = torch.from_numpy(upright_pixels(folder / "wide.png"))
-        assert llm._engine is not None
+        assert isinstance(llm._engine, Engine)
         (features,) = llm._engine.runner._model.extract_features([pixels], [])
     with LLM(case.model, image_input_type="image_features") as llm:
         given = ImageFeatureData(features.reshape(2, 8, -1))

@@ -14,6 +14,8 @@ from PIL import Image
 from qwen_vl_checkpoints import make_checkpoint
 from sample_model import MODEL as LLAVA
 
+from vlmbatch import LLM, SamplingParams
+
 RUN = ("--max-pixels", 30_000, "--min-pixels", 2048, "--longest-side", 300)
 # Tokens of 32 x 32 pixels; smart_resize of 300 x 150, which --longest-side makes of the image.
 ROWS: list[tuple[dict[str, Any], int]] = [
@@ -94,6 +96,18 @@ def test_features_are_computed_at_each_rows_resolution(
     for mine, expected in zip(stored[: len(ROWS)], plain, strict=False):
         assert mine["text"] == expected["text"]
         assert mine["image_tokens"] == expected["image_tokens"]
+
+
+def test_decoded_images_of_python_callers(model: Path) -> None:
+    shown = {"image": Image.new("RGB", (600, 300))}
+    requests = [
+        {"prompt": "<image> what?", "multi_modal_data": shown, "mm_processor_kwargs": values}
+        for values, _ in ROWS
+    ]
+    limits = {"max_pixels": 30_000, "min_pixels": 2048, "longest_side": 300}
+    with LLM(model, image_workers=0, **limits) as llm:  # type: ignore[arg-type]
+        outputs = llm.generate(requests, SamplingParams(max_tokens=1))
+    assert [output.num_image_tokens for output in outputs] == [tokens for _, tokens in ROWS]
 
 
 def test_from_configuration_and_environment(

@@ -61,11 +61,11 @@ def test_the_tower_never_waits_for_the_device(case: Case) -> None:
     """The host lays out the next step meanwhile."""
     ours = Ours.load(case.model, "flash-attn", "cuda", torch.bfloat16)
     names = [name for _, shown in ROWS for name in shown]
-    pixels = ours.pixels(case.manifest.parent, names)
-    want = ours.model.encode_images(pixels)  # kernels are compiled and loaded
+    images = ours.pixels(case.manifest.parent, names)
+    want = ours.model.encode_images(*images)  # kernels are compiled and loaded
     torch.cuda.set_sync_debug_mode("error")
     try:
-        got = ours.model.encode_images(pixels)
+        got = ours.model.encode_images(*images)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert all(map(torch.equal, got, want))

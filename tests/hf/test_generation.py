@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -216,9 +218,6 @@ def test_models_that_miscount_have_batches_of_one_length(
 
 def test_a_checkpoints_own_generation_settings_play_no_part(loaded: Loaded, tmp_path: Path) -> None:
     """Such as a penalty on repetition: rows say what they want, and are sampled by our rules."""
-    import json
-    import shutil
-
     folder = Path(shutil.copytree(loaded.case.folder, tmp_path / "model"))
     path = folder / "generation_config.json"
     settings = json.loads(path.read_text()) | {

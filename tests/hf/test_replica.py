@@ -35,7 +35,8 @@ def request(index: int, length: int = 3, kind: int = 0, **sampling: object) -> R
 class Script:
     """Gives row i the tokens 10 + i, 11 + i and so on, then EOS.
 
-    It fails on batches of more than ``room`` rows after ``steps`` steps, and on rows in ``broken``.
+    It fails on batches of more than ``room`` rows after ``steps`` steps, on rows in ``broken``, and
+    for lack of memory on those in ``huge``.
     With ``hold`` it stops before its second step until told to go on.
     """
 
@@ -44,6 +45,7 @@ class Script:
         room: int = 99,
         steps: int = 0,
         broken: Sequence[int] = (),
+        huge: Sequence[int] = (),
         length: int = 8,
         hold: bool = False,
     ) -> None:
@@ -51,7 +53,7 @@ class Script:
         self.lengths: list[list[int]] = []
         self.go_on = threading.Event()
         self.holding = threading.Event()
-        self._room, self._steps, self._broken = room, steps, broken
+        self._room, self._steps, self._broken, self._huge = room, steps, broken, huge
         self._length, self._hold = length, hold
 
     def answer(
@@ -61,6 +63,8 @@ class Script:
         self.lengths.append([row.num_prompt_tokens for row in rows])
         if any(row.request.index in self._broken for row in rows):
             raise BatchFailedError("a broken row", out_of_memory=False)
+        if any(row.request.index in self._huge for row in rows):
+            raise BatchFailedError("no memory for a row", out_of_memory=True)
         for step in range(self._length + 1):
             if len(rows) > self._room and step == self._steps:
                 raise BatchFailedError("no memory", out_of_memory=True)
@@ -163,7 +167,7 @@ def test_a_batch_without_room_is_divided(replicas: Callable[..., HfReplica], ste
         end = found[index]
         assert isinstance(end, Completion)
         assert end.token_ids == tuple(range(10 + index, 14 + index))
-    # Later batches are no larger than the one that failed last allows.
+    # Later batches are no larger than what was answered of the one that failed.
     assert [len(batch) for batch in script.batches[-2:]] == [2, 2]
     # A token that was told already is not told again.
     told = [event.token_ids for event in events if isinstance(event, NewTokens)]
@@ -182,6 +186,19 @@ def test_a_row_that_fails_alone_is_an_error(replicas: Callable[..., HfReplica]) 
     assert failed.error.code == ErrorCode.ENGINE_ERROR
     assert "a broken row" in failed.error.message
     assert all(isinstance(end, Completion) for end in found.values())
+
+
+def test_a_row_that_no_memory_holds_makes_no_later_batch_smaller(
+    replicas: Callable[..., HfReplica],
+) -> None:
+    script = Script(huge=[2])
+    replica = replicas(script, max_num_seqs=4)
+    for index in range(8):
+        replica.submit(request(index))
+    found = ends(drain(replica))
+    assert isinstance(found.pop(2), RowFailure)
+    assert all(isinstance(end, Completion) for end in found.values())
+    assert script.batches[-1] == [4, 5, 6, 7]
 
 
 def test_when_every_row_fails_it_is_not_the_rows(replicas: Callable[..., HfReplica]) -> None:

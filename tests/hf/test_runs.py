@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import signal
 import urllib.request
@@ -153,8 +154,6 @@ def test_a_program_gets_the_same_answers(case: Case) -> None:
 
 
 def test_a_server_gets_the_same_answers(case: Case) -> None:
-    import base64
-
     url = "data:image/png;base64," + base64.b64encode(case.images[0].read_bytes()).decode()
     content = [
         {"type": "image_url", "image_url": {"url": url}},

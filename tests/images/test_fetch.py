@@ -15,6 +15,7 @@ import httpcore
 import pytest
 import trustme
 
+from vlmbatch.config import ImageResolution
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.addresses import refusal
 from vlmbatch.images.fetch import FetchLimits, ImageFetcher
@@ -342,8 +343,10 @@ def test_a_loader_gets_the_bytes_and_other_images_as_they_are(url):
     loader = UrlLoader(noted, fetcher())
     loader.submit(ImageRef("a.png"))
     place = url("image")
-    loader.submit(ImageRef(url=place))
-    assert noted.given == [ImageRef("a.png"), ImageRef(place, IMAGE)]
+    small = ImageResolution(max_pixels=1000)
+    loader.submit(ImageRef(url=place, resolution=small, row_images=3))
+    assert noted.given == [ImageRef("a.png"), ImageRef(place, IMAGE, resolution=small)]
+    assert noted.given[1].row_images == 3  # which makes no difference to ==
     failed = loader.submit(ImageRef(url=url("status/404")))
     assert isinstance(failed.exception(), RowError)
     assert len(noted.given) == 2

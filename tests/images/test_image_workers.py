@@ -23,6 +23,7 @@ from vlmbatch.config import ImageLimits, ImageResolution
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.loading.loader import ImageLoader, InProcessLoader
 from vlmbatch.images.loading.pool import ImageWorkers
+from vlmbatch.models.preprocessor_config import Normalization
 from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
 from vlmbatch.types import ImageInput, ImageRef, PixelImage
 
@@ -165,7 +166,8 @@ def test_embedded_bytes_under_one_name_are_told_apart(open_workers: Open) -> Non
 def test_an_image_at_two_resolutions_is_two_images(tmp_path: Path) -> None:
     Image.new("RGB", (640, 480), "red").save(tmp_path / "a.png")
     ones = (1.0, 1.0, 1.0)
-    images = QwenImageProcessor(28, 784, 10**6, Image.Resampling.BICUBIC, 1 / 255, ones, ones)
+    normalization = Normalization(1 / 255, ones, ones)
+    images = QwenImageProcessor(28, 784, 10**6, Image.Resampling.BICUBIC, normalization)
     resolutions = [None, ImageResolution(max_pixels=50_000), ImageResolution(max_pixels=100)]
     refs = [ImageRef(str(tmp_path / "a.png"), resolution=each) for each in resolutions]
     here = InProcessLoader(LIMITS, images)

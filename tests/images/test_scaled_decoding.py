@@ -24,10 +24,10 @@ from vlmbatch.models.family import ImageProcessor
 from vlmbatch.models.llava.image_processor import LlavaImageProcessor
 from vlmbatch.models.llava_next.image_processor import (
     LlavaNextImageProcessor,
-    Normalization,
     SquareImageProcessor,
 )
 from vlmbatch.models.llava_next.tiling import Size
+from vlmbatch.models.preprocessor_config import Normalization
 from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
 from vlmbatch.models.shrink import NO_SHRINK, Shrink
 from vlmbatch.types import ImageRef, PixelImage
@@ -55,7 +55,7 @@ def tiled(shrink: Shrink = NO_SHRINK) -> LlavaNextImageProcessor:
 
 
 def qwen(shrink: Shrink = NO_SHRINK) -> QwenImageProcessor:
-    return QwenImageProcessor(8, 256, 6400, CUBIC, 1 / 255, HALVES, HALVES, shrink)
+    return QwenImageProcessor(8, 256, 6400, CUBIC, NORMAL, shrink)
 
 
 PROCESSORS: dict[str, ImageProcessor] = {

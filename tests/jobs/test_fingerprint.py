@@ -220,6 +220,14 @@ def test_what_nobody_asks_for_of_images_is_absent(job: JobConfig, tmp_path: Path
     assert not names & settings["processor"].keys()
 
 
+@pytest.mark.parametrize("name", ["max_pixels", "longest_side"])
+def test_a_resolution_decides_what_transformers_answers(job: JobConfig, name: str) -> None:
+    """No image processor of ours tells of it."""
+    before = changed(job, "session.engine.engine", "transformers")
+    after = changed(before, f"session.image_arguments.resolution.{name}", 99)
+    assert settings_of(after) == settings_of(before) | {name: 99}
+
+
 @pytest.mark.parametrize("name", DECIDES_NOTHING)
 def test_what_does_not_leaves_it_the_same_run(job: JobConfig, name: str) -> None:
     before, after = before_and_after(job, name, DECIDES_NOTHING[name])

@@ -58,7 +58,7 @@ def load(folder: Path, parallel: ParallelContext) -> LlavaModel:
 def run(model: LlavaModel) -> Tensor:
     generator = torch.Generator().manual_seed(2)
     pixels = torch.randint(256, (2, 24, 24, 3), generator=generator, dtype=torch.uint8)
-    embeds = [*model.encode_images(list(pixels)), model.embed(torch.arange(30)).hidden]
+    embeds = [*model.encode_images(list(pixels), []), model.embed(torch.arange(30)).hidden]
     return torch.cat(forward_in_chunks(model, embeds, [7, 1, 30]))
 
 

@@ -153,10 +153,10 @@ def test_a_model_that_is_given_features_has_no_tower(folder: Path) -> None:
     assert isinstance(config, LlavaConfig) and config.vision is not None
     size = config.vision.image_size
     pixels = torch.randint(256, (2, size, size, 3), dtype=torch.uint8)
-    features = whole.extract_features(list(pixels))
+    features = whole.extract_features(list(pixels), [])
     assert [each.shape for each in features] == 2 * [config.feature_shape]
     projected = model.project_features(features)
-    assert all(map(torch.equal, projected, whole.encode_images(list(pixels))))
+    assert all(map(torch.equal, projected, whole.encode_images(list(pixels), [])))
     assert model.project_features([each.double() for each in features])[0].dtype == torch.float32
 
 
@@ -168,7 +168,7 @@ def test_the_tower_alone_needs_nothing_else_of_the_checkpoint(folder: Path) -> N
     vision = load_vision(folder, config, scaling(), cpu, torch.float32, backend)
     pixels = torch.randint(256, (1, *config.image_input_shape[2:], 3), dtype=torch.uint8)
     (ours,) = vision.extract_features(list(pixels), [])
-    (expected,) = whole.extract_features(list(pixels))
+    (expected,) = whole.extract_features(list(pixels), [])
     assert torch.equal(ours, expected)
     assert isinstance(vision, nn.Module)
     assert {name.partition(".")[0] for name, _ in vision.named_parameters()} == {"vision_tower"}
@@ -270,7 +270,7 @@ def test_dtype_is_converted_and_tables_follow(folder: Path, original: Path) -> N
     assert model.language_model.rotary.cos.dtype == torch.bfloat16
     assert model.pixel_normalizer.scale.dtype == torch.float32
     pixels = torch.zeros(1, 24, 24, 3, dtype=torch.uint8)
-    assert model.encode_images(list(pixels))[0].dtype == torch.bfloat16
+    assert model.encode_images(list(pixels), [])[0].dtype == torch.bfloat16
 
 
 def test_slots_cover_every_parameter_once(original: Path) -> None:

@@ -35,7 +35,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_image_features(pair: Pair) -> None:
     with torch.inference_mode():
         theirs = pair.theirs.get_image_features(pair.pixel_values(), return_dict=True)
-    ours = pair.ours.encode_images(list(pair.pixels))
+    ours = pair.ours.encode_images(list(pair.pixels), [])
     for mine, features in zip(ours, theirs.pooler_output, strict=True):
         torch.testing.assert_close(mine, features, **TOLERANCE)
 

@@ -9,8 +9,8 @@ from typing import Literal
 
 import torch
 import transformers
+from byte_tokenizer import byte_tokenizer
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import LlavaForConditionalGeneration
 
 TextKind = Literal["llama", "mistral", "qwen2"]
@@ -134,15 +134,7 @@ def _rename_to_published(file: Path) -> None:
 
 def _write_tokenizer(folder: Path) -> None:
     """Write a byte-level tokenizer: one token for each byte, beside the special ones."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
-    )
+    tokenizer = byte_tokenizer(SPECIAL_TOKENS, first="<s>")
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(
         folder / "tokenizer_config.json",

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from byte_tokenizer import byte_tokenizer
 
 BOS, EOS, PAD = "<s>", "</s>", "<pad>"
 EOS_ID = 2
@@ -35,15 +35,7 @@ class Kind(NamedTuple):
 def make_tokenizer(tokens: Sequence[str], named: Mapping[str, str]) -> Any:
     """A byte-level tokenizer: a token for each byte, beside ``tokens``."""
     special = [PAD, BOS, EOS, *tokens]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate([*special, *alphabet])}
-    backend = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken(token, special=True) for token in special])
-    backend.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", vocab["<s>"])]
-    )
+    backend = byte_tokenizer(special, first=BOS)
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=BOS,

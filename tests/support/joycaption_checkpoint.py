@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from byte_tokenizer import byte_tokenizer
 
 IMAGE = "<|reserved_special_token_69|>"
 AROUND = ("<|reserved_special_token_70|>", "<|reserved_special_token_71|>")
@@ -98,16 +98,8 @@ def make_checkpoint(folder: Path) -> Any:
 
 def _write_tokenizer(folder: Path) -> None:
     """Write a byte-level tokenizer that puts the first token before every text, as Llama 3's."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
     first = SPECIAL_TOKENS[0]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{first} $A", special_tokens=[(first, 0)]
-    )
+    tokenizer = byte_tokenizer(SPECIAL_TOKENS, first)
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {"bos_token": first, "eos_token": "<|eot_id|>"}
     fields = {"tokenizer_class": "PreTrainedTokenizerFast", **named}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,8 @@ from dense_made_up import DenseModel
 from made_up_checkpoint import IMAGE_TOKEN_ID, make_checkpoint, make_rows
 from made_up_family.processor import MadeUpImages
 from PIL import Image, ImageOps
+from rows_case import RowsCase
 
-from vlmbatch.config import (
-    FileDestination,
-    ImageLoading,
-    JobConfig,
-    ManifestConfig,
-    SamplingParams,
-    SessionConfig,
-)
 from vlmbatch.models.tokenizer import Tokenizer
 
 MAX_TOKENS = 36
@@ -29,23 +22,11 @@ IMAGES = MadeUpImages(max_side=20)
 
 
 @dataclass
-class Case:
-    model: Path
-    manifest: Path
+class Case(RowsCase):
+    max_tokens = MAX_TOKENS
+
     prompts: list[list[int]]  # with all image tokens
     expected: list[list[int]]
-
-    def session(self, *, image_workers: int = 0, **settings: Any) -> SessionConfig:
-        base = SessionConfig(str(self.model), image_loading=ImageLoading(workers=image_workers))
-        return replace(base, **settings)
-
-    def job(self, output: Path, manifest: Path | None = None, **settings: Any) -> JobConfig:
-        return JobConfig(
-            self.session(**settings),
-            ManifestConfig(str(manifest or self.manifest)),
-            FileDestination(output),
-            SamplingParams(max_tokens=MAX_TOKENS),
-        )
 
 
 def make_case(folder: Path) -> Case:

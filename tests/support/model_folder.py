@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from byte_tokenizer import byte_tokenizer
 
 SPECIAL_TOKENS = ["<pad>", "<s>", "</s>", "<image>"]
 IMAGE_SIZE, PATCH_SIZE = 8, 4
@@ -14,17 +14,9 @@ IMAGE_SIZE, PATCH_SIZE = 8, 4
 def make_model_folder(folder: Path) -> Path:
     """Write configuration, tokenizer (a token a byte) and processor; an image takes four tokens."""
     folder.mkdir()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate([*SPECIAL_TOKENS, *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", vocabulary["<s>"])]
-    )
+    tokenizer = byte_tokenizer(SPECIAL_TOKENS, first="<s>")
     tokenizer.save(str(folder / "tokenizer.json"))
-    for name, values in _files(len(vocabulary)).items():
+    for name, values in _files(tokenizer.get_vocab_size()).items():
         (folder / name).write_text(json.dumps(values), encoding="utf-8")
     return folder
 

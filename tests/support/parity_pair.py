@@ -43,7 +43,7 @@ class Pair:
     @torch.inference_mode()
     def our_embeds(self) -> list[Tensor]:
         embeds = []
-        features_of_all = self.ours.encode_images(list(self.pixels))
+        features_of_all = self.ours.encode_images(list(self.pixels), [])
         for ids, features in zip(self.prompts, features_of_all, strict=True):
             is_image = ids == IMAGE_TOKEN_ID
             feature_rows = torch.where(is_image, is_image.cumsum(0) - 1, -1)

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from qwen_vl_checkpoints import EOS_TOKEN_ID, IMAGE_TOKEN_ID, make_checkpoint
+from rows_case import RowsCase, write_rows
 from torch import Tensor
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vlmbatch.config import (
-    FileDestination,
-    ImageLoading,
-    JobConfig,
-    ManifestConfig,
-    SamplingParams,
-    SessionConfig,
-)
 from vlmbatch.models.tokenizer import Tokenizer
 
 MAX_TOKENS = 24
@@ -39,11 +31,11 @@ ROWS: list[tuple[str, list[str]]] = [
 
 
 @dataclass
-class Case:
+class Case(RowsCase):
     """``inputs``: of each row, as transformers' model takes them; ``expected``: its answers."""
 
-    model: Path
-    manifest: Path
+    max_tokens = MAX_TOKENS
+
     theirs: Any
     inputs: list[dict[str, Tensor]]
     expected: list[list[int]]
@@ -60,33 +52,10 @@ class Case:
             )
         return logits
 
-    def session(self, **settings: Any) -> SessionConfig:
-        return replace(
-            SessionConfig(str(self.model), image_loading=ImageLoading(workers=0)), **settings
-        )
-
-    def job(self, output: Path, manifest: Path | None = None, **settings: Any) -> JobConfig:
-        return JobConfig(
-            self.session(**settings),
-            ManifestConfig(str(manifest or self.manifest)),
-            FileDestination(output),
-            SamplingParams(max_tokens=MAX_TOKENS),
-        )
-
 
 def make_case(kind: str, folder: Path) -> Case:
     theirs = make_checkpoint(kind, folder / "model")
-    generator = np.random.default_rng(5)
-    for name, (width, height) in SIZES.items():
-        coarse = generator.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
-        image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
-        image.save(folder / f"{name}.png")
-    manifest = folder / "manifest.jsonl"
-    lines = [
-        json.dumps({"prompt": prompt, "image": [f"{name}.png" for name in names]})
-        for prompt, names in ROWS
-    ]
-    manifest.write_text("\n".join(lines) + "\n")
+    manifest = write_rows(folder, SIZES, ROWS)
     inputs = [_inputs(folder, prompt, names) for prompt, names in ROWS]
     expected = [_answer(theirs, each) for each in inputs]
     return Case(folder / "model", manifest, theirs, inputs, expected)

@@ -12,6 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from vlmbatch_kernels.image_patches import normalize_patches
 
 from vlmbatch.models.json_fields import JsonFields
+from vlmbatch.models.preprocessor_config import Normalization
 from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
 from vlmbatch.models.qwen_vl.packing import Packing
 from vlmbatch.models.qwen_vl.vision_config import VisionConfig, parse_vision_config
@@ -28,7 +29,8 @@ def loaded(folder: Path, fields: dict[str, Any], kind: str = "qwen2_vl") -> Qwen
 
 def processor(factor: int, limits: tuple[int, int]) -> QwenImageProcessor:
     ones = (1.0, 1.0, 1.0)
-    return QwenImageProcessor(factor, *limits, Image.Resampling.BICUBIC, 1 / 255, ones, ones)
+    normalization = Normalization(1 / 255, ones, ones)
+    return QwenImageProcessor(factor, *limits, Image.Resampling.BICUBIC, normalization)
 
 
 def assert_equal_patches(kind: str, ours: QwenImageProcessor, mine: Image.Image, made: Any) -> None:
@@ -37,7 +39,7 @@ def assert_equal_patches(kind: str, ours: QwenImageProcessor, mine: Image.Image,
     assert prepared.grid == ours.grid(mine.height, mine.width)
     patch = vision_of(kind).patch_size
     pixels = torch.from_numpy(prepared.pixels)
-    scale, bias = torch.tensor(ours.scale), torch.tensor(ours.bias)
+    scale, bias = torch.tensor(ours.normalization.scale), torch.tensor(ours.normalization.bias)
     rows = normalize_patches(pixels[None], scale, bias, patch, torch.float32)[0, :, : 3 * patch**2]
     height, width = (side // patch for side in prepared.pixels.shape[:2])
     assert made["image_grid_thw"].tolist() == [[1, height, width]]

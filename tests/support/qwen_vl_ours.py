@@ -19,7 +19,7 @@ from vlmbatch.models.family import EncodedPrompt, load_model_config, load_proces
 from vlmbatch.models.qwen_vl.model import Model
 from vlmbatch.models.qwen_vl.processor import QwenVLProcessor
 from vlmbatch.models.registry import load_model
-from vlmbatch.types import ImageRef, Row
+from vlmbatch.types import ImageGrid, ImageRef, Row
 
 
 @dataclass
@@ -46,15 +46,16 @@ class Ours:
         return cls(model, processor, backend, device)
 
     def features(self, folder: Path, names: list[str]) -> list[Tensor]:
-        return self.model.encode_images(self.pixels(folder, names))
+        return self.model.encode_images(*self.pixels(folder, names))
 
-    def pixels(self, folder: Path, names: list[str]) -> list[Tensor]:
-        """Of images, on the model's device."""
+    def pixels(self, folder: Path, names: list[str]) -> tuple[list[Tensor], list[ImageGrid]]:
+        """Of images, on the model's device, with their grids."""
         assert self.processor.images is not None
         images = [
             self.processor.images.process(Image.open(folder / f"{name}.png")) for name in names
         ]
-        return [torch.from_numpy(image.pixels).to(self.device) for image in images]
+        pixels = [torch.from_numpy(image.pixels).to(self.device) for image in images]
+        return pixels, [image.grid for image in images]
 
     def encoded(self, prompt: str, names: list[str]) -> EncodedPrompt:
         assert self.processor.images is not None

@@ -131,11 +131,10 @@ class LLM:
         inputs = open_model(config)
         self.model_config = inputs.model
         self._processor = inputs.processor
-        self._engine: Engine | None = None
-        self._transformers: HfReplica | None = None  # in the place of an engine of ours
+        self._engine: Engine | HfReplica | None  # None once it is closed
         if isinstance(inputs.model, HfConfig):
-            self._transformers = load_with_transformers(config, inputs)
-            on_cpu = self._transformers.on_cpu
+            self._engine = load_with_transformers(config, inputs)
+            on_cpu = self._engine.on_cpu
         else:
             self._engine = load_engine(config, inputs)
             on_cpu = self._engine.device.type == "cpu"
@@ -312,11 +311,11 @@ class LLM:
             except ValueError as error:  # the generator is running
                 raise _busy() from error
         self._end()
-        if self._closed:
+        if self._engine is None:
             return
-        if self._transformers is not None:
-            self._transformers.close()
-        self._engine = self._transformers = None
+        if isinstance(self._engine, HfReplica):
+            self._engine.close()
+        self._engine = None
         gc.collect()
         if not self._on_cpu:
             import torch
@@ -354,22 +353,18 @@ class LLM:
         if source.failure is not None:
             raise source.failure
 
-    @property
-    def _closed(self) -> bool:
-        return self._engine is None and self._transformers is None
-
     @contextmanager
     def _sole_use(self) -> Iterator[Replica]:
         """What answers, for one call at a time, from whichever thread."""
         if not self._in_use.acquire(blocking=False):
             raise _busy()
         try:
-            if self._transformers is not None:
-                yield self._transformers
-            elif self._engine is not None:
-                yield LocalReplica(self._engine, self._processor.tokenizer)
-            else:
+            if self._engine is None:
                 raise UsageError("this LLM is closed")
+            if isinstance(self._engine, HfReplica):
+                yield self._engine
+            else:
+                yield LocalReplica(self._engine, self._processor.tokenizer)
         finally:
             self._in_use.release()
 

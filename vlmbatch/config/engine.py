@@ -29,8 +29,8 @@ class EngineConfig:
         EngineName,
         _model(
             "NAME",
-            "vlmbatch, transformers, which is slower and has nearly every model, or auto: the "
-            "first where it has the model.",
+            "vlmbatch; transformers, slower, for nearly every model; or auto: vlmbatch where it "
+            "has the model.",
         ),
     ] = "auto"
     dtype: Annotated[DType, _model("NAME", "auto, float32, bfloat16 or float16.")] = "auto"

@@ -33,7 +33,7 @@ class ImageResolution:
         int | None,
         _image(
             "N",
-            "Scale larger images down to N pixels, about: of Qwen2.5-VL a token is 784 of them, of "
+            "Scale larger images down to about N pixels; a token of Qwen2.5-VL is 784 pixels, of "
             "Qwen3-VL 1024. A row's own column may ask for fewer.",
             minimum=1,
             maximum=_MOST_PIXELS,
@@ -43,7 +43,7 @@ class ImageResolution:
         int | None,
         _image(
             "N",
-            "Scale smaller images up to N pixels, about. A row's own column wins.",
+            "Scale smaller images up to about N pixels. A row's own column wins.",
             minimum=1,
             maximum=_MOST_PIXELS,
         ),
@@ -52,7 +52,7 @@ class ImageResolution:
         int | None,
         _image(
             "N",
-            "Scale images down first whose longer side has more than N pixels.",
+            "First scale down images whose longer side has more than N pixels.",
             minimum=1,
             maximum=_MOST_SIDE,
         ),

@@ -215,7 +215,7 @@ def _model_positions(
     one.
     """
     requests = [chunk.sequence.request for chunk in chunks]
-    # Behind a prompt they count on from its last one, which it may reach with fewer.
+    # Behind a prompt they continue from next_position, which may be below its number of tokens.
     ahead = [
         0 if request.next_position is None else request.next_position - len(request.token_ids)
         for request in requests

@@ -1,4 +1,4 @@
-"""Rows whose prompts are generated from together, and their tensors put together."""
+"""Which rows can be in one batch, and their tensors put together."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BY_TOKEN = {
 
 
 def signature(request: Request) -> Hashable:
-    """Equal for requests whose tensors can be put together; a request that can't has its own."""
+    """Equal for requests whose tensors can be put together; others have one of their own."""
     inputs = request.inputs
     assert inputs is not None
     parts = []

@@ -10,6 +10,7 @@ from vlmbatch.errors import CheckpointError, ConfigError
 from vlmbatch.hf.library import config_failures, quiet_library, shown
 from vlmbatch.models.config import WeightDType
 from vlmbatch.models.json_fields import JsonFields
+from vlmbatch.models.prompt_text import context_length as bounded_context
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +94,7 @@ def context_length(folder: Path, text: Any, max_model_len: int | None) -> int:
                 f"{folder / 'config.json'} names no context length: give --max-model-len"
             )
         return max_model_len
-    if max_model_len is None:
-        return context
-    if not 2 <= max_model_len <= context:
-        raise ConfigError(
-            f"max_model_len is {max_model_len}, but must be from 2 to the model's {context}"
-        )
-    return max_model_len
+    return bounded_context(context, max_model_len)
 
 
 def _dtype(config: Any) -> WeightDType:

@@ -69,7 +69,7 @@ class BatchGenerator:
         self._contained(partial(self._generate, rows, on_token, given_up))
 
     def logits(self, requests: Sequence[Request], num_steps: int) -> list[Tensor]:
-        """Those of the first ``num_steps`` tokens at most, (len(requests), V) each.
+        """The logits of each step, at most ``num_steps`` of them, (len(requests), V) each.
 
         Raises:
             BatchFailedError: the model cannot take these requests.
@@ -84,7 +84,7 @@ class BatchGenerator:
         return self._contained(generate)
 
     def _contained(self, work: Callable[[], T]) -> T:
-        """``work``, of which what the model raises becomes the batch's failure."""
+        """What ``work`` returns; what the model raises becomes the batch's failure."""
         try:
             with torch.inference_mode():
                 return work()

@@ -1,5 +1,4 @@
-"""Images as a checkpoint's own processor is given them: upright RGB, scaled down if asked. No
-torch."""
+"""Images as a checkpoint's processor is given them: upright RGB, perhaps scaled down. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from vlmbatch.types import ImageGrid, PixelImage
 
 @dataclass(frozen=True, slots=True)
 class UprightImages:
-    """An ``ImageProcessor`` that scales down at the most; ``max_pixels``: of an image in its file.
+    """An ``ImageProcessor`` that at most scales down; ``max_pixels``: of an image in its file.
 
     How many tokens an image takes is not known here: grids count none.
     """

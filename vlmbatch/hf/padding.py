@@ -1,4 +1,4 @@
-"""Whether a model's answers stay the same when its prompt is padded: some models miscount then."""
+"""Whether a model answers a padded prompt as it answers the prompt alone: some miscount."""
 
 from __future__ import annotations
 

@@ -23,7 +23,6 @@ from vlmbatch.hf.library_processor import ROW_FAILURES, load_library_processor
 from vlmbatch.hf.placeholder import Placeholder, find_placeholder
 from vlmbatch.models.family import EncodedPrompt, Tokens
 from vlmbatch.models.image_tokens import placeholder_mismatch
-from vlmbatch.models.processor import text_digest
 from vlmbatch.models.prompt_text import IMAGE_PLACEHOLDER, PromptText
 from vlmbatch.models.shrink import Shrink
 from vlmbatch.models.tokenizer import Tokenizer
@@ -32,7 +31,7 @@ from vlmbatch.types import ImageGrid, ImageInput, PixelImage, ProcessedInputs, R
 
 @dataclass(frozen=True, slots=True)
 class RenderedTokens(Tokens):
-    """``token_ids``: of the text before images are expanded, so that there are no fewer."""
+    """``token_ids``: of the text, whose images are not expanded: a prompt has no fewer."""
 
     text: str = ""
     add_special_tokens: bool = True
@@ -79,15 +78,7 @@ class HfProcessor(PromptText):
     @cached_property
     def settings(self) -> dict[str, Any]:
         """See ``Processor``; the checkpoint's own files are not among them."""
-        template = self.chat_template.source if self._names_template else None
-        return {
-            "tokenizer": self.tokenizer.fingerprint,
-            "placeholder": self._placeholder.text,
-            "prompt_template": self._prompt.prompt_template,
-            "system_prompt": self._prompt.system_prompt,
-            "chat": self._prompt.chat,
-            "chat_template": None if template is None else text_digest(template),
-        }
+        return {**self._text_settings, "placeholder": self._placeholder.text}
 
     def tokenize(self, row: Row) -> Tokens:
         """See ``Processor``."""
@@ -96,13 +87,7 @@ class HfProcessor(PromptText):
         if num_placeholders != len(row.images):
             raise placeholder_mismatch(num_placeholders, len(row.images))
         text = self._placeholder.translate(text)
-        try:
-            token_ids = self.tokenizer.encode(text, add_special_tokens)
-        except UnicodeEncodeError as error:
-            raise RowError(
-                ErrorCode.PROMPT_INVALID,
-                f"the prompt is not valid Unicode: character {error.start} is a lone surrogate",
-            ) from error
+        token_ids = self._encoded(text, add_special_tokens)
         if not token_ids and not row.images:
             raise RowError(ErrorCode.PROMPT_INVALID, "the prompt is empty")
         self._check_length(len(token_ids), len(row.images))

@@ -243,8 +243,13 @@ class HfReplica:
                 self._news.put(failure)
 
     def _answer(self, batch: list[RowUnderWay]) -> None:
-        """Answer a batch; one that fails is divided, and a row that fails alone is an error."""
+        """Answer a batch; one that fails is divided, and a row that fails alone is an error.
+
+        After a batch that ran out of memory, batches have as many rows as its largest part that did
+        not; unless a row failed alone, which says nothing of how many others fit.
+        """
         parts = [batch]
+        largest, out_of_memory, failed_alone = 0, False, False
         while parts and not self._give_up.is_set():
             rows = [row for row in parts.pop() if not row.ended]
             if not rows:
@@ -252,13 +257,16 @@ class HfReplica:
             try:
                 self._generator.answer(rows, self._on_token, self._give_up.is_set)
                 self._failures = 0
+                largest = max(largest, len(rows))
             except BatchFailedError as error:
+                out_of_memory |= error.out_of_memory
+                failed_alone |= len(rows) == 1
                 parts += self._divided(rows, error)
+        if out_of_memory and largest and not failed_alone:
+            self._max_num_seqs = min(self._max_num_seqs, largest)
 
     def _divided(self, rows: list[RowUnderWay], error: BatchFailedError) -> list[list[RowUnderWay]]:
         logger.debug("a batch of %d rows failed: %s", len(rows), error)
-        if error.out_of_memory:
-            self._max_num_seqs = min(self._max_num_seqs, (len(rows) + 1) // 2)
         left = [row for row in rows if not row.ended]
         if len(rows) > 1:
             for row in left:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vlmbatch.config import EngineConfig, ImageResolution, ManifestConfig, SessionConfig
+from vlmbatch.config import EngineConfig, ManifestConfig, SessionConfig
 from vlmbatch.errors import ConfigError, RowError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.images.feature_file import TENSOR_NAME
@@ -146,7 +146,6 @@ class ImageReader:
         decoder = config.image_loading.decoder
         # Nothing where it is exact, as in versions that knew no other.
         self._loading = (dtype,) if decoder == "exact" else (dtype, decoder)
-        self._contexts: dict[tuple[ImageResolution | None, int], bytes] = {}
 
     def read(self, row: Row) -> list[Outcome]:
         """What has become of each of the row's images, in order. Thread-safe."""
@@ -154,7 +153,7 @@ class ImageReader:
 
     def _read(self, ref: ImageRef) -> Outcome:
         try:
-            context = self._context(ref.resolution, ref.row_images)
+            context = self._context(ref)
             data = self._bytes(ref)
             digest = hashlib.blake2b(data, digest_size=20, key=context)
             name = digest.hexdigest()
@@ -167,15 +166,11 @@ class ImageReader:
         assert isinstance(image, PixelImage)
         return NamedImage(name, image)
 
-    def _context(self, resolution: ImageResolution | None, row_images: int) -> bytes:
+    def _context(self, ref: ImageRef) -> bytes:
         """Digest of what decides an image's features beside its file."""
-        found = self._contexts.get((resolution, row_images))
-        if found is None:
-            fingerprint = self._processor.at(resolution, row_images).fingerprint
-            context = repr((self._checkpoint, fingerprint, *self._loading))
-            found = hashlib.blake2b(context.encode()).digest()
-            self._contexts[resolution, row_images] = found
-        return found
+        fingerprint = self._processor.at(ref.resolution, ref.row_images).fingerprint
+        context = repr((self._checkpoint, fingerprint, *self._loading))
+        return hashlib.blake2b(context.encode()).digest()
 
     def _bytes(self, ref: ImageRef) -> bytes:
         if ref.url is None:

@@ -31,8 +31,8 @@ def validate(
     inputs = open_inputs(config, manifest, streaming=manifest.source == "-")
     if isinstance(inputs.model, HfConfig):
         logger.info(
-            "how many tokens a row's images take is known to the run alone: rows may turn out too "
-            "long for the context of %d tokens; all else is checked",
+            "how many tokens images take is known to the run alone: rows may turn out too long for "
+            "the context of %d tokens; all else is checked",
             inputs.model.context_length,
         )
     stats.stage = "reading the manifest"

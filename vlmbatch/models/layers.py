@@ -1,4 +1,4 @@
-"""Layers of the decoders: normalisation, rotary tables, gated feed-forward."""
+"""Layers of decoders and towers: normalisation, rotary tables, feed-forward."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vlmbatch_kernels.activation import quick_gelu
 from vlmbatch_kernels.gated_linear import silu_gated_linear
+from vlmbatch_kernels.gelu_linear import gelu_linear
 from vlmbatch_kernels.layer_norm import layer_norm_residual
 from vlmbatch_kernels.linear import linear
 from vlmbatch_kernels.rms_norm import rms_norm, rms_norm_residual
 from vlmbatch_kernels.rotary import rotary_tables
 
 from vlmbatch.models.config import RopeConfig
-from vlmbatch.models.linear import GateUpLinear, RowLinear
+from vlmbatch.models.linear import ColumnLinear, GateUpLinear, Part, RowLinear
 from vlmbatch.models.parallel import ParallelContext
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -98,6 +99,29 @@ class GatedMLP(nn.Module):
             return silu_gated_linear(x, weight, bias)
         gate, up = linear(x, weight, bias).chunk(2, dim=-1)
         return ACTIVATIONS[self.act](gate).mul_(up)
+
+
+class PlainMLP(nn.Module):
+    """Feed-forward layer with biases: (..., in_features) to (..., out_features)."""
+
+    def __init__(
+        self, in_features: int, size: int, out_features: int, act: str, parallel: ParallelContext
+    ) -> None:
+        super().__init__()
+        share = parallel.share(size)
+        self.fc1 = ColumnLinear(in_features, (Part("fc1", share),), bias=True)
+        self.fc2 = RowLinear(share, out_features, True, parallel)
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.fc2(self._activated(x))
+        return out
+
+    def _activated(self, x: Tensor) -> Tensor:
+        if self.act == "gelu_pytorch_tanh":
+            assert self.fc1.bias is not None
+            return gelu_linear(x, self.fc1.weight, self.fc1.bias)
+        return ACTIVATIONS[self.act](self.fc1(x))
 
 
 class RotaryTable(DerivedBuffers):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
@@ -13,15 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlmbatch.config import ImageArguments, PromptConfig
-from vlmbatch.errors import CheckpointError, ConfigError, ErrorCode, RowError
+from vlmbatch.errors import CheckpointError, ErrorCode, RowError
 from vlmbatch.models.config import ModelConfig, check_image_arguments
 from vlmbatch.models.family import EncodedPrompt, ImageProcessor, Tokens
 from vlmbatch.models.image_tokens import place_images
-from vlmbatch.models.prompt_text import IMAGE_PLACEHOLDER, PromptText
+from vlmbatch.models.prompt_text import IMAGE_PLACEHOLDER, PromptText, context_length
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import ImageGrid, ImageInput, ImageSpan, Row
-
-__all__ = ["IMAGE_PLACEHOLDER", "PromptProcessor", "text_digest"]
 
 
 class PromptProcessor(PromptText, ABC):
@@ -48,7 +45,7 @@ class PromptProcessor(PromptText, ABC):
         is the model's own image token."""
         check_image_arguments(config, arguments)
         self.images = images
-        self.max_model_len = context_length(config, max_model_len)
+        self.max_model_len = context_length(config.text.max_position_embeddings, max_model_len)
         self._model = config
         self._strict = arguments.strict_image_tokens
         self._image_text = image_text
@@ -64,17 +61,12 @@ class PromptProcessor(PromptText, ABC):
     @cached_property
     def settings(self) -> dict[str, Any]:
         """See ``Processor``."""
-        template = self.chat_template.source if self._names_template else None
         return {
-            "tokenizer": self.tokenizer.fingerprint,
+            **self._text_settings,
             "image_processor": None if self.images is None else self.images.fingerprint,
             "image_token_id": self._model.image_token_id,
             "image_feature_size": self._model.image_feature_size,
             "strict_image_tokens": self._strict,
-            "prompt_template": self._prompt.prompt_template,
-            "system_prompt": self._prompt.system_prompt,
-            "chat": self._prompt.chat,
-            "chat_template": None if template is None else text_digest(template),
         }
 
     def tokenize(self, row: Row) -> Tokens:
@@ -82,13 +74,7 @@ class PromptProcessor(PromptText, ABC):
         text, add_special_tokens = self._text(row)
         if self._image_text is not None:
             text = text.replace(IMAGE_PLACEHOLDER, self._image_text)
-        try:
-            token_ids = self.tokenizer.encode(text, add_special_tokens)
-        except UnicodeEncodeError as error:
-            raise RowError(
-                ErrorCode.PROMPT_INVALID,
-                f"the prompt is not valid Unicode: character {error.start} is a lone surrogate",
-            ) from error
+        token_ids = self._encoded(text, add_special_tokens)
         if not token_ids:
             raise RowError(ErrorCode.PROMPT_INVALID, "the prompt is empty")
         tokens = Tokens(token_ids)
@@ -129,27 +115,6 @@ class PromptProcessor(PromptText, ABC):
     ) -> tuple[NDArray[np.int64] | None, int | None]:
         """Positions of the prompt and the one behind it; None for both: as the tokens come."""
         return None, None
-
-
-def context_length(config: ModelConfig, max_model_len: int | None) -> int:
-    """Tokens of a prompt and its answer; ``max_model_len`` None: the model's own number.
-
-    Raises:
-        ConfigError: more than the model's own, or too few for an answer.
-    """
-    context = config.text.max_position_embeddings
-    if max_model_len is None:
-        return context
-    if not 2 <= max_model_len <= context:
-        raise ConfigError(
-            f"max_model_len is {max_model_len}, but must be from 2 to the model's {context}"
-        )
-    return max_model_len
-
-
-def text_digest(text: str) -> str:
-    """A digest of a template's source."""
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _image_token(tokenizer: Tokenizer, token_id: int) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vlmbatch.config import PromptConfig
 from vlmbatch.errors import ConfigError, ErrorCode, RowError, UsageError
@@ -63,6 +64,18 @@ class PromptText:
         )
 
     @property
+    def _text_settings(self) -> dict[str, Any]:
+        """What decides the token ids of a text, by name: a part of ``Processor.settings``."""
+        template = self.chat_template.source if self._names_template else None
+        return {
+            "tokenizer": self.tokenizer.fingerprint,
+            "prompt_template": self._prompt.prompt_template,
+            "system_prompt": self._prompt.system_prompt,
+            "chat": self._prompt.chat,
+            "chat_template": None if template is None else _digest(template),
+        }
+
+    @property
     def _names_template(self) -> bool:
         """Whether the options speak of a template; else only rows of messages need one."""
         return self._prompt.chat or self._prompt.chat_template is not None
@@ -97,6 +110,39 @@ class PromptText:
         # A template that writes the first token itself must not get it twice.
         bos_token = self.tokenizer.bos_token
         return rendered, bos_token is None or not rendered.startswith(bos_token)
+
+    def _encoded(self, text: str, add_special_tokens: bool) -> list[int]:
+        """Token ids of a prompt's text.
+
+        Raises:
+            RowError: it is not valid Unicode.
+        """
+        try:
+            return self.tokenizer.encode(text, add_special_tokens)
+        except UnicodeEncodeError as error:
+            raise RowError(
+                ErrorCode.PROMPT_INVALID,
+                f"the prompt is not valid Unicode: character {error.start} is a lone surrogate",
+            ) from error
+
+
+def context_length(own: int, max_model_len: int | None) -> int:
+    """Tokens of a prompt and its answer; ``max_model_len`` None: the model's ``own`` number.
+
+    Raises:
+        ConfigError: more than the model's own, or too few for an answer.
+    """
+    if max_model_len is None:
+        return own
+    if not 2 <= max_model_len <= own:
+        raise ConfigError(
+            f"max_model_len is {max_model_len}, but must be from 2 to the model's {own}"
+        )
+    return max_model_len
+
+
+def _digest(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
 
 def _check_prompt_options(prompt: PromptConfig) -> None:

@@ -14,10 +14,10 @@ from vlmbatch.models.reduced import Reduced, box_of
 
 @dataclass(frozen=True, slots=True)
 class Shrink:
-    """Limits that images are scaled down to, never up; their shape stays as nearly as pixels allow.
+    """Limits to which images are scaled down, never up, in shape as nearly as whole pixels allow.
 
-    Families whose image processors know no limits of pixels hold one: ``of`` when they are loaded,
-    ``at`` in their own ``at``, ``size`` before their grids, ``apply`` before their pixels.
+    Image processors that have no limits of pixels hold one: made by ``of`` when they are loaded, by
+    ``at`` in their own ``at``; ``size`` goes before their grids, ``apply`` before their pixels.
     """
 
     max_pixels: int | None = None
@@ -51,7 +51,10 @@ class Shrink:
         return replace(self, max_pixels=resolution.max_pixels)
 
     def size(self, height: int, width: int) -> tuple[int, int]:
-        """The height and width that an image is scaled to first. It becomes no longer strip."""
+        """The height and width that an image is scaled to first.
+
+        Scaling to ``longest_side`` makes none longer for its width.
+        """
         longer = max(height, width)
         if self.longest_side is not None and longer > self.longest_side:
             height, width = (-(-side * self.longest_side // longer) for side in (height, width))
@@ -71,7 +74,7 @@ class Shrink:
         return max(first[0], target[0]), max(first[1], target[1])
 
     def apply(self, image: Image.Image) -> Image.Image:
-        """The image at that size, resampled as models' own processors do; itself if it is."""
+        """The image at that size, resampled as models' own processors do; or itself."""
         return self.apply_to(image, None)[0]
 
     def apply_to(

@@ -5,6 +5,8 @@ Letters in shapes: n tokens to sample, E hidden size, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from vlmbatch_kernels.linear import linear
@@ -15,9 +17,11 @@ from vlmbatch.attention.base import (
     AttentionSpec,
     LayerKVCache,
 )
+from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.decoder import Decoder
 from vlmbatch.models.family import Embedded
 from vlmbatch.models.layers import Embedding
+from vlmbatch.models.parallel import ParallelContext
 from vlmbatch.models.weights import CheckpointModel
 
 
@@ -27,6 +31,20 @@ class TextModel(CheckpointModel):
     backend: AttentionBackend
     language_model: Decoder
     lm_head: Embedding | None
+
+    def add_decoder(self, config: ModelConfig, parallel: ParallelContext) -> None:
+        """Make the decoder and the head, once the module itself is initialised."""
+        text = config.text
+        self.language_model = Decoder(text, parallel)
+        self.lm_head = (
+            None if config.tie_word_embeddings else Embedding(text.vocab_size, text.hidden_size)
+        )
+
+    @torch.inference_mode()
+    def project_features(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """See ``VisionLanguageModel``: where the tower's features are the decoder's embeddings."""
+        dtype = self.language_model.embed_tokens.weight.dtype
+        return [each.to(dtype) for each in features]
 
     @torch.inference_mode()
     def embed(

@@ -39,8 +39,8 @@ class ServeConfig:
         int | None,
         _limits(
             "N",
-            "Images of one request; absent: 1 where the model's images all take as many tokens, "
-            "else as many as the context holds.",
+            "Images of one request; absent: 1 for models whose images all take the same number of "
+            "tokens, else as many as the context holds.",
             minimum=0,
         ),
     ] = None

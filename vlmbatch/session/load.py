@@ -90,8 +90,7 @@ def load_with_transformers(config: SessionConfig, inputs: ModelInputs) -> HfRepl
     pads = pads_safely(loaded.generator, inputs.processor)
     if not pads:
         logger.info(
-            "%s may answer otherwise when prompts are padded: rows of one length alone are put "
-            "together",
+            "padding a prompt may change the answers of %s: batches hold prompts of one length",
             inputs.model.model_type,
         )
 

@@ -10,15 +10,11 @@ from made_up_family.config import MadeUpConfig
 from made_up_family.processor import PATCH, MadeUpImages
 from vlmbatch.attention.base import (
     AttentionBackend,
-    AttentionMetadata,
     AttentionSpec,
-    LayerKVCache,
 )
-from vlmbatch.models.decoder import Decoder
-from vlmbatch.models.family import Embedded
-from vlmbatch.models.layers import Embedding
 from vlmbatch.models.linear import ColumnLinear, Part, QKVLinear
 from vlmbatch.models.parallel import ParallelContext
+from vlmbatch.models.text_model import TextModel
 from vlmbatch.models.weights import CheckpointModel
 from vlmbatch.types import ImageGrid
 
@@ -76,7 +72,7 @@ class Vision(CheckpointModel):
 
     @torch.inference_mode()
     def extract_features(
-        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
+        self, images: Sequence[Tensor], grids: Sequence[ImageGrid]
     ) -> list[Tensor]:
         assert self.tower is not None
         features: list[Tensor] = self.tower(images, self.backend)
@@ -90,7 +86,7 @@ class Vision(CheckpointModel):
         return self.tower is None or not name.startswith("tower.")
 
 
-class Model(Vision):
+class Model(Vision, TextModel):
     def __init__(
         self,
         config: MadeUpConfig,
@@ -99,40 +95,10 @@ class Model(Vision):
         parallel: ParallelContext,
     ) -> None:
         super().__init__(config, images, backend, parallel)
-        self.language_model = Decoder(config.text, parallel)
-        self.lm_head = Embedding(config.text.vocab_size, config.text.hidden_size)
+        self.add_decoder(config, parallel)
 
-    def encode_images(
-        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
-    ) -> list[Tensor]:
+    def encode_images(self, images: Sequence[Tensor], grids: Sequence[ImageGrid]) -> list[Tensor]:
         return self.extract_features(images, grids)
-
-    def project_features(self, features: Sequence[Tensor]) -> list[Tensor]:
-        return [each.to(self.lm_head.weight.dtype) for each in features]
-
-    @torch.inference_mode()
-    def embed(
-        self,
-        input_ids: Tensor,
-        features: Tensor | None = None,
-        feature_rows: Tensor | None = None,
-    ) -> Embedded:
-        return self.language_model.embed(input_ids, features, feature_rows)
-
-    @torch.inference_mode()
-    def forward(
-        self,
-        embedded: Embedded,
-        positions: Tensor,
-        kv_caches: list[LayerKVCache],
-        metadata: AttentionMetadata,
-    ) -> Tensor:
-        hidden: Tensor = self.language_model(embedded, positions, kv_caches, metadata, self.backend)
-        return hidden
-
-    @torch.inference_mode()
-    def compute_logits(self, hidden: Tensor) -> Tensor:
-        return hidden @ self.lm_head.weight.T
 
     def is_unused(self, name: str) -> bool:
         return self.tower is None and name.startswith("tower.")

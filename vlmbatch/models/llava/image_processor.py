@@ -20,11 +20,19 @@ from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.json_fields import JsonFields
 from vlmbatch.models.llava.config import LlavaConfig
+from vlmbatch.models.preprocessor_config import (
+    CLIP_MEAN,
+    CLIP_STD,
+    Channels,
+    Normalization,
+    load_preprocessor_config,
+    parse_normalization,
+    parse_pad_color,
+    parse_resample,
+)
 from vlmbatch.models.reduced import Box, Reduced
 from vlmbatch.types import ImageGrid, PixelImage
 
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _HALF = (0.5, 0.5, 0.5)
 
 _KINDS = ("CLIPImageProcessor", "LlavaImageProcessor", "SiglipImageProcessor")
@@ -47,8 +55,8 @@ class LlavaImageProcessor:
     crop_to: tuple[int, int] | None
     pad_color: tuple[int, int, int] | None  # pads to a square first
     rescale_factor: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: Channels
+    std: Channels
     output_size: tuple[int, int]
     patches: tuple[int, int]
     num_tokens: int
@@ -64,16 +72,18 @@ class LlavaImageProcessor:
         object.__setattr__(self, "largest_grid", grid)
 
     @property
-    def scale(self) -> tuple[float, float, float]:
-        """One factor a channel."""
-        red, green, blue = (self.rescale_factor / std for std in self.std)
-        return red, green, blue
+    def scale(self) -> Channels:
+        """See ``Normalization``."""
+        return self._normalization.scale
 
     @property
-    def bias(self) -> tuple[float, float, float]:
-        """One summand a channel."""
-        red, green, blue = (-mean / std for mean, std in zip(self.mean, self.std, strict=True))
-        return red, green, blue
+    def bias(self) -> Channels:
+        """See ``Normalization``."""
+        return self._normalization.bias
+
+    @property
+    def _normalization(self) -> Normalization:
+        return Normalization(self.rescale_factor, self.mean, self.std)
 
     @classmethod
     def load(cls, folder: Path, config: LlavaConfig) -> LlavaImageProcessor:
@@ -82,9 +92,7 @@ class LlavaImageProcessor:
         Raises:
             CheckpointError: neither is there, or a parameter is unsupported.
         """
-        path = folder / "processor_config.json"
-        fields = JsonFields.load(path).section("image_processor") if path.exists() else None
-        return _parse(fields or JsonFields.load(folder / "preprocessor_config.json"), config)
+        return _parse(load_preprocessor_config(folder), config)
 
     def at(self, resolution: ImageResolution | None, row_images: int = 1) -> LlavaImageProcessor:
         """See ``ImageProcessor``: there is one size of images."""
@@ -237,16 +245,11 @@ def _parse(fields: JsonFields, config: LlavaConfig) -> LlavaImageProcessor:
     if kind not in _KINDS:
         raise fields.error(name, f"one of: {', '.join(_KINDS)}")
     siglip = kind == "SiglipImageProcessor"
-    mean = fields.channels("image_mean", _HALF if siglip else _CLIP_MEAN)
-    std = fields.channels("image_std", _HALF if siglip else _CLIP_STD)
-    if min(std) <= 0:
-        raise fields.error("image_std", "numbers above 0")
-    rescale = fields.boolean("do_rescale", True)
-    normalize = fields.boolean("do_normalize", True)
+    mean, std = (_HALF, _HALF) if siglip else (CLIP_MEAN, CLIP_STD)
+    normalization = parse_normalization(fields, mean, std)
     pad = fields.boolean("do_pad", False)
     if pad and kind != "LlavaImageProcessor":
         raise fields.error("do_pad", f"false for {kind}")
-    pad_color = (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
     resize_to: tuple[int, int] | int | None = None
     if fields.boolean("do_resize", True):
         resize_to = parse_size(fields, "size", (224, 224) if siglip else 224)
@@ -254,18 +257,15 @@ def _parse(fields: JsonFields, config: LlavaConfig) -> LlavaImageProcessor:
     if fields.boolean("do_center_crop", not siglip):
         crop_size = parse_size(fields, "crop_size", 224)
         crop_to = (crop_size, crop_size) if isinstance(crop_size, int) else crop_size
-    resample = fields.integer("resample", int(Image.Resampling.BICUBIC), minimum=0)
-    if resample not in set(Image.Resampling):
-        raise fields.error("resample", "a Pillow filter from 0 to 5")
     side = config.vision.image_size // config.vision.patch_size
     return LlavaImageProcessor(
         resize_to=resize_to,
-        resample=Image.Resampling(resample),
+        resample=parse_resample(fields),
         crop_to=crop_to,
-        pad_color=pad_color if pad else None,
-        rescale_factor=fields.number("rescale_factor", 1 / 255) if rescale else 1.0,
-        mean=mean if normalize else (0.0, 0.0, 0.0),
-        std=std if normalize else (1.0, 1.0, 1.0),
+        pad_color=parse_pad_color(fields, mean) if pad else None,
+        rescale_factor=normalization.rescale_factor,
+        mean=normalization.mean,
+        std=normalization.std,
         output_size=_output_size(fields, resize_to, crop_to, pad),
         patches=(side, side),
         num_tokens=config.image_feature_size,

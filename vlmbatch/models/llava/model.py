@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from vlmbatch_kernels.image_patches import normalize_patches
 
 from vlmbatch.attention.base import AttentionBackend
-from vlmbatch.models.decoder import Decoder
-from vlmbatch.models.layers import ACTIVATIONS, DerivedBuffers, Embedding
+from vlmbatch.models.layers import ACTIVATIONS, DerivedBuffers
 from vlmbatch.models.linear import ColumnLinear, Part, RowLinear
 from vlmbatch.models.llava.config import LlavaConfig, TowerConfig
 from vlmbatch.models.llava.image_processor import LlavaImageProcessor
@@ -137,7 +136,7 @@ class Vision(TowerModel):
 
     @torch.inference_mode()
     def extract_features(
-        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
+        self, images: Sequence[Tensor], grids: Sequence[ImageGrid]
     ) -> list[Tensor]:
         """See ``VisionModel``."""
         return list(self.tower_features(torch.stack(list(images))))
@@ -155,16 +154,10 @@ class Model(Vision, TextModel):
     ) -> None:
         super().__init__(config, images, backend, parallel)
         self.multi_modal_projector = Projector(config, parallel)
-        self.language_model = Decoder(config.text, parallel)
-        text = config.text
-        self.lm_head = (
-            None if config.tie_word_embeddings else Embedding(text.vocab_size, text.hidden_size)
-        )
+        self.add_decoder(config, parallel)
 
     @torch.inference_mode()
-    def encode_images(
-        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
-    ) -> list[Tensor]:
+    def encode_images(self, images: Sequence[Tensor], grids: Sequence[ImageGrid]) -> list[Tensor]:
         """See ``VisionLanguageModel``; all images have the tower's size."""
         features = self.tower_features(torch.stack(list(images)))
         return list(self.multi_modal_projector(features))

@@ -10,12 +10,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vlmbatch_kernels.gelu_linear import gelu_linear
 from vlmbatch_kernels.linear import linear
 
 from vlmbatch.attention.base import AttentionBackend, AttentionSpec
-from vlmbatch.models.layers import ACTIVATIONS, Embedding, LayerNorm
-from vlmbatch.models.linear import ColumnLinear, Part, QKVLinear, RowLinear
+from vlmbatch.models.layers import Embedding, LayerNorm, PlainMLP
+from vlmbatch.models.linear import QKVLinear, RowLinear
 from vlmbatch.models.llava.vision_config import VisionConfig
 from vlmbatch.models.parallel import ParallelContext
 
@@ -88,27 +87,6 @@ class VisionAttention(nn.Module):
         return out
 
 
-class VisionMLP(nn.Module):
-    """Feed-forward layer with biases."""
-
-    def __init__(self, config: VisionConfig, parallel: ParallelContext) -> None:
-        super().__init__()
-        share = parallel.share(config.intermediate_size)
-        self.fc1 = ColumnLinear(config.hidden_size, (Part("fc1", share),), bias=True)
-        self.fc2 = RowLinear(share, config.hidden_size, True, parallel)
-        self.act = config.hidden_act
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self._activated(x))
-        return out
-
-    def _activated(self, x: Tensor) -> Tensor:
-        if self.act == "gelu_pytorch_tanh":
-            assert self.fc1.bias is not None
-            return gelu_linear(x, self.fc1.weight, self.fc1.bias)
-        return ACTIVATIONS[self.act](self.fc1(x))
-
-
 class VisionLayer(nn.Module):
     """Attention and feed-forward, each normalised before and added after."""
 
@@ -117,7 +95,8 @@ class VisionLayer(nn.Module):
         self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.self_attn = VisionAttention(config, parallel)
         self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.mlp = VisionMLP(config, parallel)
+        size, inner = config.hidden_size, config.intermediate_size
+        self.mlp = PlainMLP(size, inner, size, config.hidden_act, parallel)
 
     def forward(
         self, x: Tensor | None, residual: Tensor, images: Images, backend: AttentionBackend
@@ -140,7 +119,7 @@ class VisionEncoder(nn.Module):
 
 
 class VisionTower(nn.Module):
-    """A tower with as many layers as ``feature_layers`` ask for (see ``LlavaConfig``)."""
+    """A tower with as many layers as ``feature_layers`` ask for (see ``TowerConfig``)."""
 
     def __init__(
         self, config: VisionConfig, feature_layers: tuple[int, ...], parallel: ParallelContext

@@ -29,12 +29,17 @@ from vlmbatch.models.llava_next.tiling import (
     num_tokens,
     unpadded,
 )
+from vlmbatch.models.preprocessor_config import (
+    Normalization,
+    load_preprocessor_config,
+    parse_normalization,
+    parse_pad_color,
+    parse_resample,
+)
 from vlmbatch.models.reduced import Reduced, box_of
 from vlmbatch.models.shrink import NO_SHRINK, Shrink
 from vlmbatch.types import ImageGrid, PixelImage
 
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _KINDS = {
     "llava_next": "LlavaNextImageProcessor",
     "llava_onevision": "LlavaOnevisionImageProcessor",
@@ -43,29 +48,10 @@ _DEFAULT_SIDES = {"llava_next": 224, "llava_onevision": 384}
 
 
 class Largest(NamedTuple):
-    """Of all images: one with the most tokens, its tiles, and the most bytes that any has."""
+    """``grid``: the most tokens and the most bytes of any image; ``tiles``: of most tokens."""
 
     grid: ImageGrid
     tiles: Size
-
-
-@dataclass(frozen=True, slots=True)
-class Normalization:
-    """Pixels from 0 to 255 become ``pixels * scale + bias``, one number of each a channel."""
-
-    rescale_factor: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    @property
-    def scale(self) -> tuple[float, float, float]:
-        red, green, blue = (self.rescale_factor / std for std in self.std)
-        return red, green, blue
-
-    @property
-    def bias(self) -> tuple[float, float, float]:
-        red, green, blue = (-mean / std for mean, std in zip(self.mean, self.std, strict=True))
-        return red, green, blue
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +67,7 @@ class SquareImageProcessor:
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "fingerprint", _fingerprint(self, "fingerprint"))
+        object.__setattr__(self, "fingerprint", _fingerprint(self))
 
     @property
     def largest_grid(self) -> ImageGrid:
@@ -122,13 +108,13 @@ class SquareImageProcessor:
 class LlavaNextImageProcessor:
     """How one checkpoint prepares its images. An ``ImageProcessor``.
 
-    An image becomes the whole of it in one tile of ``tile`` pixels squared, out of shape, and the
-    tiles of the best fitting of ``pinpoints`` (pixels), in shape, centred on black. ``patches``
-    along a side of a tile are as many features; ``max_features``: see ``scaled_down``. ``several``:
-    what prepares the images of rows that show more than one, where that is another.
+    An image becomes one tile of ``tile`` pixels squared that shows all of it, distorted, and the
+    tiles of the best-fitting of ``pinpoints`` (pixels), undistorted and centred on black. A side of
+    a tile has ``patches`` features; ``max_features``: see ``scaled_down``. ``several``: prepares
+    the images of rows that show more than one, where that is done otherwise.
 
-    Grids count the features of the tiles that are left without those of padding, before they are
-    scaled down. ``shrink`` comes first.
+    Grids count the features of the tiles without those of padding, before they are scaled down.
+    ``shrink`` comes first.
     """
 
     tile: int
@@ -142,7 +128,7 @@ class LlavaNextImageProcessor:
     fingerprint: str = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "fingerprint", _fingerprint(self, "fingerprint"))
+        object.__setattr__(self, "fingerprint", _fingerprint(self))
 
     @property
     def largest(self) -> Largest:
@@ -163,10 +149,7 @@ class LlavaNextImageProcessor:
             CheckpointError: neither is there, or a parameter is unsupported or contradicts the
                 model.
         """
-        path = folder / "processor_config.json"
-        fields = JsonFields.load(path).section("image_processor") if path.exists() else None
-        fields = fields or JsonFields.load(folder / "preprocessor_config.json")
-        return _parse(fields, config, shrink)
+        return _parse(load_preprocessor_config(folder), config, shrink)
 
     def at(
         self, resolution: ImageResolution | None, row_images: int = 1
@@ -226,9 +209,9 @@ def _largest(
     return Largest(ImageGrid(*kept, tokens, num_bytes=3 * most_pixels), tiles)
 
 
-def _fingerprint(processor: object, *derived: str) -> str:
-    """A digest of the fields of a processor that are given."""
-    names = [each.name for each in fields(processor) if each.name not in derived]  # type: ignore[arg-type]
+def _fingerprint(processor: SquareImageProcessor | LlavaNextImageProcessor) -> str:
+    """A digest of all other fields of a processor."""
+    names = [each.name for each in fields(processor) if each.name != "fingerprint"]
     values = tuple(getattr(processor, name) for name in names)
     return hashlib.blake2b(repr(values).encode()).hexdigest()
 
@@ -245,31 +228,15 @@ def _parse(given: JsonFields, config: LlavaNextConfig, shrink: Shrink) -> LlavaN
     if sorted(pinpoints) != sorted(config.pinpoints):
         shown = [list(size) for size in config.pinpoints]
         raise given.error("image_grid_pinpoints", f"the model's {shown}")
-    resample = given.integer("resample", int(Image.Resampling.BICUBIC), minimum=0)
-    if resample not in set(Image.Resampling):
-        raise given.error("resample", "a Pillow filter from 0 to 5")
-    tile, patches, filter_ = config.vision.image_size, config.patches, Image.Resampling(resample)
-    mean = given.channels("image_mean", _CLIP_MEAN)
-    normalization = _normalization(given, mean)
+    tile, patches, filter_ = config.vision.image_size, config.patches, parse_resample(given)
+    normalization = parse_normalization(given)
     several = None
     if kind == "llava_onevision":
-        color = (int(mean[0] * 255), int(mean[1] * 255), int(mean[2] * 255))
+        color = parse_pad_color(given)
         several = SquareImageProcessor(tile, patches, filter_, color, normalization, shrink)
     return LlavaNextImageProcessor(
         tile, patches, pinpoints, config.max_features, filter_, normalization, shrink, several
     )
-
-
-def _normalization(given: JsonFields, mean: tuple[float, float, float]) -> Normalization:
-    std = given.channels("image_std", _CLIP_STD)
-    if min(std) <= 0:
-        raise given.error("image_std", "numbers above 0")
-    factor = given.number("rescale_factor", 1 / 255)
-    if not given.boolean("do_rescale", True):
-        factor = 1.0
-    if given.boolean("do_normalize", True):
-        return Normalization(factor, mean, std)
-    return Normalization(factor, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
 
 def _check_sides(given: JsonFields, config: LlavaNextConfig) -> None:

@@ -14,8 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlmbatch.attention.base import AttentionBackend
-from vlmbatch.models.decoder import Decoder
-from vlmbatch.models.layers import Embedding
 from vlmbatch.models.llava.model import Projector, TowerModel
 from vlmbatch.models.llava_next.canvas import tiles_of
 from vlmbatch.models.llava_next.config import LlavaNextConfig
@@ -136,21 +134,11 @@ class Model(Vision, TextModel):
         parallel: ParallelContext,
     ) -> None:
         super().__init__(config, images, backend, parallel)
-        text = config.text
-        self.language_model = Decoder(text, parallel)
-        self.lm_head = (
-            None if config.tie_word_embeddings else Embedding(text.vocab_size, text.hidden_size)
-        )
+        self.add_decoder(config, parallel)
 
     def encode_images(self, images: Sequence[Tensor], grids: Sequence[ImageGrid]) -> list[Tensor]:
         """See ``VisionLanguageModel``: features are the decoder's embeddings."""
         return self.extract_features(images, grids)
-
-    @torch.inference_mode()
-    def project_features(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """See ``VisionLanguageModel``."""
-        dtype = self.language_model.embed_tokens.weight.dtype
-        return [each.to(dtype) for each in features]
 
     def is_unused(self, name: str) -> bool:
         if name.startswith(("vision_tower.", "multi_modal_projector.", "arrangement.")):

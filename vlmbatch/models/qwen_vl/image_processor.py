@@ -18,16 +18,20 @@ from vlmbatch.config import ImageResolution
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.json_fields import JsonFields
+from vlmbatch.models.preprocessor_config import (
+    Normalization,
+    load_preprocessor_config,
+    parse_normalization,
+    parse_resample,
+)
 from vlmbatch.models.qwen_vl.vision_config import VisionConfig
 from vlmbatch.models.reduced import Reduced, box_of
 from vlmbatch.models.shrink import NO_SHRINK, Shrink, check_row
 from vlmbatch.types import ImageGrid, PixelImage
 
 MAX_ASPECT = 200
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _MIN_PIXELS, _MAX_PIXELS = 56 * 56, 28 * 28 * 1280
-_MOST_OF_LEAST = 2**26  # images are enlarged to the least: of a pixel, a file could make any size
+_MAX_MIN_PIXELS = 2**26  # images are enlarged to min_pixels: a file could ask for any size
 _KINDS = ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor", "Qwen3VLImageProcessor")
 
 
@@ -44,9 +48,7 @@ class QwenImageProcessor:
     min_pixels: int
     max_pixels: int
     resample: Image.Resampling
-    rescale_factor: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    normalization: Normalization
     shrink: Shrink = NO_SHRINK
     max_tokens: int | None = None
     fingerprint: str = field(init=False)
@@ -57,18 +59,6 @@ class QwenImageProcessor:
             others.add("shrink")
         values = tuple(getattr(self, name) for name in self.__slots__ if name not in others)
         object.__setattr__(self, "fingerprint", hashlib.blake2b(repr(values).encode()).hexdigest())
-
-    @property
-    def scale(self) -> tuple[float, float, float]:
-        """One factor a channel."""
-        red, green, blue = (self.rescale_factor / std for std in self.std)
-        return red, green, blue
-
-    @property
-    def bias(self) -> tuple[float, float, float]:
-        """One summand a channel."""
-        red, green, blue = (-mean / std for mean, std in zip(self.mean, self.std, strict=True))
-        return red, green, blue
 
     @property
     def largest_grid(self) -> ImageGrid:
@@ -107,10 +97,7 @@ class QwenImageProcessor:
                 model.
             ConfigError: ``resolution`` is none that the model can have.
         """
-        path = folder / "processor_config.json"
-        fields = JsonFields.load(path).section("image_processor") if path.exists() else None
-        made = _parse(fields or JsonFields.load(folder / "preprocessor_config.json"), vision)
-        made = replace(made, max_tokens=max_tokens)
+        made = replace(_parse(load_preprocessor_config(folder), vision), max_tokens=max_tokens)
         return made if resolution is None else made.within(resolution)
 
     def within(self, resolution: ImageResolution) -> QwenImageProcessor:
@@ -120,14 +107,14 @@ class QwenImageProcessor:
             ConfigError: they contradict the model or each other, with both numbers.
         """
         token, side = self.factor**2, resolution.longest_side
-        for name, given, least in (
+        for name, given, smallest in (
             ("max_pixels", resolution.max_pixels, token),
             ("longest_side", side, self.factor),
         ):
-            if given is not None and given < least:
+            if given is not None and given < smallest:
                 raise ConfigError(
-                    f"{name} must be at least {least}, got {given}: of this model's images a token "
-                    f"is {self.factor} x {self.factor} = {token} pixels"
+                    f"{name} must be at least {smallest}, got {given}: a token of this model's "
+                    f"images is {self.factor} x {self.factor} = {token} pixels"
                 )
         least = resolution.min_pixels or self.min_pixels
         most = resolution.max_pixels or self.max_pixels
@@ -137,8 +124,8 @@ class QwenImageProcessor:
                 f"min_pixels is {least}, above max_pixels, which is {most}: {own} is the model's "
                 "or the run's own, and can be given too"
             )
-        if least > _MOST_OF_LEAST:
-            raise ConfigError(f"min_pixels must be at most {_MOST_OF_LEAST}, got {least}")
+        if least > _MAX_MIN_PIXELS:
+            raise ConfigError(f"min_pixels must be at most {_MAX_MIN_PIXELS}, got {least}")
         shrink = self.shrink if side is None else Shrink(longest_side=side)
         return replace(self, min_pixels=least, max_pixels=most, shrink=shrink)
 
@@ -239,26 +226,18 @@ def _parse(fields: JsonFields, vision: VisionConfig) -> QwenImageProcessor:
     ):
         if fields.integer(name, expected) != expected:
             raise fields.error(name, f"the vision tower's {expected}")
-    std = fields.channels("image_std", _CLIP_STD)
-    if min(std) <= 0:
-        raise fields.error("image_std", "numbers above 0")
-    resample = fields.integer("resample", int(Image.Resampling.BICUBIC), minimum=0)
-    if resample not in set(Image.Resampling):
-        raise fields.error("resample", "a Pillow filter from 0 to 5")
     min_pixels, max_pixels = _pixel_limits(fields)
     return QwenImageProcessor(
         factor=vision.factor,
         min_pixels=min_pixels,
         max_pixels=max_pixels,
-        resample=Image.Resampling(resample),
-        rescale_factor=fields.number("rescale_factor", 1 / 255),
-        mean=fields.channels("image_mean", _CLIP_MEAN),
-        std=std,
+        resample=parse_resample(fields),
+        normalization=parse_normalization(fields),
     )
 
 
 def _pixel_limits(fields: JsonFields) -> tuple[int, int]:
-    """The least and the most pixels, by the older names or in ``size``; the older ones go first."""
+    """``min_pixels`` and ``max_pixels``, by these older names, which win, or in ``size``."""
     size = fields.section("size")
     limits = []
     for older, edge, default in (
@@ -272,7 +251,7 @@ def _pixel_limits(fields: JsonFields) -> tuple[int, int]:
         limits.append(fields.integer(older, default))
     least, most = limits
     if least > most:
-        raise fields.error("size", f"no more pixels at the least than at the most: {least}, {most}")
-    if least > _MOST_OF_LEAST:
-        raise fields.error("size", f"at most {_MOST_OF_LEAST} pixels at the least, not {least}")
+        raise fields.error("size", f"min_pixels no greater than max_pixels, not {least} and {most}")
+    if least > _MAX_MIN_PIXELS:
+        raise fields.error("size", f"at most {_MAX_MIN_PIXELS} pixels at the least, not {least}")
     return least, most

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from vlmbatch.attention.base import AttentionBackend
-from vlmbatch.models.decoder import Decoder
-from vlmbatch.models.layers import Embedding
 from vlmbatch.models.parallel import ParallelContext
 from vlmbatch.models.qwen_vl.config import QwenVLConfig
 from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
@@ -40,7 +38,7 @@ class Vision(CheckpointModel):
 
     @torch.inference_mode()
     def extract_features(
-        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
+        self, images: Sequence[Tensor], grids: Sequence[ImageGrid]
     ) -> list[Tensor]:
         """See ``VisionModel``."""
         assert self.visual is not None, "the model was built to be given features"
@@ -77,23 +75,11 @@ class Model(Vision, TextModel):
         parallel: ParallelContext,
     ) -> None:
         super().__init__(config, images, backend, parallel)
-        text = config.text
-        self.language_model = Decoder(text, parallel)
-        self.lm_head = (
-            None if config.tie_word_embeddings else Embedding(text.vocab_size, text.hidden_size)
-        )
+        self.add_decoder(config, parallel)
 
-    def encode_images(
-        self, images: Sequence[Tensor], grids: Sequence[ImageGrid] = ()
-    ) -> list[Tensor]:
+    def encode_images(self, images: Sequence[Tensor], grids: Sequence[ImageGrid]) -> list[Tensor]:
         """See ``VisionLanguageModel``: the tower's features are the decoder's embeddings."""
         return self.extract_features(images, grids)
-
-    @torch.inference_mode()
-    def project_features(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """See ``VisionLanguageModel``."""
-        dtype = self.language_model.embed_tokens.weight.dtype
-        return [each.to(dtype) for each in features]
 
     def is_unused(self, name: str) -> bool:
         if name.startswith("visual."):

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from vlmbatch.config import ImageArguments, PromptConfig
 from vlmbatch.errors import CheckpointError, ErrorCode, RowError
-from vlmbatch.models.processor import IMAGE_PLACEHOLDER, PromptProcessor, context_length
+from vlmbatch.models.processor import PromptProcessor
+from vlmbatch.models.prompt_text import IMAGE_PLACEHOLDER, context_length
 from vlmbatch.models.qwen_vl.config import QwenVLConfig
 from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
 from vlmbatch.models.tokenizer import Tokenizer
@@ -147,7 +148,7 @@ def load(
             image_processor_folder,
             config.vision,
             arguments.resolution,
-            context_length(config, max_model_len) - 1,
+            context_length(config.text.max_position_embeddings, max_model_len) - 1,
         )
     tokenizer = Tokenizer.load(tokenizer_folder)
     return QwenVLProcessor(config, tokenizer, images, prompt, arguments, max_model_len, folder)

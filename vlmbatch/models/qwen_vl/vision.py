@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from vlmbatch_kernels.gelu_linear import gelu_linear
 from vlmbatch_kernels.image_patches import normalize_patches
 from vlmbatch_kernels.linear import linear
 from vlmbatch_kernels.qkv_linear import project_qkv
@@ -22,11 +21,11 @@ from vlmbatch_kernels.qkv_linear import project_qkv
 from vlmbatch.attention.base import AttentionBackend, AttentionSpec
 from vlmbatch.models.config import RopeConfig
 from vlmbatch.models.layers import (
-    ACTIVATIONS,
     DerivedBuffers,
     Embedding,
     GatedMLP,
     LayerNorm,
+    PlainMLP,
     RMSNorm,
     inverse_frequencies,
 )
@@ -81,7 +80,8 @@ class PatchEmbedding(DerivedBuffers):
     def __init__(self, config: VisionConfig, images: QwenImageProcessor) -> None:
         super().__init__()
         self.patch_size = config.patch_size
-        self.coefficients = (images.scale, images.bias)
+        normalization = images.normalization
+        self.coefficients = (normalization.scale, normalization.bias)
         self.register_buffer("scale", torch.empty(3), persistent=False)
         self.register_buffer("bias", torch.empty(3), persistent=False)
         self.proj = PatchProjection(config, bias=config.kind == "qwen3_vl")
@@ -154,31 +154,11 @@ class VisionAttention(nn.Module):
         return out
 
 
-class PlainMLP(nn.Module):
-    """Feed-forward layer with biases."""
-
-    def __init__(self, in_features: int, size: int, out_features: int, act: str) -> None:
-        super().__init__()
-        self.fc1 = ColumnLinear(in_features, (Part("fc1", _WHOLE.share(size)),), bias=True)
-        self.fc2 = RowLinear(_WHOLE.share(size), out_features, True, _WHOLE)
-        self.act = act
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(self._activated(x))
-        return out
-
-    def _activated(self, x: Tensor) -> Tensor:
-        if self.act == "gelu_pytorch_tanh":
-            assert self.fc1.bias is not None
-            return gelu_linear(x, self.fc1.weight, self.fc1.bias)
-        return ACTIVATIONS[self.act](self.fc1(x))
-
-
 class AlignedGatedMLP(GatedMLP):
     """A gated feed-forward layer whose inner rows take up whole multiples of 16 bytes.
 
-    Those of Qwen2.5-VL's towers have 3420 numbers, for which products on a GPU are slow. To fill
-    the weights up with zeros in each pass takes a thousandth of it.
+    Those of Qwen2.5-VL's towers have 3420 numbers, for which products on a GPU are slow. Filling
+    the weights up with zeros takes a thousandth of a pass.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -205,7 +185,7 @@ class VisionLayer(nn.Module):
         self.mlp = (
             AlignedGatedMLP(size, inner, act, True, _WHOLE)
             if config.kind == "qwen2_5_vl"
-            else PlainMLP(size, inner, size, act)
+            else PlainMLP(size, inner, size, act, _WHOLE)
         )
 
     def forward(
@@ -226,24 +206,22 @@ class VisionLayer(nn.Module):
         return self.mlp(x), residual
 
 
-class Merger(nn.Module):
+class Merger(PlainMLP):
     """The patches of each token to an embedding of the decoder's: (T, C) to (M, E).
 
-    Normalised patch by patch, or ``deep`` levels token by token.
+    Normalised patch by patch; where it makes a deep level, token by token.
     """
 
     def __init__(self, config: VisionConfig, deep: bool = False) -> None:
-        super().__init__()
-        self.size = config.hidden_size * config.merge_size**2
+        size = config.hidden_size * config.merge_size**2
+        super().__init__(size, size, config.out_hidden_size, "gelu", _WHOLE)
+        self.size = size
         self.deep = deep
-        self.norm = _norm(config, self.size if deep else config.hidden_size)
-        mlp = PlainMLP(self.size, self.size, config.out_hidden_size, "gelu")
-        self.fc1, self.fc2 = mlp.fc1, mlp.fc2
+        self.norm = _norm(config, size if deep else config.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(x.view(-1, self.size)) if self.deep else self.norm(x).view(-1, self.size)
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
+        return super().forward(x)
 
 
 class VisionTower(nn.Module):
