@@ -29,8 +29,8 @@ from typing import Any, NoReturn
 
 import fake_job
 import in_process  # noqa: F401 - the commands, once for all
-import pyarrow.compute  # noqa: F401 - what a run imports, once for all
-import pyarrow.parquet
+import pyarrow.compute  # what a run may import, once for all
+import pyarrow.parquet  # noqa: F401
 from failing_files import FaultyFiles, UnsyncedFiles, WriteBehindFiles
 from fake_engine import FakeEngine
 
