@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from hf_checkpoints import KINDS
+from qwen_vl_checkpoints import make_checkpoint
 from safetensors.torch import load_file, save_file
 
 from vlmbatch.config import (
@@ -51,6 +52,10 @@ def config(model: Path, **engine: Any) -> SessionConfig:
 
 def edit(path: Path, **values: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def edit_within(path: Path, section: str, **values: Any) -> None:
+    edit(path, **{section: json.loads(path.read_text())[section] | values})
 
 
 def test_auto_takes_our_family_where_there_is_one(
@@ -164,13 +169,35 @@ REFUSED = {
         lambda folder: edit(folder / "config.json", text_config=5),
         "config.json: transformers .* cannot read it: .*text_config",
     ),
+    "layers": (
+        lambda folder: edit_within(folder / "config.json", "text_config", num_hidden_layers=10**6),
+        "text_config: num_hidden_layers is 1000000, expected an integer of at most 1024",
+    ),
     "no-image-token": (
         lambda folder: edit(folder / "config.json", image_token_index=9999),
         "the tokenizer has 262 tokens, none of them the model's image_token_id 9999",
     ),
+    "image-size": (
+        lambda folder: edit_within(
+            folder / "processor_config.json", "image_processor", size={"height": 9, "width": 10**6}
+        ),
+        "image_processor: size: width is 1000000, expected an integer of at most 4096",
+    ),
+    "image-tokens": (
+        lambda folder: edit(folder / "processor_config.json", image_seq_length=2**24),
+        "image_seq_length is 16777216, expected an integer of at most 65536",
+    ),
     "no-processor": (
         _remove("processor_config.json"),
         "the checkpoint has no preprocessor_config.json or processor_config.json",
+    ),
+    "tokenizer": (
+        lambda folder: (folder / "tokenizer.json").write_text("{"),
+        "tokenizer.json: not a usable tokenizer",
+    ),
+    "tokenizer-config": (
+        lambda folder: (folder / "tokenizer_config.json").write_text("[]"),
+        "tokenizer_config.json: expected a JSON object, found list",
     ),
     "no-tokenizer": (_remove("tokenizer.json"), "(tokenizer|processor)"),
     "torchvision": (
@@ -190,6 +217,13 @@ def test_checkpoints_that_cannot_be_opened(copy: Path, name: str) -> None:
     spoil(copy)
     with pytest.raises(CheckpointError, match=message):
         open_model(config(copy))
+
+
+def test_our_families_need_torchvision_there(tmp_path: Path) -> None:
+    make_checkpoint("qwen2_vl", tmp_path)
+    message = "qwen2_vl needs torchvision, which is not installed: run pip install torchvision"
+    with pytest.raises(CheckpointError, match=message):
+        open_model(config(tmp_path, engine="transformers"))
 
 
 def _drop_a_tensor(folder: Path) -> None:
@@ -215,9 +249,25 @@ def _pickle(folder: Path) -> None:
     [
         (_drop_a_tensor, "the weights lack .*q_proj.weight"),
         (_reshape_a_tensor, r"q_proj.weight is of shape \(4, 32\), expected \(32, 32\)"),
+        (
+            lambda folder: edit_within(folder / "config.json", "text_config", hidden_size=2**24),
+            "config.json describes a model of [0-9]+ numbers, but the .safetensors files have",
+        ),
+        (
+            lambda folder: edit_within(folder / "config.json", "text_config", hidden_size=2**62),
+            "config.json: transformers .* cannot make the model that it describes",
+        ),
+        (
+            lambda folder: (folder / "generation_config.json").write_text("[]"),
+            "generation_config.json: expected a JSON object, found list",
+        ),
+        (
+            lambda folder: (folder / "model.safetensors.index.json").write_text("{"),
+            "model.safetensors.index.json: not valid JSON",
+        ),
         (_pickle, "no .safetensors file; weights in pickles"),
         (
-            lambda folder: (folder / "model.safetensors").write_bytes(b"\1" * 99),
+            lambda folder: (folder / "model.safetensors").write_bytes(b"\1" * 99_999),
             "cannot load the gemma3 model",
         ),
     ],

@@ -258,6 +258,9 @@ def test_order_of_template_files(tmp_path: Path) -> None:
 def test_unreadable_template_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"missing\.jinja"):
         ChatTemplate.load(tmp_path / "missing.jinja", TOKENS)
+    (tmp_path / "bad.jinja").write_text("{% for %}")
+    with pytest.raises(ConfigError, match=r"bad\.jinja: the chat template is not valid Jinja"):
+        ChatTemplate.load(tmp_path / "bad.jinja", TOKENS)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="cannot be read"):
         ChatTemplate.load(tmp_path, TOKENS)

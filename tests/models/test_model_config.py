@@ -292,6 +292,12 @@ VISION = LLAVA_7B["vision_config"]
             ),
             "moe",
         ),
+        (config_with({"hidden_size": 10**12}), "hidden_size is 1000000000000, expected an"),
+        (config_with({"num_hidden_layers": 1025}), "expected an integer of at most 1024"),
+        (config_with({"max_position_embeddings": 10**9}), "an integer of at most 2097152"),
+        (config_with({"rms_norm_eps": 10**400}), "expected a number above 0"),
+        (config_with(vision_config={**VISION, "num_hidden_layers": 10**6}), "at most 1024"),
+        (config_with(eos_token_id=[2**31]), "eos_token_id is [2147483648]"),
         ([], "expected a JSON object, found list"),
     ],
 )

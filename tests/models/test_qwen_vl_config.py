@@ -121,6 +121,11 @@ def test_equals_transformers(name: str, tmp_path: Path) -> None:
         ("qwen2_5_vl", {"rope_scaling": {"type": "yarn"}}, {}, "type is 'yarn'"),
         ("qwen2_5_vl", {"quantization_config": {"bits": 4}}, {}, "quantized weights are unsupport"),
         ("qwen2_5_vl", {"head_dim": 64}, {}, "mrope_section is [16, 24, 24]"),
+        ("qwen3_vl", {"rope_scaling": {"mrope_section": []}}, {}, "mrope_section is empty"),
+        ("qwen3_vl", {}, {"depth": 10**12}, "depth is 1000000000000, expected an integer of at mo"),
+        ("qwen2_5_vl", {}, {"hidden_size": 2**20}, "hidden_size is 1048576, expected an integer"),
+        ("qwen2_vl", {}, {"hidden_size": 256, "mlp_ratio": 1e9}, "mlp_ratio is 1000000000.0"),
+        ("qwen2_vl", {}, {"rope_parameters": {"rope_theta": 10**400}}, "expected a number"),
     ],
 )
 def test_refusals(
@@ -135,6 +140,14 @@ def test_refusals(
     with pytest.raises(CheckpointError) as caught:
         load(tmp_path, fields)
     assert said in str(caught.value)
+
+
+def test_sections_that_are_null_are_the_familys(tmp_path: Path) -> None:
+    text = {**SMALL, "rope_scaling": {"mrope_section": None}}
+    vision = {"out_hidden_size": 256, "hidden_size": 256}
+    fields = {"model_type": "qwen3_vl", "image_token_id": 7}
+    ours = load(tmp_path, fields | {"text_config": text, "vision_config": vision})
+    assert ours.text.rope.sections == (24, 20, 20)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -254,6 +254,12 @@ def test_index_may_not_leave_the_folder(folder: Path, name: str) -> None:
         load(folder)
 
 
+def test_index_of_a_name_that_is_too_long(folder: Path) -> None:
+    write_index(folder, shard(folder) | {Q_PROJ: "x" * 5000})
+    with pytest.raises(CheckpointError, match=r"index\.json names .*no file can be called"):
+        load(folder)
+
+
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": null}'])
 def test_malformed_index(folder: Path, content: str) -> None:
     shard(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -9,8 +10,10 @@ from typing import Any, cast, get_args
 from vlmbatch.errors import CheckpointError, ConfigError
 from vlmbatch.hf.library import config_failures, quiet_library, shown
 from vlmbatch.models.config import WeightDType
-from vlmbatch.models.json_fields import JsonFields
+from vlmbatch.models.json_fields import MAX_LAYERS, JsonFields
 from vlmbatch.models.prompt_text import context_length as bounded_context
+
+_LAYERS = re.compile("layers|depth|blocks|experts|stages")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ def read_hf_config(folder: Path, max_model_len: int | None) -> HfConfig:
             "model_type",
             f"one that transformers {version} answers from images, such as gemma3 or idefics3",
         )
+    _check_layers(fields)
     try:
         config = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
@@ -79,6 +83,19 @@ def read_hf_config(folder: Path, max_model_len: int | None) -> HfConfig:
         _image_token_id(config),
         version,
     )
+
+
+def _check_layers(fields: JsonFields) -> None:
+    """transformers makes each layer before it looks at weights, whatever their number is called.
+
+    Raises:
+        CheckpointError: a number of layers that no published model comes near.
+    """
+    for name, value in fields.values.items():
+        if isinstance(value, dict):
+            _check_layers(JsonFields(value, f"{fields.where}: {name}"))
+        elif isinstance(value, int) and value > MAX_LAYERS and _LAYERS.search(name):
+            raise fields.error(name, f"an integer of at most {MAX_LAYERS}")
 
 
 def context_length(folder: Path, text: Any, max_model_len: int | None) -> int:

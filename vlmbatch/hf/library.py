@@ -14,6 +14,7 @@ _FAILURES = (
     AssertionError,
     RuntimeError,
     ImportError,
+    MemoryError,
 )
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from vlmbatch.errors import CheckpointError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.hf.library import config_failures, shown
+from vlmbatch.models.json_fields import JsonFields
 
 # What processors raise on prompts and images that they cannot take.
 ROW_FAILURES = (
@@ -20,12 +21,16 @@ ROW_FAILURES = (
     AssertionError,
     AttributeError,
     LookupError,
+    MemoryError,
     OSError,
     RuntimeError,
     TypeError,
     ValueError,
 )
 _PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+_SIDES = ("height", "width", "shortest_edge", "longest_edge", "size", "crop_size")
+_SEQUENCES = ("image_seq_len", "image_seq_length", "num_query_tokens", "num_image_tokens")
+_MOST = dict.fromkeys(_SIDES, 4096) | dict.fromkeys(_SEQUENCES, 2**16)  # published: 1540, 4096
 _PACKAGES = ("torchvision", "sentencepiece", "tiktoken")
 
 
@@ -89,6 +94,9 @@ def load_library_processor(folder: Path, config: HfConfig) -> LibraryProcessor:
             f"{folder}: the checkpoint has no {' or '.join(_PROCESSOR_FILES)}, which "
             f"transformers' processor of {config.model_type} is read from"
         )
+    for path in (folder / name for name in _PROCESSOR_FILES):
+        if path.is_file():
+            _check_sizes(JsonFields.load(path))
     try:
         library = AutoProcessor.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False, config=config.config
@@ -111,8 +119,25 @@ def load_library_processor(folder: Path, config: HfConfig) -> LibraryProcessor:
     return LibraryProcessor(library)
 
 
+def _check_sizes(fields: JsonFields) -> None:
+    """Images are made as large as the file says, and prompts as long, whatever they are.
+
+    Raises:
+        CheckpointError: it says more than any published processor by far.
+    """
+    counts_pixels = "merge_size" in fields  # as Qwen-VL's, by the names of edges
+    for name, value in fields.values.items():
+        if isinstance(value, dict):
+            if not (counts_pixels and name == "size"):
+                _check_sizes(JsonFields(value, f"{fields.where}: {name}"))
+        elif isinstance(value, int):
+            most = _MOST.get(name)
+            if most is not None and value > most:
+                raise fields.error(name, f"an integer of at most {most}")
+
+
 def _missing_package(folder: Path, config: HfConfig, error: ImportError) -> CheckpointError:
-    missing = [name for name in _PACKAGES if name in str(error)]
+    missing = [name for name in _PACKAGES if name in str(error).lower()]
     needs = f"{' and '.join(missing)}, which is not installed" if missing else shown(error)
     hint = f": run pip install {' '.join(missing)}" if missing else ""
     return CheckpointError(

@@ -13,6 +13,9 @@ from vlmbatch.errors import CheckpointError, ConfigError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.hf.generation import BatchGenerator, greedy_config
 from vlmbatch.hf.library import config_failures, shown
+from vlmbatch.models.json_fields import read_json
+
+_MOST_NUMBERS_A_BYTE = 8  # of the smallest types, and tied weights counted twice
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +39,10 @@ def load_hf_model(
         raise CheckpointError(
             f"{folder}: no .safetensors file; weights in pickles (.bin, .pt) are never read"
         )
+    for name in ("generation_config.json", "model.safetensors.index.json"):
+        if (folder / name).exists():
+            read_json(folder / name)  # whose errors name the file
+    _check_size(folder, config)
     try:
         model, found = AutoModelForImageTextToText.from_pretrained(
             folder,
@@ -63,6 +70,29 @@ def load_hf_model(
     pad_token_id = _pad_token_id(model, config, eos_token_ids)
     _set_greedy(model, pad_token_id)
     return LoadedModel(BatchGenerator(model, device, dtype, pad_token_id), eos_token_ids)
+
+
+def _check_size(folder: Path, config: HfConfig) -> None:
+    """transformers gives memory to all that the configuration describes before shapes are compared.
+
+    Raises:
+        CheckpointError: the model has far more numbers than are stored.
+    """
+    try:
+        with torch.device("meta"):
+            model = AutoModelForImageTextToText.from_config(config.config, dtype=torch.float32)
+    except config_failures() as error:
+        raise CheckpointError(
+            f"{folder / 'config.json'}: transformers {config.version} cannot make the model that "
+            f"it describes: {shown(error)}"
+        ) from error
+    wanted = sum(parameter.numel() for parameter in model.parameters())
+    stored = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    if wanted > _MOST_NUMBERS_A_BYTE * stored:
+        raise CheckpointError(
+            f"{folder}: config.json describes a model of {wanted} numbers, but the .safetensors "
+            f"files have {stored} bytes in all"
+        )
 
 
 def _check_complete(folder: Path, found: Any) -> None:

@@ -56,13 +56,13 @@ class HfProcessor(PromptText):
         self.images = UprightImages(limits.max_pixels, Shrink.of(resolution))
         self.max_model_len = config.context_length
         self._config = config
+        tokenizer = Tokenizer.load(folder)  # first, as its errors name the file
         self._library = load_library_processor(folder, config)
         if config.image_token_id is not None and config.image_token_id >= self._library.num_tokens:
             raise CheckpointError(
                 f"{folder}: the tokenizer has {self._library.num_tokens} tokens, none of them the "
                 f"model's image_token_id {config.image_token_id}"
             )
-        tokenizer = Tokenizer.load(folder)
         self._placeholder: Placeholder = find_placeholder(
             self._library, config.image_token_id, folder, tokenizer
         )

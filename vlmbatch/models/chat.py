@@ -92,7 +92,10 @@ class ChatTemplate:
             CheckpointError: a JSON file is malformed.
         """
         source = _read_folder(path) if path.is_dir() else _read_file(path)
-        return cls(source, special_tokens, image_token, own_image_token)
+        try:
+            return cls(source, special_tokens, image_token, own_image_token)
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
 
     def render(self, messages: Sequence[Message], num_images: int = 0) -> str:
         """The prompt for ``messages`` (OpenAI's form), up to where the assistant answers.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import stat
 from collections.abc import Collection, Mapping
-from math import inf
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,6 +22,10 @@ _ACTIVATIONS = {  # names in checkpoints to names in the model code
 }
 
 
+MAX_SIZE = 2**18  # of one dimension of a weight but the vocabulary; published: 53,248
+MAX_LAYERS = 1024  # published models have up to 126
+_MAX_INTEGER = 2**31 - 1
+_MAX_NUMBER = 1e300  # an integer may be beyond any float
 _MAX_CHANNEL = 1e6  # of means and deviations: published ones are below 1000
 _MAX_JSON_BYTES = 64 * 2**20  # published files have up to a few megabytes
 
@@ -84,6 +87,11 @@ class JsonFields:
     def __contains__(self, name: str) -> bool:
         return self.values.get(name) is not None
 
+    @property
+    def given(self) -> dict[str, Any]:
+        """The fields that are not null."""
+        return {name: value for name, value in self.values.items() if value is not None}
+
     def error(self, name: str, expected: str) -> CheckpointError:
         """What to raise for a field whose value is not the expected one."""
         value = repr(self.values.get(name))
@@ -100,16 +108,32 @@ class JsonFields:
         return JsonFields(value, f"{self.where}: {name}")
 
     @overload
-    def integer(self, name: str, default: int, *, minimum: int = 1) -> int: ...
+    def integer(
+        self, name: str, default: int, *, minimum: int = 1, maximum: int = _MAX_INTEGER
+    ) -> int: ...
     @overload
-    def integer(self, name: str, default: None, *, minimum: int = 1) -> int | None: ...
-    def integer(self, name: str, default: int | None, *, minimum: int = 1) -> int | None:
+    def integer(
+        self, name: str, default: None, *, minimum: int = 1, maximum: int = _MAX_INTEGER
+    ) -> int | None: ...
+    def integer(
+        self, name: str, default: int | None, *, minimum: int = 1, maximum: int = _MAX_INTEGER
+    ) -> int | None:
         value = self.values.get(name)
         if value is None:
             return default
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             raise self.error(name, f"an integer of at least {minimum}")
+        if value > maximum:
+            raise self.error(name, f"an integer of at most {maximum}")
         return value
+
+    def size(self, name: str, default: int) -> int:
+        """One dimension of a weight, small enough that the product of three can be counted."""
+        return self.integer(name, default, maximum=MAX_SIZE)
+
+    def layers(self, name: str, default: int) -> int:
+        """How many layers, each of which takes time to make before its weights are looked at."""
+        return self.integer(name, default, maximum=MAX_LAYERS)
 
     def integers(self, name: str, default: tuple[int, ...]) -> tuple[int, ...]:
         """One integer or a list of them, of any sign."""
@@ -119,6 +143,8 @@ class JsonFields:
         values = value if isinstance(value, list) else [value]
         if any(isinstance(item, bool) or not isinstance(item, int) for item in values):
             raise self.error(name, "an integer or a list of integers")
+        if any(abs(item) > _MAX_INTEGER for item in values):
+            raise self.error(name, f"integers of at most {_MAX_INTEGER}")
         return tuple(values)
 
     @overload
@@ -129,7 +155,8 @@ class JsonFields:
         value = self.values.get(name)
         if value is None:
             return default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < inf:
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not 0 < value < _MAX_NUMBER:
             raise self.error(name, "a number above 0")
         return float(value)
 

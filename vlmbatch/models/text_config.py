@@ -8,6 +8,7 @@ from typing import Any, Literal, cast
 from vlmbatch.errors import CheckpointError
 from vlmbatch.models.json_fields import JsonFields
 
+_MAX_CONTEXT = 2**21  # a table has a row for each position; published: 1,010,000
 TEXT_DEFAULTS: dict[str, dict[str, Any]] = {  # by model_type
     "llama": {
         "vocab_size": 32_000,
@@ -96,9 +97,9 @@ def parse_text_config(fields: JsonFields) -> TextConfig:
     """
     model_type = fields.choice("model_type", "llama", TEXT_DEFAULTS)
     defaults = TEXT_DEFAULTS[model_type]
-    hidden_size = fields.integer("hidden_size", 4096)
-    num_layers = fields.integer("num_hidden_layers", 32)
-    num_heads = fields.integer("num_attention_heads", 32)
+    hidden_size = fields.size("hidden_size", 4096)
+    num_layers = fields.layers("num_hidden_layers", 32)
+    num_heads = fields.size("num_attention_heads", 32)
     default_kv_heads = defaults.get("num_key_value_heads", num_heads)
     if "num_key_value_heads" in fields.values:  # null stands for as many as query heads
         default_kv_heads = num_heads
@@ -108,18 +109,18 @@ def parse_text_config(fields: JsonFields) -> TextConfig:
     default_head_dim = defaults.get("head_dim")
     if "head_dim" not in fields and default_head_dim is None and hidden_size % num_heads:
         raise fields.error("hidden_size", f"a multiple of num_attention_heads ({num_heads})")
-    head_dim = fields.integer("head_dim", default_head_dim or hidden_size // num_heads)
+    head_dim = fields.size("head_dim", default_head_dim or hidden_size // num_heads)
     if head_dim % 2:
         raise CheckpointError(f"{fields.where}: head_dim is {head_dim}, expected an even number")
     max_position_embeddings = fields.integer(
-        "max_position_embeddings", defaults["max_position_embeddings"]
+        "max_position_embeddings", defaults["max_position_embeddings"], maximum=_MAX_CONTEXT
     )
     all_biases = model_type in ("llama", "qwen3") and fields.boolean("attention_bias", False)
     return TextConfig(
         model_type=cast(Literal["llama", "mistral", "qwen2", "qwen3"], model_type),
         vocab_size=fields.integer("vocab_size", defaults["vocab_size"]),
         hidden_size=hidden_size,
-        intermediate_size=fields.integer("intermediate_size", defaults["intermediate_size"]),
+        intermediate_size=fields.size("intermediate_size", defaults["intermediate_size"]),
         num_layers=num_layers,
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,

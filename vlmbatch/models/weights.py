@@ -176,6 +176,12 @@ def _indexed_files(index: Path) -> list[str]:
     for file in files:
         if not isinstance(file, str) or Path(file).name != file:
             raise CheckpointError(f"{index} names {file!r}: expected a file name in its own folder")
-        if not (index.parent / file).exists():
+        try:
+            missing = not (index.parent / file).exists()
+        except OSError as error:
+            raise CheckpointError(
+                f"{index} names {file[:100]!r}, which no file can be called: {error.strerror}"
+            ) from error
+        if missing:
             raise CheckpointError(f"{index.parent / file} is missing: {index.name} names it")
     return files

@@ -51,8 +51,8 @@ def parse_vision_config(fields: JsonFields) -> VisionConfig:
     defaults = _VISION_DEFAULTS[model_type]
     if fields.integer("num_channels", 3) != 3:
         raise fields.error("num_channels", "3")
-    hidden_size = fields.integer("hidden_size", 768)
-    num_heads = fields.integer("num_attention_heads", 12)
+    hidden_size = fields.size("hidden_size", 768)
+    num_heads = fields.size("num_attention_heads", 12)
     if hidden_size % num_heads:
         raise fields.error("hidden_size", f"a multiple of num_attention_heads ({num_heads})")
     image_size = _square(fields, "image_size", 224)
@@ -62,8 +62,8 @@ def parse_vision_config(fields: JsonFields) -> VisionConfig:
     return VisionConfig(
         model_type=cast(Literal["clip_vision_model", "siglip_vision_model"], model_type),
         hidden_size=hidden_size,
-        intermediate_size=fields.integer("intermediate_size", 3072),
-        num_layers=fields.integer("num_hidden_layers", 12),
+        intermediate_size=fields.size("intermediate_size", 3072),
+        num_layers=fields.layers("num_hidden_layers", 12),
         num_heads=num_heads,
         image_size=image_size,
         patch_size=patch_size,

@@ -60,6 +60,8 @@ def parse_config(top: JsonFields, folder: Path) -> QwenVLConfig:
     refuse_quantized(top, given, vision_fields)
     text_fields = _text_fields(kind, given)
     text = parse_text_config(text_fields)
+    if not text.rope.sections:
+        raise CheckpointError(f"{given.where}: mrope_section is empty, expected three sizes")
     vision = parse_vision_config(kind, vision_fields)
     if vision.out_hidden_size != text.hidden_size:
         raise CheckpointError(
@@ -100,7 +102,7 @@ def _text_fields(kind: str, given: JsonFields) -> JsonFields:
     sections = [24, 20, 20] if qwen3 else [16, 24, 24]
     values[name] = {
         "mrope_section": sections,
-        **({} if rope is None else rope.values),
+        **({} if rope is None else rope.given),
         "mrope_interleaved": qwen3,  # whatever the file says, as in transformers
     }
     return JsonFields(values | {"model_type": "qwen3" if qwen3 else "qwen2"}, given.where)

@@ -247,11 +247,15 @@ def _pixel_limits(fields: JsonFields) -> tuple[int, int]:
         if size is not None:
             if not any(name in size for name in (edge, older)) and older not in fields:
                 raise fields.error("size", "shortest_edge and longest_edge, both counts of pixels")
-            default = size.integer(edge, size.integer(older, default))
-        limits.append(fields.integer(older, default))
+            default = _pixels(size, edge, _pixels(size, older, default))
+        limits.append(_pixels(fields, older, default))
     least, most = limits
     if least > most:
         raise fields.error("size", f"min_pixels no greater than max_pixels, not {least} and {most}")
     if least > _MAX_MIN_PIXELS:
         raise fields.error("size", f"at most {_MAX_MIN_PIXELS} pixels at the least, not {least}")
     return least, most
+
+
+def _pixels(fields: JsonFields, name: str, default: int) -> int:
+    return fields.integer(name, default, maximum=2**53)  # some say so that there is no limit

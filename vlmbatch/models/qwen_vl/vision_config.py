@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from math import isqrt
 from typing import Any, Literal, cast
 
-from vlmbatch.models.json_fields import JsonFields
+from vlmbatch.models.json_fields import MAX_SIZE, JsonFields
 
 Kind = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
@@ -75,24 +75,26 @@ def parse_vision_config(kind: str, fields: JsonFields) -> VisionConfig:
     Raises:
         CheckpointError: a field is malformed or asks for something unsupported.
     """
-    fields = JsonFields(_DEFAULTS[kind] | _given(fields), fields.where)
+    fields = JsonFields(_DEFAULTS[kind] | fields.given, fields.where)
     for name in ("in_channels", "in_chans"):
         if fields.integer(name, 3) != 3:
             raise fields.error(name, "3")
     if kind == "qwen2_vl":  # its hidden_size is the decoder's
-        name, out_hidden_size = "embed_dim", fields.integer("hidden_size", 3584)
-        hidden_size = fields.integer(name, 1280)
+        name, out_hidden_size = "embed_dim", fields.size("hidden_size", 3584)
+        hidden_size = fields.size(name, 1280)
         intermediate_size = int(hidden_size * fields.number("mlp_ratio", 4))
+        if not 1 <= intermediate_size <= MAX_SIZE:
+            raise fields.error("mlp_ratio", f"1 to {MAX_SIZE} in all, times embed_dim")
     else:
-        name, out_hidden_size = "hidden_size", fields.integer("out_hidden_size", 3584)
-        hidden_size = fields.integer(name, 0)
-        intermediate_size = fields.integer("intermediate_size", 0)
-    num_heads = fields.integer("num_heads", 16)
+        name, out_hidden_size = "hidden_size", fields.size("out_hidden_size", 3584)
+        hidden_size = fields.size(name, 0)
+        intermediate_size = fields.size("intermediate_size", 0)
+    num_heads = fields.size("num_heads", 16)
     if hidden_size % (4 * num_heads):
         raise fields.error(name, f"a multiple of four times num_heads ({num_heads})")
-    num_layers = fields.integer("depth", 0)
-    patch_size = fields.integer("patch_size", 0)
-    merge_size = fields.integer("spatial_merge_size", 2)
+    num_layers = fields.layers("depth", 0)
+    patch_size = fields.size("patch_size", 0)
+    merge_size = fields.size("spatial_merge_size", 2)
     rope = fields.section("rope_parameters")
     deep_layers = () if kind != "qwen3_vl" else _deep_layers(fields, num_layers)
     return VisionConfig(
@@ -104,7 +106,7 @@ def parse_vision_config(kind: str, fields: JsonFields) -> VisionConfig:
         hidden_act=fields.activation("hidden_act", ""),
         patch_size=patch_size,
         merge_size=merge_size,
-        temporal_patch_size=fields.integer("temporal_patch_size", 2),
+        temporal_patch_size=fields.size("temporal_patch_size", 2),
         out_hidden_size=out_hidden_size,
         rope_theta=10_000.0 if rope is None else rope.number("rope_theta", 10_000.0),
         window=_window(fields, patch_size * merge_size) if kind == "qwen2_5_vl" else None,
@@ -112,10 +114,6 @@ def parse_vision_config(kind: str, fields: JsonFields) -> VisionConfig:
         position_side=_position_side(fields) if kind == "qwen3_vl" else 0,
         deep_layers=deep_layers,
     )
-
-
-def _given(fields: JsonFields) -> dict[str, Any]:
-    return {name: value for name, value in fields.values.items() if value is not None}
 
 
 def _window(fields: JsonFields, factor: int) -> int:
