@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,15 @@ def test_a_plain_run_imports_nothing_of_what_others_need() -> None:
             *("triton", "torchvision", "sympy", "torch._dynamo", "torch._inductor"),
         }
     )
+
+
+@pytest.mark.skipif(
+    find_spec("triton") is None, reason="needs triton (pip install triton, on Linux)"
+)
+def test_nothing_is_said_of_leaks_at_exit() -> None:
+    """Triton's bindings look whether all of theirs has been collected."""
+    code = "import gc, triton.language; answer(); gc.freeze()"
+    assert in_a_fresh_process(code, "--image-workers=0") == set()
 
 
 @pytest.mark.parametrize(
