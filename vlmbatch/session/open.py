@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmbatch.config import (
+    ImageArguments,
     JobConfig,
     ManifestConfig,
     SamplingParams,
@@ -22,6 +23,7 @@ from vlmbatch.images.feature_file import probe_features
 from vlmbatch.images.loading.loader import FeatureLoader, ImageLoader, InProcessLoader
 from vlmbatch.images.loading.pool import ImageWorkers
 from vlmbatch.images.urls import AllowedDomains
+from vlmbatch.log import logger
 from vlmbatch.manifest.manifest import Manifest, open_manifest
 from vlmbatch.models.config import ModelConfig, check_image_arguments
 from vlmbatch.models.family import Processor, load_model_config, load_processor
@@ -79,6 +81,7 @@ def open_model(config: SessionConfig) -> ModelInputs:
         return _open_with_transformers(config, folder)
     model = load_model_config(folder)
     check_image_arguments(model, config.image_arguments)
+    _tell_of_unused_resolution(config.image_arguments)
     processor = load_processor(
         folder,
         model,
@@ -101,6 +104,16 @@ def _open_with_transformers(config: SessionConfig, folder: Path) -> ModelInputs:
     resolution = config.image_arguments.resolution
     processor = HfProcessor(folder, model, config.prompt, config.image_limits, resolution)
     return ModelInputs(folder, model, processor)
+
+
+def _tell_of_unused_resolution(arguments: ImageArguments) -> None:
+    """A configuration file may well bring one that suits the images."""
+    given = [name for name, value in asdict(arguments.resolution).items() if value is not None]
+    if given and arguments.image_input_type == "image_features":
+        logger.info(
+            "%s: not used, images come as features of the resolution that they were made at",
+            ", ".join(given),
+        )
 
 
 def _image_processor_folder(config: SessionConfig) -> Path | None:
