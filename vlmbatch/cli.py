@@ -6,6 +6,8 @@ what it needs when it runs.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import sys
 import traceback
@@ -83,6 +85,7 @@ def vlmbatch(
 def main(args: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: the README lists what each means."""
     fill_closed_descriptors()
+    _collect_less()
     log.configure()
     install_signal_handlers()
     try:
@@ -124,6 +127,24 @@ def _main(args: Sequence[str] | None) -> int:
         )
         return status_of(error)
     return exit_status if isinstance(exit_status, int) else 0
+
+
+def _collect_less() -> None:
+    """Spend less on garbage, in a process that is ours alone.
+
+    Importing torch makes 250,000 objects, most of which stay: Python would look for garbage among
+    them 370 times meanwhile, and once more before it exits, which takes 0.1 and 0.3 s.
+    """
+    gc.set_threshold(50_000, 20, 20)
+    atexit.register(_spare_last_collection)
+
+
+def _spare_last_collection() -> None:
+    """What binds Triton tells of all that is not collected at exit, as of leaks."""
+    if "triton" in sys.modules:
+        gc.unfreeze()
+    else:
+        gc.freeze()
 
 
 def _is_of_typer(error: BaseException) -> bool:

@@ -135,6 +135,7 @@ DECIDES = {
     "session.image_limits.max_pixels": Change(99),
     "session.image_limits.max_bytes": Change(99),
     "session.image_limits.root": Change(Path("images")),
+    "session.image_loading.decoder": Change("scaled"),
     "session.prompt.chat": Change(True, beside={"session.prompt.chat_template": Path("own.jinja")}),
     "session.prompt.chat_template": Change(Path("own.jinja")),
     "session.prompt.prompt_template": Change("{prompt}?"),
@@ -212,9 +213,9 @@ def test_what_decides_answers_makes_another_run(job: JobConfig, name: str) -> No
     assert of(before) != of(after)
 
 
-def test_a_resolution_that_nobody_asks_for_is_absent(job: JobConfig, tmp_path: Path) -> None:
+def test_what_nobody_asks_for_of_images_is_absent(job: JobConfig, tmp_path: Path) -> None:
     """As in runs of versions that had no such options."""
-    names = {"max_pixels", "min_pixels", "longest_side"}
+    names = {"max_pixels", "min_pixels", "longest_side", "image_decoder"}
     settings = settings_of(changed(job, "session.model", str(tmp_path / "qwen")))
     assert not names & settings.keys()
     assert not names & settings["processor"].keys()

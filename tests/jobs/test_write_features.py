@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from in_process import call
+from PIL import Image
 from real_command import run
 
 from vlmbatch.errors import ErrorCode, RowError
@@ -259,3 +260,17 @@ def test_another_type_of_numbers_goes_to_files_of_its_own(samples: Path, tmp_pat
     options = ("--image-input-type", "image_features")
     table = answers(tmp_path / "f/manifest.jsonl", tmp_path / "a.parquet", *options)
     assert [row["text"] for row in table] == [row["answer"] for row in lines(manifest)[:3]]
+
+
+def test_another_decoder_of_images_goes_to_files_of_its_own(tmp_path: Path) -> None:
+    Image.linear_gradient("L").resize((700, 700)).save(tmp_path / "a.jpg")
+    row = {"prompt": "USER: <image>\nWhat? ASSISTANT:", "image": "a.jpg"}
+    (tmp_path / "m.jsonl").write_text(json.dumps(row))
+
+    def stored(*options: object) -> set[str]:
+        assert features(tmp_path / "m.jsonl", tmp_path / "f", *options) == 0
+        return {path.name for path in tmp_path.rglob("*.safetensors")}
+
+    exact = stored()
+    assert stored("--image-decoder", "exact") == exact and len(exact) == 1
+    assert len(stored("--image-decoder", "scaled")) == 2

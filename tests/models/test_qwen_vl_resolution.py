@@ -162,10 +162,3 @@ def test_the_context_changes_no_pixels(folder: Path) -> None:
     given = {"max_pixels": 10**6, "min_pixels": 1024, "longest_side": 640}
     others = [opened(folder, **{name: value}).images for name, value in given.items()]
     assert len({images.fingerprint for images in others if images} | {long.fingerprint}) == 4
-
-
-def test_features_have_the_resolution_that_they_were_made_with(tmp_path: Path) -> None:
-    make_checkpoint("qwen3_vl", tmp_path)
-    arguments = ImageArguments("image_features", resolution=ImageResolution(max_pixels=8192))
-    with pytest.raises(ConfigError, match="max_pixels is given as 8192, but images come as feat"):
-        load_processor(tmp_path, load_model_config(tmp_path), PromptConfig(), arguments)

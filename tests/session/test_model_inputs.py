@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from qwen_vl_checkpoints import make_checkpoint
 
 import vlmbatch.session.open
 from vlmbatch.config import ImageArguments, ImageResolution, SessionConfig
@@ -120,3 +122,17 @@ def test_of_a_url_the_resolution_alone_is_looked_at(model: Path) -> None:
     assert probe(ImageRef(url="https://example.org/a.png")) is None
     with pytest.raises(RowError, match="always take 100 tokens"):
         probe(ImageRef(url="https://example.org/a.png", resolution=ImageResolution(5000)))
+
+
+def test_a_resolution_beside_features_is_said_to_be_of_no_use(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may come from a configuration file that suits the images."""
+    make_checkpoint("qwen3_vl", tmp_path)
+    resolution = ImageResolution(max_pixels=8192, longest_side=640)
+    images = ImageArguments("image_features", resolution=resolution)
+    with caplog.at_level(logging.INFO, "vlmbatch"):
+        open_model(config(tmp_path, image_arguments=images))
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "max_pixels, longest_side"
+    ]

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -40,19 +41,94 @@ def test_image_workers_start_beside_the_weights_and_end_with_them(
     assert worker_pids(os.getpid()) == set()
 
 
-def test_a_run_imports_torch_and_no_more_of_it_than_it_needs() -> None:
+def in_a_fresh_process(code: str, *options: str) -> set[str]:
+    """Run ``code``, which may call ``answer()``: a row by the sample model; what it prints."""
     samples = Path(__file__).parents[2] / "samples"
     arguments = [str(samples / "manifest.jsonl"), "-m", str(samples / "tiny-llava"), "-o", "-"]
-    code = f"""
-import sys, torch
-before = set(sys.modules)
+    head = f"""
+import sys
 from vlmbatch.cli import main
-assert main(["run", *{arguments!r}, "--limit=1", "-q", "--image-workers=0"]) == 0
-print(*sorted({{name.partition(".")[0] for name in set(sys.modules) - before}}), file=sys.stderr)
+
+def answer():
+    assert main(["run", *{arguments!r}, "--limit=1", "-q", *{options!r}]) == 0
+
+def say(*words):
+    print(*words, file=sys.stderr)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment(), capture_output=True, text=True
-    )
+    command = [sys.executable, "-c", head + code]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert {"transformers", "sympy"}.isdisjoint(done.stderr.split())
-    assert "vlmbatch" in done.stderr.split()
+    return set(done.stderr.split())
+
+
+def test_a_run_imports_torch_and_no_more_of_it_than_it_needs() -> None:
+    code = """
+import torch
+before = set(sys.modules)
+answer()
+say(*sorted({name.partition(".")[0] for name in set(sys.modules) - before}))
+"""
+    imported = in_a_fresh_process(code, "--image-workers=0")
+    assert imported.isdisjoint({"transformers", "sympy"})
+    assert "tokenizers" in imported
+
+
+def test_a_plain_run_imports_nothing_of_what_others_need() -> None:
+    """Of chats, of transformers, of the server, of what is fetched; and no tables are computed."""
+    imported = in_a_fresh_process("answer(); say(*sys.modules)", "--image-workers=0")
+    assert "pyarrow.parquet" in imported
+    assert imported.isdisjoint(
+        {
+            *("jinja2", "vlmbatch.models.chat", "vlmbatch.models.template_sandbox"),
+            *("transformers", "vlmbatch.hf.processor", "vlmbatch.hf.replica"),
+            *("huggingface_hub", "vlmbatch.images.fetch", "vlmbatch.images.loading.url_loader"),
+            *("starlette", "uvicorn", "vlmbatch.serve.server", "vlmbatch.bench.bench"),
+            *("pyarrow.compute", "pyarrow.dataset", "pandas", "multiprocessing.pool"),
+            *("triton", "torchvision", "sympy", "torch._dynamo", "torch._inductor"),
+        }
+    )
+
+
+@pytest.mark.skipif(
+    find_spec("triton") is None, reason="needs triton (pip install triton, on Linux)"
+)
+def test_nothing_is_said_of_leaks_at_exit() -> None:
+    """Triton's bindings look whether all of theirs has been collected."""
+    code = "import gc, triton.language; answer(); gc.freeze()"
+    assert in_a_fresh_process(code, "--image-workers=0") == set()
+
+
+@pytest.mark.parametrize(
+    ("driver", "options", "torch"),
+    [
+        (False, [], "unloaded"),
+        (True, ["--device=cpu"], "unloaded"),
+        (True, [], "loaded"),  # it says how many workers there are to be
+    ],
+)
+def test_image_workers_do_not_wait_for_torch_on_a_cpu(
+    driver: bool, options: list[str], torch: str
+) -> None:
+    code = f"""
+import vlmbatch.session.load as load
+open_images = load.open_images
+
+def opened(*arguments):
+    say("loaded" if "torch" in sys.modules else "unloaded")
+    return open_images(*arguments)
+
+load.open_images = opened
+load.may_have_cuda = lambda: {driver}
+answer()
+"""
+    assert in_a_fresh_process(code, *options) == {torch}
+
+
+def test_a_process_that_exits_looks_for_no_garbage() -> None:
+    """What is registered first runs last."""
+    code = """
+import atexit, gc
+atexit.register(lambda: say("frozen" if gc.get_freeze_count() else "searched"))
+assert main(["--version"]) == 0
+"""
+    assert in_a_fresh_process(code) == {"frozen"}

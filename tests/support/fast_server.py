@@ -29,7 +29,8 @@ from typing import Any, NoReturn
 
 import fake_job
 import in_process  # noqa: F401 - the commands, once for all
-import pyarrow.parquet  # noqa: F401 - what a run imports, once for all
+import pyarrow.compute  # what a run may import, once for all
+import pyarrow.parquet  # noqa: F401
 from failing_files import FaultyFiles, UnsyncedFiles, WriteBehindFiles
 from fake_engine import FakeEngine
 
@@ -38,6 +39,7 @@ import vlmbatch.display.progress
 import vlmbatch.display.summary
 import vlmbatch.images.loading.worker
 import vlmbatch.jobs.run
+import vlmbatch.models.chat
 import vlmbatch.models.llava.processor
 import vlmbatch.stages.answer_loop
 import vlmbatch.stages.sink
@@ -55,6 +57,7 @@ REAL = (  # they import torch and transformers
     "vlmbatch.engine.loading",
     "vlmbatch.models.llava",
     "vlmbatch.hf.model",
+    "vlmbatch.hf.processor",
     "transformers.models.auto.processing_auto",
 )
 

@@ -2,70 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
-import torch
-from llava_next_case import ROWS, SIZES, Case
+from family_ours import FamilyOurs
+from llava_next_case import ROWS, SIZES
 from llava_next_checkpoints import IMAGE_TOKEN_ID
-from paged_logits import paged_logits
-from PIL import Image
-from torch import Tensor
-
-from vlmbatch.attention import make_backend
-from vlmbatch.attention.base import AttentionBackend
-from vlmbatch.config import ImageArguments, PromptConfig
-from vlmbatch.models.family import EncodedPrompt, load_model_config, load_processor
-from vlmbatch.models.llava_next.model import Model
-from vlmbatch.models.llava_next.processor import LlavaNextProcessor
-from vlmbatch.models.registry import load_model
-from vlmbatch.types import ImageRef, PixelImage, Row
 
 
-@dataclass
-class Ours:
-    model: Model
-    processor: LlavaNextProcessor
-    backend: AttentionBackend
-    device: torch.device
-
-    @classmethod
-    def load(
-        cls,
-        folder: Path,
-        backend_name: str = "torch",
-        device_name: str = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> Ours:
-        config = load_model_config(folder)
-        processor = load_processor(folder, config, PromptConfig(), ImageArguments())
-        assert isinstance(processor, LlavaNextProcessor)
-        device, backend = torch.device(device_name), make_backend(backend_name, device_name, dtype)
-        model = load_model(folder, config, processor.images, device, dtype, backend)
-        assert isinstance(model, Model)
-        return cls(model, processor, backend, device)
-
-    def images(self, folder: Path, names: list[str]) -> list[PixelImage]:
-        """As those of one row."""
-        assert self.processor.images is not None
-        images = self.processor.images.at(None, len(names))
-        return [images.process(Image.open(folder / f"{name}.png")) for name in names]
-
-    def features(self, folder: Path, names: list[str]) -> list[Tensor]:
-        images = self.images(folder, names)
-        pixels = [torch.from_numpy(image.pixels).to(self.device) for image in images]
-        return self.model.encode_images(pixels, [image.grid for image in images])
-
-    def encoded(self, prompt: str, names: list[str]) -> EncodedPrompt:
-        assert self.processor.images is not None
-        row = Row(0, "0", 1, "", prompt=prompt, images=(ImageRef("some"),) * len(names))
-        images = self.processor.images.at(None, len(names))
-        grids = [images.grid(*SIZES[name][::-1]) for name in names]
-        return self.processor.place(self.processor.tokenize(row), grids)
-
-    def logits(self, case: Case, chunk: int) -> list[Tensor]:
-        """Of all rows (tokens, V), ``chunk`` tokens of each a step."""
-        folder = case.manifest.parent
-        prompts = [self.encoded(*row) for row in ROWS]
-        features = [self.features(folder, names) if names else [] for _, names in ROWS]
-        return paged_logits(self.model, self.backend, prompts, features, IMAGE_TOKEN_ID, chunk)
+class Ours(FamilyOurs):
+    rows, sizes, image_token_id = ROWS, SIZES, IMAGE_TOKEN_ID

@@ -22,6 +22,7 @@ from vlmbatch.config import (
     Device,
     DType,
     EngineName,
+    ImageDecoder,
     ImageInputType,
     ImageLimits,
     Quantize,
@@ -116,13 +117,15 @@ class LLM:
         max_image_pixels: int = _LIMITS.max_pixels,
         image_root: str | os.PathLike[str] | None = None,
         image_workers: int | None = None,
+        image_decoder: ImageDecoder = "exact",
         image_timeout_s: float = IMAGE_TIMEOUT_S,
         host_memory: int | None = None,
     ) -> None:
         """Load the model.
 
-        ``image_workers`` 0 decodes files in this process. ``host_memory``: bytes that requests and
-        images may take while they wait.
+        ``image_workers`` 0 decodes files in this process. ``image_decoder`` "scaled" decodes large
+        JPEGs to a part of their pixels, where they are given as files or bytes. ``host_memory``:
+        bytes that requests and images may take while they wait.
         """
         # Its parameters are the session's options: a test sees that they stay so.
         arguments = {name: value for name, value in locals().items() if name != "self"}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +15,7 @@ from vlmbatch import log
 from vlmbatch.commands.exits import early_exits, status_of
 from vlmbatch.config.option import Opt
 from vlmbatch.errors import OutputError, VlmbatchError
+from vlmbatch.session.signals import signals_held
 
 if TYPE_CHECKING:
     from vlmbatch.display.progress import RunDisplay
@@ -91,17 +92,22 @@ class Reporting:
             status = 1 if stats.num_errors and not self.options.exit_zero else 0
         message = None if stopped is None else str(stopped)
         figures = self._figures(stats, details, status, message)
-        with early_exits(lambda: "the work itself is done" if stopped is None else str(stopped)):
-            if self.options.summary_json is not None:
-                write_json(figures, self.options.summary_json)
-            if self.options.log_format == "json":
-                message = "finished" if stopped is None else "stopped"
-                log.logger.info(message, extra={"data": figures})
-            elif not self.options.quiet:
-                print_summary()
-            sys.stdout.flush()
-        if stopped is not None:
-            log.logger.error("%s", stopped)
+        with ExitStack() as last_line:
+            with early_exits(
+                lambda: "the work itself is done" if stopped is None else str(stopped)
+            ):
+                if self.options.summary_json is not None:
+                    write_json(figures, self.options.summary_json)
+                if self.options.log_format == "json":
+                    message = "finished" if stopped is None else "stopped"
+                    log.logger.info(message, extra={"data": figures})
+                elif not self.options.quiet:
+                    print_summary()
+                sys.stdout.flush()
+                # One line says what stopped the work, also where another signal comes just now.
+                last_line.enter_context(signals_held())
+            if stopped is not None:
+                log.logger.error("%s", stopped)
         raise typer.Exit(status)
 
     @contextmanager

@@ -11,6 +11,7 @@ from vlmbatch.config.engine import (
 from vlmbatch.config.images import (
     IMAGE_TIMEOUT_S,
     ImageArguments,
+    ImageDecoder,
     ImageInputType,
     ImageLimits,
     ImageLoading,
@@ -44,6 +45,7 @@ __all__ = [
     "FileDestination",
     "FolderDestination",
     "ImageArguments",
+    "ImageDecoder",
     "ImageInputType",
     "ImageLimits",
     "ImageLoading",

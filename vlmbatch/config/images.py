@@ -11,6 +11,7 @@ from vlmbatch.config.option import Opt, check_bounds
 from vlmbatch.errors import ConfigError
 
 ImageInputType = Literal["pixel_values", "image_features"]
+ImageDecoder = Literal["exact", "scaled"]
 
 IMAGE_TIMEOUT_S = 60.0
 MAX_WORKERS = 1024  # a process each
@@ -148,7 +149,7 @@ class ImageLimits:
 
 @dataclass(frozen=True, slots=True)
 class ImageLoading:
-    """Who decodes images, and where they may be fetched from.
+    """Who decodes images, how, and where they may be fetched from.
 
     ``allowed_domains``: hosts of URLs. ``workers``: processes; 0: this one; None: one a spare core.
 
@@ -176,6 +177,15 @@ class ImageLoading:
             maximum=MAX_WORKERS,
         ),
     ] = None
+    decoder: Annotated[
+        ImageDecoder,
+        _image(
+            "NAME",
+            "exact: every pixel of the file; scaled: JPEGs that are at least twice as large as the "
+            "model needs them, to a half, a quarter or an eighth, which is faster.",
+            flag="--image-decoder",
+        ),
+    ] = "exact"
     timeout_s: Annotated[
         float,
         _image(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 from vlmbatch_kernels.granules import copy_granules
@@ -53,6 +56,17 @@ def useful_granules(limits: Limits, granule: int) -> int:
     return limits.max_num_seqs * full_length(limits, granule)
 
 
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that a CPU's memory takes no room for before something is written among them."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return (
+        torch.from_numpy(np.zeros(math.prod(shape) * dtype.itemsize, np.uint8))
+        .view(dtype)
+        .view(shape)
+    )
+
+
 class KVCache:
     """Keys and values of every layer.
 
@@ -79,8 +93,8 @@ class KVCache:
         assert num_tokens % granule == 0 and slack % granule == 0 and slack > 0
         shape = (2, text.num_layers, num_tokens + slack, text.num_kv_heads, text.head_dim)
         try:
-            pool = torch.zeros(shape, dtype=dtype, device=device)
-        except (RuntimeError, TypeError) as error:  # torch's: no memory, no such size
+            pool = _zeros(shape, dtype, device)
+        except (MemoryError, RuntimeError, TypeError, ValueError) as error:  # or no such size
             num_bytes = kv_bytes_per_token(text, dtype) * (num_tokens + slack)
             raise ConfigError(
                 f"no memory for a KV cache of {num_tokens} tokens, which takes "

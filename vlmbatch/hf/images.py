@@ -9,6 +9,7 @@ from PIL import Image
 
 from vlmbatch.config import ImageResolution
 from vlmbatch.models.image_hash import pixel_image
+from vlmbatch.models.reduced import Reduced
 from vlmbatch.models.shrink import NO_SHRINK, Shrink
 from vlmbatch.types import ImageGrid, PixelImage
 
@@ -44,11 +45,17 @@ class UprightImages:
         """See ``ImageProcessor``."""
         return _grid(*self.shrink.size(height, width))
 
-    def process(self, image: Image.Image) -> PixelImage:
+    def needed(self, height: int, width: int) -> tuple[int, int]:
+        """See ``ImageProcessor``."""
+        return self.shrink.size(height, width)
+
+    def process(self, image: Image.Image, reduced: Reduced | None = None) -> PixelImage:
         """See ``ImageProcessor``."""
         assert image.mode == "RGB", image.mode
-        pixels = np.array(self.shrink.apply(image), order="C")
-        return pixel_image(pixels, self.grid(image.height, image.width), self.fingerprint)
+        whole = reduced or image
+        grid = self.grid(whole.height, whole.width)
+        image, _ = self.shrink.apply_to(image, reduced)
+        return pixel_image(np.array(image, order="C"), grid, self.fingerprint)
 
 
 def _grid(height: int, width: int) -> ImageGrid:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from PIL import ExifTags, Image, ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 
 from vlmbatch.config import ImageLimits
@@ -25,6 +26,7 @@ from vlmbatch.images.formats import (
     video_format,
 )
 from vlmbatch.images.tensor_file import NPY_MAGIC, is_safetensors
+from vlmbatch.models.reduced import Reduced
 from vlmbatch.types import ImageRef
 
 # What Pillow's plugins, written for well-formed files, raise on broken ones.
@@ -54,6 +56,11 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+_FROM_THE_RIGHT = (2, 3, 6, 7)  # what lies on the left was last
+_FROM_BELOW = (3, 4, 7, 8)
+
+# (height, width) of an upright image to the height and width that are needed of it.
+NeededSize = Callable[[int, int], tuple[int, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +83,7 @@ def probe_image(ref: ImageRef, limits: ImageLimits) -> ImageHeader:
     """
     with _opened(ref, limits) as image:
         assert image.format is not None
-        width, height = image.size
-        if _header_orientation(image) in _SIDEWAYS:
-            width, height = height, width
+        height, width = _upright(image.height, image.width, image)
         return ImageHeader(image.format, width, height)
 
 
@@ -94,6 +99,37 @@ def decode_image(ref: ImageRef, limits: ImageLimits) -> Image.Image:
         rgb = _upright_rgb(image)
         rgb.info = {}  # nothing may rotate it again
         return rgb
+
+
+def decode_scaled(
+    ref: ImageRef, limits: ImageLimits, needed: NeededSize
+) -> tuple[Image.Image, Reduced | None]:
+    """As ``decode_image``, but a JPEG may be decoded to fewer pixels.
+
+    Of one whose sides are both at least twice as long as ``needed``, libjpeg computes a half, a
+    quarter or an eighth of the rows and columns, rounded up, from the lower frequencies alone:
+    never fewer than needed. Limits are of the file's own size.
+
+    Raises:
+        RowError: an image code; the message names the path and the cause. What ``needed`` raises.
+    """
+    with _opened(ref, limits) as image:
+        scale = 1
+        height, width = _upright(image.height, image.width, image)
+        orientation = _header_orientation(image)
+        if isinstance(image, JpegImageFile):
+            down, across = _upright(*needed(height, width), image)
+            image.draft(None, (across, down))
+            scale = image.decoderconfig[0] if image.decoderconfig else 1
+        rgb = _upright_rgb(image)
+        rgb.info = {}
+        if scale == 1:
+            return rgb, None
+        # The cells that are filled in part were the last ones before the image was turned.
+        left = rgb.width - width / scale if orientation in _FROM_THE_RIGHT else 0.0
+        top = rgb.height - height / scale if orientation in _FROM_BELOW else 0.0
+        box = (left, top, left + width / scale, top + height / scale)
+        return rgb, Reduced(height, width, box)
 
 
 def copy_image(image: Image.Image, limits: ImageLimits, label: str) -> Image.Image:
@@ -187,6 +223,11 @@ def _unknown_format(label: str, head: bytes) -> RowError:
         )
     cause = "a web page (HTML)" if looks_like_html(head) else f"it starts with {head[:8]!r}"
     return RowError(ErrorCode.IMAGE_UNREADABLE, f"{label}: not an image: {cause}")
+
+
+def _upright(height: int, width: int, image: ImageFile.ImageFile) -> tuple[int, int]:
+    """Height and width, exchanged where the header says that the image lies on its side."""
+    return (width, height) if _header_orientation(image) in _SIDEWAYS else (height, width)
 
 
 def _header_orientation(image: ImageFile.ImageFile) -> int | None:

@@ -143,7 +143,9 @@ class ImageReader:
         self._fetcher = open_fetcher(config)
         self._processor = inputs.processor.images
         self._checkpoint = checkpoint_digest(inputs.folder)
-        self._dtype = dtype
+        decoder = config.image_loading.decoder
+        # Nothing where it is exact, as in versions that knew no other.
+        self._loading = (dtype,) if decoder == "exact" else (dtype, decoder)
 
     def read(self, row: Row) -> list[Outcome]:
         """What has become of each of the row's images, in order. Thread-safe."""
@@ -167,7 +169,7 @@ class ImageReader:
     def _context(self, ref: ImageRef) -> bytes:
         """Digest of what decides an image's features beside its file."""
         fingerprint = self._processor.at(ref.resolution, ref.row_images).fingerprint
-        context = repr((self._checkpoint, fingerprint, self._dtype))
+        context = repr((self._checkpoint, fingerprint, *self._loading))
         return hashlib.blake2b(context.encode()).digest()
 
     def _bytes(self, ref: ImageRef) -> bytes:

@@ -37,6 +37,8 @@ def run_settings(config: JobConfig, inputs: Inputs, info: ManifestInfo) -> dict[
         shape["quantize"] = session.engine.quantize
     if isinstance(inputs.model, HfConfig):
         shape["engine"] = f"transformers {inputs.model.version}"
+    if session.image_loading.decoder != "exact":
+        shape["image_decoder"] = session.image_loading.decoder
     resolution = asdict(session.image_arguments.resolution)
     shape |= {name: value for name, value in resolution.items() if value is not None}
     return {

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from vlmbatch.manifest.ids import MAX_EXACT
 from vlmbatch.manifest.schema import JSON_TEXT
@@ -86,6 +85,8 @@ def _leaves(values: pa.Array) -> Iterator[pa.Array]:
 def _has_large_integers(values: pa.Array) -> bool:
     if values.type != pa.int64():
         return False
+    import pyarrow.compute as pc
+
     bounds = pc.min_max(values).as_py()
     return bounds["min"] is not None and (bounds["min"] < -MAX_EXACT or bounds["max"] > MAX_EXACT)
 

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 _BATCH_BYTES = 8 * 2**20  # of Python values, by estimate
@@ -162,6 +161,8 @@ def _index_bytes(chunk: Any) -> int:
 
 
 def _longest(dictionary: pa.Array) -> int:
+    import pyarrow.compute as pc
+
     return int(pc.max(pc.binary_length(dictionary)).as_py() or 0)
 
 

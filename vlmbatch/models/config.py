@@ -86,23 +86,12 @@ def check_image_arguments(config: ModelConfig, arguments: ImageArguments) -> Non
             "leave it out to take the model's"
         )
     if config.image_feature_size is None:
-        if arguments.image_input_type == "image_features":
-            _refuse_resolution(arguments)
         return
     for name, given in asdict(arguments.resolution).items():
         if given is not None:
             raise ConfigError(
                 f"{name} is given as {given}, but the model's images always take "
                 f"{config.image_feature_size} tokens: leave it out"
-            )
-
-
-def _refuse_resolution(arguments: ImageArguments) -> None:
-    for name, given in asdict(arguments.resolution).items():
-        if given is not None:
-            raise ConfigError(
-                f"{name} is given as {given}, but images come as features, which have the "
-                "resolution that they were made with: leave it out"
             )
 
 

@@ -27,6 +27,7 @@ from PIL import Image
 from vlmbatch.config import ImageArguments, ImageResolution, PromptConfig
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.json_fields import JsonFields
+from vlmbatch.models.reduced import Reduced
 from vlmbatch.types import ImageGrid, ImageInput, ImageSpan, PixelImage, ProcessedInputs, Row
 
 if TYPE_CHECKING:
@@ -104,8 +105,22 @@ class ImageProcessor(Protocol):
         """
         ...
 
-    def process(self, image: Image.Image) -> PixelImage:
+    def needed(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width of which an upright image of this size needs no more pixels.
+
+        They are those that it is resized to, the larger where it is resized to several; its own
+        where it is not.
+
+        Raises:
+            RowError: the model takes no image of this size.
+        """
+        ...
+
+    def process(self, image: Image.Image, reduced: Reduced | None = None) -> PixelImage:
         """Prepare one decoded RGB image.
+
+        ``reduced``: where it was decoded to fewer pixels, though not fewer than ``needed``; the
+        result has the shape and grid of the whole one's.
 
         Raises:
             RowError: the model takes no image of this size.

@@ -6,13 +6,15 @@ import hashlib
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlmbatch.config import PromptConfig
 from vlmbatch.errors import ConfigError, ErrorCode, RowError, UsageError
-from vlmbatch.models.chat import ChatTemplate, Message
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import Row
+
+if TYPE_CHECKING:
+    from vlmbatch.models.chat import ChatTemplate, Message
 
 IMAGE_PLACEHOLDER = "<image>"  # stands for an image in the prompts of every model
 
@@ -52,6 +54,8 @@ class PromptText:
         Raises:
             ConfigError: the model has none, or a bad one.
         """
+        from vlmbatch.models.chat import ChatTemplate
+
         return ChatTemplate.load(
             self._template_path,
             self.tokenizer.special_tokens,

@@ -9,6 +9,7 @@ from PIL import Image
 
 from vlmbatch.config import ImageResolution
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
+from vlmbatch.models.reduced import Reduced, box_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,12 +65,27 @@ class Shrink:
             )
         return height, width
 
+    def needed(self, height: int, width: int, target: tuple[int, int]) -> tuple[int, int]:
+        """What is needed of an image of this size that is then resized to ``target``; all heights
+        and widths."""
+        first = self.size(height, width)
+        if first == (height, width):
+            return target
+        return max(first[0], target[0]), max(first[1], target[1])
+
     def apply(self, image: Image.Image) -> Image.Image:
         """The image at that size, resampled as models' own processors do; or itself."""
-        height, width = self.size(image.height, image.width)
-        if (width, height) == image.size:
-            return image
-        return image.resize((width, height), Image.Resampling.BICUBIC)
+        return self.apply_to(image, None)[0]
+
+    def apply_to(
+        self, image: Image.Image, reduced: Reduced | None
+    ) -> tuple[Image.Image, Reduced | None]:
+        """``apply``, and how the image is reduced after it: not, once it is resized."""
+        whole = (image.height, image.width) if reduced is None else (reduced.height, reduced.width)
+        height, width = self.size(*whole)
+        if (height, width) == whole:
+            return image, reduced
+        return image.resize((width, height), Image.Resampling.BICUBIC, box_of(reduced)), None
 
 
 NO_SHRINK = Shrink()

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from vlmbatch.durable.journal import Journal
@@ -65,6 +64,8 @@ class OutputResults:
         self.close()
 
     def answered(self) -> NDArray[np.bool_]:
+        import pyarrow.compute as pc
+
         starts = self._reader.starts
         found = np.empty(self._reader.num_rows, np.bool_)
         for group in range(self._reader.num_groups):

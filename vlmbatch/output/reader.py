@@ -10,7 +10,6 @@ from typing import Self
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vlmbatch.errors import OutputError, UsageError
@@ -122,6 +121,8 @@ def read_output_counts(output: Path) -> OutputCounts:
         UsageError: a shard is missing, or something else has changed the columns.
         OutputError: a file cannot be read.
     """
+    import pyarrow.compute as pc
+
     columns = ("row_index", "id", "error_code", "error_message")
     with OutputReader(output) as reader:
         counts = OutputCounts(reader.num_rows)

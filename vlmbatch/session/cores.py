@@ -7,6 +7,7 @@ from pathlib import Path
 
 # Each takes some 40 MB. More are given by hand where images are large and the model small.
 _MAX_IMAGE_WORKERS = 32
+_CUDA_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/nvgpu", "/dev/nvhost-gpu")
 
 
 def available_cores() -> int:
@@ -26,6 +27,15 @@ def default_image_workers(engine_on_cpu: bool) -> int:
     """Processes that decode: nearly all cores for a GPU, few where the engine itself needs them."""
     cores = available_cores()
     return max(1, min(cores // 4 if engine_on_cpu else cores - 1, _MAX_IMAGE_WORKERS))
+
+
+def may_have_cuda() -> bool:
+    """Whether there is a driver of NVIDIA's, which torch may still be unable to use.
+
+    Quicker than torch, which takes a second to be imported. Besides Linux's own, drivers of WSL and
+    of Tegra.
+    """
+    return any(map(os.path.exists, _CUDA_DRIVERS))
 
 
 def default_cpu_threads() -> int | None:

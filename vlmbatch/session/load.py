@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 
 from vlmbatch.config import SessionConfig
 from vlmbatch.hf.checkpoint import HfConfig
-from vlmbatch.hf.processor import HfProcessor
 from vlmbatch.log import logger
 from vlmbatch.models.config import ModelConfig
-from vlmbatch.session.cores import default_cpu_threads, default_image_workers
+from vlmbatch.session.cores import default_cpu_threads, default_image_workers, may_have_cuda
 from vlmbatch.session.open import ModelInputs, open_images
 from vlmbatch.types import Request
 
@@ -32,14 +31,18 @@ HF_BATCH = {"cpu": 8, "cuda": 32}  # rows: a batch ends with its longest answer
 def start_images(config: SessionConfig, inputs: ModelInputs) -> ImageLoader:
     """What decodes images beside an engine that is yet to be loaded: processes start meanwhile.
 
+    Where that is a CPU's, without waiting for torch.
+
     Raises:
         ConfigError: the device is not to be had here.
     """
-    num_workers = config.image_loading.workers
+    num_workers, device = config.image_loading.workers, config.engine.device
     if num_workers is None:
-        from vlmbatch.engine.loading import resolve_device
+        on_cpu = device == "cpu" or (device == "auto" and not may_have_cuda())
+        if not on_cpu:
+            from vlmbatch.engine.loading import resolve_device
 
-        on_cpu = resolve_device(config.engine.device).type == "cpu"
+            on_cpu = resolve_device(device).type == "cpu"
         num_workers = default_image_workers(engine_on_cpu=on_cpu)
     return open_images(config, inputs, num_workers)
 
@@ -71,6 +74,7 @@ def load_with_transformers(config: SessionConfig, inputs: ModelInputs) -> HfRepl
     from vlmbatch.hf.batch import signature
     from vlmbatch.hf.model import load_hf_model
     from vlmbatch.hf.padding import pads_safely
+    from vlmbatch.hf.processor import HfProcessor
     from vlmbatch.hf.replica import HfReplica
 
     assert isinstance(inputs.model, HfConfig)

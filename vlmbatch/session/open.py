@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmbatch.config import (
+    ImageArguments,
     JobConfig,
     ManifestConfig,
     SamplingParams,
@@ -17,12 +18,12 @@ from vlmbatch.config import (
 from vlmbatch.errors import ConfigError
 from vlmbatch.hf.checkpoint import HfConfig, read_hf_config
 from vlmbatch.hf.options import announce, check_options, choose_engine
-from vlmbatch.hf.processor import HfProcessor
 from vlmbatch.images.decode import probe_image
 from vlmbatch.images.feature_file import probe_features
 from vlmbatch.images.loading.loader import FeatureLoader, ImageLoader, InProcessLoader
 from vlmbatch.images.loading.pool import ImageWorkers
 from vlmbatch.images.urls import AllowedDomains
+from vlmbatch.log import logger
 from vlmbatch.manifest.manifest import Manifest, open_manifest
 from vlmbatch.models.config import ModelConfig, check_image_arguments, with_quantization
 from vlmbatch.models.family import Processor, load_model_config, load_processor
@@ -87,6 +88,7 @@ def open_model(config: SessionConfig) -> ModelInputs:
         return _open_with_transformers(config, folder)
     model = with_quantization(load_model_config(folder), config.engine.quantize)
     check_image_arguments(model, config.image_arguments)
+    _tell_of_unused_resolution(config.image_arguments)
     processor = load_processor(
         folder,
         model,
@@ -100,6 +102,8 @@ def open_model(config: SessionConfig) -> ModelInputs:
 
 
 def _open_with_transformers(config: SessionConfig, folder: Path) -> ModelInputs:
+    from vlmbatch.hf.processor import HfProcessor
+
     model = read_hf_config(folder, config.engine.max_model_len)
     check_options(config)
     if config.engine.engine == "auto":
@@ -107,6 +111,16 @@ def _open_with_transformers(config: SessionConfig, folder: Path) -> ModelInputs:
     resolution = config.image_arguments.resolution
     processor = HfProcessor(folder, model, config.prompt, config.image_limits, resolution)
     return ModelInputs(folder, model, processor)
+
+
+def _tell_of_unused_resolution(arguments: ImageArguments) -> None:
+    """A configuration file may well bring one that suits the images."""
+    given = [name for name, value in asdict(arguments.resolution).items() if value is not None]
+    if given and arguments.image_input_type == "image_features":
+        logger.info(
+            "%s: not used, images come as features of the resolution that they were made at",
+            ", ".join(given),
+        )
 
 
 def _image_processor_folder(config: SessionConfig) -> Path | None:
@@ -183,14 +197,15 @@ def open_fetcher(config: SessionConfig) -> ImageFetcher | None:
 def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
     """Processes that decode images, or for none of them this one, which also reads features."""
     limits, processor = config.image_limits, inputs.processor.images
+    loading = config.image_loading
     if processor is None:
         return FeatureLoader(limits, inputs.processor)
     if num_workers == 0:
-        return InProcessLoader(limits, processor)
+        return InProcessLoader(limits, processor, loading.decoder)
     slots = 4 * num_workers  # so that workers find another image at hand, also while threads wait
     recent_bytes = HostMemory.divide(config.host_memory).decoded
     return ImageWorkers(
-        limits, processor, num_workers, config.image_loading.timeout_s, slots, recent_bytes
+        limits, processor, num_workers, loading.timeout_s, slots, recent_bytes, loading.decoder
     )
 
 

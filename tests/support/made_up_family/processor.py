@@ -13,6 +13,7 @@ from vlmbatch.config import ImageArguments, ImageResolution, PromptConfig
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.processor import PromptProcessor
+from vlmbatch.models.reduced import Reduced, box_of
 from vlmbatch.models.shrink import NO_SHRINK, Shrink
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import FeatureImage, ImageGrid, ImageInput, ImageSpan, PixelImage
@@ -47,10 +48,17 @@ class MadeUpImages:
         sides = (height // _STEP[0], width // _STEP[1])
         return self._grid(*(min(max(1, side), self.max_side) for side in sides))
 
-    def process(self, image: Image.Image) -> PixelImage:
-        grid = self.grid(image.height, image.width)
+    def needed(self, height: int, width: int) -> tuple[int, int]:
+        grid = self.grid(height, width)
+        return self.shrink.needed(height, width, (grid.height * PATCH, grid.width * PATCH))
+
+    def process(self, image: Image.Image, reduced: Reduced | None = None) -> PixelImage:
+        whole = reduced or image
+        grid = self.grid(whole.height, whole.width)
         size = (grid.width * PATCH, grid.height * PATCH)
-        pixels = np.array(self.shrink.apply(image).resize(size, Image.Resampling.BOX), order="C")
+        image, reduced = self.shrink.apply_to(image, reduced)
+        image = image.resize(size, Image.Resampling.BOX, box_of(reduced))
+        pixels = np.array(image, order="C")
         return pixel_image(pixels, grid, self.fingerprint)
 
     def _grid(self, height: int, width: int) -> ImageGrid:

@@ -6,10 +6,10 @@ from concurrent.futures import Future
 from typing import Protocol
 from weakref import WeakValueDictionary
 
-from vlmbatch.config import ImageLimits
+from vlmbatch.config import ImageDecoder, ImageLimits
 from vlmbatch.errors import RowError
-from vlmbatch.images.decode import decode_image
 from vlmbatch.images.feature_file import read_features
+from vlmbatch.images.loading.prepare import prepare_image
 from vlmbatch.images.loading.protocol import FileIdentity, file_identity
 from vlmbatch.models.family import ImageProcessor, Processor
 from vlmbatch.types import FeatureImage, ImageInput, ImageRef
@@ -30,15 +30,18 @@ class ImageLoader(Protocol):
 class InProcessLoader:
     """Decodes on the thread that asks. A decoder that crashes or hangs takes the run with it."""
 
-    def __init__(self, limits: ImageLimits, processor: ImageProcessor) -> None:
+    def __init__(
+        self, limits: ImageLimits, processor: ImageProcessor, decoder: ImageDecoder = "exact"
+    ) -> None:
         self._limits = limits
         self._processor = processor
+        self._decoder: ImageDecoder = decoder
 
     def submit(self, ref: ImageRef) -> Future[ImageInput]:
         future: Future[ImageInput] = Future()
         try:
-            processor = self._processor.at(ref.resolution, ref.row_images)
-            future.set_result(processor.process(decode_image(ref, self._limits)))
+            image = prepare_image(ref, self._limits, self._processor, self._decoder)
+            future.set_result(image)
         except RowError as error:
             future.set_exception(error)
         return future

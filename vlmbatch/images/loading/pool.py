@@ -8,7 +8,7 @@ from collections import deque
 from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 
-from vlmbatch.config import ImageLimits
+from vlmbatch.config import ImageDecoder, ImageLimits
 from vlmbatch.durable.content_digest import content_digest
 from vlmbatch.errors import OutputError, RowError, VlmbatchError, is_shortage
 from vlmbatch.images.loading.process import Decoded, WorkerLostError, WorkerProcess
@@ -49,10 +49,11 @@ class ImageWorkers:
         timeout_s: float,
         slots: int,
         recent_bytes: int = 256 * 2**20,
+        decoder: ImageDecoder = "exact",
     ) -> None:
         assert num_workers > 0
         assert slots > 0
-        self._settings = pickle.dumps((limits, processor, timeout_s))
+        self._settings = pickle.dumps((limits, processor, decoder, timeout_s))
         self._processor = processor
         self._max_bytes = processor.largest_grid.num_bytes
         self._timeout_s = timeout_s

@@ -48,7 +48,7 @@ class Decoded:
 class WorkerProcess:
     """Belongs to one thread; ``kill`` alone may be called from another.
 
-    ``settings``: pickled (ImageLimits, ImageProcessor, seconds that an image may take).
+    ``settings``: pickled (ImageLimits, ImageProcessor, ImageDecoder, seconds an image may take).
     ``max_bytes``: pixels of the largest image, in bytes.
 
     Raises:

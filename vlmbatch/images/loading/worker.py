@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from vlmbatch.config import ImageLimits, ImageResolution
+from vlmbatch.config import ImageDecoder, ImageLimits, ImageResolution
 from vlmbatch.errors import ErrorCode, RowError
-from vlmbatch.images.decode import decode_image
 from vlmbatch.images.file import image_label
+from vlmbatch.images.loading.prepare import prepare_image
 from vlmbatch.images.loading.protocol import file_identity, receive, send
 from vlmbatch.models.family import ImageProcessor
 from vlmbatch.types import ImageRef
@@ -53,7 +53,8 @@ def main() -> None:
 def _serve(connection: socket.socket, shared: np.ndarray[Any, np.dtype[np.uint8]]) -> None:
     limits: ImageLimits
     processor: ImageProcessor
-    limits, processor, timeout_s = pickle.loads(receive(connection)[1])
+    decoder: ImageDecoder
+    limits, processor, decoder, timeout_s = pickle.loads(receive(connection)[1])
     memory = _BASE_BYTES + _BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes
     memory = min(memory, sys.maxsize)  # more is no limit that the system knows
     _restrain(memory)
@@ -61,14 +62,18 @@ def _serve(connection: socket.socket, shared: np.ndarray[Any, np.dtype[np.uint8]
     while True:
         request, data = receive(connection)
         embedded, own = request["embedded"], request["resolution"]
-        ref = ImageRef(request["path"], data if embedded else None)
+        ref = ImageRef(
+            request["path"],
+            data if embedded else None,
+            resolution=own and ImageResolution(*own),
+            row_images=request["row_images"],
+        )
         os.ftruncate(sys.stderr.fileno(), 0)  # what decoders print must not pile up
         signal.setitimer(signal.ITIMER_REAL, timeout_s + _ORPHAN_SECONDS)
         try:
             # Before the file is opened: if it is replaced in between, it is read anew next time.
             identity = None if embedded else file_identity(request["path"])
-            at = processor.at(own and ImageResolution(*own), request["row_images"])
-            image = at.process(decode_image(ref, limits))
+            image = prepare_image(ref, limits, processor, decoder)
             shared[: image.pixels.size] = image.pixels.reshape(-1)
             reply = {
                 "content_hash": image.content_hash.hex(),

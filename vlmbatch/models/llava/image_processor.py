@@ -7,6 +7,7 @@ multiplication and addition, ``pixels * scale + bias``, and happen on the engine
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from vlmbatch.models.preprocessor_config import (
     parse_pad_color,
     parse_resample,
 )
+from vlmbatch.models.reduced import Box, Reduced
 from vlmbatch.types import ImageGrid, PixelImage
 
 _HALF = (0.5, 0.5, 0.5)
@@ -106,16 +108,28 @@ class LlavaImageProcessor:
         """The grid of every image."""
         return self.largest_grid
 
-    def process(self, image: Image.Image) -> PixelImage:
-        """Prepare one RGB image.
+    def needed(self, height: int, width: int) -> tuple[int, int]:
+        """See ``ImageProcessor``.
+
+        Raises:
+            RowError: padding a long image to a square would take too much memory.
+        """
+        if self.pad_color is None:
+            return self._resized(height, width)
+        side = square_side(height, width)
+        down, across = self._resized(side, side)
+        return -(-down * height // side), -(-across * width // side)
+
+    def process(self, image: Image.Image, reduced: Reduced | None = None) -> PixelImage:
+        """Prepare one RGB image; ``reduced``: see ``ImageProcessor``.
 
         Raises:
             RowError: padding a long image to a square would take too much memory.
         """
         assert image.mode == "RGB", image.mode
         if self.pad_color is not None:
-            image = pad_to_square(image, self.pad_color)
-        image = self._resize(image)
+            image, reduced = pad_to_square(image, self.pad_color, reduced)
+        image = self._resize(image, reduced)
         pixels: NDArray[np.uint8] = np.asarray(image)
         if self.crop_to is not None:
             pixels = _center_crop(pixels, self.crop_to)
@@ -123,44 +137,66 @@ class LlavaImageProcessor:
         assert pixels.shape == (*self.output_size, 3), pixels.shape
         return pixel_image(pixels, self.largest_grid, self.fingerprint)
 
-    def _resize(self, image: Image.Image) -> Image.Image:
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width that an image of this size is resized to."""
+        if self.resize_to is None:
+            return height, width
+        if not isinstance(self.resize_to, int):
+            return self.resize_to
+        edge, shorter, longer = self.resize_to, min(height, width), max(height, width)
+        resized_longer = int(edge * longer / shorter)
+        return (resized_longer, edge) if width <= height else (edge, resized_longer)
+
+    def _resize(self, image: Image.Image, reduced: Reduced | None) -> Image.Image:
         if self.resize_to is None:
             return image
-        if not isinstance(self.resize_to, int):
-            height, width = self.resize_to
-            return image.resize((width, height), self.resample)
-        edge, shorter, longer = self.resize_to, min(image.size), max(image.size)
-        resized_longer = int(edge * longer / shorter)
-        portrait = image.width <= image.height
-        width, height = (edge, resized_longer) if portrait else (resized_longer, edge)
-        if width * height <= _MAX_RESIZED_PIXELS or self.crop_to is None:
-            return image.resize((width, height), self.resample)
-        return self._resize_middle(image, width, height)
+        whole = reduced or image
+        height, width = self._resized(whole.height, whole.width)
+        box = (0.0, 0.0, image.width, image.height) if reduced is None else reduced.box
+        strip = isinstance(self.resize_to, int) and height * width > _MAX_RESIZED_PIXELS
+        if strip and self.crop_to is not None:
+            return self._resize_middle(image, width, height, box)
+        return image.resize((width, height), self.resample, box)
 
-    def _resize_middle(self, image: Image.Image, width: int, height: int) -> Image.Image:
-        """The middle of ``image`` resized to ``width`` x ``height``, as much as the crop keeps.
+    def _resize_middle(self, image: Image.Image, width: int, height: int, box: Box) -> Image.Image:
+        """The middle of ``box`` resized to ``width`` x ``height``, as much as the crop keeps.
 
         Nearly the whole's pixels: Pillow holds the box in single precision, and may resize a tall
         image's height before its width.
         """
         assert self.crop_to is not None
         kept_height, kept_width = min(height, self.crop_to[0]), min(width, self.crop_to[1])
-        left, top = (width - kept_width) // 2, (height - kept_height) // 2
-        across, down = image.width / width, image.height / height
-        box = (left * across, top * down, (left + kept_width) * across, (top + kept_height) * down)
+        across, down = (box[2] - box[0]) / width, (box[3] - box[1]) / height
+        left = box[0] + (width - kept_width) // 2 * across
+        top = box[1] + (height - kept_height) // 2 * down
+        box = (left, top, left + kept_width * across, top + kept_height * down)
         return image.resize((kept_width, kept_height), self.resample, box=box)
 
 
-def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
+def pad_to_square(
+    image: Image.Image, color: tuple[int, int, int], reduced: Reduced | None = None
+) -> tuple[Image.Image, Reduced | None]:
     """Surround an image with one colour, so that it stands in the middle of a square.
+
+    Of a reduced image the square is, in its pixels, where it would be among the file's.
 
     Raises:
         RowError: see ``square_side``.
     """
-    side = square_side(image.height, image.width)
-    square = Image.new("RGB", (side, side), color)
-    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-    return square
+    whole = reduced or image
+    side = square_side(whole.height, whole.width)
+    x, y = (side - whole.width) // 2, (side - whole.height) // 2
+    if reduced is None:
+        square = Image.new("RGB", (side, side), color)
+        square.paste(image, (x, y))
+        return square, None
+    scale, (left, top, *_) = reduced.scale, reduced.box
+    length = side * scale
+    column, row = math.ceil(x * scale), math.ceil(y * scale)
+    page = Image.new("RGB", (math.ceil(length) + 2,) * 2, color)
+    page.paste(image, (column, row))
+    left, top = left + column - x * scale, top + row - y * scale
+    return page, Reduced(side, side, (left, top, left + length, top + length))
 
 
 def square_side(height: int, width: int) -> int:

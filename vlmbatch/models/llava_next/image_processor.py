@@ -36,6 +36,7 @@ from vlmbatch.models.preprocessor_config import (
     parse_pad_color,
     parse_resample,
 )
+from vlmbatch.models.reduced import Reduced, box_of
 from vlmbatch.models.shrink import NO_SHRINK, Shrink
 from vlmbatch.types import ImageGrid, PixelImage
 
@@ -86,11 +87,20 @@ class SquareImageProcessor:
         square_side(*self.shrink.size(height, width))
         return self.largest_grid
 
-    def process(self, image: Image.Image) -> PixelImage:
+    def needed(self, height: int, width: int) -> tuple[int, int]:
+        """See ``ImageProcessor``."""
+        first = self.shrink.size(height, width)
+        side = square_side(*first)
+        down, across = (-(-self.tile * length // side) for length in first)
+        return self.shrink.needed(height, width, (down, across))
+
+    def process(self, image: Image.Image, reduced: Reduced | None = None) -> PixelImage:
         """See ``ImageProcessor``."""
         assert image.mode == "RGB", image.mode
-        square = pad_to_square(self.shrink.apply(image), self.color)
-        pixels = np.array(square.resize((self.tile, self.tile), self.resample), order="C")
+        image, reduced = self.shrink.apply_to(image, reduced)
+        square, reduced = pad_to_square(image, self.color, reduced)
+        square = square.resize((self.tile, self.tile), self.resample, box_of(reduced))
+        pixels = np.array(square, order="C")
         return pixel_image(pixels, self.largest_grid, self.fingerprint)
 
 
@@ -159,19 +169,28 @@ class LlavaNextImageProcessor:
         tokens = num_tokens(kept, self.patches, self.max_features)
         return ImageGrid(*kept, tokens, num_bytes=3 * canvas_size(tiles, self.tile).area)
 
-    def process(self, image: Image.Image) -> PixelImage:
+    def needed(self, height: int, width: int) -> tuple[int, int]:
+        """See ``ImageProcessor``: for the tiles, and for the whole in one of them."""
+        first = Size(*self.shrink.size(height, width))
+        fitted = fit_within(first, best_fit(first, self.pinpoints))
+        target = max(fitted.height, self.tile), max(fitted.width, self.tile)
+        return self.shrink.needed(height, width, target)
+
+    def process(self, image: Image.Image, reduced: Reduced | None = None) -> PixelImage:
         """See ``ImageProcessor``."""
         assert image.mode == "RGB", image.mode
-        grid = self.grid(image.height, image.width)
-        image = self.shrink.apply(image)
-        size = Size(image.height, image.width)
+        whole = reduced or image
+        grid = self.grid(whole.height, whole.width)
+        size = Size(*self.shrink.size(whole.height, whole.width))
+        image, reduced = self.shrink.apply_to(image, reduced)
+        box = box_of(reduced)
         canvas = best_fit(size, self.pinpoints)
         height, width = fit_within(size, canvas)
-        fitted = image.resize((width, height), self.resample)
+        fitted = image.resize((width, height), self.resample, box)
         tiled = Image.new("RGB", (canvas.width, canvas.height))
         tiled.paste(fitted, ((canvas.width - width) // 2, (canvas.height - height) // 2))
-        whole = image.resize((self.tile, self.tile), self.resample)
-        pixels = join(np.asarray(whole), np.asarray(tiled))
+        base = image.resize((self.tile, self.tile), self.resample, box)
+        pixels = join(np.asarray(base), np.asarray(tiled))
         return pixel_image(pixels, grid, self.fingerprint)
 
 

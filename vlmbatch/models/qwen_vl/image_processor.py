@@ -25,6 +25,7 @@ from vlmbatch.models.preprocessor_config import (
     parse_resample,
 )
 from vlmbatch.models.qwen_vl.vision_config import VisionConfig
+from vlmbatch.models.reduced import Reduced, box_of
 from vlmbatch.models.shrink import NO_SHRINK, Shrink, check_row
 from vlmbatch.types import ImageGrid, PixelImage
 
@@ -190,12 +191,19 @@ class QwenImageProcessor:
             return down, across
         return rounded
 
-    def process(self, image: Image.Image) -> PixelImage:
+    def needed(self, height: int, width: int) -> tuple[int, int]:
+        """See ``ImageProcessor``."""
+        return self.shrink.needed(height, width, self.size(height, width))
+
+    def process(self, image: Image.Image, reduced: Reduced | None = None) -> PixelImage:
         """See ``ImageProcessor``."""
         assert image.mode == "RGB", image.mode
-        grid = self.grid(image.height, image.width)
+        whole = reduced or image
+        grid = self.grid(whole.height, whole.width)
         size = (grid.width * self.factor, grid.height * self.factor)
-        pixels = np.array(self.shrink.apply(image).resize(size, self.resample), order="C")
+        image, reduced = self.shrink.apply_to(image, reduced)
+        image = image.resize(size, self.resample, box_of(reduced))
+        pixels = np.array(image, order="C")
         return pixel_image(pixels, grid, self.fingerprint)
 
     def _grid(self, height: int, width: int) -> ImageGrid:

@@ -54,6 +54,15 @@ class Sequences(NamedTuple):
         return cls(_to(np.array([0, *accumulate(lengths)], np.int32), device), max(lengths))
 
 
+class Patches(NamedTuple):
+    """Of every patch: ``cos`` and ``sin`` (T, 1, D), see ``apply_rotary``; ``slots`` (T,) int64,
+    where its key and value lie, which is in their order."""
+
+    cos: Tensor
+    sin: Tensor
+    slots: Tensor
+
+
 class PatchProjection(nn.Module):
     """The kernel of a convolution over patches of several frames, all of them the same still."""
 
@@ -140,14 +149,13 @@ class VisionAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        patches: Patches,
         sequences: Sequences,
         backend: AttentionBackend,
     ) -> Tensor:
         shape = (len(x), self.spec.num_heads, self.spec.head_dim)
         key, value = x.new_empty(shape), x.new_empty(shape)
-        slots = torch.arange(len(x), device=x.device)
+        cos, sin, slots = patches
         weight, bias = self.qkv.weight, self.qkv.bias
         query = project_qkv(x, weight, bias, cos, sin, key, value, slots)
         heads = backend.varlen(query, key, value, *sequences, self.spec)
@@ -194,8 +202,7 @@ class VisionLayer(nn.Module):
         self,
         x: Tensor | None,
         residual: Tensor,
-        cos: Tensor,
-        sin: Tensor,
+        patches: Patches,
         sequences: Sequences,
         backend: AttentionBackend,
     ) -> tuple[Tensor, Tensor]:
@@ -204,7 +211,7 @@ class VisionLayer(nn.Module):
             x = self.norm1(residual)
         else:
             x, residual = self.norm1.add(x, residual)
-        x, residual = self.norm2.add(self.attn(x, cos, sin, sequences, backend), residual)
+        x, residual = self.norm2.add(self.attn(x, patches, sequences, backend), residual)
         return self.mlp(x), residual
 
 
@@ -245,16 +252,17 @@ class VisionTower(nn.Module):
         device, size = images[0].device, self.config.patch_size
         packing = Packing.of([(len(x) // size, x.shape[1] // size) for x in images], self.config)
         whole = Sequences.of(packing.lengths, device)
-        windows = Sequences.of(packing.windows, device)
+        windows = whole if self.config.window is None else Sequences.of(packing.windows, device)
         residual = self.patch_embed(images, _to(packing.patches, device))
         if self.pos_embed is not None:
             residual = residual + self._learned_positions(packing, device).to(residual.dtype)
         cos, sin = self.rotary(_to(packing.places, device))
+        patches = Patches(cos, sin, torch.arange(len(residual), device=device))
         x = None
         deep: list[Tensor] = []
         for index, layer in enumerate(self.blocks):
             sequences = windows if self.config.attends_in_windows(index) else whole
-            x, residual = layer(x, residual, cos, sin, sequences, backend)
+            x, residual = layer(x, residual, patches, sequences, backend)
             if index in self.config.deep_layers:
                 deep.append(self.deepstack_merger_list[len(deep)](residual + x))
         assert x is not None
