@@ -15,7 +15,12 @@ from typing import Any, Protocol, Self
 import pyarrow as pa
 
 from vlmbatch import __version__
-from vlmbatch.config import DurableDestination, FolderDestination, JobConfig
+from vlmbatch.config import (
+    DurableDestination,
+    FolderDestination,
+    JobConfig,
+    PartDestination,
+)
 from vlmbatch.durable.journal_writer import JournalWriter
 from vlmbatch.durable.lock import LockHolder
 from vlmbatch.durable.row_keys import RowKeyWriter, copy_row_keys, rows_match
@@ -36,6 +41,7 @@ from vlmbatch.output.jsonl_writer import JsonlResultWriter, result_line
 from vlmbatch.output.openai_lines import BatchLines, errors_path, is_batch_output
 from vlmbatch.output.openai_writer import BatchResultWriter
 from vlmbatch.output.parquet_writer import ParquetResultWriter, ResultWriter
+from vlmbatch.output.parts import PartInfo, other_run, read_part
 from vlmbatch.output.shards import ShardedParquetWriter
 from vlmbatch.output.work_folder import FINGERPRINT_KEY, RUN_ID_KEY, WorkFolder
 from vlmbatch.types import Result, Row
@@ -130,6 +136,7 @@ class DurableOutput:
     """A file or a folder of shards, with the work folder that makes its run resumable.
 
     For OpenAI's batch requests a ``.jsonl`` file, with one of errors beside it; else Parquet.
+    ``span``: which rows of the manifest ``rows`` are; of a part not all of them.
 
     ``complete``: an earlier run has finished it already, and nothing is opened for writing.
 
@@ -150,14 +157,19 @@ class DurableOutput:
         info: ManifestInfo,
         rows: Rows,
         settings: dict[str, Any],
+        span: range,
     ) -> None:
         self._config = config
         self._policy = config.policy
         self._destination = destination
+        self._manifest_rows = info.num_rows
+        self._span = span
+        if isinstance(destination, PartDestination):
+            self._check_other_parts(destination, settings)
         with ExitStack() as resources:
             self._work = resources.enter_context(WorkFolder(destination.path))
             self.path = self._work.output
-            self._record = self._begin(info, rows, settings)
+            self._record = self._begin(rows, settings)
             self.complete = self._record.state == "complete"
             if not self.complete:
                 self._open(
@@ -189,11 +201,11 @@ class DurableOutput:
         self.writer.close()
         self._work.complete(self._record)
 
-    def _begin(self, info: ManifestInfo, rows: Rows, settings: dict[str, Any]) -> RunRecord:
+    def _begin(self, rows: Rows, settings: dict[str, Any]) -> RunRecord:
         """The run to resume, or a new one in the folder's name."""
         policy, work = self._policy, self._work
-        new = RunRecord.new(settings, fingerprint(settings), info.num_rows, self._about())
-        current = None if policy.overwrite else work.current_run()  # it may be past reading
+        new = RunRecord.new(settings, fingerprint(settings), len(self._span), self._about())
+        current = None if policy.overwrite else self._current_run()  # it may be past reading
         if current is None:
             paths = [self.path]
             if is_batch_output(self.path):
@@ -218,13 +230,24 @@ class DurableOutput:
         work.begin(new)  # only now: until here a crash leaves the earlier run as it was
         return new
 
+    def _current_run(self) -> RunRecord | None:
+        """The run that the output is of; a part tells of its own, also without a work folder."""
+        current = self._work.current_run()
+        if current is None and (found := read_part(self.path)) is not None:
+            return found.record()
+        return current
+
     def _about(self) -> dict[str, Any]:
         """What ``vlmbatch status`` shows of a run beside its settings."""
         destination = self._destination
         shard_rows = None
+        part: dict[str, Any] = {}
         if isinstance(destination, FolderDestination):
             shard_rows = destination.shard_rows
+        elif isinstance(destination, PartDestination):
+            part = {"first_row": self._span.start, "manifest_rows": self._manifest_rows}
         return {
+            **part,
             "model": self._config.session.model,
             "manifest": self._config.manifest.source,
             "shard_rows": shard_rows,
@@ -251,15 +274,25 @@ class DurableOutput:
                 writer = resources.enter_context(closing(RowKeyWriter(new_keys)))
                 seed_unchanged(results, old_keys, changed, journal, writer)
 
+    def _check_other_parts(self, destination: PartDestination, settings: dict[str, Any]) -> None:
+        """Refuse a folder whose other parts are of a run with other settings."""
+        if not self._policy.overwrite:
+            other, changes = other_run(destination.folder, destination.part, settings)
+            self._refuse_changes(destination.folder / other.file_name, changes)
+
     def _check_changes(self, current: RunRecord, settings: dict[str, Any]) -> None:
         changes = current.changes(settings)
+        self._refuse_changes(self.path, changes)
+
+    def _refuse_changes(self, output: Path, changes: list[str]) -> None:
+        """Refuse to go on with ``output`` with changes that the policy does not allow."""
         others = [c for c in changes if c.partition(":")[0] not in _MANIFEST_SETTINGS]
-        if self._policy.incremental and not others:
+        if not changes or (self._policy.incremental and not others):
             return
         hint = "" if others else "--incremental to keep the answers of unchanged rows, or "
-        lines = "".join(f"\n  {_explained(change)}" for change in changes)
+        lines = "".join(f"\n  {explained(change)}" for change in changes)
         raise UsageError(
-            f"output {self.path} belongs to a run with other settings:{lines}\n"
+            f"output {output} belongs to a run with other settings:{lines}\n"
             f"Restore them to resume it, or add {hint}--overwrite to start anew"
         )
 
@@ -286,6 +319,8 @@ class DurableOutput:
             RUN_ID_KEY: record.id,
         }
         destination = self._destination
+        if isinstance(destination, PartDestination):
+            metadata |= self._part_info(destination, record).metadata()
         if isinstance(destination, FolderDestination):
             self.writer = ShardedParquetWriter(
                 self.path, schema, metadata, destination.shard_rows, record.num_rows
@@ -296,7 +331,11 @@ class DurableOutput:
             self.writer = BatchResultWriter(self.path, lines, work.temporary_output)
         else:
             self.writer = ParquetResultWriter(
-                self.path, schema, metadata, temporary=work.temporary_output
+                self.path,
+                schema,
+                metadata,
+                first_row=self._span.start,
+                temporary=work.temporary_output,
             )
         resources.callback(self.writer.abort)
         self._keys = RowKeyWriter(work.keys_path(record))
@@ -304,8 +343,20 @@ class DurableOutput:
         self.journal = work.journal_writer(record)
         resources.callback(self.journal.close)
 
+    def _part_info(self, destination: PartDestination, record: RunRecord) -> PartInfo:
+        part = destination.part
+        return PartInfo(
+            part.number,
+            part.count,
+            self._span.start,
+            self._manifest_rows,
+            self._config.manifest.source,
+            record.started,
+            record.settings,
+        )
 
-def _explained(change: str) -> str:
+
+def explained(change: str) -> str:
     """A change, ``name: old -> new``, for people."""
     name, _, values = change.partition(": ")
     values = _DIGEST.sub(lambda found: found[0][:_DIGITS], values)

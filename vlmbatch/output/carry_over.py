@@ -44,8 +44,8 @@ class OutputResults:
     """The results in a finished output of ``num_rows`` rows. Holds one row group in memory.
 
     Raises:
-        UsageError: the output has not the rows 0 to ``num_rows`` - 1 in order, or a shard is
-            missing, or the columns are not those of an output.
+        UsageError: the output has not the rows 0 to ``num_rows`` - 1 in order (of a part, those
+            behind its first), or a shard is missing, or the columns are not those of an output.
         OutputError: by every method, when a file cannot be read.
     """
 
@@ -71,7 +71,8 @@ class OutputResults:
         for group in range(self._reader.num_groups):
             table = self._reader.read(group, ["row_index", "status"])
             indexes = table["row_index"].to_numpy()
-            if not np.array_equal(indexes, np.arange(starts[group], starts[group + 1])):
+            first = self._reader.first_row + starts[group]
+            if not np.array_equal(indexes, np.arange(first, first + len(indexes))):
                 raise self._reader.changed()
             found[starts[group] : starts[group + 1]] = (
                 pc.equal(table["status"], "ok").fill_null(False).to_numpy()
