@@ -1,8 +1,8 @@
 """Which part of a manifest a task answers: as ``--shard`` says, or as its scheduler does.
 
 SLURM sets ``SLURM_ARRAY_TASK_ID``, ``_COUNT``, ``_MIN`` and ``_MAX`` in the tasks of an array.
-Kubernetes sets ``JOB_COMPLETION_INDEX`` in the pods of an Indexed Job, and nothing that tells of how
-many: that has to be said in the pod's template.
+Kubernetes sets ``JOB_COMPLETION_INDEX`` in the pods of an Indexed Job, and nothing that tells of
+how many: that has to be said in the pod's template.
 """
 
 from __future__ import annotations

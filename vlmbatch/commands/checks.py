@@ -145,6 +145,25 @@ def _check_length(path: Path, *, is_file: bool) -> None:
         )
 
 
+def check_merged_file(output: str | None, folder: Path) -> Path:
+    """Where parts are joined, refused before they are read.
+
+    Raises:
+        UsageError: none given, or no Parquet file can be there.
+    """
+    if output is None:
+        name = folder.resolve().name or "answers"
+        raise UsageError(f"no output given: add -o {name}.parquet")
+    if output == "-" or is_folder(output) or Path(output).suffix != ".parquet":
+        raise UsageError(
+            f"output {output}: parts are joined into one Parquet file: choose a name that ends in "
+            ".parquet"
+        )
+    with _looking_at(f"output {output}"):
+        _check_place(output, overwrite=True, sharded=False)
+    return Path(output)
+
+
 def checked_feature_folder(output: str | None) -> str:
     """Where features go.
 

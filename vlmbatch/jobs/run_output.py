@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -36,6 +35,7 @@ from vlmbatch.output.carry_over import (
     seed_unchanged,
     seed_without_errors,
 )
+from vlmbatch.output.changes import explained
 from vlmbatch.output.finished import finished_counts, finished_results
 from vlmbatch.output.jsonl_writer import JsonlResultWriter, result_line
 from vlmbatch.output.openai_lines import BatchLines, errors_path, is_batch_output
@@ -50,18 +50,6 @@ Rows = Callable[[], Iterator[Row]]  # one pass over the manifest
 
 # What --incremental allows to change.
 _MANIFEST_SETTINGS = ("manifest", "limit", "images_from")
-
-# What has changed where a setting's name does not say it. Some values are digests of content.
-_EXPLANATIONS = {
-    "manifest": "manifest: its rows are others, or in another order",
-    "images_from": "manifest: relative image paths start from another folder",
-    "model": "model: the files of the checkpoint are others",
-    "processor.tokenizer": "tokenizer: it is another, or has other special tokens",
-    "processor.image_processor": "image processor: it is another, or has other parameters",
-    "processor.chat_template": "chat_template: its content is another",
-}
-_DIGEST = re.compile(r"[0-9a-f]{32,}")
-_DIGITS = 12  # of a digest, in messages
 
 
 class Output(Protocol):
@@ -354,12 +342,3 @@ class DurableOutput:
             record.started,
             record.settings,
         )
-
-
-def explained(change: str) -> str:
-    """A change, ``name: old -> new``, for people."""
-    name, _, values = change.partition(": ")
-    values = _DIGEST.sub(lambda found: found[0][:_DIGITS], values)
-    if name in _EXPLANATIONS:
-        return f"{_EXPLANATIONS[name]} ({values})"
-    return f"{name.removeprefix('processor.')}: {values}"

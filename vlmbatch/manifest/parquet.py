@@ -98,7 +98,7 @@ class ParquetFile:
             first = 1
             for group in range(reader.metadata.num_row_groups):
                 next_first = first + reader.metadata.row_group(group).num_rows
-                if skip < next_first - 1:
+                if not skip or skip < next_first - 1:
                     records = self._group_records(reader, group, wanted, first)
                     yield from islice(records, max(0, skip + 1 - first), None)
                 first = next_first
