@@ -96,10 +96,6 @@ class RunStats:
             return 0.0
         return (self.finished or time.monotonic()) - self.work_started
 
-    def start_work(self) -> None:
-        """Loading is over."""
-        self.work_started = time.monotonic()
-
     def finish(self) -> None:
         self.stage = "done"
         self.finished = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -66,7 +67,7 @@ def merge(folder: Path, output: Path, stats: RunStats, *, overwrite: bool = Fals
         writer = ParquetTableWriter(work.output, schema, temporary=work.temporary_output)
         try:
             stats.stage = "joining the parts"
-            stats.start_work()
+            stats.work_started = time.monotonic()
             for table in row_groups(_tables(parts, schema, stats)):
                 writer.write(table)
             _copy_keys(parts, work.keys_path(record))

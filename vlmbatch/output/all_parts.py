@@ -103,8 +103,9 @@ def _check_finished(folder: Path, found: Sequence[PartFile | None]) -> None:
     if missing:
         raise UnfinishedError(
             f"{folder}: {len(missing):,} of {count:,} parts {'is' if len(missing) == 1 else 'are'} "
-            f"missing or not finished: {numbers_text(missing)}. Run their tasks, such as with "
-            f"--shard {missing[0]}/{count}, then merge again"
+            f"missing or not finished: {numbers_text(missing)}. Run {'its' if len(missing) == 1 else 'their'} "
+            f"{'task' if len(missing) == 1 else 'tasks'} again (--shard {missing[0]}/{count}"
+            f"{'' if len(missing) == 1 else ' and so on'}), then merge"
         )
 
 
