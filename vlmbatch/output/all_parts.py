@@ -102,10 +102,9 @@ def _check_finished(folder: Path, found: Sequence[PartFile | None]) -> None:
         )
     if missing:
         raise UnfinishedError(
-            f"{folder}: {len(missing):,} of {count:,} parts {'is' if len(missing) == 1 else 'are'} "
-            f"missing or not finished: {numbers_text(missing)}. Run {'its' if len(missing) == 1 else 'their'} "
-            f"{'task' if len(missing) == 1 else 'tasks'} again (--shard {missing[0]}/{count}"
-            f"{'' if len(missing) == 1 else ' and so on'}), then merge"
+            f"{folder}: {len(missing):,} of {count:,} parts missing or not finished: "
+            f"{numbers_text(missing)}. Run the task of each (--shard {missing[0]}/{count} and so "
+            "on), then merge again"
         )
 
 
