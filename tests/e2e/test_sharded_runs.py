@@ -167,6 +167,20 @@ def test_parts_of_two_runs_are_told_apart(parts: Path) -> None:
     assert done.returncode == 2 and "is of another run than part-00000-of-00003" in done.stderr
     assert "sampling.max_tokens: 8 -> 3" in done.stderr
     assert not (parts.parent / "merged.parquet").exists()
+    for number in (0, 2):
+        options = ("--shard", f"{number}/3", "--max-tokens", 3)
+        assert run(parts, "parts", *options, "--overwrite").returncode in (0, 1)
+    assert merge(parts, "-o", "merged.parquet").returncode == 1
+
+
+def test_a_file_in_the_place_of_the_merged_one(answered: Path) -> None:
+    (answered.parent / "other.parquet").write_bytes(b"other")
+    done = merge(answered, "-o", "other.parquet")
+    assert done.returncode == 2 and "add --overwrite to replace it" in done.stderr
+    done = merge(answered, "-o", "one.parquet")
+    assert done.returncode == 2 and "or is of another run" in done.stderr
+    assert merge(answered, "-o", "other.parquet", "--overwrite").returncode == 1
+    assert_same(answered.parent / "one.parquet", answered.parent / "other.parquet")
 
 
 @pytest.mark.parametrize(
