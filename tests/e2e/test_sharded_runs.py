@@ -256,6 +256,24 @@ def test_failed_rows_of_a_part_are_answered_again(tmp_path: Path) -> None:
     assert_same(tmp_path / "one.parquet", tmp_path / "merged.parquet")
 
 
+def test_rows_that_have_passed_to_another_part_keep_their_answers(tmp_path: Path) -> None:
+    manifest = tmp_path / "m.jsonl"
+    prompts = [f'{{"prompt": "USER: Is it {number}? ASSISTANT:"}}\n' for number in range(24)]
+    manifest.write_text("".join(prompts[:12]))
+    for number in range(3):
+        assert run(manifest, "parts", "--shard", f"{number}/3").returncode == 0
+    manifest.write_text("".join(prompts))
+    summary = ("--summary-json", "summary.json", "--incremental")
+    resumed = []
+    for number in range(3):
+        assert run(manifest, "parts", "--shard", f"{number}/3", *summary).returncode == 0
+        resumed.append(json.loads((tmp_path / "summary.json").read_text())["resumed"])
+    assert resumed == [8, 4, 0]
+    assert merge(manifest, "-o", "merged.parquet").returncode == 0
+    assert run(manifest, "one.parquet").returncode == 0
+    assert_same(tmp_path / "one.parquet", tmp_path / "merged.parquet")
+
+
 @pytest.mark.parametrize(
     "variables",
     [

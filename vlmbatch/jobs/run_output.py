@@ -31,6 +31,7 @@ from vlmbatch.manifest.manifest import ManifestInfo
 from vlmbatch.manifest.schema import output_schema
 from vlmbatch.output.carry_over import (
     JournalResults,
+    OutputResults,
     PreviousResults,
     seed_unchanged,
     seed_without_errors,
@@ -40,6 +41,7 @@ from vlmbatch.output.finished import finished_counts, finished_results
 from vlmbatch.output.jsonl_writer import JsonlResultWriter, result_line
 from vlmbatch.output.openai_lines import BatchLines, errors_path, is_batch_output
 from vlmbatch.output.openai_writer import BatchResultWriter
+from vlmbatch.output.other_parts import results_of_others
 from vlmbatch.output.parquet_writer import ParquetResultWriter, ResultWriter
 from vlmbatch.output.parts import PartInfo, other_run, read_part
 from vlmbatch.output.shards import ShardedParquetWriter
@@ -260,7 +262,22 @@ class DurableOutput:
                 copy_row_keys(old_keys, new_keys)
             else:
                 writer = resources.enter_context(closing(RowKeyWriter(new_keys)))
-                seed_unchanged(results, old_keys, changed, journal, writer)
+                others = resources.enter_context(self._results_of_other_parts(new))
+                seed_unchanged([(results, old_keys), *others], changed, journal, writer)
+
+    @contextmanager
+    def _results_of_other_parts(self, new: RunRecord) -> Iterator[list[tuple[OutputResults, Path]]]:
+        """Of a part, those whose answers may be kept as well: a row may come from any of them."""
+        destination = self._destination
+        if not isinstance(destination, PartDestination):
+            yield []
+            return
+
+        def is_usable(record: RunRecord) -> bool:
+            return not _forbidden(record.changes(new.settings))
+
+        with results_of_others(destination.folder, destination.part, is_usable) as others:
+            yield others
 
     def _check_other_parts(self, destination: PartDestination, settings: dict[str, Any]) -> None:
         """Refuse a folder whose other parts are of a run with other settings."""
@@ -274,7 +291,7 @@ class DurableOutput:
 
     def _refuse_changes(self, output: Path, changes: list[str]) -> None:
         """Refuse to go on with ``output`` with changes that the policy does not allow."""
-        others = [c for c in changes if c.partition(":")[0] not in _MANIFEST_SETTINGS]
+        others = _forbidden(changes)
         if not changes or (self._policy.incremental and not others):
             return
         hint = "" if others else "--incremental to keep the answers of unchanged rows, or "
@@ -342,3 +359,8 @@ class DurableOutput:
             record.started,
             record.settings,
         )
+
+
+def _forbidden(changes: list[str]) -> list[str]:
+    """The changes, as of ``RunRecord.changes``, that --incremental does not allow."""
+    return [change for change in changes if change.partition(":")[0] not in _MANIFEST_SETTINGS]
