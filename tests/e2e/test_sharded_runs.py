@@ -287,3 +287,29 @@ def test_a_task_knows_its_part(tmp_path: Path, variables: dict[str, str]) -> Non
     manifest.write_text('{"prompt": "USER: Hi ASSISTANT:"}\n' * 2)
     assert run(manifest, "parts", "--shard", "auto", **variables).returncode == 0
     assert (tmp_path / "parts/part-00001-of-00002.parquet").exists()
+
+
+def test_a_part_of_a_version_that_divides_otherwise(tmp_path: Path) -> None:
+    """Its rows are others, though all settings are the same."""
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text('{"prompt": "USER: Hi ASSISTANT:"}\n' * 4)
+    arguments = ("parts", "--shard", "1/2")
+    assert run(manifest, *arguments).returncode == 0
+    record = tmp_path / "parts/_vlmbatch/part-00001-of-00002/run.json"
+    values = json.loads(record.read_text())
+    values["about"]["first_row"] = 1
+    record.write_text(json.dumps(values))
+    done = run(manifest, *arguments)
+    assert done.returncode == 2 and "has 2 rows from row 1 on, expected 2 from 2" in done.stderr
+    assert run(manifest, *arguments, "--overwrite").returncode == 0
+
+
+def test_a_link_in_the_place_of_the_work_folders(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts/_vlmbatch").symlink_to("../elsewhere")
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text('{"prompt": "USER: Hi ASSISTANT:"}\n')
+    done = run(manifest, "parts", "--shard", "0/1")
+    assert done.returncode == 74 and "_vlmbatch is a symbolic link" in done.stderr
+    assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -145,11 +145,11 @@ def _check_length(path: Path, *, is_file: bool) -> None:
         )
 
 
-def check_merged_file(output: str | None, folder: Path) -> Path:
+def check_merged_file(output: str | None, folder: Path, *, overwrite: bool) -> Path:
     """Where parts are joined, refused before they are read.
 
     Raises:
-        UsageError: none given, or no Parquet file can be there.
+        UsageError: none given, or no Parquet file can be there, or something is in the way.
     """
     if output is None:
         name = folder.resolve().name or "answers"
@@ -160,7 +160,7 @@ def check_merged_file(output: str | None, folder: Path) -> Path:
             ".parquet"
         )
     with _looking_at(f"output {output}"):
-        _check_place(output, overwrite=True, sharded=False)
+        _check_place(output, overwrite=overwrite, sharded=False)
     return Path(output)
 
 

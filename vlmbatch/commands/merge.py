@@ -48,7 +48,7 @@ def merge(options: MergeOptions, report: ReportOptions, config_file: Path | None
     being written, 2 when the parts are not those of one run.
     """
     folder = Path(options.folder)
-    output = check_merged_file(options.output, folder)
+    output = check_merged_file(options.output, folder, overwrite=options.overwrite)
     check_report_file("--summary-json", report.summary_json)
     check_places(
         [

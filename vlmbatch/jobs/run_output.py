@@ -210,8 +210,10 @@ class DurableOutput:
             return new
         unchanged = current.fingerprint == new.fingerprint
         if not unchanged:
-            self._check_changes(current, settings)
-        elif policy.incremental:  # images are known by the rows' keys alone
+            self._refuse_changes(self.path, current.changes(settings))
+        elif isinstance(self._destination, PartDestination):
+            self._check_rows(current)
+        if unchanged and policy.incremental:  # images are known by the rows' keys alone
             answered = current.num_rows if current.state == "complete" else 0
             unchanged = rows_match(work.keys_path(current), rows(), least=answered)
         if unchanged and not (policy.retry_failed and self._has_errors(current)):
@@ -285,9 +287,16 @@ class DurableOutput:
             other, changes = other_run(destination.folder, destination.part, settings)
             self._refuse_changes(destination.folder / other.file_name, changes)
 
-    def _check_changes(self, current: RunRecord, settings: dict[str, Any]) -> None:
-        changes = current.changes(settings)
-        self._refuse_changes(self.path, changes)
+    def _check_rows(self, current: RunRecord) -> None:
+        """Refuse to go on with a part that has other rows, though its settings are the same."""
+        first_row = current.about.get("first_row", 0)
+        if (first_row, current.num_rows) != (self._span.start, len(self._span)):
+            raise UsageError(
+                f"output {self.path} has {current.num_rows} rows from row {first_row} on, expected "
+                f"{len(self._span)} from {self._span.start}: it is of another version of vlmbatch, "
+                f"{current.version}. Finish all parts with that version, or run all with "
+                "--overwrite to start anew"
+            )
 
     def _refuse_changes(self, output: Path, changes: list[str]) -> None:
         """Refuse to go on with ``output`` with changes that the policy does not allow."""

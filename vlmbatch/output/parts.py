@@ -82,7 +82,7 @@ class PartFile:
             self.num_rows,
             __version__,
             self.info.started,
-            {"manifest": self.info.manifest},
+            {"manifest": self.info.manifest, "first_row": self.info.first_row},
             "complete",
         )
 

@@ -74,11 +74,13 @@ class WorkFolder:
         self.path = work_folder_path(output)
         self._files = files
         with reported(self.path):
-            if self.path.is_symlink():  # what is in the folder is written and removed by name
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(self.path))
             for folder in folders_to_make(output):
-                files.make_folder(folder)
-                files.fsync_folder(folder.parent)
+                # What is in a work folder is written and removed by name.
+                if folder.is_symlink() and folder != self.output.parent:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(folder))
+                if folder != self.output.parent or not folder.is_dir():
+                    files.make_folder(folder)
+                    files.fsync_folder(folder.parent)
         self._lock = OutputLock(self.path / LOCK_FILE, output)
 
     def __enter__(self) -> Self:
