@@ -287,13 +287,13 @@ CASES = {
         shards=True,
     ),
     "other settings": Case(
-        "run_output --overwrite",
+        "changes --overwrite",
         changed_sampling,
         "seed: 0 -> 3",
         [["--seed", 3, "--overwrite"]],
     ),
     "a grown manifest": Case(
-        "run_output --incremental", grown_manifest, "--incremental to keep", [["--incremental"]]
+        "changes --incremental", grown_manifest, "--incremental to keep", [["--incremental"]]
     ),
     "nothing to do": Case(
         "summary --overwrite",

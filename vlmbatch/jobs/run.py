@@ -19,7 +19,8 @@ from vlmbatch.durable.spill import Spill
 from vlmbatch.errors import UsageError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.jobs.fingerprint import run_settings
-from vlmbatch.jobs.run_output import DurableOutput, Output, StreamOutput
+from vlmbatch.jobs.run_output import DurableOutput, Output
+from vlmbatch.jobs.stream_output import StreamOutput
 from vlmbatch.manifest.arrow_values import TIME_REDUCERS
 from vlmbatch.output.finished import finished_counts
 from vlmbatch.output.kept_inputs import InputsWriter

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -36,9 +34,8 @@ from vlmbatch.output.carry_over import (
     seed_unchanged,
     seed_without_errors,
 )
-from vlmbatch.output.changes import explained
+from vlmbatch.output.changes import forbidden, refuse_changes
 from vlmbatch.output.finished import finished_counts, finished_results
-from vlmbatch.output.jsonl_writer import JsonlResultWriter, result_line
 from vlmbatch.output.openai_lines import BatchLines, errors_path, is_batch_output
 from vlmbatch.output.openai_writer import BatchResultWriter
 from vlmbatch.output.other_parts import results_of_others
@@ -49,9 +46,6 @@ from vlmbatch.output.work_folder import FINGERPRINT_KEY, RUN_ID_KEY, WorkFolder
 from vlmbatch.types import Result, Row
 
 Rows = Callable[[], Iterator[Row]]  # one pass over the manifest
-
-# What --incremental allows to change.
-_MANIFEST_SETTINGS = ("manifest", "limit", "images_from")
 
 
 class Output(Protocol):
@@ -88,38 +82,6 @@ class Output(Protocol):
     def commit(self) -> None:
         """All rows are written: make the output whole."""
         ...
-
-
-class StreamOutput:
-    """JSONL on standard output: nothing to resume, each line stands as soon as it is written.
-
-    ``lines``: those of OpenAI's batch output in place of our own, whose keys have
-    ``column_prefix``.
-    """
-
-    folder = None
-    journal = None
-    num_known = 0
-
-    def __init__(self, lines: BatchLines | None = None, column_prefix: str = "") -> None:
-        own = partial(result_line, prefix=column_prefix)
-        values = own if lines is None else lines.line
-        self.writer: ResultWriter = JsonlResultWriter(sys.stdout.buffer, values)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing is held."""
-
-    def watch(self, rows: Iterator[Row]) -> Iterator[Row]:
-        return rows
-
-    def known(self, row: Row) -> Result | None:
-        return None
-
-    def commit(self) -> None:
-        self.writer.close()
 
 
 class DurableOutput:
@@ -210,7 +172,7 @@ class DurableOutput:
             return new
         unchanged = current.fingerprint == new.fingerprint
         if not unchanged:
-            self._refuse_changes(self.path, current.changes(settings))
+            refuse_changes(self.path, current.changes(settings), incremental=policy.incremental)
         elif isinstance(self._destination, PartDestination):
             self._check_rows(current)
         if unchanged and policy.incremental:  # images are known by the rows' keys alone
@@ -276,7 +238,7 @@ class DurableOutput:
             return
 
         def is_usable(record: RunRecord) -> bool:
-            return not _forbidden(record.changes(new.settings))
+            return not forbidden(record.changes(new.settings))
 
         with results_of_others(destination.folder, destination.part, is_usable) as others:
             yield others
@@ -285,7 +247,8 @@ class DurableOutput:
         """Refuse a folder whose other parts are of a run with other settings."""
         if not self._policy.overwrite:
             other, changes = other_run(destination.folder, destination.part, settings)
-            self._refuse_changes(destination.folder / other.file_name, changes)
+            path = destination.folder / other.file_name
+            refuse_changes(path, changes, incremental=self._policy.incremental)
 
     def _check_rows(self, current: RunRecord) -> None:
         """Refuse to go on with a part that has other rows, though its settings are the same."""
@@ -297,18 +260,6 @@ class DurableOutput:
                 f"{current.version}. Finish all parts with that version, or run all with "
                 "--overwrite to start anew"
             )
-
-    def _refuse_changes(self, output: Path, changes: list[str]) -> None:
-        """Refuse to go on with ``output`` with changes that the policy does not allow."""
-        others = _forbidden(changes)
-        if not changes or (self._policy.incremental and not others):
-            return
-        hint = "" if others else "--incremental to keep the answers of unchanged rows, or "
-        lines = "".join(f"\n  {explained(change)}" for change in changes)
-        raise UsageError(
-            f"output {output} belongs to a run with other settings:{lines}\n"
-            f"Restore them to resume it, or add {hint}--overwrite to start anew"
-        )
 
     @contextmanager
     def _results_of(self, record: RunRecord) -> Iterator[PreviousResults]:
@@ -368,8 +319,3 @@ class DurableOutput:
             record.started,
             record.settings,
         )
-
-
-def _forbidden(changes: list[str]) -> list[str]:
-    """The changes, as of ``RunRecord.changes``, that --incremental does not allow."""
-    return [change for change in changes if change.partition(":")[0] not in _MANIFEST_SETTINGS]

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
+
+from vlmbatch.errors import UsageError
+
+# What --incremental allows to change.
+_MANIFEST_SETTINGS = ("manifest", "limit", "images_from")
 
 # What has changed where a setting's name does not say it. Some values are digests of content.
 _EXPLANATIONS = {
@@ -24,3 +30,25 @@ def explained(change: str) -> str:
     if name in _EXPLANATIONS:
         return f"{_EXPLANATIONS[name]} ({values})"
     return f"{name.removeprefix('processor.')}: {values}"
+
+
+def forbidden(changes: list[str]) -> list[str]:
+    """The changes, as of ``RunRecord.changes``, that --incremental does not allow."""
+    return [change for change in changes if change.partition(":")[0] not in _MANIFEST_SETTINGS]
+
+
+def refuse_changes(output: Path, changes: list[str], *, incremental: bool) -> None:
+    """Refuse to go on with a run on ``output`` with other settings than it has.
+
+    Raises:
+        UsageError: names the changes, and what may be done.
+    """
+    others = forbidden(changes)
+    if not changes or (incremental and not others):
+        return
+    hint = "" if others else "--incremental to keep the answers of unchanged rows, or "
+    lines = "".join(f"\n  {explained(change)}" for change in changes)
+    raise UsageError(
+        f"output {output} belongs to a run with other settings:{lines}\n"
+        f"Restore them to resume it, or add {hint}--overwrite to start anew"
+    )

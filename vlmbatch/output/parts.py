@@ -20,7 +20,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from vlmbatch import __version__
 from vlmbatch.config import Part
 from vlmbatch.config.part import part_of_name
 from vlmbatch.durable.run_paths import (
@@ -67,6 +66,7 @@ class PartFile:
     num_rows: int
     run_id: str
     fingerprint: str
+    version: str  # of vlmbatch, which wrote it
 
     @property
     def rows(self) -> range:
@@ -80,7 +80,7 @@ class PartFile:
             self.fingerprint,
             self.info.settings,
             self.num_rows,
-            __version__,
+            self.version,
             self.info.started,
             {"manifest": self.info.manifest, "first_row": self.info.first_row},
             "complete",
@@ -104,12 +104,12 @@ def read_part(path: Path) -> PartFile | None:
         if error.errno is None:  # so pyarrow tells that the footer is no footer
             return None
         raise OutputError(f"{path} cannot be read: {error.strerror}") from error
-    keys = (PART_KEY, RUN_ID_KEY, FINGERPRINT_KEY)
+    keys = (PART_KEY, RUN_ID_KEY, FINGERPRINT_KEY, "vlmbatch.version")
     values = [(footer.metadata or {}).get(key.encode(), b"").decode() for key in keys]
     info = _info(values[0])
     if info is None or not values[1] or (info.number, info.count) != (part.number, part.count):
         return None
-    return PartFile(path, part, info, footer.num_rows, values[1], values[2])
+    return PartFile(path, part, info, footer.num_rows, *values[1:])
 
 
 def finished_part(folder: Path, part: Part, fingerprint: str, rows: range) -> PartFile | None:
