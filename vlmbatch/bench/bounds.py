@@ -38,7 +38,8 @@ class ModelCosts:
 
 
 def model_costs(config: ModelConfig, itemsize: int, grid: ImageGrid) -> ModelCosts:
-    """The costs of ``config`` with weights and KV cache of ``itemsize`` bytes a number.
+    """The costs of ``config`` with weights and KV cache of ``itemsize`` bytes a number, but for
+    quantized weights of one.
 
     ``grid``: of the images.
     """
@@ -51,6 +52,7 @@ def model_costs(config: ModelConfig, itemsize: int, grid: ImageGrid) -> ModelCos
         + 3 * text.intermediate_size  # gate, up and down
     )
     decoder_weights = text.num_layers * layer_weights
+    decoder_itemsize = itemsize if config.quantization is None else 1
     head_weights = text.vocab_size * text.hidden_size
     tables = 1 if config.tie_word_embeddings else 2
     image = family_of(config).image_flops(config, grid)
@@ -61,8 +63,8 @@ def model_costs(config: ModelConfig, itemsize: int, grid: ImageGrid) -> ModelCos
         image_flops=image.tower + image.projector,
         tower_flops=image.tower,
         kv_bytes_per_token=2 * kv_size * text.num_layers * itemsize,
-        decoder_bytes=(decoder_weights + tables * head_weights) * itemsize,
-        step_bytes=(decoder_weights + head_weights) * itemsize,
+        decoder_bytes=decoder_weights * decoder_itemsize + tables * head_weights * itemsize,
+        step_bytes=decoder_weights * decoder_itemsize + head_weights * itemsize,
     )
 
 

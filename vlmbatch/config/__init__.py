@@ -6,6 +6,7 @@ from vlmbatch.config.engine import (
     DType,
     EngineConfig,
     EngineName,
+    Quantize,
 )
 from vlmbatch.config.images import (
     IMAGE_TIMEOUT_S,
@@ -58,6 +59,7 @@ __all__ = [
     "Part",
     "PartDestination",
     "PromptConfig",
+    "Quantize",
     "RunPolicy",
     "SamplingParams",
     "SessionConfig",

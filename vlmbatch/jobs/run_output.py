@@ -90,7 +90,8 @@ class DurableOutput:
     For OpenAI's batch requests a ``.jsonl`` file, with one of errors beside it; else Parquet.
     ``span``: which rows of the manifest ``rows`` are; of a part not all of them.
 
-    ``complete``: an earlier run has finished it already, and nothing is opened for writing.
+    ``quantization``: of the model's weights, for the output's metadata. ``complete``: an earlier
+    run has finished it already, and nothing is opened for writing.
 
     Raises:
         OutputLockedError: another run is writing it.
@@ -110,8 +111,10 @@ class DurableOutput:
         rows: Rows,
         settings: dict[str, Any],
         span: range,
+        quantization: str | None = None,
     ) -> None:
         self._config = config
+        self._quantization = quantization
         self._policy = config.policy
         self._destination = destination
         self._manifest_rows = info.num_rows
@@ -283,6 +286,8 @@ class DurableOutput:
             FINGERPRINT_KEY: record.fingerprint,
             RUN_ID_KEY: record.id,
         }
+        if self._quantization is not None:
+            metadata["vlmbatch.quantization"] = self._quantization
         destination = self._destination
         if isinstance(destination, PartDestination):
             metadata |= self._part_info(destination, record).metadata()
