@@ -501,6 +501,8 @@ ELSEWHERE = {
     "config --max-pixels": _RESOLUTION,
     "config --min-pixels": _RESOLUTION,
     "config --longest-side": _RESOLUTION,
+    "config --quantize": _NAMES_IT,
+    "quantization --quantize": "describes what a run was asked for, and advises nothing",
     "image_processor --max-pixels": _RESOLUTION,
     "shrink --max-pixels": _RESOLUTION,
     "loading --device": "points to `vlmbatch doctor`: in tests/commands/test_doctor.py",
