@@ -69,8 +69,8 @@ class TensorImage:
     ) -> TensorImage:
         """See ``DeviceImage``.
 
-        As in Pillow a pass over lines and one over columns, each rounded to whole numbers, first
-        the one that leaves less to the other. Filters that are not among ``FILTERS`` are Pillow's.
+        As in Pillow a pass over lines and one over columns, each rounded to whole numbers. Filters
+        that are not among ``FILTERS`` are Pillow's.
         """
         whole = (0.0, 0.0, float(self.width), float(self.height))
         box = box or whole
@@ -90,7 +90,8 @@ class TensorImage:
             across = across[:, x : x + self.pixels.shape[2]]
             down = down[:, y : y + self.pixels.shape[1]]
         pixels = self.pixels
-        if self.height * width > height * self.width:
+        # Pillow was seen to begin with columns then; begun otherwise, some pixels differ by one.
+        if height < self.height and (width >= self.width or self.height > 2 * self.width):
             pixels = _lines(pixels.transpose(1, 2), down, color).transpose(1, 2)
             pixels = _lines(pixels, across, color)
         else:
