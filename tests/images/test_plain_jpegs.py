@@ -82,7 +82,7 @@ ODD = {
 
 @pytest.mark.parametrize("data", PLAIN.values(), ids=PLAIN)
 def test_plain_jpegs(data: bytes) -> None:
-    assert read(data) == PlainJpeg(data, *reversed(SIZE), None)
+    assert read(data) == PlainJpeg(data, SIZE[1], SIZE[0], None)
 
 
 @pytest.mark.parametrize("data", ODD.values(), ids=ODD)

@@ -117,4 +117,4 @@ def test_every_image_processor_takes_them(name: str, size: tuple[int, int]) -> N
     assert ours.pixels.flags.c_contiguous
     assert ours.pixels.dtype == np.uint8
     assert largest_difference(ours.pixels, theirs.pixels) <= 2
-    assert (ours.pixels != theirs.pixels).mean() < 0.01
+    assert (ours.pixels != theirs.pixels).mean() < 0.05  # where the passes change places

@@ -1,7 +1,6 @@
-"""A decoder in the place of a GPU's, for the process that decodes on one. It imports no torch.
+"""Decoders in the place of a GPU's, for the process that decodes on one. They import no torch.
 
-What it decodes comes out with its colours inverted: nobody else decodes it like that. What becomes
-of a file says its comment.
+What becomes of a file says its comment.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from vlmbatch.images.jpeg import PlainJpeg
 from vlmbatch.types import ImageRef
 
 
-class InvertingDecoder:
+class PillowDecoder:
     """``log``: gets a line of how many files it was given, for each batch."""
 
     def __init__(self, log: Path, max_pixels: int = 10**6) -> None:
@@ -30,18 +29,25 @@ class InvertingDecoder:
     def decode(self, files: Sequence[PlainJpeg]) -> list[Image.Image | None]:
         with self._log.open("a") as log:
             log.write(f"{len(files)}\n")
-        return [_decoded(file) for file in files]
+        return [self._decoded(file) for file in files]
+
+    def _decoded(self, file: PlainJpeg) -> Image.Image | None:
+        if b"crash, please" in file.data:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if b"hang, please" in file.data:
+            while True:
+                time.sleep(60)
+        if b"refuse, please" in file.data:
+            return None
+        return decode_image(ImageRef(data=file.data), ImageLimits())
 
 
-def _decoded(file: PlainJpeg) -> Image.Image | None:
-    if b"crash, please" in file.data:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    if b"hang, please" in file.data:
-        while True:
-            time.sleep(60)
-    if b"refuse, please" in file.data:
-        return None
-    return inverted(file.data)
+class InvertingDecoder(PillowDecoder):
+    """What it decodes comes out with its colours inverted: nobody else decodes it like that."""
+
+    def _decoded(self, file: PlainJpeg) -> Image.Image | None:
+        image = super()._decoded(file)
+        return image and ImageOps.invert(image)
 
 
 def inverted(data: bytes) -> Image.Image:
