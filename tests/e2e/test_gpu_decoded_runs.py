@@ -27,7 +27,7 @@ def log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "log").touch()
     stand_in = partial(PillowDecoder, tmp_path / "log")
     for module in (vlmbatch.session.open, vlmbatch.session.load):
-        monkeypatch.setattr(module, "check_gpu_decoder", lambda config, inputs: None)
+        monkeypatch.setattr(module, "check_gpu_decoder", lambda config, processor: None)
     monkeypatch.setattr(vlmbatch.session.open, "gpu_decoder", lambda: stand_in)
     return tmp_path / "log"
 

@@ -65,8 +65,8 @@ def test_what_is_missing_is_named(
 def test_a_cpu_is_no_gpu(inputs: ModelInputs, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend(monkeypatch, cuda=True, torchvision=True)
     with pytest.raises(ConfigError, match="image_decoder gpu needs a GPU, and device is cpu"):
-        check_gpu_decoder(replace(GPU, engine=EngineConfig(device="cpu")), inputs)
-    check_gpu_decoder(GPU, inputs)
+        check_gpu_decoder(replace(GPU, engine=EngineConfig(device="cpu")), inputs.processor)
+    check_gpu_decoder(GPU, inputs.processor)
 
 
 def test_without_workers_there_is_nobody_for_the_rest() -> None:

@@ -58,9 +58,9 @@ class NvJpegDecoder:
             return [image for file in files for image in self.decode([file])]
         return [
             TensorImage(pixels).upright(file.orientation)
-            if _is_written(pixels) and pixels.shape[1:] == (file.height, file.width)
+            if written and pixels.shape[1:] == (file.height, file.width)
             else None
-            for pixels, file in zip(decoded, files, strict=True)
+            for pixels, written, file in zip(decoded, _are_written(decoded), files, strict=True)
         ]
 
     def _decoded(self, files: Sequence[PlainJpeg]) -> list[Tensor]:
@@ -86,6 +86,11 @@ class NvJpegDecoder:
             torch.cuda.synchronize(self._device)
 
 
-def _is_written(pixels: Tensor) -> bool:
-    down, across = (max(1, side // _SAMPLES) for side in pixels.shape[1:])
-    return bool((pixels[:, ::down, ::across] != _UNWRITTEN).any())
+def _are_written(images: Sequence[Tensor]) -> list[bool]:
+    """Whether some of the pixels of each are."""
+    found = []
+    for pixels in images:
+        down, across = (max(1, side // _SAMPLES) for side in pixels.shape[1:])
+        found.append((pixels[:, ::down, ::across] != _UNWRITTEN).any())
+    written: list[bool] = torch.stack(found).tolist()
+    return written

@@ -6,42 +6,44 @@ would lie beyond the edges is left out.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from functools import lru_cache
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 _CUBIC = -0.5  # Keys' parameter
 
-
-def _box(x: Tensor) -> Tensor:
-    return ((x > -0.5) & (x <= 0.5)).to(x.dtype)
+Floats = NDArray[np.float64]
 
 
-def _triangle(x: Tensor) -> Tensor:
-    return (1 - x.abs()).clamp(min=0)
+def _box(x: Floats) -> Floats:
+    return ((x > -0.5) & (x <= 0.5)).astype(np.float64)
 
 
-def _hamming(x: Tensor) -> Tensor:
-    window = 0.54 + 0.46 * torch.cos(torch.pi * x)
-    return torch.where(x.abs() < 1, torch.sinc(x) * window, 0.0)
+def _triangle(x: Floats) -> Floats:
+    triangle: Floats = np.maximum(1 - np.abs(x), 0)
+    return triangle
 
 
-def _cubic(x: Tensor) -> Tensor:
-    x = x.abs()
+def _hamming(x: Floats) -> Floats:
+    return np.where(np.abs(x) < 1, np.sinc(x) * (0.54 + 0.46 * np.cos(np.pi * x)), 0)
+
+
+def _cubic(x: Floats) -> Floats:
+    x = np.abs(x)
     near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
     far = _CUBIC * (((x - 5) * x + 8) * x - 4)
-    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    return np.where(x < 1, near, np.where(x < 2, far, 0))
 
 
-def _lanczos(x: Tensor) -> Tensor:
-    return torch.where((x >= -3) & (x < 3), torch.sinc(x) * torch.sinc(x / 3), 0.0)
+def _lanczos(x: Floats) -> Floats:
+    return np.where((x >= -3) & (x < 3), np.sinc(x) * np.sinc(x / 3), 0)
 
 
 # With the distance from its middle at which each ends. Of NEAREST the nearest pixel counts alone.
-FILTERS: dict[Image.Resampling, tuple[Callable[[Tensor], Tensor], float]] = {
+FILTERS: dict[Image.Resampling, tuple[Callable[[Floats], Floats], float]] = {
     Image.Resampling.BOX: (_box, 0.5),
     Image.Resampling.BILINEAR: (_triangle, 1.0),
     Image.Resampling.HAMMING: (_hamming, 1.0),
@@ -50,27 +52,24 @@ FILTERS: dict[Image.Resampling, tuple[Callable[[Tensor], Tensor], float]] = {
 }
 
 
-@lru_cache(maxsize=4)  # of photos of one camera, upright and on their side
 def weights(
-    length: int,
-    start: float,
-    stop: float,
-    count: int,
-    resample: Image.Resampling,
-    device: torch.device,
-) -> Tensor:
-    """(count, length) float32: what stands between ``start`` and ``stop`` becomes ``count`` pixels.
+    length: int, start: float, stop: float, count: int, resample: Image.Resampling
+) -> NDArray[np.float32]:
+    """(count, length): what stands between ``start`` and ``stop`` becomes ``count`` pixels.
 
     ``resample``: one of ``FILTERS``.
     """
     kernel, reach = FILTERS[resample]
     scale = (stop - start) / count
     stretch = max(scale, 1.0)
-    places = torch.arange(count, dtype=torch.float64, device=device)
-    middle = start + (places[:, None] + 0.5) * scale
-    pixel = torch.arange(length, dtype=torch.float64, device=device)
-    first = (middle - reach * stretch + 0.5).floor()
-    end = (middle + reach * stretch + 0.5).floor()
-    values = kernel((pixel - middle + 0.5) / stretch)
-    values = values.masked_fill((pixel < first) | (pixel >= end), 0.0)
-    return (values / values.sum(1, keepdim=True)).float()
+    middle = start + (np.arange(count) + 0.5) * scale
+    first = np.maximum(np.floor(middle - reach * stretch + 0.5), 0).astype(np.int64)
+    end = np.minimum(np.floor(middle + reach * stretch + 0.5), length).astype(np.int64)
+    taps = math.ceil(2 * reach * stretch) + 1
+    pixel = first[:, None] + np.arange(taps)
+    values = kernel((pixel - middle[:, None] + 0.5) / stretch)
+    values[pixel >= end[:, None]] = 0
+    values /= values.sum(1, keepdims=True)
+    shares = np.zeros((count, length + taps), np.float32)
+    np.put_along_axis(shares, pixel, values.astype(np.float32), axis=1)
+    return np.ascontiguousarray(shares[:, :length])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -81,22 +82,20 @@ class TensorImage:
             return TensorImage(torch.from_numpy(np.array(resized)).permute(2, 0, 1))
         width, height = size
         left, top, right, bottom = box
-        across = weights(self.width, left, right, width, resample, self.pixels.device)
-        down = weights(self.height, top, bottom, height, resample, self.pixels.device)
-        color = torch.zeros(3, device=self.pixels.device)
+        device = self.pixels.device
+        across = _shares(self.width, left, right, width, resample, device)
+        down = _shares(self.height, top, bottom, height, resample, device)
+        color = None
         if self.square is not None:
             x, y = self.square.place
-            color = torch.tensor(self.square.color, dtype=torch.float32, device=color.device)
             across = across[:, x : x + self.pixels.shape[2]]
             down = down[:, y : y + self.pixels.shape[1]]
-        pixels = self.pixels
+            color = torch.tensor(self.square.color, dtype=torch.float32).to(device)
         # Pillow was seen to begin with columns then; begun otherwise, some pixels differ by one.
         if height < self.height and (width >= self.width or self.height > 2 * self.width):
-            pixels = _lines(pixels.transpose(1, 2), down, color).transpose(1, 2)
-            pixels = _lines(pixels, across, color)
+            pixels = _along_lines(_along_columns(self.pixels, down, color), across, color)
         else:
-            pixels = _lines(pixels, across, color)
-            pixels = _lines(pixels.transpose(1, 2), down, color).transpose(1, 2)
+            pixels = _along_columns(_along_lines(self.pixels, across, color), down, color)
         return TensorImage(pixels.byte())
 
     def __array__(
@@ -112,15 +111,43 @@ class TensorImage:
         return page
 
 
-def _lines(pixels: Tensor, shares: Tensor, color: Tensor) -> Tensor:
-    """The last dimension of (3, lines, n), resized by ``shares`` (count, n): (3, lines, count).
+@lru_cache(maxsize=8)  # of photos of one camera, upright and on their side
+def _shares(
+    length: int,
+    start: float,
+    stop: float,
+    count: int,
+    resample: Image.Resampling,
+    device: torch.device,
+) -> Tensor:
+    """``weights`` on the device."""
+    return torch.from_numpy(weights(length, start, stop, count, resample)).to(device)
 
-    Whole numbers in float32. What ``shares`` lack of 1 is that of ``color`` (3,).
+
+def _along_lines(pixels: Tensor, shares: Tensor, color: Tensor | None) -> Tensor:
+    """(3, lines, n) resized by ``shares`` (count, n): (3, lines, count), whole numbers in float32.
+
+    What ``shares`` lack of 1 is that of ``color`` (3,), where there is one.
     """
-    rest = color[:, None, None] * (1 - shares.sum(1))
-    lines = max(1, _CHUNK_PIXELS // pixels.shape[2])
-    chunks = [
-        (chunk.float() @ shares.T + rest).add_(0.5).floor_().clamp_(0, 255)
-        for chunk in torch.split(pixels, lines, dim=1)
-    ]
-    return torch.cat(chunks, dim=1)
+    chunks = torch.split(pixels, max(1, _CHUNK_PIXELS // pixels.shape[2]), dim=1)
+    parts = [chunk.float() @ shares.T for chunk in chunks]
+    if color is not None:
+        rest = color[:, None, None] * (1 - shares.sum(1))
+        parts = [part + rest for part in parts]
+    return _rounded(parts, dim=1)
+
+
+def _along_columns(pixels: Tensor, shares: Tensor, color: Tensor | None) -> Tensor:
+    """(3, n, columns) by ``shares`` (count, n): (3, count, columns), as by ``_along_lines``."""
+    chunks = torch.split(pixels, max(1, _CHUNK_PIXELS // pixels.shape[1]), dim=2)
+    parts = [shares @ chunk.float() for chunk in chunks]
+    if color is not None:
+        rest = color[:, None, None] * (1 - shares.sum(1))[:, None]
+        parts = [part + rest for part in parts]
+    return _rounded(parts, dim=2)
+
+
+def _rounded(parts: list[Tensor], dim: int) -> Tensor:
+    """To whole numbers from 0 to 255; few operations, as a GPU is lent between others'."""
+    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+    return whole.add_(0.5).floor_().clamp_(0, 255)

@@ -13,29 +13,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vlmbatch.images.loading.device_worker import DeviceDecoder
-    from vlmbatch.session.open import ModelInputs
+    from vlmbatch.models.family import Processor
 
 # Of the device, for the process that decodes: its CUDA context, a batch, what nvJPEG keeps.
 _DEVICE_BYTES = 2 * 2**30
 
 
-def decodes_on_gpu(config: SessionConfig, inputs: ModelInputs) -> bool:
+def decodes_on_gpu(config: SessionConfig, processor: Processor) -> bool:
     """Whether there are images that a GPU is to decode."""
-    return config.image_loading.decoder == "gpu" and inputs.processor.images is not None
+    return config.image_loading.decoder == "gpu" and processor.images is not None
 
 
-def reserved_bytes(config: SessionConfig, inputs: ModelInputs) -> int:
+def reserved_bytes(config: SessionConfig, processor: Processor) -> int:
     """Memory of the device that its engine leaves to what decodes on it."""
-    return _DEVICE_BYTES if decodes_on_gpu(config, inputs) else 0
+    return _DEVICE_BYTES if decodes_on_gpu(config, processor) else 0
 
 
-def check_gpu_decoder(config: SessionConfig, inputs: ModelInputs) -> None:
+def check_gpu_decoder(config: SessionConfig, processor: Processor) -> None:
     """See that images can be decoded as they are to be.
 
     Raises:
         ConfigError: on a GPU, but something is missing for that; the message names it.
     """
-    if not decodes_on_gpu(config, inputs):
+    if not decodes_on_gpu(config, processor):
         return
     if config.engine.device == "cpu":
         raise ConfigError("image_decoder gpu needs a GPU, and device is cpu: leave out one of them")

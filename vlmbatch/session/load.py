@@ -57,7 +57,7 @@ def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
     """
     from vlmbatch.engine.loading import build_engine
 
-    check_gpu_decoder(config, inputs)  # also where images are opened later
+    check_gpu_decoder(config, inputs.processor)  # also where images are opened later
     assert isinstance(inputs.model, ModelConfig)
     settings = config.engine
     if settings.cpu_threads is None:
@@ -67,7 +67,7 @@ def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
         inputs.model,
         settings,
         inputs.processor,
-        reserved_bytes=reserved_bytes(config, inputs),
+        reserved_bytes=reserved_bytes(config, inputs.processor),
     )
     if engine.device.type == "cuda":
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -90,7 +90,7 @@ def load_with_transformers(config: SessionConfig, inputs: ModelInputs) -> HfRepl
     from vlmbatch.hf.processor import HfProcessor
     from vlmbatch.hf.replica import HfReplica
 
-    check_gpu_decoder(config, inputs)
+    check_gpu_decoder(config, inputs.processor)
     assert isinstance(inputs.model, HfConfig)
     assert isinstance(inputs.processor, HfProcessor)
     settings = config.engine

@@ -204,7 +204,7 @@ def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int)
     slots = 4 * num_workers  # so that workers find another image at hand, also while threads wait
     open_device = None
     if loading.decoder == "gpu":
-        check_gpu_decoder(config, inputs)
+        check_gpu_decoder(config, inputs.processor)
         open_device = gpu_decoder()
         slots += 2 * MAX_IMAGES  # a batch that is decoded, and the next
     recent_bytes = HostMemory.divide(config.host_memory).decoded
