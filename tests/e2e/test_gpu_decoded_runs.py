@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from corpus_rows import corpus_rows, mistakes
 from device_decoders import InvertingDecoder, PillowDecoder
 from encoding import encoded
 from in_process import call
+from make_corpus import HERE as CORPUS
+from make_corpus import rows_manifest
 from PIL import Image
 
 import vlmbatch.session.load
@@ -107,6 +110,17 @@ def test_a_run_with_poison_and_with_what_is_no_plain_jpeg(log: Path, tmp_path: P
         )
         == 1
     )
+
+
+def test_the_jpegs_of_the_corpus_have_their_results(log: Path, tmp_path: Path) -> None:
+    rows = [row for row in corpus_rows() if b".jpg" in row.line]
+    (tmp_path / "images").symlink_to(CORPUS / "images")
+    (tmp_path / "m.jsonl").write_bytes(rows_manifest(rows))
+    options = ("--image-decoder", "gpu", "--max-tokens", 32)
+    status, records = run(tmp_path / "m.jsonl", tmp_path / "out.parquet", *options)
+    assert status == 1
+    assert mistakes(rows, records) == []
+    assert num_decoded(log) == 10  # eight orientations, corrupt EXIF, a picture behind another
 
 
 def test_features_of_another_decoder_are_others(
