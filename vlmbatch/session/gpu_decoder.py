@@ -12,7 +12,7 @@ from vlmbatch.errors import ConfigError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vlmbatch.images.loading.device_worker import DeviceDecoder
+    from vlmbatch.images.loading.settings import DeviceDecoder
     from vlmbatch.models.family import Processor
 
 # Of the device, for the process that decodes: its CUDA context, a batch, what nvJPEG keeps.

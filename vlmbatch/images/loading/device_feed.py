@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from vlmbatch.errors import RowError
-from vlmbatch.images.loading.child import ChildProcess, WorkerLostError
+from vlmbatch.images.loading.child import WorkerLostError
 from vlmbatch.images.loading.device_process import (
     BatchLostError,
     DeviceProcess,
     images_at_once,
 )
-from vlmbatch.images.loading.device_worker import DeviceSettings
-from vlmbatch.images.loading.job import Job
+from vlmbatch.images.loading.job import Job, JobQueue
 from vlmbatch.images.loading.process import Decoded
+from vlmbatch.images.loading.settings import DeviceSettings
 from vlmbatch.log import logger
 
 # A crash costs the seconds that a new process takes, in which nothing is decoded: so many are
@@ -23,31 +22,6 @@ _CRASHES = 5
 _IMAGES_A_CRASH = 500
 _MAX_LOSSES = 2  # processes that end with no image in hand, one after another
 _MAX_BODY_BYTES = 2**26  # of embedded images in a batch
-
-
-class JobQueue(Protocol):
-    """Where images come from, and go to. Thread-safe."""
-
-    @property
-    def ended(self) -> bool:
-        """Whether nobody waits for images any more."""
-        ...
-
-    def next_batch(self, most: int, max_bytes: int) -> list[Job]:
-        """At least one image, and as many as wait; none when there will be no more."""
-        ...
-
-    def settle(self, job: Job, outcome: Decoded | RowError) -> None: ...
-
-    def leave_to_workers(self, jobs: Sequence[Job]) -> None: ...
-
-    def adopt(self, process: ChildProcess) -> None:
-        """Take note of a process: when there are no more images, it is killed."""
-        ...
-
-    def forget(self, process: ChildProcess) -> None: ...
-
-    def device_ready(self) -> None: ...
 
 
 class DeviceFeed:

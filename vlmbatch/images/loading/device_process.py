@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 
 from vlmbatch.images.loading.child import ChildProcess, WorkerLostError
-from vlmbatch.images.loading.device_worker import DeviceSettings
 from vlmbatch.images.loading.process import Decoded, crashed, decoded_image, timed_out
 from vlmbatch.images.loading.protocol import receive, request_of, send
+from vlmbatch.images.loading.settings import DeviceSettings
 from vlmbatch.types import ImageRef
 
 MAX_IMAGES = 32

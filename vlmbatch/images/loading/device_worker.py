@@ -10,9 +10,9 @@ import os
 import pickle
 import signal
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from vlmbatch.config import ImageLimits
 from vlmbatch.errors import RowError
@@ -32,33 +32,13 @@ from vlmbatch.images.loading.serving import (
     give_way,
     serve_parent,
 )
+from vlmbatch.images.loading.settings import DeviceSettings
 from vlmbatch.models.device_image import RgbImage
 from vlmbatch.models.family import ImageProcessor
 from vlmbatch.types import ImageRef
 
 _MAX_FILE_BYTES = 2**26
 _MAX_BATCH_BYTES = 2**28
-
-
-class DeviceDecoder(Protocol):
-    """Decodes batches of at most ``max_pixels``; all its images are upright."""
-
-    @property
-    def max_pixels(self) -> int: ...
-
-    def decode(self, files: Sequence[PlainJpeg]) -> Sequence[RgbImage | None]:
-        """None: an image that it refuses."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceSettings:
-    """What the process is sent first. ``open_decoder`` is pickled by its name."""
-
-    limits: ImageLimits
-    processor: ImageProcessor
-    open_decoder: Callable[[], DeviceDecoder]
-    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)

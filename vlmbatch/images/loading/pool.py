@@ -5,7 +5,6 @@ Where JPEGs are decoded on a device, one more process has every image first: see
 
 from __future__ import annotations
 
-import pickle
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -17,11 +16,12 @@ from vlmbatch.durable.content_digest import content_digest
 from vlmbatch.errors import OutputError, RowError, VlmbatchError, is_shortage
 from vlmbatch.images.loading.child import ChildProcess, WorkerLostError
 from vlmbatch.images.loading.device_feed import DeviceFeed
-from vlmbatch.images.loading.device_worker import DeviceDecoder, DeviceSettings
 from vlmbatch.images.loading.job import Job
-from vlmbatch.images.loading.process import Decoded, WorkerProcess
+from vlmbatch.images.loading.process import Decoded
 from vlmbatch.images.loading.protocol import file_identity
 from vlmbatch.images.loading.recent import ImageKey, RecentImages
+from vlmbatch.images.loading.settings import DeviceDecoder, DeviceSettings, WorkerSettings
+from vlmbatch.images.loading.worker_feed import WorkerFeed
 from vlmbatch.log import logger
 from vlmbatch.models.family import ImageProcessor
 from vlmbatch.types import ImageInput, ImageRef
@@ -58,10 +58,8 @@ class ImageWorkers:
     ) -> None:
         assert num_workers > 0
         assert slots > 0
-        self._settings = pickle.dumps((limits, processor, decoder, timeout_s))
+        settings = WorkerSettings(limits, processor, decoder, timeout_s)
         self._processor = processor
-        self._max_bytes = processor.largest_grid.num_bytes
-        self._timeout_s = timeout_s
         self._slots = slots
         self._num_workers = num_workers
         self._max_losses = _MAX_LOSSES * num_workers
@@ -83,23 +81,13 @@ class ImageWorkers:
         self._end: BaseException | None = None  # why no more images are taken
         self._ended = threading.Event()
         self._threads = [
-            threading.Thread(
-                target=self._run, args=(self._serve,), name=f"image-worker-{index}", daemon=True
-            )
+            self._thread(f"image-worker-{index}", WorkerFeed(settings, self).run)
             for index in range(num_workers)
         ]
         if open_device is not None:
             self._for_device, self._device_is_up = deque(), False
-            settings = DeviceSettings(limits, processor, open_device, timeout_s)
-            feed = DeviceFeed(settings, self)
-            self._threads.append(
-                threading.Thread(
-                    target=self._run,
-                    args=(partial(self._serve_device, feed),),
-                    name="image-device",
-                    daemon=True,
-                )
-            )
+            feed = DeviceFeed(DeviceSettings(limits, processor, open_device, timeout_s), self)
+            self._threads.append(self._thread("image-device", partial(self._serve_device, feed)))
         for thread in self._threads:
             thread.start()
 
@@ -171,6 +159,9 @@ class ImageWorkers:
             self._work.notify()
         return job
 
+    def _thread(self, name: str, serve: Callable[[], None]) -> threading.Thread:
+        return threading.Thread(target=self._run, args=(serve,), name=name, daemon=True)
+
     def _run(self, serve: Callable[[], None]) -> None:
         """The life of one process's thread. If it fails, nobody shall wait for it."""
         try:
@@ -179,40 +170,11 @@ class ImageWorkers:
             self._stop(error)
             raise
 
-    def _serve(self) -> None:
-        worker = None
-        while self._end is None:
-            try:
-                worker = worker or self._start()
-                job = self._next_job()
-                if job is not None:
-                    self._decode(worker, job)
-            except WorkerLostError as loss:
-                self._count_loss(loss)
-            if worker is not None and not worker.alive:
-                self.forget(worker)
-                worker = None
-        if worker is not None:
-            self.forget(worker)
-
     def _serve_device(self, feed: DeviceFeed) -> None:
         feed.run()
         with self._lock:
             left, self._for_device = self._for_device, None
         self.leave_to_workers(left or ())
-
-    def _start(self) -> WorkerProcess:
-        worker = WorkerProcess(self._settings, self._max_bytes, self._timeout_s)
-        self.adopt(worker)
-        try:
-            worker.wait_ready()
-        except WorkerLostError:
-            self.forget(worker)
-            raise
-        with self._lock:
-            self._num_started += 1
-            self._started.notify_all()
-        return worker
 
     @property
     def ended(self) -> bool:
@@ -231,6 +193,12 @@ class ImageWorkers:
         with self._lock:
             self._processes.discard(process)
         process.close()
+
+    def worker_ready(self) -> None:
+        """See ``JobQueue``."""
+        with self._lock:
+            self._num_started += 1
+            self._started.notify_all()
 
     def device_ready(self) -> None:
         """See ``JobQueue``."""
@@ -259,24 +227,17 @@ class ImageWorkers:
                 self._waiting.extend(jobs)
                 self._work.notify(len(jobs))
 
-    def _next_job(self) -> Job | None:
-        """The next image; None when the pool ends."""
+    def next_job(self) -> Job | None:
+        """See ``JobQueue``."""
         with self._lock:
             self._work.wait_for(lambda: self._waiting or self._end is not None)
             return self._waiting.popleft() if self._waiting else None
 
-    def _decode(self, worker: WorkerProcess, job: Job) -> None:
-        try:
-            self.settle(job, worker.decode(job.ref))
-        except RowError as error:
-            if not worker.alive:
-                logger.debug("an image worker is replaced: %s", error)
-            self.settle(job, error)
-        except WorkerLostError:
-            with self._lock:
-                self._waiting.appendleft(job)
-                self._work.notify()
-            raise
+    def put_back(self, job: Job) -> None:
+        """See ``JobQueue``."""
+        with self._lock:
+            self._waiting.appendleft(job)
+            self._work.notify()
 
     def settle(self, job: Job, outcome: Decoded | RowError) -> None:
         """See ``JobQueue``."""
@@ -292,8 +253,8 @@ class ImageWorkers:
         else:
             job.future.set_exception(outcome)
 
-    def _count_loss(self, loss: WorkerLostError) -> None:
-        """Pause before a worker is replaced; after too many losses in a row, give up."""
+    def count_loss(self, loss: WorkerLostError) -> None:
+        """See ``JobQueue``: after too many losses in a row, give up."""
         with self._lock:
             self._losses += 1
             losses = self._losses

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import pickle
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.file import image_label
 from vlmbatch.images.loading.child import ChildProcess, WorkerLostError
 from vlmbatch.images.loading.protocol import FileIdentity, receive, request_of, send
+from vlmbatch.images.loading.settings import WorkerSettings
 from vlmbatch.types import ImageGrid, ImageRef, PixelImage
 
 _START_SECONDS = 60.0  # Python and Pillow on a cold network file system
@@ -29,17 +31,17 @@ class Decoded:
 class WorkerProcess(ChildProcess):
     """Belongs to one thread; ``kill`` alone may be called from another.
 
-    ``settings``: pickled (ImageLimits, ImageProcessor, ImageDecoder, seconds an image may take).
-    ``max_bytes``: pixels of the largest image, in bytes.
-
     Raises:
         WorkerLostError: the process cannot be started.
     """
 
-    def __init__(self, settings: bytes, max_bytes: int, timeout_s: float) -> None:
-        self._timeout_s = timeout_s
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._timeout_s = settings.timeout_s
         super().__init__(
-            "vlmbatch.images.loading.worker", settings, max_bytes, start_s=_START_SECONDS
+            "vlmbatch.images.loading.worker",
+            pickle.dumps(settings),
+            settings.processor.largest_grid.num_bytes,
+            start_s=_START_SECONDS,
         )
 
     def decode(self, ref: ImageRef) -> Decoded:

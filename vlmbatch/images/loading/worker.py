@@ -15,7 +15,6 @@ import socket
 import sys
 from typing import Any
 
-from vlmbatch.config import ImageDecoder, ImageLimits
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.file import image_label
 from vlmbatch.images.loading.prepare import prepare_image
@@ -27,7 +26,7 @@ from vlmbatch.images.loading.serving import (
     give_way,
     serve_parent,
 )
-from vlmbatch.models.family import ImageProcessor
+from vlmbatch.images.loading.settings import WorkerSettings
 from vlmbatch.types import ImageRef
 
 # Address space of Python, its libraries and the largest image that a processor makes on its way (a
@@ -43,10 +42,8 @@ def main() -> None:
 
 
 def _serve(connection: socket.socket, shared: Shared) -> None:
-    limits: ImageLimits
-    processor: ImageProcessor
-    decoder: ImageDecoder
-    limits, processor, decoder, timeout_s = pickle.loads(receive(connection)[1])
+    settings: WorkerSettings = pickle.loads(receive(connection)[1])
+    limits = settings.limits
     memory = _BASE_BYTES + _BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes
     memory = min(memory, sys.maxsize)  # more is no limit that the system knows
     _restrain(memory)
@@ -55,11 +52,11 @@ def _serve(connection: socket.socket, shared: Shared) -> None:
         request, data = receive(connection)
         ref = ref_of(request, data)
         forget_what_was_said()
-        signal.setitimer(signal.ITIMER_REAL, timeout_s + ORPHAN_SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, settings.timeout_s + ORPHAN_SECONDS)
         try:
             # Before the file is opened: if it is replaced in between, it is read anew next time.
             identity = None if ref.data is not None else file_identity(ref.path or "")
-            image = prepare_image(ref, limits, processor, decoder)
+            image = prepare_image(ref, limits, settings.processor, settings.decoder)
             shared[: image.pixels.size] = image.pixels.reshape(-1)
             reply = reply_of(image, identity)
         except (RowError, MemoryError) as error:
