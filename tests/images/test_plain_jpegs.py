@@ -126,6 +126,7 @@ EDITS = st.lists(
 )
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @given(data=SEEDS, edits=EDITS, in_header=st.booleans(), ends=st.booleans())
 def test_what_is_plain_is_never_refused(
     data: bytes, edits: list[tuple[float, int, bytes]], in_header: bool, ends: bool
