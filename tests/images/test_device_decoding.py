@@ -113,7 +113,12 @@ def test_plain_jpegs_go_to_the_device_and_all_else_to_workers(
         assert ref.data is not None
         assert is_inverted(outcome(pool, ref), ref.data)
     assert is_inverted(outcome(pool, ImageRef(str(tmp_path / "a.jpg"))), jpeg())
-    others = [jpeg(progressive=True), jpeg(2, b"refuse, please"), encoded(Image.new("L", (9, 9)))]
+    others = [
+        jpeg(progressive=True),
+        jpeg(2, b"refuse, please"),
+        jpeg(3, b"large, please"),
+        encoded(Image.new("L", (9, 9))),
+    ]
     for data in others:
         assert not is_inverted(outcome(pool, ImageRef(data=data)), data)
 

@@ -86,6 +86,15 @@ def test_memory_of_large_images_is_bounded(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.equal(image.resize((40, 60), Filter.BICUBIC).pixels, whole.pixels)
 
 
+def test_too_little_memory_is_told_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(tensor_image, "_along_lines", full)
+    with pytest.raises(MemoryError):
+        on_device(noise(300, 200)).resize((40, 60), Filter.BICUBIC)
+
+
 @pytest.mark.parametrize("orientation", [None, *range(10)])
 def test_turned_as_pillow_turns(orientation: int | None) -> None:
     image = noise(30, 50)

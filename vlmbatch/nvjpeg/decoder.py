@@ -12,6 +12,8 @@ from torch import Tensor
 from vlmbatch.images.jpeg import PlainJpeg
 from vlmbatch.nvjpeg.tensor_image import TensorImage
 
+# Of the device's memory, for images and what they are resized with; nvJPEG and CUDA have their own.
+_BYTES = 2**30
 # What decoding leaves where it writes nothing: such pixels are worth no more than none.
 _UNWRITTEN = 1
 _SAMPLES = 8  # that tell them, along a side
@@ -25,8 +27,8 @@ class NvJpegDecoder:
         RuntimeError: it lacks nvJPEG, or the device is not to be had.
     """
 
-    # Of a batch. Decoding takes about seven bytes for each, of 900 MB for all.
-    max_pixels = 2**27
+    # Of a batch; three bytes each, as many where images are turned, and what nvJPEG takes.
+    max_pixels = 2**26
 
     def __init__(self, device: str) -> None:
         from torchvision.io import ImageReadMode, decode_jpeg
@@ -35,12 +37,15 @@ class NvJpegDecoder:
         self._mode = ImageReadMode.RGB
         self._device = torch.device(device)
         if self._device.type == "cuda":
+            self._device = torch.device("cuda", self._device.index or 0)
             torch.cuda.set_device(self._device)
+            total = torch.cuda.get_device_properties(self._device).total_memory
+            torch.cuda.set_per_process_memory_fraction(min(1.0, _BYTES / total), self._device)
         # 10 bits of a resampling filter's shares are enough, and pixels take 8.
         torch.backends.cuda.matmul.allow_tf32 = True
         file = io.BytesIO()
-        Image.new("RGB", (64, 64)).save(file, "JPEG")
-        (image,) = self._decoded([PlainJpeg(file.getvalue(), 64, 64, None)])  # kernels are loaded
+        Image.new("RGB", (256, 256)).save(file, "JPEG")
+        (image,) = self._decoded([PlainJpeg(file.getvalue(), 256, 256, None)])  # loads kernels
         TensorImage(image).resize((48, 32), Image.Resampling.BICUBIC)
 
     def decode(self, files: Sequence[PlainJpeg]) -> list[TensorImage | None]:

@@ -72,6 +72,9 @@ class TensorImage:
 
         As in Pillow a pass over lines and one over columns, each rounded to whole numbers. Filters
         that are not among ``FILTERS`` are Pillow's.
+
+        Raises:
+            MemoryError: the device has too little memory left.
         """
         whole = (0.0, 0.0, float(self.width), float(self.height))
         box = box or whole
@@ -92,11 +95,17 @@ class TensorImage:
             down = down[:, y : y + self.pixels.shape[1]]
             color = torch.tensor(self.square.color, dtype=torch.float32).to(device)
         # Pillow was seen to begin with columns then; begun otherwise, some pixels differ by one.
-        if height < self.height and (width >= self.width or self.height > 2 * self.width):
-            pixels = _along_lines(_along_columns(self.pixels, down, color), across, color)
-        else:
-            pixels = _along_columns(_along_lines(self.pixels, across, color), down, color)
-        return TensorImage(pixels.byte())
+        columns_first = height < self.height and (
+            width >= self.width or self.height > 2 * self.width
+        )
+        try:
+            if columns_first:
+                pixels = _along_lines(_along_columns(self.pixels, down, color), across, color)
+            else:
+                pixels = _along_columns(_along_lines(self.pixels, across, color), down, color)
+            return TensorImage(pixels.byte())
+        except torch.OutOfMemoryError as error:
+            raise MemoryError from error
 
     def __array__(
         self, dtype: np.dtype[np.uint8] | None = None, copy: bool | None = None

@@ -111,10 +111,10 @@ def _batches(
 def _prepared(
     job: _Job, image: RgbImage, processor: ImageProcessor, shared: Shared
 ) -> dict[str, Any] | None:
-    """Put an image into its slot; None: the model takes none like it."""
+    """Put an image into its slot; None: the model takes none like it, or the device is short."""
     try:
         prepared = processor.at(job.ref.resolution, job.ref.row_images).process(image)
-    except RowError:
+    except (RowError, MemoryError):
         return None
     start = job.slot * processor.largest_grid.num_bytes
     shared[start : start + prepared.pixels.size] = prepared.pixels.reshape(-1)
