@@ -216,6 +216,16 @@ def test_what_brings_down_the_process_costs_its_own_row(
     assert batches(log)[-1] == 1  # one by one, to find out which it was
 
 
+def test_a_batch_may_take_as_long_as_its_images_do(open_pool: Open, log: Path) -> None:
+    pool = open_pool(open_device=partial(InvertingDecoder, log, 100 * 70), wait=False)
+    files = [jpeg(number, b"slowly, please") for number in range(3)]
+    futures = [pool.submit(ImageRef(data=data)) for data in files]
+    assert all(
+        is_inverted(future.result(60), data) for future, data in zip(futures, files, strict=True)
+    )
+    assert batches(log) == [1, 1, 1]  # in half a second each, where one is allowed
+
+
 def test_no_image_is_blamed_for_a_process_that_died_idle(open_pool: Open) -> None:
     pool = open_pool()
     (pid,) = worker_pids(os.getpid(), DEVICE)

@@ -51,6 +51,8 @@ class PillowDecoder:
         if b"hang, please" in file.data:
             while True:
                 time.sleep(60)
+        if b"slowly, please" in file.data:
+            time.sleep(0.5)
         if b"refuse, please" in file.data:
             return None
         if b"large, please" in file.data:

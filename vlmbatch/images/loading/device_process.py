@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import time
 from collections.abc import Sequence
+from typing import Any
 
 from vlmbatch.images.loading.child import ChildProcess, WorkerLostError
 from vlmbatch.images.loading.process import Decoded, crashed, decoded_image, timed_out
@@ -58,7 +59,9 @@ class DeviceProcess(ChildProcess):
         try:
             data = b"".join(ref.data or b"" for ref in refs)
             send(self._connection, {"images": [request_of(ref) for ref in refs]}, data)
-            reply, _ = receive(self._connection)
+            reply: dict[str, Any] = {}
+            while "images" not in reply:
+                reply, _ = receive(self._connection)
         except TimeoutError as error:
             self.close()
             guilty = timed_out(refs[0], time.monotonic() - started, self._timeout_s)

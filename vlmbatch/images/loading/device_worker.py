@@ -1,7 +1,8 @@
 """The process that decodes on a device, a batch at a time; its arguments are a worker's.
 
 It takes plain JPEGs alone. All else, and whatever is wrong with an image, it leaves to the workers,
-whose errors are then the only ones. What it decodes with is in its settings, which import it.
+whose errors are then the only ones. What it decodes with is in its settings, which import it. An
+empty reply goes before each step of its work, and at the end one for all images.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import os
 import pickle
 import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,26 +62,37 @@ def _serve(connection: socket.socket, shared: Shared) -> None:
     give_way()
     decoder = settings.open_decoder()
     send(connection, {"ready": os.getpid()})
+
+    def go_on() -> None:
+        """So that a batch may take as long as its images do one by one."""
+        signal.setitimer(signal.ITIMER_REAL, settings.timeout_s + ORPHAN_SECONDS)
+        send(connection, {})
+
     while True:
         request, data = receive(connection)
         forget_what_was_said()
-        signal.setitimer(signal.ITIMER_REAL, settings.timeout_s + ORPHAN_SECONDS)
         replies: list[dict[str, Any] | None] = [None] * len(request["images"])
-        for batch in _batches(_refs(request["images"], data), settings.limits, decoder.max_pixels):
+        refs = _refs(request["images"], data, go_on)
+        for batch in _batches(refs, settings.limits, decoder.max_pixels):
             images = decoder.decode([job.file for job in batch])
             for job, image in zip(batch, images, strict=True):
+                go_on()
                 if image is not None:
                     replies[job.slot] = _prepared(job, image, settings.processor, shared)
         signal.setitimer(signal.ITIMER_REAL, 0)
         send(connection, {"images": replies})
 
 
-def _refs(requests: list[dict[str, Any]], data: bytes) -> Iterator[ImageRef]:
+def _refs(
+    requests: list[dict[str, Any]], data: bytes, go_on: Callable[[], None]
+) -> Iterator[ImageRef]:
     start = 0
     for request in requests:
+        go_on()
         end = start + (request["num_bytes"] or 0)
         yield ref_of(request, data[start:end])
         start = end
+    go_on()
 
 
 def _batches(

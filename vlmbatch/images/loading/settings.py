@@ -35,7 +35,7 @@ class DeviceDecoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DeviceSettings:
-    """``open_decoder`` is pickled by its name. ``timeout_s``: seconds that a batch may take."""
+    """``open_decoder`` is pickled by its name. ``timeout_s``: seconds that a step may take."""
 
     limits: ImageLimits
     processor: ImageProcessor
