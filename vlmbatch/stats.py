@@ -19,6 +19,7 @@ class RunStats:
     """
 
     stage: str = "starting"  # what is happening now, for people
+    quantization: str | None = None  # of the model, for people
     rows_total: int | None = None  # unknown while a stream is read
     rows_earlier: int = 0  # that an earlier run had finished when this one started
     rows_done: int = 0
@@ -120,4 +121,5 @@ class RunStats:
             "rows_per_second": round((self.rows_done - self.rows_resumed) * rate, 2),
             "images_per_second": round(self.images_done * rate, 2),
             "completion_tokens_per_second": round(self.completion_tokens * rate, 2),
+            **({} if self.quantization is None else {"quantization": self.quantization}),
         }

@@ -25,6 +25,7 @@ from vlmbatch.config import (
     ImageDecoder,
     ImageInputType,
     ImageLimits,
+    Quantize,
     SamplingParams,
     SessionConfig,
     typed,
@@ -71,8 +72,8 @@ class LLM:
     ``min_pixels`` and ``longest_side`` say how large a model whose images vary sees them. With
     ``image_input_type`` "image_features" images are ``ImageFeatureData``, and the vision tower is
     not loaded. ``engine`` "transformers" answers with the checkpoint's own class there, as "auto"
-    does where we have no family for it. ``None`` and "auto" elsewhere stand for what suits model
-    and device.
+    does where we have no family for it. ``quantize`` "fp8" quantizes the decoder while it loads.
+    ``None`` and "auto" elsewhere stand for what suits model and device.
 
     Each call keeps the engine full: all its requests are batched, and images are decoded and
     prompts tokenized while the model works. One call at a time: not from several threads, and not
@@ -104,6 +105,7 @@ class LLM:
         chat_template: str | os.PathLike[str] | None = None,
         engine: EngineName = "auto",
         dtype: DType = "auto",
+        quantize: Quantize | None = None,
         device: Device = "auto",
         attention_backend: AttentionBackendName = "auto",
         max_model_len: int | None = None,

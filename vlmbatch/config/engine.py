@@ -11,6 +11,7 @@ from vlmbatch.config.option import Opt, check_bounds
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cuda", "cpu"]
 AttentionBackendName = Literal["auto", "flash-attn", "triton", "torch"]
+Quantize = Literal["fp8"]
 EngineName = Literal["auto", "vlmbatch", "transformers"]
 
 _model = partial(Opt, panel="Model")
@@ -34,6 +35,14 @@ class EngineConfig:
         ),
     ] = "auto"
     dtype: Annotated[DType, _model("NAME", "auto, float32, bfloat16 or float16.")] = "auto"
+    quantize: Annotated[
+        Quantize | None,
+        _model(
+            "NAME",
+            "fp8: quantize the decoder's linear layers while they load; absent: weights stay as "
+            "the checkpoint has them.",
+        ),
+    ] = None
     device: Annotated[Device, _model("NAME", "auto, cuda or cpu.")] = "auto"
     attention_backend: Annotated[
         AttentionBackendName, _model("NAME", "auto, flash-attn, triton or torch.")
