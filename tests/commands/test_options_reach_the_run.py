@@ -74,6 +74,7 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--max-image-pixels", "7"), {"session.image_limits.max_pixels": 7}),
     (("--image-workers", "0"), {"session.image_loading.workers": 0}),
     (("--image-decoder", "scaled"), {"session.image_loading.decoder": "scaled"}),
+    (("--image-decoder", "gpu"), {"session.image_loading.decoder": "gpu"}),
     (("--image-timeout", "7.5"), {"session.image_loading.timeout_s": 7.5}),
     (("--chat",), {"session.prompt.chat": True}),
     (("--chat-template", "t.jinja"), {"session.prompt.chat_template": Path("t.jinja")}),
