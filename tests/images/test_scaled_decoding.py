@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -27,10 +28,15 @@ LIMITS = ImageLimits()
 SIDES = st.integers(40, 700)
 
 
+@cache
+def photo() -> Image.Image:
+    with Image.open(PHOTOS / "coffee.jpg") as opened:
+        return opened.convert("RGB")
+
+
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
     """A corner of a photograph in a frame: neither symmetric nor the same at its edges."""
-    with Image.open(PHOTOS / "coffee.jpg") as photo:
-        made = photo.convert("RGB").resize((width, height), CUBIC)
+    made = photo().resize((width, height), CUBIC)
     made.paste((250, 240, 30), (0, 0, width // 3, height // 4))
     made.paste((10, 20, 60), (width - width // 10 - 1, 0, width, height))
     return made.convert(mode)
