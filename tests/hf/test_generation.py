@@ -239,3 +239,19 @@ def test_a_checkpoints_own_generation_settings_play_no_part(loaded: Loaded, tmp_
     assert [event.token_ids for event in events if isinstance(event, Completion)] == [
         expected[1].token_ids
     ]
+
+
+def test_penalties_are_those_of_generate(loaded: Loaded) -> None:
+    """In a batch of rows that ask for none, of other lengths."""
+    for index, options in ((1, {"repetition_penalty": 1.6}), (5, {"no_repeat_ngram_size": 1})):
+        plain, asks = SamplingParams(max_tokens=10), SamplingParams(max_tokens=10, **options)
+        requests = [loaded.request(i, asks if i == index else plain) for i in range(7)]
+        found = loaded.answers(requests)
+        before = loaded.answers([loaded.request(i, plain) for i in range(7)])
+        for i in range(7):
+            expected = before[i].token_ids
+            if i == index:
+                inputs = loaded.case.inputs(ROWS[i])
+                expected = tuple(loaded.case.answer(inputs, **options))
+                assert expected != before[i].token_ids
+            assert found[i].token_ids == expected

@@ -68,6 +68,16 @@ def test_a_chat() -> None:
     assert request.user == "me"
 
 
+def test_penalties() -> None:
+    penalties = {"min_p": 0.25, "repetition_penalty": 2.0, "presence_penalty": -1.0}
+    penalties |= {"frequency_penalty": 0.5, "no_repeat_ngram_size": 3}
+    for request in (
+        parse_chat_request(chat(**penalties), DEFAULTS),
+        parse_completion_request({"prompt": "a", **penalties}, DEFAULTS),
+    ):
+        assert request.sampling.settings().items() >= penalties.items()
+
+
 def test_what_a_body_leaves_out_or_sets_to_null_is_as_the_defaults_say() -> None:
     nulls = dict.fromkeys(["max_tokens", "temperature", "top_p", "seed", "stop", "stream", "top_k"])
     for body in (chat(), chat(**nulls)):
@@ -193,7 +203,12 @@ def test_a_completion() -> None:
         (chat(tools=[{}]), "tools", "unsupported_parameter"),
         (chat(response_format={"type": "json_object"}), "response_format", "unsupported_parameter"),
         (chat(logit_bias={"1": 2}), "logit_bias", "unsupported_parameter"),
-        (chat(presence_penalty=0.1), "presence_penalty", "unsupported_parameter"),
+        (chat(presence_penalty=2.1), "presence_penalty", "invalid_value"),
+        (chat(frequency_penalty="much"), "frequency_penalty", "invalid_type"),
+        (chat(repetition_penalty=0), "repetition_penalty", "invalid_value"),
+        (chat(min_p=-1), "min_p", "invalid_value"),
+        (chat(no_repeat_ngram_size=0.5), "no_repeat_ngram_size", "invalid_type"),
+        (chat(length_penalty=0.1), "length_penalty", "unsupported_parameter"),
         (chat(reasoning_effort="high"), "reasoning_effort", "unsupported_parameter"),
         (chat(temprature=1), "temprature", "unknown_parameter"),
     ],
@@ -311,6 +326,7 @@ json_values = st.recursive(
 field_names = st.sampled_from(
     sorted(
         {"messages", "model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "seed"}
+        | {"min_p", "repetition_penalty", "presence_penalty", "no_repeat_ngram_size"}
         | {"stop", "stream", "stream_options", "ignore_eos", "stop_token_ids", "user"}
         | set(NEUTRAL_CHAT)
         | set(NEUTRAL_COMPLETION)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -58,7 +59,7 @@ class Case:
         return [sequence.output_token_ids for sequence in sequences]
 
 
-def _expected(pair: Pair) -> list[list[int]]:
+def _expected(pair: Pair, **options: Any) -> list[list[int]]:
     outputs = []
     for ids, pixels in zip(pair.prompts, pair.pixel_values(), strict=True):
         tokens = pair.theirs.generate(
@@ -69,6 +70,7 @@ def _expected(pair: Pair) -> list[list[int]]:
             do_sample=False,
             eos_token_id=EOS_TOKEN_ID,
             pad_token_id=0,
+            **options,
         )
         outputs.append(tokens[0, len(ids) :].tolist())
     return outputs
@@ -127,3 +129,17 @@ def test_every_chunk_size(case: Case) -> None:
     for size in range(1, max(len(request.token_ids) for request in first.requests) + 2):
         engine.scheduler.max_batched_tokens = size
         assert first.answers(engine) == first.expected, f"chunks of {size}"
+
+
+def test_greedy_tokens_with_penalties(tmp_path: Path) -> None:
+    """In transformers the places of images count too, which no token of an answer meets here."""
+    pair = make_pair("llama", "clip", "llava-hf", tmp_path)
+    plain = _expected(pair)
+    for options in ({"repetition_penalty": 1.4}, {"no_repeat_ngram_size": 2}):
+        expected = _expected(pair, **options)
+        assert expected != plain
+        assert all(IMAGE_TOKEN_ID not in tokens for tokens in [*plain, *expected])
+        sampling = SamplingParams(max_tokens=MAX_TOKENS, **options)
+        requests = [replace(each, sampling=sampling) for each in _requests(pair)]
+        case = Case(tmp_path, requests, [*expected, *expected])
+        assert case.answers(case.engine(EngineConfig(max_batched_tokens=16))) == case.expected

@@ -86,6 +86,8 @@ class ModelRunner:
         logits = self._logits(inputs, graphs)
         if not inputs.sampled:
             return LaunchedStep.of([], torch.empty(0, dtype=torch.int64, device=self._device))
+        if inputs.penalised is not None:
+            logits = inputs.penalised.apply(logits, inputs.input_ids)
         params = [sequence.request.sampling for sequence in inputs.sampled]
         return LaunchedStep.of(inputs.sampled, sample(logits, params, inputs.sample_positions))
 

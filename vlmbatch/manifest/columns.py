@@ -13,7 +13,10 @@ from vlmbatch.log import logger
 from vlmbatch.manifest.schema import RESERVED_COLUMNS
 
 MESSAGES_COLUMN = "messages"
-SAMPLING_COLUMNS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
+SAMPLING_COLUMNS = (
+    *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size"),
+)
 RESOLUTION_COLUMNS = ("max_pixels", "min_pixels")
 
 

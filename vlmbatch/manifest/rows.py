@@ -166,6 +166,11 @@ def row_sampling(defaults: SamplingParams, values: dict[str, Any], index: int) -
         "temperature": _number(values, "temperature"),
         "top_p": _number(values, "top_p"),
         "top_k": _integer(values, "top_k"),
+        "min_p": _number(values, "min_p"),
+        "repetition_penalty": _number(values, "repetition_penalty"),
+        "presence_penalty": _number(values, "presence_penalty"),
+        "frequency_penalty": _number(values, "frequency_penalty"),
+        "no_repeat_ngram_size": _integer(values, "no_repeat_ngram_size"),
         "stop": _strings(values, "stop"),
         "seed": derive_seed(defaults.seed, index) if seed is None else seed,
     }

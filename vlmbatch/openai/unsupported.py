@@ -30,11 +30,7 @@ HARMLESS: dict[str, Callable[[Json, str], object]] = {
 _BOTH: dict[str, tuple[Any, ...]] = {
     "n": (1,),
     "best_of": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "min_p": (0,),
     "min_tokens": (0,),
     "logit_bias": ({},),
     "use_beam_search": (False,),
