@@ -177,9 +177,23 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of an answer with its log-probability, by the model's own logits in float32.
+
+    ``top``: the likeliest tokens in its place with theirs, likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """One output row, in the terms of the output schema.
 
+    ``details``: values of columns that are there where a run asks for them, by name, as JSON has
+    them.
     ``error_param`` and ``error_api_code`` are those of a ``RequestError``, for batch files alone.
     """
 
@@ -193,6 +207,7 @@ class Result:
     error_code: ErrorCode | None = None
     error_message: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     error_param: str | None = None
     error_api_code: str | None = None
 

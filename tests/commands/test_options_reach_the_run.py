@@ -92,6 +92,7 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--presence-penalty", "-0.5"), {"sampling.presence_penalty": -0.5}),
     (("--frequency-penalty", "0.5"), {"sampling.frequency_penalty": 0.5}),
     (("--no-repeat-ngram-size", "7"), {"sampling.no_repeat_ngram_size": 7}),
+    (("--logprobs", "0"), {"sampling.logprobs": 0}),
     (("--ignore-eos",), {"sampling.ignore_eos": True}),
     (("--max-num-seqs", "7"), {"session.engine.max_num_seqs": 7}),
     (("--max-batched-tokens", "7"), {"session.engine.max_batched_tokens": 7}),

@@ -42,6 +42,7 @@ CHANGES: dict[str, Any] = {
     "presence_penalty": 0.5,
     "frequency_penalty": 0.5,
     "no_repeat_ngram_size": 3,
+    "logprobs": 3,
 }
 
 

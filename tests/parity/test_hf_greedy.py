@@ -15,8 +15,9 @@ from parity_pair import IMAGES, Pair, make_pair
 from vlmbatch.config import EngineConfig, SamplingParams
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.loading import build_engine
+from vlmbatch.engine.outputs import TokenOutput
 from vlmbatch.models.family import load_model_config
-from vlmbatch.types import ImageGrid, ImageSpan, PixelImage, Request
+from vlmbatch.types import ImageGrid, ImageSpan, PixelImage, Request, TokenLogprob
 
 MAX_TOKENS = 24
 COMBINATIONS = [
@@ -143,3 +144,37 @@ def test_greedy_tokens_with_penalties(tmp_path: Path) -> None:
         requests = [replace(each, sampling=sampling) for each in _requests(pair)]
         case = Case(tmp_path, requests, [*expected, *expected])
         assert case.answers(case.engine(EngineConfig(max_batched_tokens=16))) == case.expected
+
+
+def test_log_probabilities(tmp_path: Path) -> None:
+    """Of the model's own logits, whatever penalties made of them, and where prompts are cut up."""
+    pair = make_pair("qwen2", "clip", "llava-hf", tmp_path)
+    sampling = SamplingParams(24, logprobs=3, presence_penalty=2.0, ignore_eos=True)
+    requests = [replace(each, sampling=sampling) for each in _requests(pair)]
+    config = EngineConfig(max_batched_tokens=17, kv_cache_tokens=96)
+    engine = Case(tmp_path, requests, []).engine(config)
+    sequences = [engine.add(request) for request in requests]
+    told: dict[int, list[TokenLogprob]] = {id(sequence): [] for sequence in sequences}
+    while engine.num_unfinished:
+        for output in engine.step():
+            assert isinstance(output, TokenOutput) and output.logprob is not None
+            told[id(output.sequence)].append(output.logprob)
+    assert engine.scheduler.num_preemptions > 0
+    for sequence, ids, pixels in zip(
+        sequences, pair.prompts * 2, [*pair.pixel_values()] * 2, strict=True
+    ):
+        answer = torch.tensor(sequence.output_token_ids)
+        whole = torch.cat([ids, answer])
+        with torch.inference_mode():
+            logits = pair.theirs(input_ids=whole[None], pixel_values=pixels[None]).logits[0]
+        expected = logits[len(ids) - 1 : -1].log_softmax(-1)
+        found = told[id(sequence)]
+        assert [each.token_id for each in found] == answer.tolist()
+        own = expected.gather(1, answer[:, None]).squeeze(1)
+        torch.testing.assert_close(
+            torch.tensor([each.logprob for each in found]), own, rtol=0, atol=1e-4
+        )
+        values, token_ids = expected.topk(3)
+        tops = torch.tensor([each.top for each in found])  # (tokens, 3, id and value)
+        torch.testing.assert_close(tops[..., 1], values, rtol=0, atol=1e-4)
+        assert torch.equal(tops[..., 0].long(), token_ids)

@@ -258,3 +258,22 @@ def test_refusals_are_json(
     answer, _, code = shown.rpartition("\n")
     assert int(code) == status
     assert set(json.loads(answer)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_log_probabilities(client: openai.OpenAI) -> None:
+    """Those of a stream are those of the whole answer."""
+    body = chat_body(logprobs=True, top_logprobs=2)
+    whole = client.chat.completions.create(**body).choices[0].logprobs
+    assert whole is not None and whole.content is not None
+    assert len(whole.content) == 4
+    assert all(len(token.top_logprobs) == 2 for token in whole.content)
+    streamed: list[Any] = []
+    for chunk in client.chat.completions.create(**body, stream=True):
+        logprobs = chunk.choices[0].logprobs
+        streamed += (logprobs.content or []) if logprobs is not None else []
+    assert [token.token for token in streamed] == [token.token for token in whole.content]
+
+    text = client.completions.create(model=MODEL, prompt="What?", logprobs=1, max_tokens=3)
+    found = text.choices[0].logprobs
+    assert found is not None and found.tokens is not None and found.token_logprobs is not None
+    assert len(found.tokens) == len(found.token_logprobs) == text.usage.completion_tokens

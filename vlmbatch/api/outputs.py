@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from vlmbatch.errors import RowError
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.stages.answer import Answer, to_result
-from vlmbatch.types import FinishReason
+from vlmbatch.types import FinishReason, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +18,7 @@ class CompletionOutput:
     text: str
     token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)  # where asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +46,20 @@ def to_output(answer: Answer, tokenizer: Tokenizer) -> RequestOutput:
     result = to_result(answer, tokenizer)
     assert result.text is not None
     assert answer.finish_reason is not None
+    asks = row.sampling is not None and row.sampling.logprobs is not None
     return RequestOutput(
         index=row.index,
         prompt=row.prompt,
         prompt_token_ids=tuple(answer.prompt_token_ids),
-        outputs=(CompletionOutput(0, result.text, answer.token_ids, answer.finish_reason),),
+        outputs=(
+            CompletionOutput(
+                0,
+                result.text,
+                answer.token_ids,
+                answer.finish_reason,
+                answer.logprobs if asks else None,
+            ),
+        ),
         num_image_tokens=answer.image_tokens,
         num_cached_tokens=answer.cached_tokens,
     )

@@ -12,6 +12,8 @@ from vlmbatch.config import typed
 from vlmbatch.config.option import Opt
 from vlmbatch.errors import ConfigError
 
+MAX_LOGPROBS = 20  # of the likeliest tokens, as of OpenAI's API
+
 _MAX_PENALTY = 2.0  # as of OpenAI's API, either way
 _MAX_NGRAM = 100  # so many tokens are compared with all that came before
 
@@ -26,7 +28,8 @@ class SamplingParams:
     numbers depends on ``seed`` and the token's position alone, so a row's text does not depend on
     what it is batched with. Penalties count tokens of text, not the places of images.
     Text is cut before the first of the ``stop`` strings. ``None`` stands for the default, but in
-    ``max_tokens`` for as many as the context has room for, as in vLLM.
+    ``max_tokens`` for as many as the context has room for, as in vLLM. ``logprobs`` 0 asks for
+    those of the answer's own tokens alone, None for none.
 
     Raises:
         ConfigError: a value of the wrong type or out of range.
@@ -61,6 +64,10 @@ class SamplingParams:
     no_repeat_ngram_size: Annotated[
         int, _opt("N", "Let no N tokens follow each other twice, prompt included; 0 is any.")
     ] = 0
+    logprobs: Annotated[
+        int | None,
+        _opt("K", "Write log-probabilities of each token and of the K likeliest in its place."),
+    ] = None
 
     def __post_init__(self) -> None:
         for name, read in _SAMPLING_READERS.items():
@@ -93,6 +100,8 @@ class SamplingParams:
                 f"no_repeat_ngram_size must be from 0 (which lets all repeat) to {_MAX_NGRAM}, "
                 f"got {self.no_repeat_ngram_size}"
             )
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise ConfigError(f"logprobs must be from 0 to {MAX_LOGPROBS}, got {self.logprobs}")
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if any(not text for text in self.stop):
@@ -140,6 +149,7 @@ _SAMPLING_READERS: dict[str, Callable[[str, object], object]] = {
     "presence_penalty": typed.number,
     "frequency_penalty": typed.number,
     "no_repeat_ngram_size": typed.integer,
+    "logprobs": typed.integer,
     "seed": typed.integer,
     "stop": _stop_strings,
     "stop_token_ids": _token_ids,
@@ -147,7 +157,7 @@ _SAMPLING_READERS: dict[str, Callable[[str, object], object]] = {
 }
 _ADDED = (
     *("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-    "no_repeat_ngram_size",
+    *("no_repeat_ngram_size", "logprobs"),
 )
 _STANDS_FOR_NONE: dict[str, object] = {
     **{field.name: field.default for field in fields(SamplingParams)},

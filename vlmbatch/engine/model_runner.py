@@ -13,9 +13,11 @@ from vlmbatch.engine.batch import StepInputs
 from vlmbatch.engine.decode_graphs import DecodeGraphs
 from vlmbatch.engine.encoder_cache import EncoderCache
 from vlmbatch.engine.kv_cache import KVCache
+from vlmbatch.engine.logprobs import StepLogprobs
 from vlmbatch.engine.sampler import sample
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.models.family import Embedded, VisionLanguageModel
+from vlmbatch.types import TokenLogprob
 
 
 @dataclass(slots=True)
@@ -26,15 +28,18 @@ class LaunchedStep:
     sampled: Tensor  # (n,) int64, on the device
     _copied: Tensor  # the same on the host, once ``_event`` has passed
     _event: torch.cuda.Event | None
+    _logprobs: StepLogprobs | None = None
 
     @classmethod
-    def of(cls, sequences: list[Sequence], sampled: Tensor) -> LaunchedStep:
+    def of(
+        cls, sequences: list[Sequence], sampled: Tensor, logprobs: StepLogprobs | None = None
+    ) -> LaunchedStep:
         if sampled.is_cuda:
             copied = sampled.to("cpu", non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-            return cls(sequences, sampled, copied, event)
-        return cls(sequences, sampled, sampled, None)
+            return cls(sequences, sampled, copied, event, logprobs)
+        return cls(sequences, sampled, sampled, None, logprobs)
 
     @property
     def done(self) -> bool:
@@ -47,6 +52,10 @@ class LaunchedStep:
             self._event.synchronize()
         token_ids: list[int] = self._copied.tolist()
         return token_ids
+
+    def logprobs(self) -> dict[int, TokenLogprob]:
+        """By place in ``sequences``, of those that ask; after ``token_ids``."""
+        return {} if self._logprobs is None else self._logprobs.by_row()
 
 
 class ModelRunner:
@@ -86,10 +95,13 @@ class ModelRunner:
         logits = self._logits(inputs, graphs)
         if not inputs.sampled:
             return LaunchedStep.of([], torch.empty(0, dtype=torch.int64, device=self._device))
-        if inputs.penalised is not None:
-            logits = inputs.penalised.apply(logits, inputs.input_ids)
         params = [sequence.request.sampling for sequence in inputs.sampled]
-        return LaunchedStep.of(inputs.sampled, sample(logits, params, inputs.sample_positions))
+        scores = logits
+        if inputs.penalised is not None:
+            scores = inputs.penalised.apply(logits, inputs.input_ids)
+        tokens = sample(scores, params, inputs.sample_positions)
+        logprobs = StepLogprobs.launch(logits, tokens, params)
+        return LaunchedStep.of(inputs.sampled, tokens, logprobs)
 
     def _logits(self, inputs: StepInputs, graphs: DecodeGraphs | None) -> Tensor:
         """(n, V) of the queries behind which a token is sampled."""

@@ -19,12 +19,13 @@ from vlmbatch_kernels.penalties import penalise
 from vlmbatch_kernels.sampling import sample_tokens
 
 from vlmbatch.config import SamplingParams
+from vlmbatch.engine.logprobs import StepLogprobs
 from vlmbatch.engine.penalties import penalty_factors
 from vlmbatch.hf.batch import collate
 from vlmbatch.hf.failures import BatchFailedError
 from vlmbatch.hf.library import shown
 from vlmbatch.hf.row import RowUnderWay
-from vlmbatch.types import Request
+from vlmbatch.types import Request, TokenLogprob
 
 # What models raise on inputs that they cannot take, running out of memory included.
 _FAILURES = (
@@ -40,7 +41,7 @@ _FAILURES = (
 )
 
 T = TypeVar("T")
-OnToken = Callable[[RowUnderWay, int], None]
+OnToken = Callable[[RowUnderWay, int, TokenLogprob | None], None]
 
 
 class BatchGenerator:
@@ -115,7 +116,10 @@ class BatchGenerator:
             processors.append(Penalties(rows, self._image_token_id))
         if any(row.request.sampling.temperature > 0 for row in rows):
             processors.append(Choice(rows))
-        watch = Watch(rows, on_token, given_up)
+        raw = None
+        if any(row.request.sampling.logprobs is not None for row in rows):
+            processors.insert(0, raw := RawScores())
+        watch = Watch(rows, on_token, given_up, raw)
         self._model.generate(
             **self._batch([row.request for row in rows]),
             generation_config=greedy_config(self._pad_token_id, max(row.limit for row in rows)),
@@ -155,18 +159,37 @@ class Watch(StoppingCriteria):  # type: ignore[misc]
         rows: Sequence[RowUnderWay],
         on_token: OnToken,
         given_up: Callable[[], bool],
+        raw: RawScores | None = None,
     ) -> None:
         self._rows = rows
         self._on_token = on_token
         self._given_up = given_up
+        self._raw = raw
+        self._params = [row.request.sampling for row in rows]
 
     def __call__(self, input_ids: Tensor, scores: Tensor | None, **_: object) -> Tensor:
-        for row, token_id in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
+        tokens = input_ids[:, -1]
+        launched = None
+        if self._raw is not None:
+            launched = StepLogprobs.launch(self._raw.scores, tokens, self._params)
+        token_ids = tokens.tolist()  # waits for all of it
+        logprobs = {} if launched is None else launched.by_row()
+        for place, (row, token_id) in enumerate(zip(self._rows, token_ids, strict=True)):
             if not row.ended:
-                self._on_token(row, token_id)
+                self._on_token(row, token_id, logprobs.get(place))
         everything = self._given_up()
         ended = [everything or row.ended for row in self._rows]
         return torch.tensor(ended, device=input_ids.device)
+
+
+class RawScores(LogitsProcessor):  # type: ignore[misc]
+    """Keeps a step's logits as the model gives them. Has to be the first."""
+
+    scores: Tensor
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.scores = scores
+        return scores
 
 
 class Penalties(LogitsProcessor):  # type: ignore[misc]

@@ -22,6 +22,7 @@ from vlmbatch.jobs.fingerprint import run_settings
 from vlmbatch.jobs.run_output import DurableOutput, Output
 from vlmbatch.jobs.stream_output import StreamOutput
 from vlmbatch.manifest.arrow_values import TIME_REDUCERS
+from vlmbatch.manifest.schema import asked_columns
 from vlmbatch.output.finished import finished_counts
 from vlmbatch.output.kept_inputs import InputsWriter
 from vlmbatch.output.openai_lines import BatchLines, is_batch_output
@@ -185,14 +186,14 @@ def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
     lines = BatchLines.new(config.session.model) if is_batch else None
     prefix = config.manifest.column_prefix or ""
     if inputs.streaming:
-        return StreamOutput(lines, prefix)
+        return StreamOutput(lines, prefix, asked_columns(config.sampling))
     stats.stage = "reading the manifest"
     info = inputs.manifest.scan()
     stats.rows_total = info.num_rows
     span = range(info.num_rows)
     destination = config.destination
     if isinstance(destination, StdoutDestination):
-        return StreamOutput(lines, prefix)
+        return StreamOutput(lines, prefix, asked_columns(config.sampling))
     wants_batch = isinstance(destination, FileDestination) and is_batch_output(destination.path)
     if wants_batch and info.num_rows and not is_batch:
         raise UsageError(

@@ -26,6 +26,7 @@ from vlmbatch.manifest.openai_batch import BatchRowBuilder, holds_requests
 from vlmbatch.manifest.partitions import without_partitions
 from vlmbatch.manifest.rows import NO_DOMAINS, RowBuilder
 from vlmbatch.manifest.scan import ManifestFile, Record, Scan, record_id
+from vlmbatch.manifest.schema import asked_columns
 from vlmbatch.manifest.sources import find_files, stdin_file
 from vlmbatch.types import Row
 
@@ -276,7 +277,7 @@ def open_manifest(
         OutputError: standard input does not fit the temporary folder.
     """
     assert config.source == "-" or not streaming, "only standard input is streamed"
-    columns = Columns.from_config(config)
+    columns = Columns.from_config(config, asked_columns(defaults))
     files: Sequence[ManifestFile]
     if config.source == "-":
         folder = Path()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlmbatch.config import SamplingParams
@@ -17,6 +17,7 @@ from vlmbatch.openai.fields import (
     string,
     wrong_type,
 )
+from vlmbatch.openai.logprobs import read_chat_logprobs, read_text_logprobs
 from vlmbatch.openai.messages import read_image, read_messages
 from vlmbatch.openai.resolution import RESOLUTION_FIELD, at_own_resolution
 from vlmbatch.openai.sampling import SAMPLING_FIELDS, read_sampling
@@ -26,8 +27,8 @@ from vlmbatch.types import ImageRef
 CHAT_URL = "/v1/chat/completions"
 COMPLETION_URL = "/v1/completions"
 
-_COMMON = SAMPLING_FIELDS | {"model", "stream", "stream_options", RESOLUTION_FIELD}
-_CHAT_FIELDS = _COMMON | {"messages", "max_completion_tokens"}
+_COMMON = SAMPLING_FIELDS | {"model", "logprobs", "stream", "stream_options", RESOLUTION_FIELD}
+_CHAT_FIELDS = _COMMON | {"messages", "max_completion_tokens", "top_logprobs"}
 _COMPLETION_FIELDS = _COMMON | {"prompt", "images"}  # images: ours; OpenAI's has none
 # The last is vLLM's; OpenAI's obfuscation pads what is streamed, and is a matter of taste.
 _STREAM_OPTIONS = ("include_usage", "include_obfuscation", "continuous_usage_stats")
@@ -83,6 +84,7 @@ def parse_chat_request(
     messages, images = read_messages(body.get("messages"), urls)
     images = at_own_resolution(body, images)
     sampling = read_sampling(body, defaults)
+    sampling = replace(sampling, logprobs=read_chat_logprobs(body, defaults.logprobs))
     return ChatRequest(
         string(body, "model"), messages, images, sampling, *_stream(body), string(body, "user")
     )
@@ -103,6 +105,7 @@ def parse_completion_request(
     prompt = _prompt(body.get("prompt"))
     images = at_own_resolution(body, _images(body.get("images"), urls))
     sampling = read_sampling(body, defaults)
+    sampling = replace(sampling, logprobs=read_text_logprobs(body, defaults.logprobs))
     return CompletionRequest(
         string(body, "model"), prompt, images, sampling, *_stream(body), string(body, "user")
     )

@@ -41,8 +41,6 @@ _BOTH: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
 }
 NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = _BOTH | {
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -60,7 +58,6 @@ NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = _BOTH | {
     "chat_template_kwargs": ({},),
 }
 NEUTRAL_COMPLETION: dict[str, tuple[Any, ...]] = _BOTH | {
-    "logprobs": (),
     "suffix": ("",),
     "add_special_tokens": (True,),
 }

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from vlmbatch.errors import OutputError, UsageError
 from vlmbatch.manifest.parquet_file import LocalParquetFile
-from vlmbatch.manifest.schema import RESULT_SCHEMA, column_prefix
+from vlmbatch.manifest.schema import RESULT_SCHEMA, column_prefix, detail_name
 from vlmbatch.output.parts import read_part
 from vlmbatch.output.shards import finished_shards
 
@@ -34,11 +34,14 @@ class OutputReader:
         self._groups: list[tuple[Path, int]] = []
         self._path: Path | None = None
         self._file: pq.ParquetFile | None = None
+        self.details: list[str] = []  # columns beyond those of every output
         starts = [0]
         files = [shard.path for shard in finished_shards(output)] if output.is_dir() else [output]
         for path in files:
             file = self._open(path)
             self._check_columns(path, file.schema_arrow)
+            names = map(detail_name, file.schema_arrow)
+            self.details = [name for name in names if name is not None]  # the same in every file
             for group in range(file.num_row_groups):
                 self._groups.append((path, group))
                 starts.append(starts[-1] + file.metadata.row_group(group).num_rows)

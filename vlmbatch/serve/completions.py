@@ -13,9 +13,11 @@ from starlette.types import Receive, Scope, Send
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.errors import VlmbatchError
+from vlmbatch.models.described_tokens import described
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.openai import responses
 from vlmbatch.openai.errors import SERVER_ERROR, ApiError
+from vlmbatch.openai.logprobs import chat_logprobs, text_logprobs
 from vlmbatch.openai.requests import parse_chat_request, parse_completion_request
 from vlmbatch.openai.responses import JsonObject, ResponseHead
 from vlmbatch.serve.body import read_body
@@ -42,10 +44,11 @@ class Dialect:
     parse: Parse
     id_prefix: str
     max_tokens: int | None
-    whole: Callable[[ResponseHead, str, FinishReason, JsonObject], JsonObject]
+    whole: Callable[[ResponseHead, str, FinishReason, JsonObject, JsonObject | None], JsonObject]
     first_chunk: Callable[[ResponseHead], JsonObject] | None
-    chunk: Callable[[ResponseHead, str, FinishReason | None], JsonObject]
+    chunk: Callable[[ResponseHead, str, FinishReason | None, JsonObject | None], JsonObject]
     usage_chunk: Callable[[ResponseHead, JsonObject], JsonObject]
+    logprobs: Callable[[list[JsonObject], int], JsonObject]
 
 
 CHAT = Dialect(
@@ -54,8 +57,11 @@ CHAT = Dialect(
     max_tokens=None,
     whole=responses.chat_completion,
     first_chunk=lambda head: responses.chat_chunk(head, "", first=True),
-    chunk=lambda head, text, reason: responses.chat_chunk(head, text or None, reason),
+    chunk=lambda head, text, reason, logprobs: responses.chat_chunk(
+        head, text or None, reason, logprobs
+    ),
     usage_chunk=responses.chat_usage_chunk,
+    logprobs=lambda tokens, offset: chat_logprobs(tokens),
 )
 COMPLETION = Dialect(
     parse=parse_completion_request,
@@ -65,6 +71,7 @@ COMPLETION = Dialect(
     first_chunk=None,
     chunk=responses.text_chunk,
     usage_chunk=responses.text_usage_chunk,
+    logprobs=text_logprobs,
 )
 
 
@@ -162,18 +169,25 @@ class CompletionEndpoint:
             responses.new_id(dialect.id_prefix), int(time.time()), service.config.model_name
         )
         text_stream = TextStream(service.tokenizer, prepared.request.sampling.stop)
+        asks = prepared.request.sampling.logprobs is not None
         texts: list[str] = []
+        tokens: list[JsonObject] = []  # with their log-probabilities, that wait to be told
+        offset = 0  # characters of the tokens that have been told
         reason = None
         with service.engine.generate(prepared.request, every_token=asked.stream) as generation:
             while reason is None:
                 chunk = await generation.next_chunk()
                 reason = chunk.finish_reason
                 text = text_stream.push(chunk)
-                if asked.stream:
-                    usage = self._usage(prepared, generation) if asked.continuous_usage else None
-                    await self._put(stream, head, text, reason, usage)
-                else:
+                tokens += described(chunk.logprobs, service.tokenizer)
+                if not asked.stream:
                     texts.append(text)
+                    continue
+                usage = self._usage(prepared, generation) if asked.continuous_usage else None
+                logprobs = dialect.logprobs(tokens, offset) if asks else None
+                if await self._put(stream, head, text, reason, usage, logprobs):
+                    offset += sum(len(token["token"]) for token in tokens)
+                    tokens.clear()
         if generation.first_token_at is not None:
             service.metrics.observe_first_token(generation.first_token_at - arrived)
         usage = self._usage(prepared, generation)
@@ -182,7 +196,8 @@ class CompletionEndpoint:
                 await stream.put(dialect.usage_chunk(head, usage))
             await stream.end()
         else:
-            response = dialect.whole(head, "".join(texts), reason, usage)
+            logprobs = dialect.logprobs(tokens, 0) if asks else None
+            response = dialect.whole(head, "".join(texts), reason, usage, logprobs)
             await JsonResponse(response)(scope, receive, send)
 
     async def _put(
@@ -192,13 +207,19 @@ class CompletionEndpoint:
         text: str,
         reason: FinishReason | None,
         usage: JsonObject | None,
-    ) -> None:
-        """``usage``, of the tokens so far, goes into each chunk if it is given."""
+        logprobs: JsonObject | None,
+    ) -> bool:
+        """Stream what is new, if anything; whether it was.
+
+        ``usage``, of the tokens so far, goes into each chunk if it is given.
+        """
         more = {} if usage is None else {"usage": usage}
         if not stream.started and self._dialect.first_chunk is not None:
             await stream.put(self._dialect.first_chunk(head) | more)
-        if text or reason is not None:
-            await stream.put(self._dialect.chunk(head, text, reason) | more)
+        if not text and reason is None:
+            return False
+        await stream.put(self._dialect.chunk(head, text, reason, logprobs) | more)
+        return True
 
     def _usage(self, prepared: PreparedRequest, generation: Generation) -> JsonObject:
         request = prepared.request

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from vlmbatch.errors import RowError
+from vlmbatch.models.described_tokens import described
 from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.types import FinishReason, Result, Row
+from vlmbatch.types import FinishReason, Result, Row, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,7 @@ class Answer:
     cached_tokens: int = 0  # of the prompt, found in the prefix cache
     image_tokens: int = 0
     text_end: int | None = None  # characters before the stop string that ended it
+    logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
     error: RowError | None = None
     known: Result | None = None  # found in the journal of an earlier run
 
@@ -42,4 +44,5 @@ def to_result(answer: Answer, tokenizer: Tokenizer) -> Result:
         image_tokens=answer.image_tokens,
         completion_tokens=len(answer.token_ids),
         extra=row.extra,
+        details={"logprobs": described(answer.logprobs, tokenizer)} if answer.logprobs else {},
     )

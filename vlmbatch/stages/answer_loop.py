@@ -126,4 +126,5 @@ class AnswerLoop:
             cached_tokens=completion.cached_tokens,
             image_tokens=request.num_image_tokens,
             text_end=completion.text_end,
+            logprobs=completion.logprobs,
         )
