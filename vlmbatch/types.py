@@ -150,7 +150,8 @@ class Request:
     ``inputs``: what there is in the place of images where transformers answers. ``positions``: of
     the prompt's T tokens, (T,) or (3, T) int64, where a model's processor counts them itself;
     ``None`` stands for 0 to T - 1. Token i of the answer is at ``next_position`` + i, in all three
-    rows; ``None`` stands for T.
+    rows; ``None`` stands for T. ``scored``: tokens whose log-probabilities are told with each token
+    of the answer, in the place of the likeliest ones.
     """
 
     index: int
@@ -161,6 +162,7 @@ class Request:
     positions: NDArray[np.int64] | None = field(default=None, repr=False)
     next_position: int | None = None
     inputs: ProcessedInputs | None = None
+    scored: tuple[int, ...] = ()
 
     @property
     def num_image_tokens(self) -> int:

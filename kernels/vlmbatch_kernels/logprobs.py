@@ -6,14 +6,18 @@ import torch
 from torch import Tensor
 
 
-def token_logprobs(logits: Tensor, tokens: Tensor, num_top: int) -> tuple[Tensor, Tensor]:
-    """Log-probabilities (B, 1 + K) float32 and whose they are, (B, 1 + K) int64.
+def token_logprobs(
+    logits: Tensor, tokens: Tensor, num_top: int, scored: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Log-probabilities (B, 1 + K + S) float32 and whose they are, (B, 1 + K + S) int64.
 
     ``logits``: (B, V) of any float dtype, as the model gives them; ``tokens``: (B,) int64, which
-    come first. Behind them the K likeliest, likeliest first: ``num_top`` or as many as there are.
+    come first. Behind them the K likeliest, likeliest first: ``num_top`` or as many as there are;
+    and then those of ``scored`` (B, S) int64, if given.
     """
     scores = logits.float()
     total = scores.logsumexp(dim=-1, keepdim=True)
-    values, ids = scores.topk(min(num_top, scores.shape[1]), dim=-1)
+    ids = scores.topk(min(num_top, scores.shape[1]), dim=-1).indices
     own = tokens[:, None]
-    return torch.cat([scores.gather(1, own), values], 1) - total, torch.cat([own, ids], 1)
+    all_ids = torch.cat([own, ids] if scored is None else [own, ids, scored], 1)
+    return scores.gather(1, all_ids) - total, all_ids

@@ -92,6 +92,8 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--presence-penalty", "-0.5"), {"sampling.presence_penalty": -0.5}),
     (("--frequency-penalty", "0.5"), {"sampling.frequency_penalty": 0.5}),
     (("--no-repeat-ngram-size", "7"), {"sampling.no_repeat_ngram_size": 7}),
+    (("--choices", "a, b"), {"sampling.choices": ("a", "b")}),
+    (("--choices", "a, b", "--choices", "c"), {"sampling.choices": ("a, b", "c")}),
     (("--logprobs", "0"), {"sampling.logprobs": 0}),
     (("--ignore-eos",), {"sampling.ignore_eos": True}),
     (("--max-num-seqs", "7"), {"session.engine.max_num_seqs": 7}),

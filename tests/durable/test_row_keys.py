@@ -43,6 +43,7 @@ CHANGES: dict[str, Any] = {
     "frequency_penalty": 0.5,
     "no_repeat_ngram_size": 3,
     "logprobs": 3,
+    "choices": ("a", "b"),
 }
 
 

@@ -127,6 +127,7 @@ DECIDES = {
     "sampling.frequency_penalty": Change(0.5),
     "sampling.no_repeat_ngram_size": Change(3),
     "sampling.logprobs": Change(0),
+    "sampling.choices": Change(("a", "b")),
     "session.engine.engine": Change("transformers"),
     "session.engine.dtype": Change("float16"),
     "session.engine.quantize": Change("fp8"),

@@ -35,6 +35,7 @@ from vlmbatch.errors import UsageError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.hf.replica import HfReplica
 from vlmbatch.models.chat import Message
+from vlmbatch.replicas.choices import ChoiceReplica
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.session.cores import default_image_workers
 from vlmbatch.session.host_memory import HostMemory
@@ -140,6 +141,8 @@ class LLM:
         else:
             self._engine = load_engine(config, inputs)
             on_cpu = self._engine.device.type == "cpu"
+        own = None if isinstance(inputs.model, HfConfig) else inputs.model
+        self._eos_token_ids = () if own is None else own.eos_token_ids
         self._on_cpu = on_cpu
         num_workers = config.image_loading.workers
         if num_workers is None:
@@ -363,10 +366,9 @@ class LLM:
         try:
             if self._engine is None:
                 raise UsageError("this LLM is closed")
-            if isinstance(self._engine, HfReplica):
-                yield self._engine
-            else:
-                yield LocalReplica(self._engine, self._processor.tokenizer)
+            tokenizer, engine = self._processor.tokenizer, self._engine
+            replica = engine if isinstance(engine, HfReplica) else LocalReplica(engine, tokenizer)
+            yield ChoiceReplica(replica, tokenizer, self._eos_token_ids)
         finally:
             self._in_use.release()
 

@@ -14,6 +14,8 @@ from vlmbatch.errors import ConfigError
 
 MAX_LOGPROBS = 20  # of the likeliest tokens, as of OpenAI's API
 
+_MAX_CHOICES = 256  # each may take a request of its own
+
 _MAX_PENALTY = 2.0  # as of OpenAI's API, either way
 _MAX_NGRAM = 100  # so many tokens are compared with all that came before
 
@@ -68,6 +70,10 @@ class SamplingParams:
         int | None,
         _opt("K", "Write log-probabilities of each token and of the K likeliest in its place."),
     ] = None
+    choices: Annotated[  # kept as a tuple
+        Sequence[str],
+        _opt("A,B,...", "Answer with one of these classes. Repeatable, where one has a comma."),
+    ] = ()
 
     def __post_init__(self) -> None:
         for name, read in _SAMPLING_READERS.items():
@@ -102,6 +108,8 @@ class SamplingParams:
             )
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise ConfigError(f"logprobs must be from 0 to {MAX_LOGPROBS}, got {self.logprobs}")
+        if self.choices:
+            _check_choices(self.choices)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if any(not text for text in self.stop):
@@ -134,6 +142,24 @@ def _stop_strings(name: str, value: object) -> tuple[str, ...]:
     return tuple(typed.text(f"{name}[{index}]", item) for index, item in enumerate(items))
 
 
+def _choices(name: str, value: object) -> tuple[str, ...]:
+    """Classes one by one, or in one text between commas."""
+    choices = _stop_strings(name, value)
+    if len(choices) == 1:
+        choices = tuple(text.strip() for text in choices[0].split(","))
+    return choices
+
+
+def _check_choices(choices: Sequence[str]) -> None:
+    if not 2 <= len(choices) <= _MAX_CHOICES:
+        raise ConfigError(f"choices must be from 2 to {_MAX_CHOICES} classes, got {len(choices)}")
+    if not all(choices):
+        raise ConfigError("choices must not be empty texts")
+    twice = next((each for each in choices if choices.count(each) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"choices has {twice!r:.80} {choices.count(twice)} times")
+
+
 def _token_ids(name: str, value: object) -> tuple[int, ...]:
     items = typed.several(name, value, "a list of integers")
     return tuple(typed.integer(f"{name}[{index}]", item) for index, item in enumerate(items))
@@ -150,6 +176,7 @@ _SAMPLING_READERS: dict[str, Callable[[str, object], object]] = {
     "frequency_penalty": typed.number,
     "no_repeat_ngram_size": typed.integer,
     "logprobs": typed.integer,
+    "choices": _choices,
     "seed": typed.integer,
     "stop": _stop_strings,
     "stop_token_ids": _token_ids,
@@ -157,7 +184,7 @@ _SAMPLING_READERS: dict[str, Callable[[str, object], object]] = {
 }
 _ADDED = (
     *("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
-    *("no_repeat_ngram_size", "logprobs"),
+    *("no_repeat_ngram_size", "logprobs", "choices"),
 )
 _STANDS_FOR_NONE: dict[str, object] = {
     **{field.name: field.default for field in fields(SamplingParams)},

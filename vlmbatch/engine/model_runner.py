@@ -95,12 +95,13 @@ class ModelRunner:
         logits = self._logits(inputs, graphs)
         if not inputs.sampled:
             return LaunchedStep.of([], torch.empty(0, dtype=torch.int64, device=self._device))
-        params = [sequence.request.sampling for sequence in inputs.sampled]
+        requests = [sequence.request for sequence in inputs.sampled]
+        params = [request.sampling for request in requests]
         scores = logits
         if inputs.penalised is not None:
             scores = inputs.penalised.apply(logits, inputs.input_ids)
         tokens = sample(scores, params, inputs.sample_positions)
-        logprobs = StepLogprobs.launch(logits, tokens, params)
+        logprobs = StepLogprobs.launch(logits, tokens, requests)
         return LaunchedStep.of(inputs.sampled, tokens, logprobs)
 
     def _logits(self, inputs: StepInputs, graphs: DecodeGraphs | None) -> Tensor:

@@ -165,13 +165,13 @@ class Watch(StoppingCriteria):  # type: ignore[misc]
         self._on_token = on_token
         self._given_up = given_up
         self._raw = raw
-        self._params = [row.request.sampling for row in rows]
+        self._requests = [row.request for row in rows]
 
     def __call__(self, input_ids: Tensor, scores: Tensor | None, **_: object) -> Tensor:
         tokens = input_ids[:, -1]
         launched = None
         if self._raw is not None:
-            launched = StepLogprobs.launch(self._raw.scores, tokens, self._params)
+            launched = StepLogprobs.launch(self._raw.scores, tokens, self._requests)
         token_ids = tokens.tolist()  # waits for all of it
         logprobs = {} if launched is None else launched.by_row()
         for place, (row, token_id) in enumerate(zip(self._rows, token_ids, strict=True)):

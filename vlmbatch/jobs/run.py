@@ -95,11 +95,13 @@ def _loaded_replica(config: JobConfig, inputs: Inputs) -> Iterator[Replica]:
         with closing(load_with_transformers(config.session, inputs)) as replica:
             yield replica
         return
+    from vlmbatch.replicas.choices import ChoiceReplica
     from vlmbatch.replicas.local import LocalReplica
 
     engine = load_engine(config.session, inputs)
     freeze_loaded(engine)
-    yield LocalReplica(engine, inputs.processor.tokenizer)
+    tokenizer = inputs.processor.tokenizer
+    yield ChoiceReplica(LocalReplica(engine, tokenizer), tokenizer, inputs.model.eos_token_ids)
 
 
 def answer_manifest(

@@ -17,6 +17,7 @@ SAMPLING_COLUMNS = (
     *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size"),
 )
+CHOICES_COLUMN = "choices"
 RESOLUTION_COLUMNS = ("max_pixels", "min_pixels")
 
 
@@ -43,8 +44,10 @@ class Columns:
     dropped: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        own = (MESSAGES_COLUMN, *SAMPLING_COLUMNS, *RESOLUTION_COLUMNS)
-        names = [self.prompt, self.image, self.id, *own]
+        names = [self.prompt, self.image, self.id]
+        names += [MESSAGES_COLUMN, *SAMPLING_COLUMNS, *RESOLUTION_COLUMNS]
+        if CHOICES_COLUMN in self.asked:  # else it passes through: many data sets have one
+            names.append(CHOICES_COLUMN)
         for name in names[:3]:
             if names.count(name) > 1:
                 raise ConfigError(

@@ -30,6 +30,13 @@ _LOGPROB = [("token_id", pa.int32()), ("token", pa.string()), ("logprob", pa.flo
 # Columns that are there where a run asks for them, in this order behind the others.
 _DETAILS = {
     "logprobs": pa.list_(pa.struct([*_LOGPROB, ("top_logprobs", pa.list_(pa.struct(_LOGPROB)))])),
+    "choice": pa.string(),
+    "confidence": pa.float32(),
+    "choices": pa.list_(
+        pa.struct(
+            [("choice", pa.string()), ("probability", pa.float32()), ("logprob", pa.float32())]
+        )
+    ),
 }
 _DETAIL_KEY = b"vlmbatch.detail"  # marks them in the schema
 
@@ -45,7 +52,8 @@ COLUMN_PREFIX_KEY = b"vlmbatch.column_prefix"
 
 def asked_columns(params: SamplingParams) -> tuple[str, ...]:
     """The columns beyond those of every output that a run's parameters ask for."""
-    return () if params.logprobs is None else ("logprobs",)
+    logprobs = () if params.logprobs is None else ("logprobs",)
+    return (*logprobs, "choice", "confidence", "choices") if params.choices else logprobs
 
 
 def output_schema(extra: pa.Schema, prefix: str = "", asked: Sequence[str] = ()) -> pa.Schema:

@@ -29,7 +29,8 @@ class Completion:
     ``token_ids`` holds what came as ``NewTokens`` too. ``cached_tokens``: of the prompt, found in
     the prefix cache. ``first_token_at``: ``time.monotonic()`` when the first token was known.
     ``text_end``: characters of its text before the stop string that ended it, if one did.
-    ``logprobs``: of each token, where the request asks for them.
+    ``logprobs``: of each token, where the request asks for them. ``choices``: the request's, with
+    the log-probability of each.
     """
 
     index: int
@@ -39,6 +40,7 @@ class Completion:
     first_token_at: float
     text_end: int | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
+    choices: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,8 @@ def open_inputs(
         UsageError: model, image arguments or manifest cannot be used.
     """
     opened = open_model(config)
+    if isinstance(opened.model, HfConfig) and sampling is not None and sampling.choices:
+        raise ConfigError("--choices cannot be used where transformers answers")
     rows = open_manifest(
         manifest,
         sampling or SamplingParams(),

@@ -127,4 +127,5 @@ class AnswerLoop:
             image_tokens=request.num_image_tokens,
             text_end=completion.text_end,
             logprobs=completion.logprobs,
+            choices=completion.choices,
         )
