@@ -1,4 +1,4 @@
-"""Penalties and log-probabilities on the GPU: the same as on a CPU, and no waiting for the device."""
+"""Penalties and log-probabilities on the GPU: as on a CPU, and no waiting for the device."""
 
 from __future__ import annotations
 
