@@ -197,8 +197,10 @@ def test_a_completion() -> None:
             )
             for name in ("include_usage", "include_obfuscation", "continuous_usage_stats")
         ),
-        (chat(n=2), "n", "unsupported_parameter"),
-        (chat(n=True), "n", "unsupported_parameter"),
+        (chat(n=17), "n", "invalid_value"),
+        (chat(n=0), "n", "invalid_value"),
+        (chat(n="2"), "n", "invalid_type"),
+        (chat(n=True), "n", "invalid_type"),
         (chat(tools=[{}]), "tools", "unsupported_parameter"),
         (chat(response_format={"type": "json_object"}), "response_format", "unsupported_parameter"),
         (chat(logit_bias={"1": 2}), "logit_bias", "unsupported_parameter"),
@@ -251,11 +253,11 @@ def test_fields_that_ask_for_nothing_are_accepted() -> None:
 
 
 def test_an_error_in_json_and_across_processes() -> None:
-    error = refusal(chat(n=2))
+    error = refusal(chat(logit_bias={"1": 2}))
     assert json.loads(json.dumps(error.to_json()))["error"] == {
-        "message": "'n' with 2 is not supported: leave it out, or set it to 1",
+        "message": "'logit_bias' with {\"1\": 2} is not supported: leave it out, or set it to {}",
         "type": "invalid_request_error",
-        "param": "n",
+        "param": "logit_bias",
         "code": "unsupported_parameter",
     }
     copy = pickle.loads(pickle.dumps(error))
@@ -307,7 +309,7 @@ def test_every_row_error_has_an_answer(code: ErrorCode) -> None:
 
 
 def test_an_error_of_a_request_is_one_of_a_row() -> None:
-    error = refusal(chat(n=2))
+    error = refusal(chat(logit_bias={"1": 2}))
     of_row = pickle.loads(pickle.dumps(error.to_row_error()))
     assert of_row.code is ErrorCode.REQUEST_INVALID
     again = api_error(of_row.code, of_row.message, of_row.param, of_row.api_code)

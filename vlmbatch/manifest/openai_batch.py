@@ -126,6 +126,13 @@ class BatchRowBuilder:
             raise bad_request(
                 f'\'url\' must be "{CHAT_URL}" or "{COMPLETION_URL}", got {kind_of(url)}', "url"
             )
+        if request.n > 1:
+            raise bad_request(
+                f"'n' with {request.n} is not supported in a batch file: send a request for each "
+                "answer, with a seed of its own",
+                "n",
+                "unsupported_parameter",
+            )
         if request.stream:
             raise bad_request(
                 "'stream' is not possible in a batch file: leave it out",

@@ -11,6 +11,7 @@ from vlmbatch.openai.errors import bad_request
 from vlmbatch.openai.fields import (
     Json,
     boolean,
+    integer,
     json_object,
     missing,
     object_body,
@@ -27,7 +28,8 @@ from vlmbatch.types import ImageRef
 CHAT_URL = "/v1/chat/completions"
 COMPLETION_URL = "/v1/completions"
 
-_COMMON = SAMPLING_FIELDS | {"model", "logprobs", "stream", "stream_options", RESOLUTION_FIELD}
+_MAX_N = 16
+_COMMON = SAMPLING_FIELDS | {"model", "n", "logprobs", "stream", "stream_options", RESOLUTION_FIELD}
 _CHAT_FIELDS = _COMMON | {"messages", "max_completion_tokens", "top_logprobs"}
 _COMPLETION_FIELDS = _COMMON | {"prompt", "images"}  # images: ours; OpenAI's has none
 # The last is vLLM's; OpenAI's obfuscation pads what is streamed, and is a matter of taste.
@@ -52,6 +54,7 @@ class ChatRequest:
     include_usage: bool = False  # at the end of a stream
     continuous_usage: bool = False  # and in each of its chunks
     user: str | None = None
+    n: int = 1  # answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class CompletionRequest:
     include_usage: bool = False  # at the end of a stream
     continuous_usage: bool = False  # and in each of its chunks
     user: str | None = None
+    n: int = 1  # answers
 
 
 def parse_chat_request(
@@ -86,7 +90,13 @@ def parse_chat_request(
     sampling = read_sampling(body, defaults)
     sampling = replace(sampling, logprobs=read_chat_logprobs(body, defaults.logprobs))
     return ChatRequest(
-        string(body, "model"), messages, images, sampling, *_stream(body), string(body, "user")
+        string(body, "model"),
+        messages,
+        images,
+        sampling,
+        *_stream(body),
+        string(body, "user"),
+        _n(body),
     )
 
 
@@ -107,7 +117,13 @@ def parse_completion_request(
     sampling = read_sampling(body, defaults)
     sampling = replace(sampling, logprobs=read_text_logprobs(body, defaults.logprobs))
     return CompletionRequest(
-        string(body, "model"), prompt, images, sampling, *_stream(body), string(body, "user")
+        string(body, "model"),
+        prompt,
+        images,
+        sampling,
+        *_stream(body),
+        string(body, "user"),
+        _n(body),
     )
 
 
@@ -129,6 +145,13 @@ def _prompt(value: object) -> str:
     if not isinstance(value, str):
         raise wrong_type("prompt", "a string (token ids are not supported)", value)
     return value
+
+
+def _n(body: Json) -> int:
+    n = integer(body, "n")
+    if n is not None and not 1 <= n <= _MAX_N:
+        raise bad_request(f"'n' must be from 1 to {_MAX_N}, got {n}", "n")
+    return 1 if n is None else n
 
 
 def _stream(body: Json) -> tuple[bool, bool, bool]:

@@ -83,6 +83,17 @@ def text_completion(
     }
 
 
+def joined(responses: Sequence[JsonObject]) -> JsonObject:
+    """One response with the choices of several to the same request."""
+    choices = [numbered(each, number)["choices"][0] for number, each in enumerate(responses)]
+    return {**responses[0], "choices": choices}
+
+
+def numbered(response: JsonObject, index: int) -> JsonObject:
+    """A response whose choice is the ``index``-th of several."""
+    return {**response, "choices": [{**each, "index": index} for each in response["choices"]]}
+
+
 def chat_chunk(
     head: ResponseHead,
     text: str | None = None,

@@ -28,7 +28,6 @@ HARMLESS: dict[str, Callable[[Json, str], object]] = {
 
 # By field: the values that ask for nothing. Null does for all of them.
 _BOTH: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "best_of": (1,),
     "length_penalty": (1,),
     "min_tokens": (0,),
