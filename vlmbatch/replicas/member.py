@@ -79,6 +79,7 @@ class Member:
     def __init__(self, name: str, start: Start, news: News) -> None:
         self.name = name
         self.restarts = 0
+        self.was_ready = False  # in any of its lives
         self.gone = False  # it is not started again
         self.requests: dict[int, Held] = {}  # by serial number
         self.limits: EngineLimits | None = None  # once it is ready
@@ -128,6 +129,7 @@ class Member:
 
     def ready(self, message: Ready) -> None:
         self.limits = message.limits
+        self.was_ready = True
 
     def submit(self, held: Held) -> None:
         held.begun = False

@@ -69,7 +69,6 @@ class ReplicaPool:
         self._mean_answer: float | None = None  # tokens
         self._no_more = False
         self._dropping = False  # what waits is given up
-        self._started = False
         self._end: BaseException | None = None  # why no more is answered
         self._by_link: dict[Link, Member] = {}
         self._members: list[Member] = []
@@ -93,7 +92,6 @@ class ReplicaPool:
             self._take_news(_POLL_SECONDS)
             if self._end is not None:
                 raise self._end
-        self._started = True
 
     @property
     def limits(self) -> EngineLimits:
@@ -326,9 +324,8 @@ class ReplicaPool:
 
     def _take_failure(self, member: Member, failed: Failed) -> None:
         error = failed.error
-        starting = not self._started or not member.is_ready
         logger.debug("%s failed:\n%s", member.name, failed.details)
-        if not self._started or (not starting and isinstance(error, VlmbatchError)):
+        if not member.was_ready or (member.is_ready and isinstance(error, VlmbatchError)):
             # What was given cannot be used, or answers as a whole cannot be had.
             self._end = error
         else:
