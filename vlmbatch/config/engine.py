@@ -7,6 +7,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 from vlmbatch.config.option import Opt, check_bounds
+from vlmbatch.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cuda", "cpu"]
@@ -35,6 +36,18 @@ class EngineConfig:
     ] = "auto"
     dtype: Annotated[DType, _model("NAME", "auto, float32, bfloat16 or float16.")] = "auto"
     device: Annotated[Device, _model("NAME", "auto, cuda or cpu.")] = "auto"
+    gpus: Annotated[
+        str | None,
+        _engine(
+            "GPUS",
+            "An engine on each of these GPUs: all, a number of them, or a list such as 0,2,3; "
+            "absent: all, of a server one.",
+            filled=True,
+        ),
+    ] = None
+    replicas: Annotated[
+        int | None, _engine("N", "Engines on a CPU, which share its cores; absent: 1.", minimum=1)
+    ] = None
     attention_backend: Annotated[
         AttentionBackendName, _model("NAME", "auto, flash-attn, triton or torch.")
     ] = "auto"
@@ -79,3 +92,41 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.gpus is None:
+            return
+        parse_gpus(self.gpus)
+        if self.device == "cpu":
+            raise ConfigError(
+                f"--gpus {self.gpus} with --device cpu, which uses none: --replicas N is for CPUs"
+            )
+        if self.replicas is not None:
+            raise ConfigError(
+                f"--gpus {self.gpus} with --replicas {self.replicas}, which is for CPUs: give one "
+                "of them"
+            )
+
+    @property
+    def several_asked_for(self) -> bool:
+        """Whether it says how many engines there are to be."""
+        return self.gpus is not None or self.replicas is not None
+
+
+def parse_gpus(text: str) -> int | tuple[int, ...] | None:
+    """A number of GPUs, or which of those that can be seen; None: all of them.
+
+    Raises:
+        ConfigError: no such text, or a GPU that is named twice.
+    """
+    compact = text.strip().lower()
+    if compact == "all":
+        return None
+    parts = [part.strip() for part in compact.split(",")]
+    if not all(part.isascii() and part.isdigit() for part in parts) or parts == ["0"]:
+        raise ConfigError(f'--gpus must be all, a number of GPUs, or such as 0,2,3; got "{text}"')
+    numbers = tuple(map(int, parts))
+    if len(numbers) == 1:
+        return numbers[0]
+    for index, number in enumerate(numbers):
+        if number in numbers[:index]:
+            raise ConfigError(f"--gpus {text}: GPU {number} is named twice")
+    return numbers
