@@ -42,6 +42,8 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--engine", "transformers"), {"session.engine.engine": "transformers"}),
     (("--dtype", "float16"), {"session.engine.dtype": "float16"}),
     (("--device", "cpu"), {"session.engine.device": "cpu"}),
+    (("--gpus", "0,2"), {"session.engine.gpus": "0,2"}),
+    (("--replicas", "7"), {"session.engine.replicas": 7}),
     (("--attention-backend", "torch"), {"session.engine.attention_backend": "torch"}),
     (
         ("--image-input-type", "image_features"),

@@ -42,7 +42,7 @@ class EngineConfig:
             "GPUS",
             "An engine on each of these GPUs: all, a number of them, or a list such as 0,2,3; "
             "absent: all, of a server one.",
-            filled=True,
+            unit="gpus",
         ),
     ] = None
     replicas: Annotated[
@@ -94,7 +94,6 @@ class EngineConfig:
         check_bounds(self)
         if self.gpus is None:
             return
-        parse_gpus(self.gpus)
         if self.device == "cpu":
             raise ConfigError(
                 f"--gpus {self.gpus} with --device cpu, which uses none: --replicas N is for CPUs"
@@ -109,24 +108,3 @@ class EngineConfig:
     def several_asked_for(self) -> bool:
         """Whether it says how many engines there are to be."""
         return self.gpus is not None or self.replicas is not None
-
-
-def parse_gpus(text: str) -> int | tuple[int, ...] | None:
-    """A number of GPUs, or which of those that can be seen; None: all of them.
-
-    Raises:
-        ConfigError: no such text, or a GPU that is named twice.
-    """
-    compact = text.strip().lower()
-    if compact == "all":
-        return None
-    parts = [part.strip() for part in compact.split(",")]
-    if not all(part.isascii() and part.isdigit() for part in parts) or parts == ["0"]:
-        raise ConfigError(f'--gpus must be all, a number of GPUs, or such as 0,2,3; got "{text}"')
-    numbers = tuple(map(int, parts))
-    if len(numbers) == 1:
-        return numbers[0]
-    for index, number in enumerate(numbers):
-        if number in numbers[:index]:
-            raise ConfigError(f"--gpus {text}: GPU {number} is named twice")
-    return numbers

@@ -10,7 +10,6 @@ from functools import partial
 from typing import Literal
 
 from vlmbatch.config import EngineConfig, SessionConfig
-from vlmbatch.config.engine import parse_gpus
 from vlmbatch.errors import ConfigError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.images.shared_memory import SharedMemory
@@ -78,16 +77,16 @@ def visible_gpus() -> list[str]:
 
 def _wanted(gpus: str, number: int) -> range | tuple[int, ...]:
     """Which of ``number`` visible GPUs are to be used."""
-    wanted = parse_gpus(gpus)
     there = f"there {'is' if number == 1 else 'are'} {number} here"
     if _VISIBLE in os.environ:
         there += f", as {_VISIBLE}={os.environ[_VISIBLE]} says"
-    if wanted is None:
+    if gpus == "all":
         return range(number)
-    if isinstance(wanted, int):
-        if wanted > number:
+    wanted = tuple(map(int, gpus.split(",")))
+    if len(wanted) == 1:
+        if wanted[0] > number:
             raise ConfigError(f"--gpus {gpus}: {there}")
-        return range(wanted)
+        return range(wanted[0])
     if _VISIBLE in os.environ:
         raise ConfigError(
             f"--gpus {gpus} with {_VISIBLE}={os.environ[_VISIBLE]}: name GPUs in one of them, and "
@@ -99,7 +98,7 @@ def _wanted(gpus: str, number: int) -> range | tuple[int, ...]:
 
 
 def _check_no_gpus_wanted(config: EngineConfig) -> None:
-    if config.gpus is not None and config.gpus.strip().lower() != "all":
+    if config.gpus not in (None, "all"):
         raise ConfigError(
             f"--gpus {config.gpus}: there is no GPU here that can be used; `vlmbatch doctor` says "
             "what is missing, and --replicas N runs several engines on a CPU"
