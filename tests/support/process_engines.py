@@ -17,6 +17,7 @@ from vlmbatch.errors import ConfigError
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.messages import EngineLimits
 from vlmbatch.replicas.replica import OnBegin
+from vlmbatch.session.open import ModelInputs
 from vlmbatch.types import Request
 
 NUM_SEQS = 4
@@ -53,6 +54,20 @@ def _made(engine: FakeEngine, on_begin: OnBegin) -> tuple[LocalReplica, EngineLi
 
 def seeing(on_begin: OnBegin) -> Any:
     return _made(SeeingEngine(), on_begin)
+
+
+def of_a_run(
+    max_num_seqs: int,
+    step_seconds: float,
+    endless_from: int | None,
+    config: object,
+    inputs: ModelInputs,
+    on_begin: OnBegin,
+) -> tuple[LocalReplica, EngineLimits]:
+    """In the place of what loads one of a run's engines; ``endless_from`` in the order of rows."""
+    engine: Any = FakeEngine(lambda indexes: None, max_num_seqs, step_seconds, endless_from)
+    replica = LocalReplica(engine, inputs.processor.tokenizer, on_begin)
+    return replica, EngineLimits(max_num_seqs, 256, 256)
 
 
 def dying_of(token: int, on_begin: OnBegin) -> Any:
