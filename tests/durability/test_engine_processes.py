@@ -25,12 +25,11 @@ def are_gone(pids: set[int]) -> bool:
     return not any(Path("/proc", str(pid)).exists() for pid in pids)
 
 
-@pytest.fixture
-def shared_memory():
-    """What is in /dev/shm afterwards was there before."""
-    before = set(Path("/dev/shm").iterdir())
-    yield
-    assert set(Path("/dev/shm").iterdir()) <= before
+def check_memory(pids: set[int]) -> None:
+    """What they share has no name that could outlive them."""
+    for pid in pids:
+        maps = Path("/proc", str(pid), "maps").read_text()
+        assert "/memfd:vlmbatch-images" in maps and "/dev/shm" not in maps
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +45,7 @@ def answers(commands, tmp_path_factory, questions, model):
     return read_rows(run.output)
 
 
-def test_rows_are_those_of_one_engine(new_run, questions, answers, shared_memory):
+def test_rows_are_those_of_one_engine(new_run, questions, answers):
     """Whichever engines a run that is resumed has."""
     run = new_run(questions)
     assert run.attempt("--replicas", 3, **SLOW, kill_at=100) == -signal.SIGKILL
@@ -61,11 +60,12 @@ def test_rows_are_those_of_one_engine(new_run, questions, answers, shared_memory
     run.check_finished(answers)
 
 
-def test_an_engine_that_is_killed_costs_no_row(new_run, questions, answers, shared_memory):
+def test_an_engine_that_is_killed_costs_no_row(new_run, questions, answers):
     run = new_run(questions)
     command = run.start("--replicas", 2, **SLOW)
     command.wait_until(lambda: len(command.computed) >= 50)
     victim, other = sorted(engines_of(command))
+    check_memory({command.pid, victim, other})
     os.kill(victim, signal.SIGKILL)
     command.wait_until(lambda: len(command.computed) >= 150)
     os.kill(other, signal.SIGKILL)
@@ -121,18 +121,18 @@ def kills(new_run, questions, answers, num_kills: int, rng: random.Random) -> No
             landed += status == -signal.SIGKILL
         assert run.attempt() == WITH_ERRORS
         # An image that a worker was killed with is an error of its row.
-        assert run.attempt("--retry-failed") == WITH_ERRORS
+        assert run.start("--retry-failed").wait() == WITH_ERRORS
         run.check_finished(answers)
     wait_until(lambda: are_gone(seen))
 
 
-def test_engines_workers_and_the_run_are_killed(new_run, questions, answers, shared_memory):
+def test_engines_workers_and_the_run_are_killed(new_run, questions, answers):
     kills(new_run, questions, answers, 3, random.Random(3))
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(20))
-def test_they_are_killed_more_often(new_run, questions, answers, shared_memory, seed):
+def test_they_are_killed_more_often(new_run, questions, answers, seed):
     kills(new_run, questions, answers, 12, random.Random(seed))
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ import pytest
 import real_command
 from checkpoints import make_checkpoint
 from PIL import Image
-from worker_processes import ENGINE, worker_pids
+from server_process import ServerProcess, chat_body, serving
+from worker_processes import ENGINE, wait_until, worker_pids
+
+from vlmbatch import LLM, ImagePixelData, SamplingParams
 
 NUM_ROWS = 60
 
@@ -103,3 +107,48 @@ def test_a_checkpoint_that_cannot_be_used_is_told_as_by_one_engine(folder: Path)
         assert command.wait(120) == 2
         told.append(command.stderr)
     assert told[0] == told[1]
+
+
+def test_from_python(folder: Path) -> None:
+    """Calls one after another, one of them left in the middle, as with one engine."""
+    images = [ImagePixelData(folder / f"{number}.png") for number in range(3)]
+    prompts = [
+        {"prompt": f"<image>{index}", "multi_modal_data": images[index % 3]} for index in range(12)
+    ]
+    params = SamplingParams(max_tokens=6)
+    answers = []
+    several: tuple[dict[str, Any], ...] = ({}, {"replicas": 2})
+    for options in several:
+        with LLM(folder / "model", image_workers=0, **options) as llm:
+            unfinished = llm.generate(iter(prompts), params)
+            next(unfinished)
+            unfinished.close()
+            outputs = llm.generate(prompts, params)
+            answers.append([output.outputs[0].token_ids for output in outputs])
+            engines = worker_pids(os.getpid(), ENGINE)
+            assert len(engines) == options.get("replicas", 0)
+    assert answers[0] == answers[1]
+    assert not worker_pids(os.getpid(), ENGINE)
+
+
+def test_a_server_goes_on_without_an_engine_and_counts_for_each() -> None:
+    with serving("--replicas", "2", "--image-workers", "0") as server:
+        for _ in range(2):
+            assert server_answer(server) == "92"
+        name = 'engine_answered_total{engine="replica 0"}'
+        assert server.metric("answered_total") == 2 == server.metric(name)
+        os.kill(min(worker_pids(server.process.pid, ENGINE)), signal.SIGKILL)
+        assert server_answer(server) == "92"
+        other = name.replace("0", "1")
+        wait_until(lambda: server.metric(other) == 1)
+
+
+def server_answer(server: ServerProcess) -> str:
+    request = urllib.request.Request(
+        f"{server.url}/v1/chat/completions",
+        json.dumps(chat_body()).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        text: str = json.load(response)["choices"][0]["message"]["content"]
+    return text

@@ -48,7 +48,7 @@ class FakeLink:
 
     def ready(self) -> None:
         self.started = True
-        self._news.put((self, Ready(EngineLimits(4, 100, 100))))
+        self._news.put((self, Ready(EngineLimits(4, 100, 100, on_cpu=True))))
 
     def receive(self) -> None:
         while self.inbox:

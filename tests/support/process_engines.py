@@ -49,7 +49,7 @@ def answer_to(request: Request) -> list[int]:
 
 def _made(engine: FakeEngine, on_begin: OnBegin) -> tuple[LocalReplica, EngineLimits]:
     replica = LocalReplica(engine, LetterTokenizer(), on_begin)  # type: ignore[arg-type]
-    return replica, EngineLimits(NUM_SEQS, 100, 100)
+    return replica, EngineLimits(NUM_SEQS, 100, 100, on_cpu=True)
 
 
 def seeing(on_begin: OnBegin) -> Any:
@@ -67,7 +67,7 @@ def of_a_run(
     """In the place of what loads one of a run's engines; ``endless_from`` in the order of rows."""
     engine: Any = FakeEngine(lambda indexes: None, max_num_seqs, step_seconds, endless_from)
     replica = LocalReplica(engine, inputs.processor.tokenizer, on_begin)
-    return replica, EngineLimits(max_num_seqs, 256, 256)
+    return replica, EngineLimits(max_num_seqs, 256, 256, on_cpu=True)
 
 
 def dying_of(token: int, on_begin: OnBegin) -> Any:

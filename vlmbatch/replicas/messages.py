@@ -66,6 +66,7 @@ class EngineLimits:
     max_waiting: int
     max_model_len: int
     kv_cache_tokens: int
+    on_cpu: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -53,11 +53,12 @@ class ReplicaPool:
     """A ``Replica`` of several engines, which ``engines`` starts, by name; to be closed.
 
     ``memory``: what the engines map. An image that lies elsewhere is copied there.
+    ``wait_ready`` is called first.
     """
 
     def __init__(self, engines: Mapping[str, Start], memory: SharedMemory) -> None:
         assert engines
-        self._memory = memory
+        self.memory = memory
         self._news: News = queue.SimpleQueue()
         self._serials = count()
         self._held: dict[int, Held] = {}  # by serial number
@@ -193,10 +194,10 @@ class ReplicaPool:
     def _share(self, image: ImageInput) -> tuple[SharedImage, NDArray[Any]]:
         is_features = isinstance(image, FeatureImage)
         array: NDArray[Any] = image.features if isinstance(image, FeatureImage) else image.pixels
-        place = self._memory.place(array)
+        place = self.memory.place(array)
         if place is None:
-            array = self._memory.copy(array)
-            place = self._memory.place(array)
+            array = self.memory.copy(array)
+            place = self.memory.place(array)
             assert place is not None
         return SharedImage(place, image.content_hash, image.grid, is_features), array
 

@@ -98,6 +98,8 @@ def _serve(parent: Parent, connection: Connection, memory: MappedMemory) -> None
     replica, limits = load(lambda indexes: parent.tell(Begun(tuple(indexes))))
     side = EngineSide(replica, memory)
     parent.tell(Ready(limits))
+    if (report := side.step()) is not None:
+        parent.tell(report)
     inbox: Inbox = queue.SimpleQueue()
     # Messages are taken off the socket also during a step: the parent never waits for us.
     threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()

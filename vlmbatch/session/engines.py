@@ -166,6 +166,9 @@ def load_for_pool(
     freeze_loaded(engine)
     replica = LocalReplica(engine, inputs.processor.tokenizer, on_begin)
     limits = EngineLimits(
-        engine.scheduler.max_num_seqs, engine.max_model_len, engine.kv_cache_tokens
+        engine.scheduler.max_num_seqs,
+        engine.max_model_len,
+        engine.kv_cache_tokens,
+        on_cpu=engine.device.type == "cpu",
     )
     return replica, limits
