@@ -19,6 +19,7 @@ class RunStats:
     """
 
     stage: str = "starting"  # what is happening now, for people
+    quantization: str | None = None  # of the model, for people
     rows_total: int | None = None  # unknown while a stream is read
     rows_earlier: int = 0  # that an earlier run had finished when this one started
     rows_done: int = 0
@@ -123,4 +124,5 @@ class RunStats:
             "images_per_second": round(self.images_done * rate, 2),
             "completion_tokens_per_second": round(self.completion_tokens * rate, 2),
             **engines,
+            **({} if self.quantization is None else {"quantization": self.quantization}),
         }

@@ -25,7 +25,7 @@ class OpenedError(Exception):
 TEXT, NUMBER, PATH = (str,), (int, float, np.integer, np.floating), (str, Path)
 INTEGER = (int, np.integer, np.ndarray, torch.Tensor)  # arrays and tensors of one integer
 TAKEN = {
-    **dict.fromkeys(("revision", "image_processor_revision", "dtype", "device"), TEXT),
+    **dict.fromkeys(("revision", "image_processor_revision", "dtype", "quantize", "device"), TEXT),
     **dict.fromkeys(("attention_backend", "engine", "image_decoder", "image_input_type"), TEXT),
     **dict.fromkeys(("model", "tokenizer", "image_processor", "chat_template", "image_root"), PATH),
     **dict.fromkeys(("image_token_id", "image_feature_size", "max_model_len"), INTEGER),

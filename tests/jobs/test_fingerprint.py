@@ -123,6 +123,7 @@ DECIDES = {
     "sampling.ignore_eos": Change(True),
     "session.engine.engine": Change("transformers"),
     "session.engine.dtype": Change("float16"),
+    "session.engine.quantize": Change("fp8"),
     "session.engine.max_model_len": Change(99),
     "session.engine.random_weights": Change(True),
     "session.image_arguments.image_input_type": Change("image_features"),

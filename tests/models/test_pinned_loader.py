@@ -9,9 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlmbatch.models.linear import WeightSlot
 from vlmbatch.models.parallel import Share
 from vlmbatch.models.pinned_loader import pieces
+from vlmbatch.models.weight_slot import WeightSlot
 
 
 @st.composite
@@ -54,3 +54,16 @@ def test_the_pieces_of_a_vector_are_its_numbers(num_bytes: int) -> None:
     for part, target in pieces(torch.arange(5.0), slot, num_bytes):
         target.load(part)
     assert slot.target.tolist() == [0, 1, 2, 3, 4]
+
+
+def test_rows_are_quantized_piece_by_piece_as_in_one_go() -> None:
+    tensor, share = torch.randn(37, 64), Share(64, 16, 32)
+    filled = []
+    for num_bytes in (1, 9 * 64 * 4, tensor.nbytes):
+        target, scales = torch.empty(37, 32, dtype=torch.float8_e4m3fn), torch.empty(37, 1)
+        slot = WeightSlot(target, share, 1, row_scales=scales)
+        for part, place in pieces(tensor, slot, num_bytes):
+            place.load(part)
+        filled.append(target.float() * scales)
+    assert torch.equal(filled[0], filled[2]) and torch.equal(filled[1], filled[2])
+    assert (filled[0] - tensor[:, 16:48]).norm() <= 0.05 * tensor[:, 16:48].norm()

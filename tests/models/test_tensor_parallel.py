@@ -10,6 +10,7 @@ from threading import Barrier
 import pytest
 import torch
 from checkpoints import TextKind, Tower, make_checkpoint
+from fp8_checkpoints import write_fp8
 from paged_batch import forward_in_chunks
 from pixel_scaling import scaling
 from torch import Tensor
@@ -75,6 +76,18 @@ def test_two_ranks_equal_one(kind: TextKind, tower: Tower, tmp_path: Path) -> No
     assert models[0].attention_specs[0].num_kv_heads == 1
     for output in outputs:
         torch.testing.assert_close(output, run(whole), atol=1e-4, rtol=1e-4)
+
+
+def test_two_ranks_of_a_quantized_checkpoint_equal_one(tmp_path: Path) -> None:
+    make_checkpoint("llama", "clip", tmp_path / "original")
+    folder, _ = write_fp8(tmp_path / "original", tmp_path, "compressed-tensors")
+    exchange = Exchange(2)
+    with ThreadPoolExecutor(2) as pool:
+        models = [load(folder, ThreadedContext(rank, 2, exchange)) for rank in range(2)]
+        outputs = list(pool.map(run, models))
+    expected = run(load(folder, SINGLE_DEVICE))
+    for output in outputs:
+        torch.testing.assert_close(output, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_key_value_heads_are_repeated_when_ranks_outnumber_them() -> None:

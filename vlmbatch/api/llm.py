@@ -25,6 +25,7 @@ from vlmbatch.config import (
     ImageDecoder,
     ImageInputType,
     ImageLimits,
+    Quantize,
     SamplingParams,
     SessionConfig,
     typed,
@@ -79,7 +80,8 @@ class LLM:
     not loaded. ``gpus`` ("all", 2 or "0,2,3") runs an engine on each of these GPUs, and
     ``replicas`` several on a CPU, in processes of their own; absent: one, in this process.
     ``engine`` "transformers" answers with the checkpoint's own class there, as "auto" does where we
-    have no family for it. ``None`` and "auto" elsewhere stand for what suits model and device.
+    have no family for it. ``quantize`` "fp8" quantizes the decoder while it loads. ``None`` and
+    "auto" elsewhere stand for what suits model and device.
 
     Each call keeps the engine full: all its requests are batched, and images are decoded and
     prompts tokenized while the model works. One call at a time: not from several threads, and not
@@ -111,6 +113,7 @@ class LLM:
         chat_template: str | os.PathLike[str] | None = None,
         engine: EngineName = "auto",
         dtype: DType = "auto",
+        quantize: Quantize | None = None,
         device: Device = "auto",
         gpus: str | int | None = None,
         replicas: int | None = None,

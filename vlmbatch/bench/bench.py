@@ -25,6 +25,7 @@ from vlmbatch.bench.timed_run import Measurement, timed_run
 from vlmbatch.bench.workloads import Workload
 from vlmbatch.engine.loading import resolve_device, resolve_dtype
 from vlmbatch.log import logger
+from vlmbatch.models.config import with_quantization
 from vlmbatch.models.family import ImageProcessor, load_model_config
 from vlmbatch.session.cores import available_cores
 from vlmbatch.session.engines import engine_places
@@ -83,7 +84,8 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
     name, random_weights = resolve_bench_model(config, device.type)
     config = replace(config, engine=replace(config.engine, random_weights=random_weights))
     checkpoint = open_checkpoint(name, random_weights=random_weights, folder=folder / "checkpoint")
-    model = load_model_config(checkpoint)
+    stored = load_model_config(checkpoint)
+    model = with_quantization(stored, config.engine.quantize)
     dtype = resolve_dtype(config.engine.dtype, model, device)
     jobs = make_jobs(config, checkpoint, folder, device.type, len(places) or 1)
     process_starts: tuple[float, ...] = ()
@@ -91,10 +93,10 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
         if random_weights:
             logger.info("writing the checkpoint")
             with writing("the checkpoint"):
-                write_random_weights(checkpoint, model, device, dtype)
+                write_random_weights(checkpoint, stored, device, dtype)
         logger.info("timing the start of `vlmbatch run`")
         process_starts = tuple(seconds_to_first_row(jobs[0].warmup) for _ in range(2))
-    rates = measure_rates(device, dtype)
+    rates = measure_rates(device, dtype, fp8=model.quantization is not None)
 
     logger.info("loading %s", name)
     started = time.perf_counter()
@@ -143,7 +145,7 @@ def _measure(
         costs,
         image_tokens,
         engines.kv_cache_tokens,
-        DeviceRates(devices * rates.flops_per_second, devices * rates.bytes_per_second),
+        rates.of_several(devices),
     )
     return WorkloadResult(
         workload=workload,

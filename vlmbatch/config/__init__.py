@@ -6,6 +6,7 @@ from vlmbatch.config.engine import (
     DType,
     EngineConfig,
     EngineName,
+    Quantize,
 )
 from vlmbatch.config.images import (
     IMAGE_TIMEOUT_S,
@@ -54,6 +55,7 @@ __all__ = [
     "ManifestFormat",
     "OutputOptions",
     "PromptConfig",
+    "Quantize",
     "RunPolicy",
     "SamplingParams",
     "SessionConfig",

@@ -12,6 +12,7 @@ from vlmbatch.errors import ConfigError
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cuda", "cpu"]
 AttentionBackendName = Literal["auto", "flash-attn", "triton", "torch"]
+Quantize = Literal["fp8"]
 EngineName = Literal["auto", "vlmbatch", "transformers"]
 
 _model = partial(Opt, panel="Model")
@@ -35,6 +36,14 @@ class EngineConfig:
         ),
     ] = "auto"
     dtype: Annotated[DType, _model("NAME", "auto, float32, bfloat16 or float16.")] = "auto"
+    quantize: Annotated[
+        Quantize | None,
+        _model(
+            "NAME",
+            "fp8: quantize the decoder's linear layers while they load; absent: weights stay as "
+            "the checkpoint has them.",
+        ),
+    ] = None
     device: Annotated[Device, _model("NAME", "auto, cuda or cpu.")] = "auto"
     gpus: Annotated[
         str | None,

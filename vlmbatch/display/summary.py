@@ -34,6 +34,8 @@ def print_run_summary(
     table.add_row("rows", _rows(stats, stopped))
     if stats.rows_done > stats.rows_resumed:
         _add_rates(table, stats)
+    if stats.quantization is not None:
+        table.add_row("weights", stats.quantization)
     if output == "-":
         table.add_row("output", "standard output")
     elif stopped:

@@ -46,6 +46,7 @@ def build_engine(
             device's memory is too small.
         CheckpointError: the weights do not fit the configuration.
     """
+    assert config.quantize is None or model_config.quantization is not None, "see open_model"
     device = resolve_device(config.device)
     if device.type == "cpu" and config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)

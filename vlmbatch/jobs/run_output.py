@@ -131,7 +131,8 @@ class DurableOutput:
 
     For OpenAI's batch requests a ``.jsonl`` file, with one of errors beside it; else Parquet.
 
-    ``complete``: an earlier run has finished it already, and nothing is opened for writing.
+    ``quantization``: of the model's weights, for the output's metadata. ``complete``: an earlier
+    run has finished it already, and nothing is opened for writing.
 
     Raises:
         OutputLockedError: another run is writing it.
@@ -150,8 +151,10 @@ class DurableOutput:
         info: ManifestInfo,
         rows: Rows,
         settings: dict[str, Any],
+        quantization: str | None = None,
     ) -> None:
         self._config = config
+        self._quantization = quantization
         self._policy = config.policy
         self._destination = destination
         with ExitStack() as resources:
@@ -285,6 +288,8 @@ class DurableOutput:
             FINGERPRINT_KEY: record.fingerprint,
             RUN_ID_KEY: record.id,
         }
+        if self._quantization is not None:
+            metadata["vlmbatch.quantization"] = self._quantization
         destination = self._destination
         if isinstance(destination, FolderDestination):
             self.writer = ShardedParquetWriter(

@@ -6,13 +6,14 @@ configuration class of its ``model_type``. Here is what all families have in com
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from vlmbatch.config import ImageArguments
+from vlmbatch.config import ImageArguments, Quantize
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.json_fields import JsonFields
+from vlmbatch.models.quantization import Fp8Config
 from vlmbatch.models.text_config import TEXT_DEFAULTS, RopeConfig, TextConfig
 
 __all__ = [
@@ -24,7 +25,7 @@ __all__ = [
     "parse_dtype",
     "parse_eos_token_ids",
     "parse_image_token_id",
-    "refuse_quantized",
+    "with_quantization",
 ]
 
 WeightDType = Literal["float32", "bfloat16", "float16"]
@@ -35,7 +36,8 @@ class ModelConfig:
     """What the engine and the stages around it know of any vision-language model.
 
     ``deep_levels``: how many embeddings an image token has beside the first, each to be added
-    after one more of the decoder's first layers (0: none).
+    after one more of the decoder's first layers (0: none). ``quantization``: of the decoder's
+    linear layers.
     """
 
     model_type: str
@@ -45,6 +47,7 @@ class ModelConfig:
     eos_token_ids: tuple[int, ...]
     dtype: WeightDType
     deep_levels: int = 0
+    quantization: Fp8Config | None = None
 
     @property
     def image_embedding_size(self) -> int:
@@ -92,15 +95,20 @@ def check_image_arguments(config: ModelConfig, arguments: ImageArguments) -> Non
             )
 
 
-def refuse_quantized(*sections: JsonFields) -> None:
-    """Refuse quantized weights.
+def with_quantization(config: ModelConfig, quantize: Quantize | None) -> ModelConfig:
+    """The configuration of a model that is quantized while it loads, where that is asked for.
 
     Raises:
-        CheckpointError: one of the sections speaks of them.
+        ConfigError: the checkpoint's weights are quantized already.
     """
-    for fields in sections:
-        if fields.values.get("quantization_config"):
-            raise fields.error("quantization_config", "none: quantized weights are unsupported")
+    if quantize is None:
+        return config
+    if config.quantization is not None:
+        raise ConfigError(
+            f"--quantize {quantize}: the checkpoint has {config.quantization.description} already; "
+            "leave it out"
+        )
+    return replace(config, quantization=Fp8Config())
 
 
 def parse_image_token_id(top: JsonFields, default: int, vocab_size: int) -> int:

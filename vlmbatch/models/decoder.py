@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vlmbatch_kernels.embedding import embed_with_features
 from vlmbatch_kernels.qkv_linear import project_qkv
+from vlmbatch_kernels.quantized_rows import QuantizedRows
+from vlmbatch_kernels.rotary import rotary_and_cache
 
 from vlmbatch.attention.base import (
     AttentionBackend,
@@ -56,7 +58,7 @@ class DecoderAttention(nn.Module):
 
     def forward(
         self,
-        x: Tensor,
+        x: Tensor | QuantizedRows,
         cos: Tensor,
         sin: Tensor,
         cache: LayerKVCache,
@@ -64,17 +66,13 @@ class DecoderAttention(nn.Module):
         backend: AttentionBackend,
         sampled: SampledQueries | None,
     ) -> Tensor:
-        query = project_qkv(
-            x,
-            self.qkv_proj.weight,
-            self.qkv_proj.bias,
-            cos,
-            sin,
-            cache.key,
-            cache.value,
-            metadata.slot_mapping,
-            *self._norms,
-        )
+        places = (cos, sin, cache.key, cache.value, metadata.slot_mapping, *self._norms)
+        if self.qkv_proj.fp8 is not None:
+            heads = self.qkv_proj(x).unflatten(1, (-1, self.spec.head_dim))
+            query = rotary_and_cache(heads, *places)
+        else:
+            assert isinstance(x, Tensor)
+            query = project_qkv(x, self.qkv_proj.weight, self.qkv_proj.bias, *places)
         out = backend.attend(query, cache, metadata, self.spec, sampled)
         projected: Tensor = self.o_proj(out.flatten(1))
         return projected
@@ -120,15 +118,18 @@ class DecoderLayer(nn.Module):
 
         All tokens write their keys and values; with ``sampled`` only its n are returned.
         """
+        normed: Tensor | QuantizedRows
         if residual is None:
-            x, residual = self.input_layernorm(x), x
+            normed, residual = self.input_layernorm(x), x
         else:
-            x, residual = self.input_layernorm.add(x, residual)
-        x = self.self_attn(x, cos, sin, cache, metadata, backend, sampled)
+            qkv_proj = self.self_attn.qkv_proj
+            normed, residual = self.input_layernorm.add_before(qkv_proj, x, residual)
+        x = self.self_attn(normed, cos, sin, cache, metadata, backend, sampled)
         if sampled is not None:
             residual = residual[sampled.tokens]
-        x, residual = self.post_attention_layernorm.add(x, residual)
-        return self.mlp(x), residual
+        gate_up_proj = self.mlp.gate_up_proj
+        normed, residual = self.post_attention_layernorm.add_before(gate_up_proj, x, residual)
+        return self.mlp(normed), residual
 
 
 class Decoder(nn.Module):

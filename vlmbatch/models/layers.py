@@ -9,11 +9,16 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from vlmbatch_kernels.activation import quick_gelu
+from vlmbatch_kernels.activation import quick_gelu, silu_and_mul
 from vlmbatch_kernels.gated_linear import silu_gated_linear
 from vlmbatch_kernels.gelu_linear import gelu_linear
 from vlmbatch_kernels.layer_norm import layer_norm_residual
 from vlmbatch_kernels.linear import linear
+from vlmbatch_kernels.quantized_rows import (
+    QuantizedRows,
+    rms_norm_residual_quantized,
+    silu_and_mul_quantized,
+)
 from vlmbatch_kernels.rms_norm import rms_norm, rms_norm_residual
 from vlmbatch_kernels.rotary import rotary_tables
 
@@ -62,6 +67,15 @@ class RMSNorm(nn.Module):
         """Return the normalised sum of ``x`` and ``residual``, and the sum."""
         return rms_norm_residual(x, residual, self.weight, self.eps)
 
+    def add_before(
+        self, layer: ColumnLinear, x: Tensor, residual: Tensor
+    ) -> tuple[Tensor | QuantizedRows, Tensor]:
+        """``add``, with the normalised sum as ``layer`` multiplies it."""
+        fp8 = layer.fp8
+        if fp8 is None or not fp8.takes_rows(x.device, x.dtype):
+            return self.add(x, residual)
+        return rms_norm_residual_quantized(x, residual, self.weight, self.eps, fp8.group)
+
 
 class LayerNorm(nn.LayerNorm):
     """Layer normalisation of rows."""
@@ -88,16 +102,33 @@ class GatedMLP(nn.Module):
         self.down_proj = RowLinear(share, hidden_size, bias, parallel)
         self.act = act
 
-    def forward(self, x: Tensor) -> Tensor:
-        gated = self.gated(x, self.gate_up_proj.weight, self.gate_up_proj.bias)
+    def forward(self, x: Tensor | QuantizedRows) -> Tensor:
+        gated: Tensor | QuantizedRows
+        if self.gate_up_proj.fp8 is not None:
+            gated = self._gated_products(self.gate_up_proj(x))
+        else:
+            assert isinstance(x, Tensor)
+            gated = self.gated(x, self.gate_up_proj.weight, self.gate_up_proj.bias)
         out: Tensor = self.down_proj(gated)
         return out
+
+    def _gated_products(self, products: Tensor) -> Tensor | QuantizedRows:
+        """(T, 2I) of gate and up projection to (T, I), as ``down_proj`` multiplies it."""
+        fp8 = self.down_proj.fp8
+        if self.act == "silu":
+            if fp8 is not None and fp8.takes_rows(products.device, products.dtype):
+                return silu_and_mul_quantized(products, fp8.group)
+            return silu_and_mul(products)
+        return self._activated(products)
 
     def gated(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """(T, I) of a gate and an up projection: ``weight`` (2I, hidden), ``bias`` (2I,)."""
         if self.act == "silu":
             return silu_gated_linear(x, weight, bias)
-        gate, up = linear(x, weight, bias).chunk(2, dim=-1)
+        return self._activated(linear(x, weight, bias))
+
+    def _activated(self, products: Tensor) -> Tensor:
+        gate, up = products.chunk(2, dim=-1)
         return ACTIVATIONS[self.act](gate).mul_(up)
 
 

@@ -7,12 +7,13 @@ the GPU fetches by itself, at the full rate of the bus, while the next piece is 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import cycle
 
 import torch
 from torch import Tensor
 
-from vlmbatch.models.linear import WeightSlot
+from vlmbatch.models.weight_slot import WeightSlot
 
 _BUFFER_BYTES = 32 * 2**20  # enough to keep the bus busy, little to pin
 
@@ -59,7 +60,6 @@ def pieces(tensor: Tensor, slot: WeightSlot, num_bytes: int) -> Iterator[tuple[T
     """
     share = slot.share
     if share is not None and slot.dim == 0:
-        tensor, share = tensor.narrow(0, share.start, share.count), None
+        tensor, slot = tensor.narrow(0, share.start, share.count), replace(slot, share=None)
     rows = max(1, num_bytes // max(1, tensor[:1].nbytes))
-    for part, target in zip(torch.split(tensor, rows), torch.split(slot.target, rows), strict=True):
-        yield part, WeightSlot(target, share, slot.dim)
+    yield from zip(torch.split(tensor, rows), slot.split(rows), strict=True)

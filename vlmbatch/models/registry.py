@@ -15,7 +15,9 @@ from vlmbatch.models.family import (
     VisionModel,
     family_of,
 )
+from vlmbatch.models.linear import quantize_layers
 from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
+from vlmbatch.models.text_model import TextModel
 from vlmbatch.models.weights import CheckpointModel, load_weights, materialise, random_weights
 
 
@@ -34,9 +36,13 @@ def build_model(
 
     Raises:
         ConfigError: the model cannot be divided over the devices of ``parallel``.
+        CheckpointError: layers that are one product are not quantized alike.
     """
     with torch.device("meta"):
-        return family_of(config).build(config, images, backend, parallel, vision_only=vision_only)
+        model = family_of(config).build(config, images, backend, parallel, vision_only=vision_only)
+        if config.quantization is not None and isinstance(model, TextModel):
+            quantize_layers(model.language_model, "language_model", config.quantization)
+    return model
 
 
 def load_vision(

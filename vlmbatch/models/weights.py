@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from vlmbatch.errors import CheckpointError
+from vlmbatch.models.fp8 import Fp8Weight
 from vlmbatch.models.layers import DerivedBuffers, RMSNorm
-from vlmbatch.models.linear import ColumnLinear, RowLinear, WeightSlot
+from vlmbatch.models.linear import ColumnLinear, RowLinear
 from vlmbatch.models.pinned_loader import PinnedLoader
+from vlmbatch.models.weight_slot import WeightSlot
 
 _FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
+_E4M3 = "F8_E4M3"
 _MAX_PROBLEMS = 10
+_RANDOM_E4M3_STD = 64.0  # so that e4m3's range holds seven deviations
 
 
 class CheckpointModel(nn.Module, ABC):
@@ -42,7 +46,8 @@ def load_weights(
 
     Raises:
         CheckpointError: no safetensors files, a corrupt one, or tensors that are missing, left
-            over, duplicate, of the wrong shape or not floating point; up to ten are named.
+            over, duplicate, of the wrong shape or not floating point; up to ten are named. Scales
+            that are not positive, or weights to quantize that are not finite; the first is named.
     """
     with _open_shards(folder) as shards:
         tensors = _check(model, shards)
@@ -51,7 +56,11 @@ def load_weights(
         load = PinnedLoader(device).load if device.type == "cuda" else WeightSlot.load
         with torch.inference_mode():
             for name, (shard, tensor_name) in tensors.items():
-                load(slots[name], shard.get_tensor(tensor_name))  # mapped: it is read while copied
+                tensor = shard.get_tensor(tensor_name)
+                if slots[name].is_scale:
+                    _check_scales(tensor_name, tensor)
+                load(slots[name], tensor)  # mapped: it is read while copied
+            _check_quantized(slots)
 
 
 def random_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
@@ -59,6 +68,11 @@ def random_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     for module in model.modules():
+        if isinstance(module, Fp8Weight):
+            wide = torch.empty_like(module.values, dtype=torch.bfloat16)
+            module.values.copy_(nn.init.normal_(wide, std=_RANDOM_E4M3_STD, generator=generator))
+            nn.init.constant_(module.scales, std / _RANDOM_E4M3_STD)
+            continue
         for name, parameter in module.named_parameters(recurse=False):
             if name == "weight" and isinstance(module, (RMSNorm, nn.LayerNorm)):
                 nn.init.ones_(parameter)
@@ -71,7 +85,8 @@ def materialise(model: nn.Module, device: torch.device, dtype: torch.dtype) -> N
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             # to_empty would do, if it did not import half a second of symbolic algebra.
-            empty = torch.empty(parameter.shape, dtype=dtype, device=device)
+            own = parameter.dtype if isinstance(module, Fp8Weight) else dtype
+            empty = torch.empty(parameter.shape, dtype=own, device=device)
             setattr(module, name, nn.Parameter(empty, requires_grad=False))
         if isinstance(module, DerivedBuffers):
             module.fill_buffers(device, dtype)
@@ -82,7 +97,7 @@ def weight_slots(model: nn.Module) -> Iterator[tuple[str, WeightSlot]]:
     for path, module in model.named_modules():
         if isinstance(module, (ColumnLinear, RowLinear)):
             yield from module.weight_slots(path)
-        else:
+        elif not isinstance(module, Fp8Weight):  # of one of those
             for name, parameter in module.named_parameters(recurse=False):
                 yield f"{path}.{name}", WeightSlot(parameter)
 
@@ -104,7 +119,10 @@ def _check(model: CheckpointModel, shards: dict[str, Any]) -> dict[str, tuple[An
                 if shape != slots[name].shape:
                     expected = slots[name].shape
                     problems.append(f"shape of {tensor_name}: expected {expected}, found {shape}")
-                if dtype not in _FLOAT_DTYPES:
+                if slots[name].stores_e4m3:
+                    if dtype != _E4M3:
+                        problems.append(f"dtype of {tensor_name}: expected {_E4M3}, found {dtype}")
+                elif dtype not in _FLOAT_DTYPES:
                     problems.append(f"dtype of {tensor_name}: expected a float, found {dtype}")
             elif not model.is_unused(name):
                 problems.append(f"left over: {tensor_name} in {file}")
@@ -117,6 +135,24 @@ def _check(model: CheckpointModel, shards: dict[str, Any]) -> dict[str, tuple[An
             "the weights do not fit the model that config.json describes:\n  " + "\n  ".join(shown)
         )
     return found
+
+
+def _check_scales(name: str, scales: Tensor) -> None:
+    """Refuse scales that are not positive numbers of float32."""
+    wide = scales.float()
+    wrong = ~(torch.isfinite(wide) & (wide > 0))
+    if wrong.any():
+        raise CheckpointError(
+            f"{name}: {int(wrong.sum())} of {scales.numel()} scales are not positive and finite, "
+            f"the first of them {scales[wrong][0].item()}"
+        )
+
+
+def _check_quantized(slots: Mapping[str, WeightSlot]) -> None:
+    """Refuse what has been quantized of numbers that are not finite."""
+    for name, slot in slots.items():
+        if slot.row_scales is not None and not torch.isfinite(slot.row_scales).all():
+            raise CheckpointError(f"{name}: not all weights are finite, and cannot be quantized")
 
 
 @contextmanager

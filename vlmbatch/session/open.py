@@ -25,7 +25,7 @@ from vlmbatch.images.loading.pool import ImageWorkers
 from vlmbatch.images.urls import AllowedDomains
 from vlmbatch.log import logger
 from vlmbatch.manifest.manifest import Manifest, open_manifest
-from vlmbatch.models.config import ModelConfig, check_image_arguments
+from vlmbatch.models.config import ModelConfig, check_image_arguments, with_quantization
 from vlmbatch.models.family import Processor, load_model_config, load_processor
 from vlmbatch.models.hub import resolve_model
 from vlmbatch.session.host_memory import HostMemory
@@ -45,6 +45,13 @@ class ModelInputs:
     folder: Path
     model: ModelConfig | HfConfig
     processor: Processor
+
+    @property
+    def quantization(self) -> str | None:
+        """Which weights are quantized, and how; None: none, or transformers knows."""
+        if isinstance(self.model, HfConfig) or self.model.quantization is None:
+            return None
+        return self.model.quantization.description
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,7 @@ def open_model(config: SessionConfig) -> ModelInputs:
     folder = resolve_model(config.model, config.revision)
     if choose_engine(config.engine.engine, folder) == "transformers":
         return _open_with_transformers(config, folder)
-    model = load_model_config(folder)
+    model = with_quantization(load_model_config(folder), config.engine.quantize)
     check_image_arguments(model, config.image_arguments)
     _tell_of_unused_resolution(config.image_arguments)
     processor = load_processor(

@@ -12,10 +12,10 @@ from vlmbatch.models.config import (
     parse_dtype,
     parse_eos_token_ids,
     parse_image_token_id,
-    refuse_quantized,
 )
 from vlmbatch.models.json_fields import JsonFields
 from vlmbatch.models.llava.vision_config import VisionConfig, parse_vision_config
+from vlmbatch.models.quantization import parse_quantization
 from vlmbatch.models.text_config import parse_text_config
 
 _DEFAULT_VISION = {  # the tower of a config without a vision_config
@@ -110,7 +110,6 @@ def parse_tower_config(
     text_fields = _section(top, "text_config", {}, text_type)
     vision_type = vision_defaults.get("model_type", "clip_vision_model")
     vision_fields = _section(top, "vision_config", vision_defaults, vision_type)
-    refuse_quantized(top, text_fields, vision_fields)
     text = parse_text_config(text_fields)
     vision = parse_vision_config(vision_fields)
     strategy = top.choice("vision_feature_select_strategy", strategy, ("default", "full"))
@@ -127,6 +126,7 @@ def parse_tower_config(
         or text_fields.boolean("tie_word_embeddings", False),
         "eos_token_ids": parse_eos_token_ids(folder, top, text_fields, text.model_type),
         "dtype": parse_dtype(top, text_fields),
+        "quantization": parse_quantization(top, text_fields, vision_fields),
     }
 
 

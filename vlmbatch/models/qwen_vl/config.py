@@ -12,9 +12,9 @@ from vlmbatch.models.config import (
     parse_dtype,
     parse_eos_token_ids,
     parse_image_token_id,
-    refuse_quantized,
 )
 from vlmbatch.models.json_fields import JsonFields
+from vlmbatch.models.quantization import parse_quantization
 from vlmbatch.models.qwen_vl.vision_config import VisionConfig, parse_vision_config
 from vlmbatch.models.text_config import parse_text_config
 
@@ -57,7 +57,6 @@ def parse_config(top: JsonFields, folder: Path) -> QwenVLConfig:
     # Older files have the decoder's fields beside those of the whole.
     given = top.section("text_config") or JsonFields(top.values, f"{top.where}: text_config")
     vision_fields = top.section("vision_config") or JsonFields({}, f"{top.where}: vision_config")
-    refuse_quantized(top, given, vision_fields)
     text_fields = _text_fields(kind, given)
     text = parse_text_config(text_fields)
     if not text.rope.sections:
@@ -85,6 +84,7 @@ def parse_config(top: JsonFields, folder: Path) -> QwenVLConfig:
         eos_token_ids=parse_eos_token_ids(folder, top, text_fields, text.model_type),
         dtype=parse_dtype(top, given),
         deep_levels=len(vision.deep_layers),
+        quantization=parse_quantization(top, given, vision_fields),
     )
 
 

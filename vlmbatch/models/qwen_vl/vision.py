@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vlmbatch_kernels.image_patches import normalize_patches
 from vlmbatch_kernels.linear import linear
 from vlmbatch_kernels.qkv_linear import project_qkv
+from vlmbatch_kernels.quantized_rows import QuantizedRows
 
 from vlmbatch.attention.base import AttentionBackend, AttentionSpec
 from vlmbatch.models.config import RopeConfig
@@ -169,7 +170,8 @@ class AlignedGatedMLP(GatedMLP):
     the weights up with zeros takes a thousandth of a pass.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor | QuantizedRows) -> Tensor:
+        assert isinstance(x, Tensor)
         weight, bias = self.gate_up_proj.weight, self.gate_up_proj.bias
         size = len(weight) // 2
         more = -size % _ALIGNMENT
