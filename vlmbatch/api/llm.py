@@ -160,7 +160,7 @@ class LLM:
         self._on_cpu = on_cpu
         num_workers = config.image_loading.workers
         if num_workers is None:
-            num_workers = default_image_workers(engine_on_cpu=on_cpu)
+            num_workers = default_image_workers(on_cpu, len(places) or 1)
         self._memory = HostMemory.divide(config.host_memory)
         self._prepare_threads = max(2, 2 * num_workers)  # most of them wait for an image
         self._images: ImageLoader = HeldImageLoader(

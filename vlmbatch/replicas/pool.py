@@ -101,6 +101,10 @@ class ReplicaPool:
         return min(limits, key=lambda each: each.kv_cache_tokens)
 
     @property
+    def num_engines(self) -> int:
+        return len(self._members)
+
+    @property
     def num_unfinished(self) -> int:
         return len(self._held) + len(self._events)
 

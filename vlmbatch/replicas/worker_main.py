@@ -6,6 +6,7 @@ answers what the others ask for until its parent is gone.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import pickle
@@ -73,6 +74,7 @@ def main() -> None:
     # They reach a whole group of processes at once; ending a run is the parent's business.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    gc.set_threshold(50_000, 20, 20)  # as on the command line
     descriptor, memory, parent_pid = map(int, sys.argv[1:])
     connection = Connection(descriptor)
     threading.Thread(target=_watch, args=(parent_pid,), daemon=True).start()

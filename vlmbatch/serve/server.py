@@ -125,7 +125,8 @@ def make_service(
         max_model_len = engine.max_model_len
     num_workers = session.image_loading.workers
     if num_workers is None:
-        num_workers = default_image_workers(engine_on_cpu=on_cpu)
+        num_engines = engine.num_engines if isinstance(engine, ReplicaPool) else 1
+        num_workers = default_image_workers(on_cpu, num_engines)
     images = open_images(session, inputs, num_workers)
     if isinstance(engine, ReplicaPool):
         images = SharedLoader(images, engine.memory)

@@ -27,9 +27,13 @@ _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 @dataclass(frozen=True, slots=True)
 class EnginePlace:
-    """Where one of several engines runs: its name, and the environment of its process."""
+    """Where one of several engines runs: its name, and the environment of its process.
+
+    ``gpu``: which of those that this process can see.
+    """
 
     name: str
+    gpu: int | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -58,7 +62,9 @@ def engine_places(config: EngineConfig, default: Literal["all", "one"]) -> tuple
     numbers = _wanted(config.gpus or "all", len(visible))
     if len(numbers) < 2:
         return ()
-    return tuple(EnginePlace(f"GPU {number}", {_VISIBLE: visible[number]}) for number in numbers)
+    return tuple(
+        EnginePlace(f"GPU {number}", number, {_VISIBLE: visible[number]}) for number in numbers
+    )
 
 
 def visible_gpus() -> list[str]:

@@ -28,10 +28,10 @@ SWITCH_INTERVAL_S = 0.001
 HF_BATCH = {"cpu": 8, "cuda": 32}  # rows: a batch ends with its longest answer
 
 
-def start_images(config: SessionConfig, inputs: ModelInputs) -> ImageLoader:
-    """What decodes images beside an engine that is yet to be loaded: processes start meanwhile.
+def start_images(config: SessionConfig, inputs: ModelInputs, num_engines: int = 1) -> ImageLoader:
+    """What decodes images beside engines that are yet to be loaded: processes start meanwhile.
 
-    Where that is a CPU's, without waiting for torch.
+    Where these are a CPU's, without waiting for torch.
 
     Raises:
         ConfigError: the device is not to be had here.
@@ -43,7 +43,7 @@ def start_images(config: SessionConfig, inputs: ModelInputs) -> ImageLoader:
             from vlmbatch.engine.loading import resolve_device
 
             on_cpu = resolve_device(device).type == "cpu"
-        num_workers = default_image_workers(engine_on_cpu=on_cpu)
+        num_workers = default_image_workers(on_cpu, num_engines)
     return open_images(config, inputs, num_workers)
 
 
