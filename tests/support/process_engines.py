@@ -13,6 +13,7 @@ from typing import Any
 from fake_engine import EOS, FakeEngine
 from letter_tokenizer import LetterTokenizer
 
+from vlmbatch.engine.rank import Rank
 from vlmbatch.errors import ConfigError
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.messages import EngineLimits
@@ -52,7 +53,7 @@ def _made(engine: FakeEngine, on_begin: OnBegin) -> tuple[LocalReplica, EngineLi
     return replica, EngineLimits(NUM_SEQS, 100, 100, on_cpu=True)
 
 
-def seeing(on_begin: OnBegin) -> Any:
+def seeing(on_begin: OnBegin, rank: Rank) -> Any:
     return _made(SeeingEngine(), on_begin)
 
 
@@ -63,6 +64,7 @@ def of_a_run(
     config: object,
     inputs: ModelInputs,
     on_begin: OnBegin,
+    rank: Rank,
 ) -> tuple[LocalReplica, EngineLimits]:
     """In the place of what loads one of a run's engines; ``endless_from`` in the order of rows."""
     engine: Any = FakeEngine(lambda indexes: None, max_num_seqs, step_seconds, endless_from)
@@ -70,12 +72,12 @@ def of_a_run(
     return replica, EngineLimits(max_num_seqs, 256, 256, on_cpu=True)
 
 
-def dying_of(token: int, on_begin: OnBegin) -> Any:
+def dying_of(token: int, on_begin: OnBegin, rank: Rank) -> Any:
     """Rows with this token end the process."""
     return _made(SeeingEngine(token), on_begin)
 
 
-def dying_at_random(on_begin: OnBegin) -> Any:
+def dying_at_random(on_begin: OnBegin, rank: Rank) -> Any:
     """Within a second, of itself or of an error."""
     engine = SeeingEngine()
     rng = random.Random(os.getpid())
@@ -93,7 +95,7 @@ def dying_at_random(on_begin: OnBegin) -> Any:
     return _made(engine, on_begin)
 
 
-def refused(on_begin: OnBegin) -> Any:
+def refused(on_begin: OnBegin, rank: Rank) -> Any:
     raise ConfigError("the weights do not fit into the memory of the GPU")
 
 
@@ -104,21 +106,21 @@ class OddError(Exception):
         super().__init__(f"{one} {other}")
 
 
-def odd(on_begin: OnBegin) -> Any:
+def odd(on_begin: OnBegin, rank: Rank) -> Any:
     raise OddError("two", "words")
 
 
-def never_ready(on_begin: OnBegin) -> Any:
+def never_ready(on_begin: OnBegin, rank: Rank) -> Any:
     print("libcuda is out of order", file=sys.stderr, flush=True)
     os._exit(3)
 
 
-def talkative(on_begin: OnBegin) -> Any:
+def talkative(on_begin: OnBegin, rank: Rank) -> Any:
     logging.getLogger("vlmbatch").warning("it is warm")
     print("noise on standard output", flush=True)
     print("noise on standard error", file=sys.stderr, flush=True)
-    return seeing(on_begin)
+    return seeing(on_begin, rank)
 
 
-def slow_to_load(on_begin: OnBegin) -> Any:
+def slow_to_load(on_begin: OnBegin, rank: Rank) -> Any:
     time.sleep(600)

@@ -46,7 +46,7 @@ def bench_engines(
         replica = LocalReplica(engine, inputs.processor.tokenizer)
         yield BenchEngines(replica, 1, engine.kv_cache_tokens, (device,))
         return
-    gpus = [place.gpu for place in places if place.gpu is not None]
+    gpus = [gpu for place in places for gpu in place.gpus]
     devices = [torch.device("cuda", gpu) for gpu in gpus] or [device]
     with (
         closing(SharedMemory()) as memory,

@@ -24,6 +24,7 @@ from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import ModelConfig, TextConfig
 from vlmbatch.models.family import VisionLanguageModel
+from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
 from vlmbatch.types import ImageInput, ImageSpan, Request
 
 # What no single step shows: CUDA graphs with the logits that each of them keeps, a decode step
@@ -41,9 +42,11 @@ def kv_tokens_beside(
     device: torch.device,
     dtype: torch.dtype,
     largest_image: ImageInput,
+    parallel: ParallelContext = SINGLE_DEVICE,
 ) -> int:
     """Tokens of KV cache that the GPU ``device`` holds beside the weights and any step.
 
+    Where ranks divide the model, each measures its own, and all get the least.
     ``largest_image``: of which no image has more tokens; see ``Processor``.
 
     Raises:
@@ -55,7 +58,9 @@ def kv_tokens_beside(
     reserved = torch.cuda.memory_reserved(device)
     torch.cuda.reset_peak_memory_stats(device)
     try:
-        run_largest_step(model, model_config, limits, backend, device, dtype, largest_image)
+        run_largest_step(
+            model, model_config, limits, backend, device, dtype, largest_image, parallel
+        )
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"GPU memory left beside the weights is {free / 2**30:.1f} GiB, too little for a step "
@@ -69,7 +74,8 @@ def kv_tokens_beside(
     cached_tokens = max(limits.cached_image_tokens, largest_image.grid.num_tokens)
     images = cached_tokens * model_config.image_embedding_size * dtype.itemsize
     left = free - step - images - _MARGIN_BYTES
-    return kv_tokens_within(left, model_config.text, limits, backend.granule, dtype)
+    tokens = kv_tokens_within(left, model_config.text, limits, backend.granule, dtype)
+    return parallel.least(tokens, device)
 
 
 def kv_tokens_within(
@@ -97,6 +103,7 @@ def run_largest_step(
     device: torch.device,
     dtype: torch.dtype,
     largest_image: ImageInput,
+    parallel: ParallelContext = SINGLE_DEVICE,
 ) -> None:
     """Run a step with as many tokens, sampled tokens and new image tokens as any may have.
 
@@ -105,7 +112,9 @@ def run_largest_step(
     """
     page = backend.block_size
     cache = KVCache(model_config.text, page, backend.granule, page, dtype, device)
-    runner = ModelRunner(model, cache, device, limits.cached_image_tokens, limits.vision_tokens)
+    runner = ModelRunner(
+        model, cache, device, limits.cached_image_tokens, limits.vision_tokens, parallel
+    )
     count = max(1, limits.vision_tokens // largest_image.grid.num_tokens)
     images = [replace(largest_image, content_hash=b"%d" % index) for index in range(count)]
     chunks = _largest_chunks(model_config.text, limits, images)

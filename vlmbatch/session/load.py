@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vlmbatch.config import SessionConfig
+from vlmbatch.engine.rank import ALONE, Rank
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.log import logger
 from vlmbatch.models.config import ModelConfig
@@ -47,15 +48,15 @@ def start_images(config: SessionConfig, inputs: ModelInputs, num_engines: int = 
     return open_images(config, inputs, num_workers)
 
 
-def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
-    """Load the weights onto the device and build the engine around them."""
+def load_engine(config: SessionConfig, inputs: ModelInputs, rank: Rank = ALONE) -> Engine:
+    """Load the weights onto the device, or this rank's, and build the engine around them."""
     from vlmbatch.engine.loading import build_engine
 
     assert isinstance(inputs.model, ModelConfig)
     settings = config.engine
     if settings.cpu_threads is None:
         settings = replace(settings, cpu_threads=default_cpu_threads())
-    engine = build_engine(inputs.folder, inputs.model, settings, inputs.processor)
+    engine = build_engine(inputs.folder, inputs.model, settings, inputs.processor, rank)
     if engine.device.type == "cuda":
         sys.setswitchinterval(SWITCH_INTERVAL_S)
     return engine
