@@ -107,9 +107,9 @@ def make_case(name: str, folder: Path) -> Case:
 
 def preempted(case: Case) -> Case:
     """Texts that begin together, and grow until there is no room for all of them."""
-    growing = SamplingParams(max_tokens=20, ignore_eos=True)
+    growing = SamplingParams(max_tokens=30, ignore_eos=True)
     requests = [Request(index, [10 + index] * 12, growing) for index in range(3)]
-    return replace(case, requests=requests, engine=replace(case.engine, kv_cache_tokens=64))
+    return replace(case, requests=requests, engine=replace(case.engine, kv_cache_tokens=96))
 
 
 @pytest.fixture(scope="module")

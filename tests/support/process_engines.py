@@ -8,6 +8,7 @@ import random
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from fake_engine import EOS, FakeEngine
@@ -124,3 +125,38 @@ def talkative(on_begin: OnBegin, rank: Rank) -> Any:
 
 def slow_to_load(on_begin: OnBegin, rank: Rank) -> Any:
     time.sleep(600)
+
+
+def logging_steps(folder: Path, on_begin: OnBegin, rank: Rank) -> Any:
+    """What each step computes, of which rows, goes to a file of the rank and process."""
+    engine = SeeingEngine()
+    step = engine._step
+    log = (folder / f"{rank.index}-{os.getpid()}").open("w", buffering=1)
+
+    def logging_step() -> Any:
+        outputs = step()
+        rows = {each.request.index: tokens for each, tokens in engine._running.items()}
+        print(rows, [output.sequence.request.index for output in outputs], file=log)
+        return outputs
+
+    engine._step = logging_step  # type: ignore[method-assign]
+    return _made(engine, on_begin)
+
+
+def refused_by_a_follower(on_begin: OnBegin, rank: Rank) -> Any:
+    return slow_to_load(on_begin, rank) if rank.index == 0 else refused(on_begin, rank)
+
+
+def follower_never_ready(on_begin: OnBegin, rank: Rank) -> Any:
+    return slow_to_load(on_begin, rank) if rank.index == 0 else never_ready(on_begin, rank)
+
+
+def failing_with_the_others(on_begin: OnBegin, rank: Rank) -> Any:
+    """Rank 0 knows only that it has lost the others."""
+    store = Path(rank.store)
+    if rank.index:
+        store.write_text("refused")
+        return refused(on_begin, rank)
+    while not store.read_text():
+        time.sleep(0.001)
+    raise RuntimeError("connection closed by peer")
