@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
-import llava_next_checkpoints
 import llava_next_case
+import llava_next_checkpoints
 import pytest
 import qwen_vl_case
 import qwen_vl_checkpoints
@@ -92,9 +92,7 @@ def make_case(name: str, folder: Path) -> Case:
             )
         )
     cpu, backend = torch.device("cpu"), make_backend("torch", "cpu")
-    vision = load_vision(
-        folder / "model", config, processor.images, cpu, torch.float32, backend
-    )
+    vision = load_vision(folder / "model", config, processor.images, cpu, torch.float32, backend)
     last = next(each for each in reversed(requests) if len(each.images) == 1)
     image = last.images[0]
     assert isinstance(image, PixelImage)
@@ -163,5 +161,6 @@ def test_ranks_hold_the_keys_and_values_of_their_own_heads(outcomes: Any) -> Non
 def test_ranks_that_differ_are_refused_by_all(outcomes: Any) -> None:
     told = {outcomes[4, rank]["refusal"] for rank in range(4)}
     assert told == {
-        "ranks cannot divide the model, as they differ in the device: H200 of rank 0, H100 of rank 1"
+        "ranks cannot divide the model, as they differ in the device: "
+        "H200 of rank 0, H100 of rank 1"
     }

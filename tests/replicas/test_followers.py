@@ -10,18 +10,20 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import process_engines
 import pytest
-from test_processes import answer, check, is_there, pids, requests
+from pooled_rows import answer, check, is_there, pids, requests
 from worker_processes import ENGINE, wait_until, worker_pids
 
 from vlmbatch.errors import ConfigError, EnginesLostError
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.replicas.pool import MAX_SUSPECTS, ReplicaPool
 from vlmbatch.replicas.process import EngineProcess, Load
+from vlmbatch.replicas.replica import Event
 
 RANKS = 3
 
@@ -57,11 +59,9 @@ def test_ranks_run_the_same_steps(tmp_path: Path) -> None:
             if rng.random() < 0.3 and (index := rng.randrange(1000, 1060)) in pool._by_index:
                 pool.cancel(index)
 
-        given_up = [row for row in requests(60)]
-        for row in given_up:
-            object.__setattr__(row, "index", 1000 + row.index)
-            pool.submit(row)
-        told = {}
+        for given_up in requests(60):
+            pool.submit(replace(given_up, index=1000 + given_up.index))
+        told: dict[int, Event] = {}
         to_come = iter(rows)
         row = next(to_come, None)
         while row is not None or any(each.index in pool._by_index for each in rows):
@@ -76,9 +76,10 @@ def test_ranks_run_the_same_steps(tmp_path: Path) -> None:
     wait_until(lambda: not any(map(is_there, started)))
     of_ranks = [next(tmp_path.glob(f"{rank}-*")).read_text() for rank in range(RANKS)]
     assert of_ranks[0].count("\n") > 100
-    for log in of_ranks[1:]:
+    for log in of_ranks[1:]:  # killed a few steps behind the first
         ended = log[: log.rindex("\n")]
-        assert ended.count("\n") > 90 and of_ranks[0].startswith(ended)
+        assert ended.count("\n") > 50
+        assert of_ranks[0].startswith(ended)
 
 
 def test_a_rank_that_is_killed_ends_the_engine_and_costs_no_row() -> None:

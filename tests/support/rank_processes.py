@@ -108,7 +108,7 @@ def _forked(work: Callable[[], None]) -> int:
         return pid
     try:
         work()
-    except BaseException:
+    except BaseException:  # noqa: BLE001  a fork never returns
         sys.excepthook(*sys.exc_info())
         os._exit(1)
     os._exit(0)

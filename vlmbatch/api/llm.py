@@ -79,6 +79,7 @@ class LLM:
     ``image_input_type`` "image_features" images are ``ImageFeatureData``, and the vision tower is
     not loaded. ``gpus`` ("all", 2 or "0,2,3") runs an engine on each of these GPUs, and
     ``replicas`` several on a CPU, in processes of their own; absent: one, in this process.
+    ``tensor_parallel_size`` divides the model of each over so many GPUs, or processes on a CPU.
     ``engine`` "transformers" answers with the checkpoint's own class there, as "auto" does where we
     have no family for it. ``quantize`` "fp8" quantizes the decoder while it loads. ``None`` and
     "auto" elsewhere stand for what suits model and device.
@@ -117,6 +118,7 @@ class LLM:
         device: Device = "auto",
         gpus: str | int | None = None,
         replicas: int | None = None,
+        tensor_parallel_size: int = 1,
         attention_backend: AttentionBackendName = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,

@@ -39,8 +39,8 @@ def make_engine(
 
     ``ahead``: prepare a step while the one before is computed; None: on a GPU. ``lanes``: to run
     prefill beside decode in; None: as the device and ``config`` allow. ``overlap``: when to use
-    them; None: where it pays by the shape of the model. ``parallel``: this rank of those that divide
-    the model, whose heads ``model_config`` counts.
+    them; None: where it pays by the shape of the model. ``parallel``: this rank, whose heads
+    ``model_config`` counts, of those that divide the model.
 
     Raises:
         ConfigError: the KV cache that ``config`` asks for is less than a granule.

@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import FileStore
 
 from vlmbatch.engine.rank import Rank
 from vlmbatch.errors import ConfigError
@@ -29,7 +30,7 @@ def join(rank: Rank, device: torch.device) -> ParallelContext:
     on_gpu = device.type == "cuda"
     dist.init_process_group(
         "nccl" if on_gpu else "gloo",
-        store=dist.FileStore(rank.store, rank.count),
+        store=FileStore(rank.store, rank.count),
         rank=rank.index,
         world_size=rank.count,
         timeout=_TIMEOUT,

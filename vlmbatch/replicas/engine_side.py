@@ -94,9 +94,7 @@ class LeadingSide(EngineSide):
     From the same requests, in the same order, their schedulers make the same steps.
     """
 
-    def __init__(
-        self, replica: EngineReplica, memory: MappedMemory, followers: Followers
-    ) -> None:
+    def __init__(self, replica: EngineReplica, memory: MappedMemory, followers: Followers) -> None:
         super().__init__(replica, memory)
         self._followers = followers
         self._must_agree = False

@@ -144,9 +144,7 @@ def _replicas(config: EngineConfig) -> tuple[EnginePlace, ...]:
     if number == ranks == 1:
         return ()
     variables: tuple[Mapping[str, str], ...] = ({},) * ranks
-    return tuple(
-        EnginePlace(f"replica {index}", variables=variables) for index in range(number)
-    )
+    return tuple(EnginePlace(f"replica {index}", variables=variables) for index in range(number))
 
 
 @contextmanager
