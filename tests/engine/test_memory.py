@@ -142,7 +142,8 @@ def test_what_the_step_takes_and_images_and_graphs_is_left_free(
     model = random_model(config, processor.images, CPU, torch.float32, backend)
     limits = Limits(10**6, 256, 512, vision_tokens=200)
     largest = processor.largest_image()
-    tokens = kv_tokens_beside(model, config, limits, backend, CPU, torch.float32, largest)
+    dtypes = torch.float32, torch.float32
+    tokens = kv_tokens_beside(model, config, limits, backend, CPU, *dtypes, largest)
     images = limits.cached_image_tokens * config.text.hidden_size * 4
     left = gpu["free"] - 2 * 2**30 - images - 3 * 2**29
     assert tokens == left // kv_bytes_per_token(config.text, torch.float32) // 16 * 16
@@ -155,10 +156,11 @@ def test_a_step_that_finds_no_room_is_refused_with_both_numbers(gpu: dict[str, i
 
     gpu["free"] = 2**29
     limits = Limits(4, 64, 32, vision_tokens=12)
+    dtypes = torch.float64, torch.float64
     message = "0.5 GiB, too little for a step of 64 tokens; .*--max-batched-tokens"
     with pytest.raises(ConfigError, match=message):
         kv_tokens_beside(
-            LargeModel(), fake_config(), limits, FakeBackend(), CPU, torch.float64, fake_image(1)
+            LargeModel(), fake_config(), limits, FakeBackend(), CPU, *dtypes, fake_image(1)
         )
 
 

@@ -55,6 +55,13 @@ class ColumnLinear(nn.Module):
         assert isinstance(x, Tensor)
         return linear(x, self.weight, self.bias)
 
+    def rows(self, first: int) -> tuple[Tensor, Tensor | None]:
+        """The weight's rows from ``first`` on, not quantized, and the bias of these."""
+        bias = self.bias if self.bias is None else self.bias[first:]
+        if self.fp8 is not None:
+            return self.fp8.dequantized(torch.float32)[first:], bias
+        return self.weight[first:], bias
+
     def checkpoint_names(self, path: str) -> list[str]:
         """The layers that the checkpoint has in the place of this one, which we call ``path``."""
         parent = path.rpartition(".")[0]
