@@ -64,7 +64,7 @@ def run(config: JobConfig, stats: RunStats) -> None:
         check_unlocked(config.destination.path)  # before a large manifest is read
     stats.stage = opening_stage(config.session)
     inputs = open_job(config)
-    stats.quantization = inputs.quantization
+    stats.quantization = inputs.quantization(config.session.engine)
     with open_output(config, inputs, stats) as output:
         if isinstance(output, DurableOutput) and output.complete:
             earlier = finished_counts(output.path)
@@ -180,6 +180,5 @@ def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
             ".parquet, a folder, or - for JSONL on standard output"
         )
     settings = run_settings(config, inputs, info)
-    return DurableOutput(
-        config, destination, info, inputs.manifest.rows, settings, inputs.quantization
-    )
+    quantization = inputs.quantization(config.session.engine)
+    return DurableOutput(config, destination, info, inputs.manifest.rows, settings, quantization)
