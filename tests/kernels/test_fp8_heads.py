@@ -78,18 +78,19 @@ def test_what_is_read_back_is_exact_in_any_type() -> None:
 
 @pytest.mark.parametrize("norms", [False, True])
 def test_queries_do_not_know_how_keys_are_stored(norms: bool) -> None:
-    qkv, cos, sin, keys, values, slots, *rest = _rotary(7, 4, 2, 16, norms=norms)(torch.Generator())
-    rest = rest or [None, None, 0.0]
+    inputs = _rotary(7, 4, 2, 16, norms=norms)(torch.Generator())
+    qkv, cos, sin, keys, values, slots, *weights = inputs
+    norm, key_norm, eps = weights or (None, None, 0.0)
     scales = random_scales(2)
-    caches = [torch.zeros_like(keys).to(E4M3) for _ in range(2)]
-    want = rotary_and_cache(qkv, cos, sin, keys, values, slots, *rest)
-    got = rotary_and_cache(qkv, cos, sin, *caches, slots, *rest, scales)
+    caches = torch.zeros_like(keys).to(E4M3), torch.zeros_like(keys).to(E4M3)
+    want = rotary_and_cache(qkv, cos, sin, keys, values, slots, norm, key_norm, eps)
+    got = rotary_and_cache(qkv, cos, sin, *caches, slots, norm, key_norm, eps, scales)
     assert torch.equal(got, want)
     for cache, plain, own in zip(caches, (keys, values), scales, strict=True):
         assert torch.equal(cache[slots].float(), quantized(plain[slots], own).float())
     x, weight = torch.randn(7, 24), torch.randn(8 * 16, 24)
-    query = project_qkv(x, weight, None, cos, sin, keys, values, slots, *rest)
-    again = project_qkv(x, weight, None, cos, sin, *caches, slots, *rest, scales)
+    query = project_qkv(x, weight, None, cos, sin, keys, values, slots, norm, key_norm, eps)
+    again = project_qkv(x, weight, None, cos, sin, *caches, slots, norm, key_norm, eps, scales)
     assert torch.equal(query, again)
     assert torch.equal(caches[0][slots].float(), quantized(keys[slots], scales[0]).float())
 

@@ -10,13 +10,17 @@ from typing import Any
 
 import torch
 from kernel_cases import CASES, Make, _fresh_memory_is_nan, _rotary, triton_form
+from paged_batch import make_step, on_device
+from reference_attention import reference_paged
 from shared_cases import SHARED_CASES
 from torch import Tensor
-from vlmbatch_kernels.paged_heads import read_heads
+from vlmbatch_kernels.paged_heads import read_heads, write_heads
 from vlmbatch_kernels.qkv_linear import project_qkv
 from vlmbatch_kernels.quantized_rows import E4M3, E4M3_MAX
 from vlmbatch_kernels.rotary import rotary_and_cache
 from vlmbatch_kernels.shared_decode import shared_decode
+
+from vlmbatch.attention.base import AttentionBackend, AttentionSpec, LayerKVCache
 
 Twin = Callable[..., Tensor]
 
@@ -64,6 +68,37 @@ def check_read(name: str, dtype: torch.dtype, device: str) -> None:
     assert got.dtype == dtype and got.shape == exact.shape
     ours_off, theirs_off = ((each.float() - exact).norm() for each in (got, plain))
     assert ours_off <= 2 * theirs_off, f"{ours_off} against {theirs_off}, seed {seed}"
+
+
+def attend_in_e4m3(
+    backend: AttentionBackend,
+    lengths: list[tuple[int, int]],
+    spec: AttentionSpec,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """What ``backend`` computes of a step in ``dtype``, and the definition in float32."""
+    sizes = backend.block_size, backend.granule
+    generator = torch.Generator()
+    generator.seed()
+    step = make_step(lengths, spec, *sizes, generator=generator)
+    step.query = step.query.to(dtype)
+    # Torch's masks what is behind a page's end, where no NaN may be; ours never use it.
+    slack = torch.full((2, backend.block_size, *step.pool.shape[2:]), torch.nan)
+    pool = step.pool if backend.name == "torch" else torch.cat([step.pool, slack], 1)
+    scales = random_scales(spec.num_kv_heads)
+    keys, values = (quantized(*each) for each in zip(pool, scales, strict=True))
+    slots = step.metadata.slot_mapping
+    write_heads(keys, slots, step.key, scales[0])
+    write_heads(values, slots, step.value, scales[1])
+    dense = LayerKVCache(
+        read_heads(keys, scales[0], torch.float32), read_heads(values, scales[1], torch.float32)
+    )
+    written = dense.key[slots], dense.value[slots]
+    want = reference_paged(step.query.float(), *written, dense, step.metadata, spec, *sizes)
+    cache = LayerKVCache(keys.to(device), values.to(device), scales.to(device))
+    metadata = on_device(step.metadata, device)
+    return backend.attend(step.query.to(device), cache, metadata, spec).cpu(), want
 
 
 def check_rotary(name: str, dtype: torch.dtype, device: str, stored: torch.dtype) -> None:
