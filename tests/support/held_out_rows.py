@@ -19,6 +19,7 @@ from sample_model import answer
 from torch import Tensor
 
 from vlmbatch.config import EngineConfig, ManifestConfig, SamplingParams, SessionConfig
+from vlmbatch.engine.engine import Engine
 from vlmbatch.images.loading.loader import InProcessLoader
 from vlmbatch.models import fp8
 from vlmbatch.models.text_model import TextModel
@@ -72,10 +73,13 @@ class HeldOut:
         sampling = SamplingParams(max_tokens=MAX_TOKENS)
         return config, open_inputs(config, ManifestConfig(str(self.manifest)), sampling)
 
+    def engine(self, settings: EngineConfig) -> Engine:
+        return load_engine(*self._open(settings))
+
     def accuracy(self, settings: EngineConfig) -> float:
         """Answers that are exactly right, of all."""
-        config, inputs = self._open(settings)
-        tokens, errors = answer(load_engine(config, inputs), self.requests)
+        _, inputs = self._open(settings)
+        tokens, errors = answer(self.engine(settings), self.requests)
         assert not errors
         right = sum(
             inputs.processor.tokenizer.decode(ids).strip() == expected
@@ -95,7 +99,7 @@ class HeldOut:
             return logits[-1]
 
         with patch.object(TextModel, "compute_logits", kept):
-            answer(load_engine(*self._open(settings)), requests)
+            answer(self.engine(settings), requests)
         return torch.cat(logits).float()
 
 

@@ -54,9 +54,7 @@ class ModelInputs:
         weights = self.model.quantization
         parts = [] if weights is None else [weights.description]
         if engine.kv_cache_dtype == "fp8":
-            parts.append(
-                "KV cache in FP8 (e4m3), a scale a layer and head, by --kv-cache-dtype fp8"
-            )
+            parts.append("KV cache in FP8 (e4m3), a scale a layer and KV head")
         return "; ".join(parts) or None
 
 
