@@ -107,12 +107,15 @@ def run_largest_step(
     what it computes means nothing. Afterwards the kernels of prefill are compiled and loaded.
     """
     page = backend.block_size
-    scales = model.kv_scales() if kv_dtype == E4M3 else None
-    cache = KVCache(model_config.text, page, backend.granule, page, kv_dtype, device, scales)
+    text = model_config.text
+    # As good as the model's own, which take memory for a moment.
+    ones = [torch.ones(2, text.num_kv_heads, device=device)] * text.num_layers
+    scales = ones if kv_dtype == E4M3 else None
+    cache = KVCache(text, page, backend.granule, page, kv_dtype, device, scales)
     runner = ModelRunner(model, cache, device, limits.cached_image_tokens, limits.vision_tokens)
     count = max(1, limits.vision_tokens // largest_image.grid.num_tokens)
     images = [replace(largest_image, content_hash=b"%d" % index) for index in range(count)]
-    chunks = _largest_chunks(model_config.text, limits, images)
+    chunks = _largest_chunks(text, limits, images)
     for chunk in chunks:
         chunk.sequence.blocks = [Block(0, page // backend.granule)] * -(-chunk.length // page)
     inputs = build_step_inputs(chunks, page, backend.granule, device)

@@ -85,10 +85,9 @@ class DecoderAttention(nn.Module):
 
     def kv_scales(self, input_norm: RMSNorm) -> Tensor:
         """(2, K) float32, see ``VisionLanguageModel``; ``input_norm``: what comes before."""
-        size = self.spec.head_dim
-        rows = self.qkv_proj.rows(self.spec.num_heads * size)
+        keys_and_values = self.qkv_proj.rows_from(1)
         key_norm = None if self.k_norm is None else self.k_norm.weight
-        return kv_scales(*rows, input_norm.weight, key_norm, size)
+        return kv_scales(*keys_and_values, input_norm.weight, key_norm, self.spec.head_dim)
 
     @property
     def _norms(self) -> tuple[Tensor | None, Tensor | None, float]:
