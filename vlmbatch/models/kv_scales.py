@@ -3,8 +3,8 @@
 Behind an RMSNorm a token has at most the length sqrt(E) before the norm's weight. So no key and no
 value, whatever the input, is longer than a bound that follows from the rows of the projection (by
 Cauchy and Schwarz), and a scale that brings the bound to e4m3's largest number clips nothing. The
-bound lies about sqrt(E) above what is usual, which costs a floating-point type no digit: e4m3 has all
-of them down to a 10,000th of the bound.
+bound lies about sqrt(E) above what is usual, which costs a floating-point type no digit: e4m3 has
+all of them down to a 10,000th of the bound.
 
 Scales are powers of two: to divide by one rounds nothing, and what is read back is what was
 rounded to e4m3, in any type. Letters in shapes: E hidden size, K key-value heads, D head size.
