@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vlmbatch_kernels.paged_decode_triton import LOG2_E
 from vlmbatch_kernels.paged_heads import check_caches
+from vlmbatch_kernels.paged_heads_triton import in_float16
 from vlmbatch_kernels.tiles import num_stages
 
 if TYPE_CHECKING:
@@ -131,6 +132,9 @@ def _paged_attention(
     kv_head = head // (NUM_HEADS // NUM_KV_HEADS)
     if SCALED:
         scale *= tl.load(scales + kv_head)
+        if tile_query.dtype == tl.bfloat16:
+            tile_query, power = in_float16(tile_query)
+            scale *= power
     keys = key_cache + kv_head * HEAD_DIM
     values = value_cache + kv_head * HEAD_DIM
     table = block_table + sequence * table_stride

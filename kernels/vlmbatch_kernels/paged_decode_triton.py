@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from vlmbatch_kernels.paged_heads import check_caches
+from vlmbatch_kernels.paged_heads_triton import in_float16
 from vlmbatch_kernels.tiles import num_stages
 
 if TYPE_CHECKING:
@@ -141,6 +142,9 @@ def _paged_decode(
 
     if SCALED:
         scale *= tl.load(scales + kv_head)
+        if heads.dtype == tl.bfloat16:
+            heads, power = in_float16(heads)
+            scale *= power
     first = 0
     if WINDOW:
         first = tl.maximum(length - WINDOW, 0) // BLOCK_N * BLOCK_N

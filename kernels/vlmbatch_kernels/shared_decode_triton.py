@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vlmbatch_kernels.paged_decode_triton import LOG2_E, SharedState, attend_keys, paged_decode
 from vlmbatch_kernels.paged_heads import check_caches
+from vlmbatch_kernels.paged_heads_triton import in_float16
 from vlmbatch_kernels.shared_decode import MAX_TILE_ROWS
 from vlmbatch_kernels.tiles import num_stages
 
@@ -80,6 +81,9 @@ def _attend_prefixes(
 
     if SCALED:
         scale *= tl.load(scales + kv_head)
+        if heads.dtype == tl.bfloat16:
+            heads, power = in_float16(heads)
+            scale *= power
     state_max, state_sum, acc = attend_keys(
         tl.full((BLOCK_M,), -float("inf"), tl.float32),
         tl.zeros((BLOCK_M,), tl.float32),

@@ -67,6 +67,12 @@ def test_kernels_that_read(name: str, dtype: torch.dtype) -> None:
     check_read(name, dtype, "cuda")
 
 
+@pytest.mark.parametrize("factor", [2.0**-60, 2.0**60])
+@pytest.mark.parametrize("name", ["paged_attention-window", "paged_decode-gqa-24"])
+def test_queries_beyond_float16(name: str, factor: float) -> None:
+    check_read(name, torch.bfloat16, "cuda", factor)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ROTARY)
 def test_rotary_kernel(name: str, dtype: torch.dtype) -> None:

@@ -112,6 +112,16 @@ def test_kernels_that_read(interpreter: ProcessPoolExecutor, name: str) -> None:
 
 
 @needs_triton
+@pytest.mark.parametrize("factor", [2.0**-60, 2.0**60])
+@pytest.mark.parametrize("name", ["paged_attention-pages-of-16", "shared_decode-softcap"])
+def test_kernels_that_read_in_bfloat16(
+    interpreter: ProcessPoolExecutor, name: str, factor: float
+) -> None:
+    """Queries become float16, whose range is less; the interpreter cuts the results off."""
+    interpreter.submit(check_read, name, torch.bfloat16, "cpu", factor, times=4).result()
+
+
+@needs_triton
 @pytest.mark.parametrize("name", ["mqa-24", "norms-24"])
 def test_rotary_kernel(interpreter: ProcessPoolExecutor, name: str) -> None:
     interpreter.submit(check_rotary, name, torch.float16, "cpu", torch.float16).result()
