@@ -27,7 +27,9 @@ BOTH = EngineConfig(quantize="fp8", kv_cache_dtype="fp8")
 @pytest.fixture(scope="module", params=["llava", "qwen"])
 def held_out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HeldOut:
     folder = tmp_path_factory.mktemp("held-out")
-    return getattr(HeldOut, request.param)(NUM_ROWS[request.param], folder)
+    held_out: HeldOut = getattr(HeldOut, request.param)(NUM_ROWS[request.param], folder)
+    held_out.encode_once()
+    return held_out
 
 
 def test_accuracy_is_at_most_a_point_lower(held_out: HeldOut) -> None:
