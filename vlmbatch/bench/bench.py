@@ -59,6 +59,7 @@ class BenchResult:
     engine_start: float  # weights onto the device, and the KV pool
     process_starts: tuple[float, ...]  # to the first row: a first process, then a second
     workloads: tuple[WorkloadResult, ...]
+    quantization: str | None = None  # what is quantized, for people
 
     @property
     def num_errors(self) -> int:
@@ -138,4 +139,5 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
         engine_start=engine_start,
         process_starts=process_starts,
         workloads=tuple(map(measure, jobs)),
+        quantization=inputs.quantization(session.engine),
     )

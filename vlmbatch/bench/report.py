@@ -46,6 +46,8 @@ def print_report(result: BenchResult, console: Console) -> None:
     for line in result.workloads:
         table.add_row(*_cells(line, on_gpu))
     console.print(table)
+    if result.quantization is not None:
+        console.print(f"quantized: {result.quantization}", soft_wrap=True)
     rates = result.rates
     console.print(
         f"measured: {_scaled(rates.flops_per_second, 'FLOP/s')} in matrix products, "
@@ -81,6 +83,7 @@ def as_json(result: BenchResult) -> dict[str, Any]:
         "device": result.device,
         "num_cores": result.num_cores,
         "dtype": result.dtype,
+        **({} if result.quantization is None else {"quantization": result.quantization}),
         "kv_cache_tokens": result.kv_cache_tokens,
         "flops_per_second": result.rates.flops_per_second,
         "bytes_per_second": result.rates.bytes_per_second,
