@@ -8,7 +8,7 @@ from typing import Any
 
 import qwen_vocabulary as words
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from vocabulary import token_id
@@ -81,12 +81,6 @@ def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
 def new_model(tokenizer: Tokenizer) -> Qwen3VLForConditionalGeneration:
     config = Qwen3VLConfig.from_dict(model_config(tokenizer))
     return Qwen3VLForConditionalGeneration._from_config(config, dtype=torch.float32)
-
-
-def load_weights(model: Qwen3VLForConditionalGeneration, folder: Path) -> None:
-    """Those of a folder that ``save_checkpoint`` wrote with the same tokenizer."""
-    missing, _ = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    assert missing == ["lm_head.weight"], missing  # tied to the embeddings
 
 
 def save_checkpoint(

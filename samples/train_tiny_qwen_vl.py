@@ -4,8 +4,8 @@ python samples/train_tiny_qwen_vl.py
 
 Minutes on one GPU, as many as --minutes says and some for drawing the pictures and for the
 evaluation. The first half of the time goes to scenes and to pages of one word, the second to pages
-of several words, for the most part; with --start-from all of it. On a CPU it runs too, slowly; look
-with --minutes 1 --scenes 400 --words 200 --pages 200 --batch 16.
+of several words, for the most part. On a CPU it runs too, slowly; look with
+--minutes 1 --scenes 400 --words 200 --pages 200 --batch 16.
 """
 
 from __future__ import annotations
@@ -18,11 +18,10 @@ import os
 import random
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from evaluate_qwen_vl import evaluate
-from qwen_checkpoint import load_weights, new_model, save_checkpoint
+from qwen_checkpoint import new_model, save_checkpoint
 from qwen_packed_model import Group, Pictures, QwenPackedModel, to_device
 from qwen_packing import make_chunks
 from qwen_vocabulary import train_tokenizer
@@ -84,7 +83,6 @@ def train(
     rng = random.Random(arguments.seed)
     parameters, averages = (list(each.model.parameters()) for each in (packed, averaged))
     optimizer = _optimizer(packed.model, fused=packed.device.type == "cuda")
-    begun = PHASES[1][0] if arguments.start_from else 0.0
     start = last_log = time.monotonic()
     step, progress = 0, 0.0
     while progress < 1:
@@ -94,7 +92,7 @@ def train(
             group["lr"] = arguments.learning_rate * (0.01 + 0.99 * rate)
         bare, *with_system = packed.heads
         head = rng.choice(with_system) if rng.random() < SYSTEM_PROMPT_SHARE else bare
-        chosen = _choose(groups, begun + (1 - begun) * progress, arguments.batch, rng)
+        chosen = _choose(groups, progress, arguments.batch, rng)
         loss = packed.loss(pictures, chosen, head)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -116,20 +114,13 @@ def train(
     return step
 
 
-def _record_of(folder: Path | None) -> Any:
-    """What is known of the training of a folder that another was started from."""
-    path = None if folder is None else folder / "TRAINING.json"
-    return json.loads(path.read_text()) if path is not None and path.exists() else None
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "tiny-qwen-vl")
-    parser.add_argument("--start-from", type=Path, help="a folder that knows scenes and words")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=8.0, help="to train, drawing excluded")
+    parser.add_argument("--minutes", type=float, default=9.0, help="to train, drawing excluded")
     parser.add_argument("--scenes", type=int, default=240_000, help="scenes to train on")
     parser.add_argument("--words", type=int, default=60_000, help="pages with one word")
     parser.add_argument("--pages", type=int, default=120_000, help="pages with several words")
@@ -155,8 +146,6 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     torch.set_float32_matmul_precision("high")
     model = new_model(tokenizer)
-    if arguments.start_from:
-        load_weights(model, arguments.start_from)
     packed, averaged = (
         QwenPackedModel(each, tokenizer, device) for each in (model, copy.deepcopy(model))
     )
@@ -166,7 +155,6 @@ def main() -> None:
     held_out = evaluate(arguments.out, arguments.held_out, device.type)
     wrong = held_out.pop("wrong")
     record = {
-        "started_from": _record_of(arguments.start_from),
         "seed": arguments.seed,
         "steps": steps,
         "batch": arguments.batch,

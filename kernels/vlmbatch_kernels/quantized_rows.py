@@ -44,7 +44,9 @@ class QuantizedRows(NamedTuple):
 def plain_quantized_rows(x: Tensor, group: int | None = None) -> QuantizedRows:
     """``quantize_rows`` in torch's own operations, on any device and of rows of any size."""
     groups = x.float().reshape(len(x), -1, group or x.shape[1])
-    scales = groups.abs().amax(2).clamp_(min=LEAST_MAX) / E4M3_MAX
+    largest = groups.abs().amax(2).clamp_(min=LEAST_MAX)
+    # By a tensor: CUDA divides by a number as it multiplies by its rounded reciprocal.
+    scales = largest / largest.new_full((), E4M3_MAX)
     # A quotient may round to more than 448, which a conversion would make NaN.
     scaled = (groups / scales[:, :, None]).clamp_(-E4M3_MAX, E4M3_MAX)
     return QuantizedRows(scaled.view(x.shape).to(E4M3), scales, x.dtype)
