@@ -13,7 +13,8 @@ _MAX: tl.constexpr = tl.constexpr(E4M3_MAX)
 @triton.jit
 def scaled_heads(heads: tl.tensor, scale: tl.tensor, cache: tl.tensor):
     """``heads`` over ``scale``, as ``cache`` holds them: see ``write_heads``."""
-    scaled = heads.to(tl.float32) / scale
+    # Of powers of two the inverse is exact, and so is what is multiplied by it.
+    scaled = heads.to(tl.float32) * tl.math.div_rn(1.0, scale)
     scaled = tl.clamp(scaled, -_MAX, _MAX, propagate_nan=tl.PropagateNan.ALL)
     return scaled.to(cache.dtype.element_ty)
 

@@ -39,4 +39,4 @@ def kv_scales(
         longest = (key_norm.float().abs().amax() * head_dim**0.5).expand(len(keys))
     largest = torch.stack((longest, values.amax(1))).clamp_(min=_LEAST)
     exponents = torch.frexp(largest / E4M3_MAX).exponent
-    return torch.ldexp(torch.ones_like(largest), exponents)
+    return ((exponents + 127) << 23).view(torch.float32)  # two to their power, by its bits
