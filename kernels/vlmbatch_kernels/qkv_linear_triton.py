@@ -108,19 +108,22 @@ def _project_qkv(
         cosine = tl.load(cos + angle, mask=is_turned[:, None], other=1.0)
         sine = tl.load(sin + angle + HALF, mask=is_turned[:, None], other=0.0)
         at = (row + head)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-        first, second = _turn(first, cosine, sine), _turn(second, cosine, sine)
         if SCALED:
-            is_query = n * 2 < NUM_HEADS
             # Queries and others are written by one way as well: to either, nothing is.
-            is_asking = token < tl.where(is_query, rows, 0)
-            tl.store(query + at, first, mask=is_asking[:, None])
-            tl.store(query + at + HEAD_DIM, second, mask=is_asking[:, None])
-            is_token = token < tl.where(is_query, 0, rows)
+            is_query = n * 2 < NUM_HEADS
+            is_asking = (token < tl.where(is_query, rows, 0))[:, None]
+            is_kept = (token < tl.where(is_query, 0, rows))[:, None]
             own = scales + tl.where(is_query, 0, head + tl.where(is_value, NUM_KV_HEADS, 0))
-            first = scaled_heads(first, tl.load(own), target)
-            second = scaled_heads(second, tl.load(own + 1), target)
-        tl.store(target + at, first, mask=is_token[:, None])
-        tl.store(target + at + HEAD_DIM, second, mask=is_token[:, None])
+            turned = _turn(first, cosine, sine)
+            tl.store(query + at, turned, mask=is_asking)
+            tl.store(target + at, scaled_heads(turned, tl.load(own), target), mask=is_kept)
+            at += HEAD_DIM
+            turned = _turn(second, cosine, sine)
+            tl.store(query + at, turned, mask=is_asking)
+            tl.store(target + at, scaled_heads(turned, tl.load(own + 1), target), mask=is_kept)
+        else:
+            tl.store(target + at, _turn(first, cosine, sine), mask=is_token[:, None])
+            tl.store(target + at + HEAD_DIM, _turn(second, cosine, sine), mask=is_token[:, None])
 
 
 @triton.jit
