@@ -102,6 +102,12 @@ class OutputLockedError(VlmbatchError):
     exit_status = 75
 
 
+class UnfinishedError(VlmbatchError):
+    """Parts of a run are missing: their tasks have yet to run, or to end."""
+
+    exit_status = 1
+
+
 class RowError(VlmbatchError):
     """One row cannot be answered; it becomes an error row and the run continues."""
 

@@ -27,7 +27,7 @@ PROCESSOR = LlavaImageProcessor(
 )
 
 
-def worker_pids(parent: int) -> set[int]:
+def worker_pids(parent: int, module: bytes = b"images.loading.worker") -> set[int]:
     """Live worker processes that ``parent`` started."""
     found = set()
     for folder in Path("/proc").iterdir():
@@ -38,7 +38,7 @@ def worker_pids(parent: int) -> set[int]:
             status = (folder / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):  # gone meanwhile
             continue
-        if b"images.loading.worker" in command and int(status[1]) == parent:
+        if module in command and int(status[1]) == parent:
             found.add(int(folder.name))
     return found
 

@@ -37,10 +37,13 @@ def build_engine(
     model_config: ModelConfig,
     config: EngineConfig,
     processor: Processor,
+    *,
+    reserved_bytes: int = 0,
 ) -> Engine:
     """Load the checkpoint in ``folder`` onto the device and build an engine around it.
 
     Where ``processor`` has images come as features, the tower is neither loaded nor allocated.
+    ``reserved_bytes`` of a GPU's memory are left to other processes.
 
     Raises:
         ConfigError: the device, data type or attention backend is not to be had here, or the
@@ -76,6 +79,7 @@ def build_engine(
             dtype,
             kv_dtype,
             processor.largest_image(),
+            reserved_bytes,
         )
         config = replace(config, kv_cache_tokens=tokens)
     engine = make_engine(model, model_config, config, backend, device, dtype)
