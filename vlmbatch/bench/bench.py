@@ -22,6 +22,7 @@ from vlmbatch.bench.setup import (
 )
 from vlmbatch.bench.timed_run import Measurement, timed_run
 from vlmbatch.bench.workloads import Workload
+from vlmbatch.engine.kv_cache import resolve_kv_dtype
 from vlmbatch.engine.loading import resolve_device, resolve_dtype
 from vlmbatch.log import logger
 from vlmbatch.models.config import with_quantization
@@ -58,6 +59,7 @@ class BenchResult:
     engine_start: float  # weights onto the device, and the KV pool
     process_starts: tuple[float, ...]  # to the first row: a first process, then a second
     workloads: tuple[WorkloadResult, ...]
+    quantization: str | None = None  # what is quantized, for people
 
     @property
     def num_errors(self) -> int:
@@ -84,6 +86,7 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
     stored = load_model_config(checkpoint)
     model = with_quantization(stored, config.engine.quantize)
     dtype = resolve_dtype(config.engine.dtype, model, device)
+    kv_dtype = resolve_kv_dtype(config.engine.kv_cache_dtype, dtype, device)
     jobs = make_jobs(config, checkpoint, folder, device.type)
     process_starts: tuple[float, ...] = ()
     if config.startup:
@@ -111,7 +114,7 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
         measured = timed_run(job.timed, workload, engine, device)
         assert inputs.processor.images is not None
         grid = workload.grid(inputs.processor.images)
-        costs = model_costs(model, dtype.itemsize, grid)
+        costs = model_costs(model, dtype.itemsize, grid, kv_dtype.itemsize)
         bounds = workload_bounds(
             workload, measured.rows, costs, grid.num_tokens, engine.kv_cache_tokens, rates
         )
@@ -136,4 +139,5 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
         engine_start=engine_start,
         process_starts=process_starts,
         workloads=tuple(map(measure, jobs)),
+        quantization=inputs.quantization(session.engine),
     )
