@@ -21,6 +21,7 @@ from vlmbatch.replicas import pool as pool_module
 from vlmbatch.replicas.messages import Failed, Submit, TakeBack
 from vlmbatch.replicas.pool import MAX_RESTARTS, MAX_SUSPECTS
 from vlmbatch.replicas.replica import Completion, Event, NewTokens, RowFailure
+from vlmbatch.replicas.sharing import image_of
 from vlmbatch.types import ImageGrid, PixelImage, Request
 
 ENDLESS = SamplingParams(max_tokens=150, ignore_eos=True)
@@ -175,7 +176,7 @@ def test_pixels_reach_engines_through_shared_memory(engines):
     (link,) = [link for link in engines.links if link.sent]
     (message,) = link.sent
     assert message.request.images == ()
-    images = [link.side._image(shared) for shared in message.images]
+    images: list[Any] = [image_of(shared, link.side._memory) for shared in message.images]
     assert [image.content_hash for image in images] == [bytes([7]), bytes([9])]
     assert [int(image.pixels.max()) for image in images] == [7, 9]
 
@@ -198,7 +199,8 @@ def test_images_of_what_was_given_up_stay_until_the_engine_knows(engines):
     (link,) = [link for link in engines.links if link.sent]
     for fill in range(50):  # would take its place
         engines.memory.copy(np.full(12, fill, np.uint8))
-    assert int(link.side._image(link.sent[0].images[0]).pixels.max()) == 7
+    image: Any = image_of(link.sent[0].images[0], link.side._memory)
+    assert int(image.pixels.max()) == 7
 
 
 def test_the_end_is_balanced(engines):

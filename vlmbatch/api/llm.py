@@ -166,7 +166,7 @@ class LLM:
         self._images: ImageLoader = HeldImageLoader(
             self._processor, partial(open_images, config, inputs, num_workers)
         )
-        if isinstance(self._engine, ReplicaPool):
+        if isinstance(self._engine, ReplicaPool) and not isinstance(inputs.model, HfConfig):
             self._images = SharedLoader(self._images, self._engine.memory)
         processes.callback(self._images.close)
         self._reader = RequestReader(

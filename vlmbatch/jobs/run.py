@@ -106,7 +106,9 @@ def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, R
         pool = several_engines(
             config.session, inputs, places, memory, gather_seconds=GATHER_SECONDS
         )
-        yield SharedLoader(images, memory), stack.enter_context(pool)
+        if not isinstance(inputs.model, HfConfig):  # whose images stay in this process
+            images = SharedLoader(images, memory)
+        yield images, stack.enter_context(pool)
 
 
 @contextmanager

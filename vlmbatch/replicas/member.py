@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from queue import SimpleQueue
-from typing import Any, Protocol
-
-from numpy.typing import NDArray
+from typing import Protocol
 
 from vlmbatch.replicas.messages import (
     Cancel,
@@ -17,12 +15,12 @@ from vlmbatch.replicas.messages import (
     Ready,
     Report,
     Reset,
-    SharedImage,
     Submit,
     TakeBack,
     ToEngine,
 )
 from vlmbatch.replicas.replica import ReplicaStatus
+from vlmbatch.replicas.sharing import Shared
 from vlmbatch.types import Request
 
 _TOTALS = ("prompt_tokens", "cached_tokens", "generation_tokens", "preemptions", "answered")
@@ -52,16 +50,16 @@ Start = Callable[[News], Link]
 class Held:
     """A request that has not ended.
 
-    ``arrays``: what its images lie in. ``work``: tokens that it takes, as far as can be guessed.
-    ``begun``: whether something of it may have been computed where it is now. ``deaths``: of
-    engines that it was under way in. ``told``: tokens that were streamed.
+    ``shared``: its images, which are in shared memory as long as this holds them. ``work``: tokens
+    that it takes, as far as can be guessed. ``begun``: whether something of it may have been
+    computed where it is now. ``deaths``: of engines that it was under way in. ``told``: tokens that
+    were streamed.
     """
 
     serial: int
     request: Request
     stream: bool
-    images: tuple[SharedImage, ...]
-    arrays: tuple[NDArray[Any], ...] = field(repr=False)
+    shared: Shared
     work: int
     begun: bool = False
     deaths: int = 0
@@ -136,8 +134,8 @@ class Member:
         self.requests[held.serial] = held
         self.work += held.work
         self.num_suspects += held.is_suspect
-        request = replace(held.request, index=held.serial, images=())
-        self.send(Submit(request, held.images, held.stream))
+        request = replace(held.request, index=held.serial, images=(), inputs=None)
+        self.send(Submit(request, held.shared.images, held.shared.inputs, held.stream))
         self._on_the_way.append((self._sent, held))
 
     def forget(self, serial: int) -> Held | None:

@@ -16,9 +16,6 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import count
-from typing import Any
-
-from numpy.typing import NDArray
 
 from vlmbatch.errors import EnginesLostError, ErrorCode, RowError, VlmbatchError
 from vlmbatch.images.shared_memory import SharedMemory
@@ -33,10 +30,10 @@ from vlmbatch.replicas.messages import (
     LogLine,
     Ready,
     Report,
-    SharedImage,
 )
 from vlmbatch.replicas.replica import Completion, Event, NewTokens, ReplicaStatus, RowFailure
-from vlmbatch.types import FeatureImage, ImageInput, Request
+from vlmbatch.replicas.sharing import Shared
+from vlmbatch.types import Request
 
 MAX_RESTARTS = 3  # of each engine
 MAX_SUSPECTS = 8  # under way in one engine: so many rows may share a culprit's end
@@ -127,15 +124,8 @@ class ReplicaPool:
 
     def submit(self, request: Request, *, stream: bool = False) -> None:
         assert request.index not in self._by_index, "two requests of one index"
-        shared = [self._share(image) for image in request.images]
-        held = Held(
-            next(self._serials),
-            request,
-            stream,
-            tuple(image for image, _ in shared),
-            tuple(array for _, array in shared),
-            self._work(request),
-        )
+        shared = Shared(request, self.memory)
+        held = Held(next(self._serials), request, stream, shared, self._work(request))
         self._held[held.serial] = self._by_index[request.index] = held
         self._no_more = self._dropping = False
         self._route(held)
@@ -195,22 +185,12 @@ class ReplicaPool:
             answer = min(answer, round(self._mean_answer))
         return len(request.token_ids) + answer
 
-    def _share(self, image: ImageInput) -> tuple[SharedImage, NDArray[Any]]:
-        is_features = isinstance(image, FeatureImage)
-        array: NDArray[Any] = image.features if isinstance(image, FeatureImage) else image.pixels
-        place = self.memory.place(array)
-        if place is None:
-            array = self.memory.copy(array)
-            place = self.memory.place(array)
-            assert place is not None
-        return SharedImage(place, image.content_hash, image.grid, is_features), array
-
     def _route(self, held: Held, besides: Member | None = None) -> None:
         member = self._choose(held, besides)
         if member is None:
             self._queue.append(held)
             return
-        for image in held.images:
+        for image in held.shared.images:
             self._homes[image.content_hash] = member
             self._homes.move_to_end(image.content_hash)
         while len(self._homes) > _KNOWN_IMAGES * len(self._members):
@@ -225,7 +205,7 @@ class ReplicaPool:
         ready = [member for member in self._members if member.is_ready]
         ready = [member for member in ready if member is not besides] or ready
         wanting = [member for member in ready if member.wants_requests] or ready
-        for image in held.images:
+        for image in held.shared.images:
             home = self._homes.get(image.content_hash)
             if home in wanting:
                 return home

@@ -12,15 +12,16 @@ from typing import Literal
 from vlmbatch.config import EngineConfig, SessionConfig
 from vlmbatch.errors import ConfigError
 from vlmbatch.hf.checkpoint import HfConfig
+from vlmbatch.hf.replica import HfReplica
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.messages import EngineLimits
 from vlmbatch.replicas.pool import ReplicaPool
-from vlmbatch.replicas.process import EngineProcess
+from vlmbatch.replicas.process import EngineProcess, Load
 from vlmbatch.replicas.replica import OnBegin
 from vlmbatch.session.cores import default_cpu_threads, may_have_cuda
-from vlmbatch.session.load import freeze_loaded, load_engine
-from vlmbatch.session.open import ModelInputs
+from vlmbatch.session.load import freeze_loaded, load_engine, load_with_transformers
+from vlmbatch.session.open import ModelInputs, open_model
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -135,17 +136,16 @@ def several_engines(
         UsageError: as by ``load_engine``.
         EnginesLostError: no process could be kept running until its engine was loaded.
     """
-    if isinstance(inputs.model, HfConfig):
-        raise ConfigError(
-            "several engines, as --gpus and --replicas ask for, are of families of our own alone, "
-            f"and model_type {inputs.model.model_type} is answered by transformers"
-        )
     settings = config.engine
     if settings.cpu_threads is None and (threads := default_cpu_threads()) is not None:
         settings = replace(settings, cpu_threads=max(1, threads // len(places)))
     config = replace(config, engine=replace(settings, gpus=None, replicas=None))
-    model = ModelInputs(inputs.folder, inputs.model, inputs.processor)
-    load = partial(load_for_pool, config, model)
+    load: Load
+    if isinstance(inputs.model, HfConfig):
+        load = partial(load_hf_for_pool, _of_transformers(config, inputs))
+    else:
+        model = ModelInputs(inputs.folder, inputs.model, inputs.processor)
+        load = partial(load_for_pool, config, model)
     starts = {
         place.name: partial(
             EngineProcess,
@@ -176,5 +176,20 @@ def load_for_pool(
         engine.max_model_len,
         engine.kv_cache_tokens,
         on_cpu=engine.device.type == "cpu",
+    )
+    return replica, limits
+
+
+def _of_transformers(config: SessionConfig, inputs: ModelInputs) -> SessionConfig:
+    """The same model again: a processor of transformers cannot be sent to another process."""
+    engine = replace(config.engine, engine="transformers")
+    return replace(config, model=str(inputs.folder), revision=None, engine=engine)
+
+
+def load_hf_for_pool(config: SessionConfig, on_begin: OnBegin) -> tuple[HfReplica, EngineLimits]:
+    """As ``load_for_pool``, where transformers answers."""
+    replica = load_with_transformers(config, open_model(config), on_begin)
+    limits = EngineLimits(
+        replica.max_waiting, replica.max_model_len, replica.max_model_len, replica.on_cpu
     )
     return replica, limits

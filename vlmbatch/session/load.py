@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
     from vlmbatch.hf.replica import HfReplica
     from vlmbatch.images.loading.loader import ImageLoader
+    from vlmbatch.replicas.replica import OnBegin
 
 # Beside a GPU, a thread that wants the interpreter lock gets it after so long from one that only
 # computes: the default of 5 ms is a whole decode step.
@@ -61,8 +62,12 @@ def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
     return engine
 
 
-def load_with_transformers(config: SessionConfig, inputs: ModelInputs) -> HfReplica:
+def load_with_transformers(
+    config: SessionConfig, inputs: ModelInputs, on_begin: OnBegin | None = None
+) -> HfReplica:
     """Load the checkpoint's own class of transformers onto the device; to be closed.
+
+    ``on_begin``: see ``HfReplica``.
 
     Raises:
         ConfigError: the device is not to be had here, or its memory is too small.
@@ -110,6 +115,7 @@ def load_with_transformers(config: SessionConfig, inputs: ModelInputs) -> HfRepl
         max_num_seqs=settings.max_num_seqs or HF_BATCH[device.type],
         on_cpu=on_cpu,
         on_start=on_start,
+        on_begin=on_begin,
     )
 
 
