@@ -16,7 +16,14 @@ from hypothesis import strategies as st
 from unruly import Driver, Plan, UnrulyEngine, fold, plans, samplings
 
 from vlmbatch.config import SamplingParams
-from vlmbatch.errors import ConfigError, EnginesLostError, ErrorCode, RowError, VlmbatchError
+from vlmbatch.errors import (
+    ConfigError,
+    EnginesLostError,
+    ErrorCode,
+    OutputError,
+    RowError,
+    VlmbatchError,
+)
 from vlmbatch.replicas import pool as pool_module
 from vlmbatch.replicas.messages import Failed, Submit, TakeBack
 from vlmbatch.replicas.pool import MAX_RESTARTS, MAX_SUSPECTS
@@ -409,3 +416,20 @@ def test_status_counts_what_ended_engines_have_done():
     assert after.generation_tokens == before.generation_tokens + 3
     assert [name for name, _ in after.parts] == ["a", "b"]
     assert sum(status.answered for _, status in after.parts) == 9
+
+
+def test_an_engine_that_cannot_be_started_again_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engines = FakeEngines(steady, names=("a", "b"))
+    engines.start_all()
+    engines.pool.wait_ready()
+    begin(engines, 4)
+
+    def no_process(news: Any) -> Any:
+        raise OutputError("an engine process cannot be started: Cannot allocate memory")
+
+    monkeypatch.setattr(engines.pool._members[0], "_start", no_process)
+    engines.links[0].die()
+    assert len(finish(engines)) == 4
+    assert [member.gone for member in engines.pool._members] == [True, False]

@@ -8,6 +8,8 @@ from dataclasses import dataclass, fields, replace
 from queue import SimpleQueue
 from typing import Protocol
 
+from vlmbatch.errors import OutputError
+from vlmbatch.log import logger
 from vlmbatch.replicas.messages import (
     Cancel,
     EngineLimits,
@@ -177,18 +179,24 @@ class Member:
         return [held for held in returned if held is not None]
 
     def lose(self, *, again: bool) -> list[Held]:
-        """The engine has ended: the requests that it had. ``again``: start it anew."""
+        """The engine has ended: the requests that it had. ``again``: start it anew, if that can be.
+
+        It is ``gone`` where it is not started.
+        """
         self.link.close()
         lost = self._forget_all()
         self._earlier = ReplicaStatus(**{name: getattr(self.status, name) for name in _TOTALS})
         self.limits = None
         self.taking_back = False
+        self.gone = not again
+        self._last = Report(0, [], ReplicaStatus(), wants_requests=False)
         if again:
             self.restarts += 1
-            self._begin_life()
-        else:
-            self.gone = True
-            self._last = Report(0, [], ReplicaStatus(), wants_requests=False)
+            try:
+                self._begin_life()
+            except OutputError as error:  # the system is short of what a process takes
+                logger.warning("%s cannot be started again: %s", self.name, error)
+                self.gone = True
         return lost
 
     def _forget_all(self) -> list[Held]:
