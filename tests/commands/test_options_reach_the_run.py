@@ -76,6 +76,7 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--max-image-pixels", "7"), {"session.image_limits.max_pixels": 7}),
     (("--image-workers", "0"), {"session.image_loading.workers": 0}),
     (("--image-decoder", "scaled"), {"session.image_loading.decoder": "scaled"}),
+    (("--image-decoder", "gpu"), {"session.image_loading.decoder": "gpu"}),
     (("--image-timeout", "7.5"), {"session.image_loading.timeout_s": 7.5}),
     (("--chat",), {"session.prompt.chat": True}),
     (("--chat-template", "t.jinja"), {"session.prompt.chat_template": Path("t.jinja")}),
@@ -96,10 +97,10 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--no-prefix-caching",), {"session.engine.enable_prefix_caching": False}),
     (("--host-memory", "4GiB"), {"session.host_memory": 4 * 2**30}),
 ]
-# What is printed, and the file of options.
+# What is printed, and the file of options; parts need a folder: test_array_task.
 REACH_NO_RUN = {
     *("--quiet", "--verbose", "--no-progress", "--log-format", "--summary-json", "--exit-zero"),
-    *("--config", "--help"),
+    *("--config", "--help", "--shard"),
 }
 
 

@@ -145,7 +145,11 @@ def test_what_the_step_takes_and_images_and_graphs_is_left_free(
     tokens = kv_tokens_beside(model, config, limits, backend, CPU, torch.float32, largest)
     images = limits.cached_image_tokens * config.text.hidden_size * 4
     left = gpu["free"] - 2 * 2**30 - images - 3 * 2**29
-    assert tokens == left // kv_bytes_per_token(config.text, torch.float32) // 16 * 16
+    per_token = kv_bytes_per_token(config.text, torch.float32)
+    assert tokens == left // per_token // 16 * 16
+    given = (model, config, limits, backend, CPU, torch.float32, largest)
+    fewer = kv_tokens_beside(*given, reserved_bytes=2**29)
+    assert fewer == (left - 2**29) // per_token // 16 * 16
 
 
 def test_a_step_that_finds_no_room_is_refused_with_both_numbers(gpu: dict[str, int]) -> None:

@@ -134,8 +134,8 @@ class LLM:
         """Load the model.
 
         ``image_workers`` 0 decodes files in this process. ``image_decoder`` "scaled" decodes large
-        JPEGs to a part of their pixels, where they are given as files or bytes. ``host_memory``:
-        bytes that requests and images may take while they wait.
+        JPEGs to a part of their pixels, "gpu" plain JPEGs on the GPU, where they are given as files
+        or bytes. ``host_memory``: bytes that requests and images may take while they wait.
         """
         # Its parameters are the session's options: a test sees that they stay so.
         arguments = {name: value for name, value in locals().items() if name != "self"}

@@ -24,10 +24,12 @@ from vlmbatch.config.job import (
     FolderDestination,
     JobConfig,
     OutputOptions,
+    PartDestination,
     RunPolicy,
     StdoutDestination,
 )
 from vlmbatch.config.manifest import FEATURE_MANIFEST, ManifestConfig, ManifestFormat
+from vlmbatch.config.part import Part
 from vlmbatch.config.sampling import SamplingParams
 from vlmbatch.config.session import MIN_HOST_MEMORY, PromptConfig, SessionConfig
 
@@ -54,6 +56,8 @@ __all__ = [
     "ManifestConfig",
     "ManifestFormat",
     "OutputOptions",
+    "Part",
+    "PartDestination",
     "PromptConfig",
     "Quantize",
     "RunPolicy",

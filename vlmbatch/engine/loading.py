@@ -36,10 +36,13 @@ def build_engine(
     model_config: ModelConfig,
     config: EngineConfig,
     processor: Processor,
+    *,
+    reserved_bytes: int = 0,
 ) -> Engine:
     """Load the checkpoint in ``folder`` onto the device and build an engine around it.
 
     Where ``processor`` has images come as features, the tower is neither loaded nor allocated.
+    ``reserved_bytes`` of a GPU's memory are left to other processes.
 
     Raises:
         ConfigError: the device, data type or attention backend is not to be had here, or the
@@ -66,7 +69,14 @@ def build_engine(
     if device.type == "cuda" and config.kv_cache_tokens is None:
         limits = Limits.resolve(config, model_config.text, device.type)
         tokens = kv_tokens_beside(
-            model, model_config, limits, backend, device, dtype, processor.largest_image()
+            model,
+            model_config,
+            limits,
+            backend,
+            device,
+            dtype,
+            processor.largest_image(),
+            reserved_bytes,
         )
         config = replace(config, kv_cache_tokens=tokens)
     engine = make_engine(model, model_config, config, backend, device, dtype)

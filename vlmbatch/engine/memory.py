@@ -41,10 +41,12 @@ def kv_tokens_beside(
     device: torch.device,
     dtype: torch.dtype,
     largest_image: ImageInput,
+    reserved_bytes: int = 0,
 ) -> int:
     """Tokens of KV cache that the GPU ``device`` holds beside the weights and any step.
 
-    ``largest_image``: of which no image has more tokens; see ``Processor``.
+    ``largest_image``: of which no image has more tokens; see ``Processor``. ``reserved_bytes``: for
+    other processes, whether they have taken them yet or not.
 
     Raises:
         ConfigError: the largest step finds no room, or what it leaves is too little for one
@@ -68,7 +70,7 @@ def kv_tokens_beside(
     free = torch.cuda.mem_get_info(device)[0]
     cached_tokens = max(limits.cached_image_tokens, largest_image.grid.num_tokens)
     images = cached_tokens * model_config.image_embedding_size * dtype.itemsize
-    left = free - step - images - _MARGIN_BYTES
+    left = free - step - images - reserved_bytes - _MARGIN_BYTES
     return kv_tokens_within(left, model_config.text, limits, backend.granule, dtype)
 
 

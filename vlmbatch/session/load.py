@@ -13,6 +13,7 @@ from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.log import logger
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.session.cores import default_cpu_threads, default_image_workers, may_have_cuda
+from vlmbatch.session.gpu_decoder import check_gpu_decoder, reserved_bytes
 from vlmbatch.session.open import ModelInputs, open_images
 from vlmbatch.types import Request
 
@@ -49,14 +50,26 @@ def start_images(config: SessionConfig, inputs: ModelInputs, num_engines: int = 
 
 
 def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
-    """Load the weights onto the device and build the engine around them."""
+    """Load the weights onto the device and build the engine around them.
+
+    Raises:
+        ConfigError: what the settings ask for is not to be had here.
+        CheckpointError: the weights do not fit the configuration.
+    """
     from vlmbatch.engine.loading import build_engine
 
+    check_gpu_decoder(config, inputs.processor)  # also where images are opened later
     assert isinstance(inputs.model, ModelConfig)
     settings = config.engine
     if settings.cpu_threads is None:
         settings = replace(settings, cpu_threads=default_cpu_threads())
-    engine = build_engine(inputs.folder, inputs.model, settings, inputs.processor)
+    engine = build_engine(
+        inputs.folder,
+        inputs.model,
+        settings,
+        inputs.processor,
+        reserved_bytes=reserved_bytes(config, inputs.processor),
+    )
     if engine.device.type == "cuda":
         sys.setswitchinterval(SWITCH_INTERVAL_S)
     return engine
@@ -82,6 +95,7 @@ def load_with_transformers(
     from vlmbatch.hf.processor import HfProcessor
     from vlmbatch.hf.replica import HfReplica
 
+    check_gpu_decoder(config, inputs.processor)
     assert isinstance(inputs.model, HfConfig)
     assert isinstance(inputs.processor, HfProcessor)
     settings = config.engine

@@ -20,6 +20,7 @@ from vlmbatch.hf.checkpoint import HfConfig, read_hf_config
 from vlmbatch.hf.options import announce, check_options, choose_engine
 from vlmbatch.images.decode import probe_image
 from vlmbatch.images.feature_file import probe_features
+from vlmbatch.images.loading.device_process import MAX_IMAGES
 from vlmbatch.images.loading.loader import FeatureLoader, ImageLoader, InProcessLoader
 from vlmbatch.images.loading.pool import ImageWorkers
 from vlmbatch.images.urls import AllowedDomains
@@ -28,6 +29,7 @@ from vlmbatch.manifest.manifest import Manifest, open_manifest
 from vlmbatch.models.config import ModelConfig, check_image_arguments, with_quantization
 from vlmbatch.models.family import Processor, load_model_config, load_processor
 from vlmbatch.models.hub import resolve_model
+from vlmbatch.session.gpu_decoder import check_gpu_decoder, gpu_decoder
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.types import ImageGrid, ImageRef
 
@@ -174,7 +176,11 @@ def open_job(config: JobConfig) -> Inputs:
 
 
 def open_images(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
-    """What decodes images, and fetches them first where hosts are allowed."""
+    """What decodes images, and fetches them first where hosts are allowed.
+
+    Raises:
+        ConfigError: a GPU is to decode them, and something is missing for that.
+    """
     loader = _open_decoders(config, inputs, num_workers)
     fetcher = open_fetcher(config)
     if fetcher is None:
@@ -203,9 +209,16 @@ def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int)
     if num_workers == 0:
         return InProcessLoader(limits, processor, loading.decoder)
     slots = 4 * num_workers  # so that workers find another image at hand, also while threads wait
+    open_device = None
+    if loading.decoder == "gpu":
+        check_gpu_decoder(config, inputs.processor)
+        open_device = gpu_decoder()
+        slots += 2 * MAX_IMAGES  # a batch that is decoded, and the next
     recent_bytes = HostMemory.divide(config.host_memory).decoded
     return ImageWorkers(
-        limits, processor, num_workers, loading.timeout_s, slots, recent_bytes, loading.decoder
+        *(limits, processor, num_workers, loading.timeout_s, slots, recent_bytes),
+        decoder=loading.decoder,
+        open_device=open_device,
     )
 
 
