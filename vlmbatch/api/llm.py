@@ -164,7 +164,8 @@ class LLM:
         self._memory = HostMemory.divide(config.host_memory)
         self._prepare_threads = max(2, 2 * num_workers)  # most of them wait for an image
         self._images: ImageLoader = HeldImageLoader(
-            self._processor, partial(open_images, config, inputs, num_workers)
+            self._processor,
+            partial(open_images, config, inputs, num_workers, places[0].gpu if places else None),
         )
         if isinstance(self._engine, ReplicaPool) and not isinstance(inputs.model, HfConfig):
             self._images = SharedLoader(self._images, self._engine.memory)

@@ -102,7 +102,9 @@ def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, R
     if not isinstance(inputs.model, HfConfig) or config.session.engine.several_asked_for:
         places = engine_places(config.session.engine, "all")
     with ExitStack() as stack:
-        started = start_images(config.session, inputs, len(places) or 1)
+        started = start_images(
+            config.session, inputs, len(places) or 1, places[0].gpu if places else None
+        )
         images: ImageLoader = stack.enter_context(closing(started))
         if not places:
             yield images, stack.enter_context(_loaded_replica(config, inputs))

@@ -7,21 +7,23 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vlmbatch.config import EngineConfig, SessionConfig
 from vlmbatch.errors import ConfigError
 from vlmbatch.hf.checkpoint import HfConfig
-from vlmbatch.hf.replica import HfReplica
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.messages import EngineLimits
-from vlmbatch.replicas.pool import ReplicaPool
-from vlmbatch.replicas.process import EngineProcess, Load
 from vlmbatch.replicas.replica import OnBegin
 from vlmbatch.session.cores import default_cpu_threads, may_have_cuda
 from vlmbatch.session.load import freeze_loaded, load_engine, load_with_transformers
 from vlmbatch.session.open import ModelInputs, open_model
+
+if TYPE_CHECKING:
+    from vlmbatch.hf.replica import HfReplica
+    from vlmbatch.replicas.pool import ReplicaPool
+    from vlmbatch.replicas.process import Load
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -136,6 +138,9 @@ def several_engines(
         UsageError: as by ``load_engine``.
         EnginesLostError: no process could be kept running until its engine was loaded.
     """
+    from vlmbatch.replicas.pool import ReplicaPool
+    from vlmbatch.replicas.process import EngineProcess
+
     settings = config.engine
     if settings.cpu_threads is None and (threads := default_cpu_threads()) is not None:
         settings = replace(settings, cpu_threads=max(1, threads // len(places)))

@@ -30,10 +30,12 @@ SWITCH_INTERVAL_S = 0.001
 HF_BATCH = {"cpu": 8, "cuda": 32}  # rows: a batch ends with its longest answer
 
 
-def start_images(config: SessionConfig, inputs: ModelInputs, num_engines: int = 1) -> ImageLoader:
+def start_images(
+    config: SessionConfig, inputs: ModelInputs, num_engines: int = 1, gpu: int | None = None
+) -> ImageLoader:
     """What decodes images beside engines that are yet to be loaded: processes start meanwhile.
 
-    Where these are a CPU's, without waiting for torch.
+    Where these are a CPU's, without waiting for torch. ``gpu``: see ``open_images``.
 
     Raises:
         ConfigError: the device is not to be had here.
@@ -46,7 +48,7 @@ def start_images(config: SessionConfig, inputs: ModelInputs, num_engines: int = 
 
             on_cpu = resolve_device(device).type == "cpu"
         num_workers = default_image_workers(on_cpu, num_engines)
-    return open_images(config, inputs, num_workers)
+    return open_images(config, inputs, num_workers, gpu)
 
 
 def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
