@@ -43,6 +43,7 @@ GROUND = {
     "vlmbatch.config",
     "vlmbatch.errors",
     "vlmbatch.log",
+    "vlmbatch.processes",
     "vlmbatch.stats",
     "vlmbatch.types",
 }

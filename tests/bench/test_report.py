@@ -103,6 +103,7 @@ def test_json_has_every_figure() -> None:
         "random_weights",
         "device",
         "num_cores",
+        "num_engines",
         "dtype",
         "kv_cache_tokens",
         "flops_per_second",

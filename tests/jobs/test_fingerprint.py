@@ -164,6 +164,8 @@ DECIDES_NOTHING = {
         {"session.image_arguments.image_input_type": "image_features"},
     ),
     "session.engine.device": Change("cpu", _ROUNDING),
+    "session.engine.gpus": Change("2", _ROUNDING),
+    "session.engine.replicas": Change(2, _ROUNDING),
     "session.engine.attention_backend": Change("torch", _ROUNDING),
     "session.engine.max_num_seqs": Change(9, _ROUNDING),
     "session.engine.max_batched_tokens": Change(99, _ROUNDING),

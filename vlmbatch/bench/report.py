@@ -25,7 +25,7 @@ CPU_CAPTION = " CPU busy: share of the time of all cores."
 
 def print_report(result: BenchResult, console: Console) -> None:
     """One line a workload, and below what it was measured with."""
-    on_gpu = result.device != "CPU"
+    on_gpu = not result.device.startswith("CPU")
     weights = ", random weights" if result.random_weights else ""
     table = Table(
         title=f"{Path(result.model).name}{weights}: {result.dtype} on {result.device}, "
@@ -54,7 +54,8 @@ def print_report(result: BenchResult, console: Console) -> None:
     console.print(
         f"measured: {_scaled(rates.flops_per_second, 'FLOP/s')} in matrix products{in_fp8}, "
         f"{_scaled(rates.bytes_per_second, 'B/s')} in copies; engine ready in "
-        f"{result.engine_start:.1f} s; KV cache of {result.kv_cache_tokens:,} tokens",
+        f"{result.engine_start:.1f} s; KV cache of {result.kv_cache_tokens:,} tokens"
+        f"{' each' if result.num_engines > 1 else ''}",
         soft_wrap=True,
     )
     if result.process_starts:
@@ -84,6 +85,7 @@ def as_json(result: BenchResult) -> dict[str, Any]:
         "random_weights": result.random_weights,
         "device": result.device,
         "num_cores": result.num_cores,
+        "num_engines": result.num_engines,
         "dtype": result.dtype,
         **({} if result.quantization is None else {"quantization": result.quantization}),
         "kv_cache_tokens": result.kv_cache_tokens,

@@ -79,6 +79,9 @@ def _add_rates(table: Table, stats: RunStats) -> None:
         f"{figures['completion_tokens']:,} generated: "
         f"{figures['completion_tokens_per_second']:,.0f}/s",
     )
+    if stats.engines:
+        shares = (f"{name}: {share['rows']:,}" for name, share in stats.engines.items())
+        table.add_row("engines", f"{', '.join(shares)} rows")
 
 
 def print_merge_summary(stats: RunStats, console: Console, folder: str, output: str) -> None:

@@ -179,13 +179,17 @@ def open_job(config: JobConfig) -> Inputs:
     return open_inputs(config.session, config.manifest, config.sampling, streaming=streaming)
 
 
-def open_images(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
+def open_images(
+    config: SessionConfig, inputs: ModelInputs, num_workers: int, gpu: int | None = None
+) -> ImageLoader:
     """What decodes images, and fetches them first where hosts are allowed.
+
+    ``gpu``: which one decodes, where one is to; None: torch's own choice.
 
     Raises:
         ConfigError: a GPU is to decode them, and something is missing for that.
     """
-    loader = _open_decoders(config, inputs, num_workers)
+    loader = _open_decoders(config, inputs, num_workers, gpu)
     fetcher = open_fetcher(config)
     if fetcher is None:
         return loader
@@ -204,7 +208,9 @@ def open_fetcher(config: SessionConfig) -> ImageFetcher | None:
     return ImageFetcher(AllowedDomains.of(config.image_loading.allowed_domains), limits)
 
 
-def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
+def _open_decoders(
+    config: SessionConfig, inputs: ModelInputs, num_workers: int, gpu: int | None
+) -> ImageLoader:
     """Processes that decode images, or for none of them this one, which also reads features."""
     limits, processor = config.image_limits, inputs.processor.images
     loading = config.image_loading
@@ -216,7 +222,7 @@ def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int)
     open_device = None
     if loading.decoder == "gpu":
         check_gpu_decoder(config, inputs.processor)
-        open_device = gpu_decoder()
+        open_device = gpu_decoder() if gpu is None else gpu_decoder(f"cuda:{gpu}")
         slots += 2 * MAX_IMAGES  # a batch that is decoded, and the next
     recent_bytes = HostMemory.divide(config.host_memory).decoded
     return ImageWorkers(
