@@ -30,7 +30,7 @@ LAYERS: list[set[str]] = [
     {"vlmbatch.replicas"},
     {"vlmbatch.output"},
     {"vlmbatch.manifest"},
-    {"vlmbatch.openai"},
+    {"vlmbatch.openai", "vlmbatch.nvjpeg"},
     {"vlmbatch.images", "vlmbatch.engine"},
     {"vlmbatch.models"},
     {"vlmbatch.durable"},

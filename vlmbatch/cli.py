@@ -28,6 +28,7 @@ from vlmbatch.commands.exits import (
     stdout_failures,
 )
 from vlmbatch.commands.features import features
+from vlmbatch.commands.merge import merge
 from vlmbatch.commands.run import run
 from vlmbatch.commands.serve import serve
 from vlmbatch.commands.status import status
@@ -57,6 +58,7 @@ app.command(**COMMAND)(validate)
 app.command(**COMMAND)(features)
 app.command(**COMMAND)(serve)
 app.command(**COMMAND)(bench)
+app.command(**COMMAND)(merge)
 app.command(context_settings=HELP_NAMES)(status)
 app.command(context_settings=HELP_NAMES)(doctor)
 

@@ -108,6 +108,12 @@ class EnginesLostError(VlmbatchError):
     exit_status = 74
 
 
+class UnfinishedError(VlmbatchError):
+    """Parts of a run are missing: their tasks have yet to run, or to end."""
+
+    exit_status = 1
+
+
 class RowError(VlmbatchError):
     """One row cannot be answered; it becomes an error row and the run continues."""
 

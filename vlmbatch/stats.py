@@ -19,8 +19,9 @@ class RunStats:
     """
 
     stage: str = "starting"  # what is happening now, for people
-    quantization: str | None = None  # of the model, for people
+    quantization: str | None = None  # what is quantized, for people
     rows_total: int | None = None  # unknown while a stream is read
+    first_row: int = 0  # where in the manifest the first of them stands
     rows_earlier: int = 0  # that an earlier run had finished when this one started
     rows_done: int = 0
     rows_resumed: int = 0  # of these, rows of the earlier run
@@ -48,7 +49,8 @@ class RunStats:
             self.errors_resumed[result.error_code] += resumed  # first: see num_new_errors
             self.errors[result.error_code] += 1
             self.error_examples.setdefault(
-                result.error_code, f"row {result.index} (id {result.id}): {result.error_message}"
+                result.error_code,
+                f"row {self.first_row + result.index} (id {result.id}): {result.error_message}",
             )
             return
         if resumed:

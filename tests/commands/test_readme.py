@@ -20,7 +20,7 @@ from vlmbatch.errors import ErrorCode
 from vlmbatch.manifest.schema import RESULT_SCHEMA
 
 ALLOWED_BYTES = 8_000  # what is read to its end
-OTHER_PROGRAMS = {"--blocks"}  # options that are not vlmbatch's
+OTHER_PROGRAMS = {"--blocks", "--array", "--gres"}  # options that are not vlmbatch's
 
 
 def table(page: str, title: str) -> list[list[str]]:
@@ -71,7 +71,16 @@ def test_make_targets_and_files_exist() -> None:
 
 def test_options_exist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("COLUMNS", "120")
-    for command in (["run"], ["features"], ["validate"], ["serve"], ["status"], ["bench"], []):
+    for command in (
+        ["run"],
+        ["features"],
+        ["validate"],
+        ["serve"],
+        ["status"],
+        ["bench"],
+        ["merge"],
+        [],
+    ):
         assert call([*command, "--help"]) == 0
     shown = capsys.readouterr().out
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", ALL))

@@ -250,9 +250,9 @@ def test_a_run_that_ends_while_it_is_read(output: Path, monkeypatch: pytest.Monk
     leave(output, done=10)
     original = read_journal_counts
 
-    def meanwhile(folder: Path, run_id: bytes, num_rows: int) -> OutputCounts:
+    def meanwhile(folder: Path, run_id: bytes, num_rows: int, first_row: int) -> OutputCounts:
         leave(output, done=10, commit=True, complete=True)
-        return original(folder, run_id, num_rows)
+        return original(folder, run_id, num_rows, first_row)
 
     monkeypatch.setattr(run_status, "read_journal_counts", meanwhile)
     status = read_status(output)

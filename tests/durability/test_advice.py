@@ -287,13 +287,13 @@ CASES = {
         shards=True,
     ),
     "other settings": Case(
-        "run_output --overwrite",
+        "changes --overwrite",
         changed_sampling,
         "seed: 0 -> 3",
         [["--seed", 3, "--overwrite"]],
     ),
     "a grown manifest": Case(
-        "run_output --incremental", grown_manifest, "--incremental to keep", [["--incremental"]]
+        "changes --incremental", grown_manifest, "--incremental to keep", [["--incremental"]]
     ),
     "nothing to do": Case(
         "summary --overwrite",
@@ -484,6 +484,7 @@ FOLLOWED_ABOVE = {
 }
 _RESOLUTION = "needs a model whose images vary: in tests/e2e/test_resolution.py"
 _SERVER = "of the server: in tests/serve"
+_PARTS = "of sharded runs: in tests/e2e/test_sharded_runs.py"
 _NAMES_IT = "names the option that was given, and advises none"
 ELSEWHERE = {
     "second_pass --incremental": "in test_changed_runs.py, while a model loads",
@@ -500,12 +501,15 @@ ELSEWHERE = {
     "config --max-pixels": _RESOLUTION,
     "config --min-pixels": _RESOLUTION,
     "config --longest-side": _RESOLUTION,
+    "config --quantize": _NAMES_IT,
+    "quantization --quantize": "describes what a run was asked for, and advises nothing",
     "image_processor --max-pixels": _RESOLUTION,
     "shrink --max-pixels": _RESOLUTION,
     "loading --device": "points to `vlmbatch doctor`: in tests/commands/test_doctor.py",
     "checkpoint --max-model-len": "needs a model of no known context: in tests/hf",
     "options --engine": _NAMES_IT,
     "options --max-num-seqs": "tells what has the refused option's place: in tests/hf",
+    "kv_cache --kv-cache-dtype": "needs a GPU that is too old: in tests/engine/test_memory.py",
     "memory --max-batched-tokens": "needs a GPU that is too small",
     "memory --max-model-len": "needs a GPU that is too small",
     "pool --image-workers": "in tests/images/test_image_worker_faults.py",
@@ -528,6 +532,14 @@ ELSEWHERE = {
     "server --kv-cache-tokens": _SERVER,
     "server --max-model-len": _SERVER,
     "server --port": _SERVER,
+    "all_parts --overwrite": _PARTS,
+    "all_parts --shard": _PARTS,
+    "merge --overwrite": _PARTS,
+    "parts --shard": _PARTS,
+    "parts_status --retry-failed": _PARTS,
+    "array_task --array": "of sbatch",
+    "array_task --shard": "in tests/commands/test_array_task.py",
+    "checks --shard": _NAMES_IT,
     "checks --incremental": _NAMES_IT,
     "checks --retry-failed": _NAMES_IT,
     "doctor --json": "the option itself",
@@ -535,7 +547,7 @@ ELSEWHERE = {
 # Modules whose strings are options and their help, or the arguments of a command that they start.
 NO_MESSAGES = {"vlmbatch/cli", "bench/process_start"} | {
     f"commands/{name}"
-    for name in ("bench", "command", "features", "run", "serve", "status", "validate")
+    for name in ("bench", "command", "features", "merge", "run", "serve", "status", "validate")
 }
 OPTION = re.compile(r"(?<![\w-])--[a-z][a-z-]+")
 

@@ -6,14 +6,19 @@ import gc
 import os
 import random
 from collections.abc import Iterator
+from concurrent.futures import Future
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images import shared_memory
+from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.images.shared_memory import MappedMemory, SharedMemory
+from vlmbatch.types import FeatureImage, ImageGrid, ImageInput, ImageRef, PixelImage
 
 WINDOW = 2**16
 
@@ -76,3 +81,47 @@ def test_arrays_of_elsewhere_have_no_place(memory: SharedMemory) -> None:
     memory.allocate(10)
     assert memory.place(np.zeros(10, np.uint8)) is None
     assert memory.place(memory.copy(np.zeros((0, 3)))) is not None
+
+
+class HeldLoader:
+    """Gives what it is asked to."""
+
+    def __init__(self, *outcomes: ImageInput | RowError) -> None:
+        self.futures: list[Future[ImageInput]] = []
+        self._outcomes = iter(outcomes)
+
+    def submit(self, ref: ImageRef) -> Future[ImageInput]:
+        self.futures.append(Future())
+        return self.futures[-1]
+
+    def settle(self) -> None:
+        for future, outcome in zip(self.futures, self._outcomes, strict=True):
+            if isinstance(outcome, RowError):
+                future.set_exception(outcome)
+            else:
+                future.set_result(outcome)
+
+    def close(self) -> None:
+        pass
+
+
+def test_images_are_loaded_into_shared_memory_once(memory: SharedMemory) -> None:
+    grid = ImageGrid(1, 1, 1, 12)
+    first, again, other = (
+        PixelImage(np.full((2, 2, 3), fill, np.uint8), b"%d" % fill, grid) for fill in (1, 1, 2)
+    )
+    features = FeatureImage(np.ones((2, 3), np.float32), b"f", grid)
+    error = RowError(ErrorCode.IMAGE_MISSING, "no file")
+    inner = HeldLoader(first, again, other, features, error)
+    loader = SharedLoader(inner, memory)
+    loading = [loader.submit(ImageRef(str(number))) for number in range(5)]
+    assert not any(future.done() for future in loading)
+    inner.settle()
+    found: list[Any] = [future.result() for future in loading[:4]]
+    assert found[0].pixels is found[1].pixels and not found[0].pixels.flags.writeable
+    assert [int(image.pixels.max()) for image in found[:3]] == [1, 1, 2]
+    assert (found[3].features == 1).all() and found[3].features.dtype == np.float32
+    arrays = [found[0].pixels, found[2].pixels, found[3].features]
+    assert all(memory.place(array) is not None for array in arrays)
+    with pytest.raises(RowError, match="no file"):
+        loading[4].result()

@@ -117,7 +117,7 @@ class Job:
             self.journal_writer(NEW_ID) as journal,
             RowKeyWriter(self.new_keys, UnsyncedFiles()) as keys,
         ):
-            num_kept = seed_unchanged(source, self.old_keys, iter(rows), journal, keys)
+            num_kept = seed_unchanged([(source, self.old_keys)], iter(rows), journal, keys)
             assert journal.num_acknowledged == num_kept
         assert self.new_keys.read_bytes() == b"".join(map(row_key, rows))
         return self.kept(len(rows), num_kept)
@@ -301,7 +301,7 @@ class TestIncremental:
             job.journal_writer(NEW_ID) as journal,
             RowKeyWriter(job.new_keys) as keys,
         ):
-            assert seed_unchanged(source, job.old_keys, rows(), journal, keys) == 100
+            assert seed_unchanged([(source, job.old_keys)], rows(), journal, keys) == 100
 
 
 class TestOutputResults:

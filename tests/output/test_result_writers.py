@@ -190,7 +190,7 @@ class TestFailure:
     def test_disk_full(self, tmp_path, monkeypatch, fails_at):
         monkeypatch.setattr(writer_module, "_ROW_GROUP_ROWS", 1 if fails_at == "write" else 100)
         writer = ParquetResultWriter(tmp_path / "out.parquet", PLAIN, {})
-        os.dup2(os.open("/dev/full", os.O_WRONLY), writer._file.fileno())
+        os.dup2(os.open("/dev/full", os.O_WRONLY), writer._tables._file.fileno())
         with pytest.raises(OutputError, match="No space left on device"):
             for _ in range(1000):
                 writer.write(Result(0, "0", os.urandom(10_000).hex()))

@@ -16,11 +16,19 @@ from hypothesis import strategies as st
 from unruly import Driver, Plan, UnrulyEngine, fold, plans, samplings
 
 from vlmbatch.config import SamplingParams
-from vlmbatch.errors import ConfigError, EnginesLostError, ErrorCode, RowError, VlmbatchError
+from vlmbatch.errors import (
+    ConfigError,
+    EnginesLostError,
+    ErrorCode,
+    OutputError,
+    RowError,
+    VlmbatchError,
+)
 from vlmbatch.replicas import pool as pool_module
 from vlmbatch.replicas.messages import Failed, Submit, TakeBack
 from vlmbatch.replicas.pool import MAX_RESTARTS, MAX_SUSPECTS
 from vlmbatch.replicas.replica import Completion, Event, NewTokens, RowFailure
+from vlmbatch.replicas.sharing import image_of
 from vlmbatch.types import ImageGrid, PixelImage, Request
 
 ENDLESS = SamplingParams(max_tokens=150, ignore_eos=True)
@@ -175,7 +183,7 @@ def test_pixels_reach_engines_through_shared_memory(engines):
     (link,) = [link for link in engines.links if link.sent]
     (message,) = link.sent
     assert message.request.images == ()
-    images = [link.side._image(shared) for shared in message.images]
+    images: list[Any] = [image_of(shared, link.side._memory) for shared in message.images]
     assert [image.content_hash for image in images] == [bytes([7]), bytes([9])]
     assert [int(image.pixels.max()) for image in images] == [7, 9]
 
@@ -198,7 +206,8 @@ def test_images_of_what_was_given_up_stay_until_the_engine_knows(engines):
     (link,) = [link for link in engines.links if link.sent]
     for fill in range(50):  # would take its place
         engines.memory.copy(np.full(12, fill, np.uint8))
-    assert int(link.side._image(link.sent[0].images[0]).pixels.max()) == 7
+    image: Any = image_of(link.sent[0].images[0], link.side._memory)
+    assert int(image.pixels.max()) == 7
 
 
 def test_the_end_is_balanced(engines):
@@ -407,3 +416,20 @@ def test_status_counts_what_ended_engines_have_done():
     assert after.generation_tokens == before.generation_tokens + 3
     assert [name for name, _ in after.parts] == ["a", "b"]
     assert sum(status.answered for _, status in after.parts) == 9
+
+
+def test_an_engine_that_cannot_be_started_again_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engines = FakeEngines(steady, names=("a", "b"))
+    engines.start_all()
+    engines.pool.wait_ready()
+    begin(engines, 4)
+
+    def no_process(news: Any) -> Any:
+        raise OutputError("an engine process cannot be started: Cannot allocate memory")
+
+    monkeypatch.setattr(engines.pool._members[0], "_start", no_process)
+    engines.links[0].die()
+    assert len(finish(engines)) == 4
+    assert [member.gone for member in engines.pool._members] == [True, False]

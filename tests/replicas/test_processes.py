@@ -129,7 +129,7 @@ def test_an_error_that_cannot_be_sent_is_named() -> None:
 
 def test_a_process_that_never_gets_ready_is_told_with_its_last_words() -> None:
     with (
-        pool_of(process_engines.never_ready) as pool,
+        pool_of(process_engines.never_ready, 1) as pool,
         pytest.raises(EnginesLostError, match="exit status 3: libcuda is out of order"),
     ):
         pool.wait_ready()

@@ -158,7 +158,7 @@ def surround(around: Surroundings, tell: Tell) -> None:
     vars(vlmbatch.session.engines)["load_for_pool"] = partial(
         process_engines.of_a_run, around.max_num_seqs, around.step_seconds, around.endless_from
     )
-    vars(vlmbatch.session.engines)["ReplicaPool"] = ToldPool
+    vars(pool)["ReplicaPool"] = ToldPool
     ToldPool.tell = tell
     ToldJournal.tell = tell
     ToldJournal.mutation = around.mutation

@@ -55,7 +55,7 @@ class Outcome:
 
 
 def answer(case: Case, rank: Rank) -> Outcome:
-    engine = build_engine(case.folder, case.model, case.engine, case.processor, rank)
+    engine = build_engine(case.folder, case.model, case.engine, case.processor, rank=rank)
     model = engine.runner._model
     logits: list[Tensor] = []
     compute = model.compute_logits

@@ -25,6 +25,7 @@ from vlmbatch.config import (
     ImageDecoder,
     ImageInputType,
     ImageLimits,
+    KVCacheDType,
     Quantize,
     SamplingParams,
     SessionConfig,
@@ -81,8 +82,9 @@ class LLM:
     ``replicas`` several on a CPU, in processes of their own; absent: one, in this process.
     ``tensor_parallel_size`` divides the model of each over so many GPUs, or processes on a CPU.
     ``engine`` "transformers" answers with the checkpoint's own class there, as "auto" does where we
-    have no family for it. ``quantize`` "fp8" quantizes the decoder while it loads. ``None`` and
-    "auto" elsewhere stand for what suits model and device.
+    have no family for it. ``quantize`` "fp8" quantizes the decoder while it loads, and
+    ``kv_cache_dtype`` "fp8" keys and values. ``None`` and "auto" elsewhere stand for what suits
+    model and device.
 
     Each call keeps the engine full: all its requests are batched, and images are decoded and
     prompts tokenized while the model works. One call at a time: not from several threads, and not
@@ -124,6 +126,7 @@ class LLM:
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
         kv_cache_tokens: int | None = None,
+        kv_cache_dtype: KVCacheDType = "auto",
         enable_prefix_caching: bool = True,
         cpu_threads: int | None = None,
         max_image_pixels: int = _LIMITS.max_pixels,
@@ -136,8 +139,8 @@ class LLM:
         """Load the model.
 
         ``image_workers`` 0 decodes files in this process. ``image_decoder`` "scaled" decodes large
-        JPEGs to a part of their pixels, where they are given as files or bytes. ``host_memory``:
-        bytes that requests and images may take while they wait.
+        JPEGs to a part of their pixels, "gpu" plain JPEGs on the GPU, where they are given as files
+        or bytes. ``host_memory``: bytes that requests and images may take while they wait.
         """
         # Its parameters are the session's options: a test sees that they stay so.
         arguments = {name: value for name, value in locals().items() if name != "self"}
@@ -165,10 +168,14 @@ class LLM:
             num_workers = default_image_workers(on_cpu, len(places) or 1)
         self._memory = HostMemory.divide(config.host_memory)
         self._prepare_threads = max(2, 2 * num_workers)  # most of them wait for an image
+        gpu = places[0].first_gpu if places else None
         self._images: ImageLoader = HeldImageLoader(
-            self._processor, partial(open_images, config, inputs, num_workers)
+            self._processor,
+            partial(
+                open_images, config, inputs, num_workers, places[0].first_gpu if places else None
+            ),
         )
-        if isinstance(self._engine, ReplicaPool):
+        if isinstance(self._engine, ReplicaPool) and not isinstance(inputs.model, HfConfig):
             self._images = SharedLoader(self._images, self._engine.memory)
         processes.callback(self._images.close)
         self._reader = RequestReader(

@@ -54,7 +54,9 @@ def timed_run(config: JobConfig, workload: Workload, engines: BenchEngines) -> M
     inputs = open_job(config)
     stats = RunStats()
     stop = StopRequest(config.policy.grace_s)
-    with closing(start_images(config.session, inputs, engines.number)) as workers:
+    with closing(
+        start_images(config.session, inputs, engines.number, engines.devices[0].index)
+    ) as workers:
         if isinstance(workers, ImageWorkers):
             workers.wait_ready()  # as they are in a run, where the engine takes longer to load
         images = workers if engines.memory is None else SharedLoader(workers, engines.memory)

@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vlmbatch.commands.array_task import chosen_part
 from vlmbatch.commands.places import is_stream
 from vlmbatch.config import (
     Destination,
     FileDestination,
     FolderDestination,
     OutputOptions,
+    Part,
+    PartDestination,
     RunPolicy,
     StdoutDestination,
 )
@@ -35,6 +38,7 @@ def checked_destination(options: OutputOptions, manifest: str, *, overwrite: boo
         UsageError: none given for a manifest file, of another kind than we write, or in the way.
     """
     output, shard_rows = options.output, options.shard_rows
+    part = None if options.shard is None else chosen_part(options.shard, os.environ)
     if output is None and manifest == "-":
         output = "-"
     if output is None:
@@ -43,6 +47,8 @@ def checked_destination(options: OutputOptions, manifest: str, *, overwrite: boo
             f"no output given: add -o {name}.answers.parquet for a Parquet file, "
             "or -o - for JSONL on standard output"
         )
+    if part is not None:
+        return _part_destination(output, part, shard_rows)
     if output == "-":
         if shard_rows is not None:
             raise UsageError("--shard-rows needs a folder: standard output is one stream")
@@ -52,6 +58,24 @@ def checked_destination(options: OutputOptions, manifest: str, *, overwrite: boo
     if shard_rows is not None or is_folder(output):
         return FolderDestination(Path(output), shard_rows or DEFAULT_SHARD_ROWS)
     return FileDestination(Path(output))
+
+
+def _part_destination(output: str, part: Part, shard_rows: int | None) -> PartDestination:
+    folder = Path(output)
+    if shard_rows is not None:
+        raise UsageError(
+            f"--shard {part} and --shard-rows {shard_rows} contradict each other: a part is one "
+            "file. Choose one"
+        )
+    if output == "-" or (not folder.is_dir() and not is_folder(output)):
+        what = "standard output is one stream" if output == "-" else f"{output} names a file"
+        raise UsageError(
+            f"--shard {part} needs a folder, where each task writes its part: {what}. Give all "
+            "tasks the same folder, such as -o answers/, and join the parts with `vlmbatch merge`"
+        )
+    with _looking_at(f"output {output}"):
+        _check_place(output, overwrite=True, sharded=True)
+        return PartDestination(folder, part)
 
 
 def _check_place(output: str, *, overwrite: bool, sharded: bool) -> None:
@@ -119,6 +143,25 @@ def _check_length(path: Path, *, is_file: bool) -> None:
             f"output {path}: the name has {length} bytes, and {limit - longest + length} are "
             f"possible: files beside it have longer names, and the file system allows {limit} bytes"
         )
+
+
+def check_merged_file(output: str | None, folder: Path, *, overwrite: bool) -> Path:
+    """Where parts are joined, refused before they are read.
+
+    Raises:
+        UsageError: none given, or no Parquet file can be there, or something is in the way.
+    """
+    if output is None:
+        name = folder.resolve().name or "answers"
+        raise UsageError(f"no output given: add -o {name}.parquet")
+    if output == "-" or is_folder(output) or Path(output).suffix != ".parquet":
+        raise UsageError(
+            f"output {output}: parts are joined into one Parquet file: choose a name that ends in "
+            ".parquet"
+        )
+    with _looking_at(f"output {output}"):
+        _check_place(output, overwrite=overwrite, sharded=False)
+    return Path(output)
 
 
 def checked_feature_folder(output: str | None) -> str:

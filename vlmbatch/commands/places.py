@@ -13,6 +13,7 @@ from vlmbatch.config import (
     Destination,
     FolderDestination,
     ManifestConfig,
+    PartDestination,
     SessionConfig,
     StdoutDestination,
 )
@@ -41,6 +42,9 @@ def output_places(destination: Destination) -> list[Place]:
     """What a run writes there: answers, errors of batch files, what lets it be resumed."""
     if isinstance(destination, StdoutDestination):
         return []
+    if isinstance(destination, PartDestination):  # all that is written lies in the folder
+        folder = destination.folder
+        return [Place(f"output {folder}", str(folder), written=True, is_ours=True)]
     name, path = f"output {destination}", destination.path
     sharded = isinstance(destination, FolderDestination)
     places = [Place(name, str(path), written=True, is_ours=sharded)]

@@ -16,6 +16,7 @@ from vlmbatch.commands.exits import early_exits
 from vlmbatch.errors import OutputLockedError
 
 if TYPE_CHECKING:
+    from vlmbatch.jobs.parts_status import PartsStatus
     from vlmbatch.jobs.status import RunStatus
 
 _STATES = {
@@ -37,14 +38,17 @@ def status(
 ) -> None:
     """Show what a run has done, what is left, and what to do next.
 
-    Disturbs no run that is going on. Exits 0 when all rows are answered, 1 when
-    some are errors or the run is not finished, 75 while a run is writing the
-    output, 2 when there is neither an output nor a run.
+    Of a folder that `run --shard` writes to, all parts are counted. Disturbs no
+    run that is going on. Exits 0 when all rows are answered, 1 when some are
+    errors or the run is not finished, 75 while a run is writing the output, 2
+    when there is neither an output nor a run.
     """
     log.configure()
+    from vlmbatch.durable.run_paths import output_of
+    from vlmbatch.jobs.parts_status import read_parts_status
     from vlmbatch.jobs.status import read_status
 
-    found = read_status(output)
+    found = read_parts_status(output_of(output)) or read_status(output)
     with early_exits(lambda: "nothing was changed"):
         if as_json:
             sys.stdout.write(json.dumps(_as_json(found), indent=2) + "\n")
@@ -54,33 +58,50 @@ def status(
     raise typer.Exit(_exit_status(found))
 
 
-def _exit_status(found: RunStatus) -> int:
-    if found.holder is not None:
+def _exit_status(found: RunStatus | PartsStatus) -> int:
+    if found.is_running:
         return OutputLockedError.exit_status
-    return 0 if found.state == "complete" and not found.errors else 1
+    return 0 if found.is_complete and not found.errors else 1
 
 
-def _as_json(found: RunStatus) -> dict[str, Any]:
-    return {
-        **asdict(found),
+def _as_json(found: RunStatus | PartsStatus) -> dict[str, Any]:
+    from vlmbatch.jobs.parts_status import PartsStatus
+
+    figures = {
         "output": str(found.output),
         "rows_left": found.rows_left,
         "num_errors": found.num_errors,
         "next_step": found.next_step,
     }
+    if not isinstance(found, PartsStatus):
+        return {**asdict(found), **figures}
+    return {
+        **figures,
+        "rows_total": found.rows_total,
+        "rows_done": found.rows_done,
+        "errors": found.errors,
+        "error_examples": found.error_examples,
+        "parts_total": len(found.parts),
+        "parts_done": found.done,
+        "parts_running": found.running,
+        "parts_interrupted": found.interrupted,
+        "parts_missing": found.missing,
+        "parts": [None if part is None else _as_json(part) for part in found.parts],
+    }
 
 
-def _print(found: RunStatus) -> None:
+def _print(found: RunStatus | PartsStatus) -> None:
     from rich.table import Table
     from rich.text import Text
 
     from vlmbatch.display.summary import one_each, print_errors, print_table
+    from vlmbatch.jobs.parts_status import PartsStatus
 
     console = log.stdout_console()
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _lines(found):
+    for name, value in _part_lines(found) if isinstance(found, PartsStatus) else _lines(found):
         table.add_row(name, Text(log.printable(value)))
     print_table(table, console)
     print_errors(found.errors, one_each(found.error_examples), console)
@@ -95,18 +116,51 @@ def _lines(found: RunStatus) -> Iterator[tuple[str, str]]:
         state += f" by process {found.holder.pid} on {found.holder.host}, since {since}"
     yield "state", state
     if found.rows_total is not None:
-        ok = found.rows_done - found.num_errors
-        yield (
-            "rows",
-            f"{found.rows_done:,} of {found.rows_total:,} done, {found.rows_left:,} left: "
-            f"{ok:,} ok, {found.num_errors:,} error{'' if found.num_errors == 1 else 's'}",
-        )
+        yield "rows", _rows(found)
     if found.shards_total is not None:
         yield "shards", f"{found.shards_done:,} of {found.shards_total:,} written"
     if found.started is not None:
         yield "started", _time(found.started)
     if found.updated is not None:
         yield "updated", _time(found.updated)
+    yield from _run_lines(found)
+
+
+def _part_lines(found: PartsStatus) -> Iterator[tuple[str, str]]:
+    from vlmbatch.output.all_parts import numbers_text
+
+    yield "output", str(found.output)
+    states = {
+        "done": found.done,
+        "being written": found.running,
+        "interrupted": found.interrupted,
+        "missing": found.missing,
+    }
+    counts = ", ".join(f"{len(numbers):,} {name}" for name, numbers in states.items() if numbers)
+    yield "parts", f"{len(found.parts):,}: {counts}"
+    if found.rows_total is not None:
+        yield "rows", _rows(found)
+    for number in found.running:
+        part = found.parts[number]
+        assert part is not None and part.holder is not None
+        yield "running", f"{number} on {part.holder.host}, since {_time(part.holder.started)}"
+    for name in ("interrupted", "missing"):
+        if states[name]:
+            yield name, numbers_text(states[name])
+    if (first := next(found.known, None)) is not None:
+        yield from _run_lines(first)
+
+
+def _rows(found: RunStatus | PartsStatus) -> str:
+    ok = found.rows_done - found.num_errors
+    return (
+        f"{found.rows_done:,} of {found.rows_total:,} done, {found.rows_left:,} left: "
+        f"{ok:,} ok, {found.num_errors:,} error{'' if found.num_errors == 1 else 's'}"
+    )
+
+
+def _run_lines(found: RunStatus) -> Iterator[tuple[str, str]]:
+    """What a run is, whatever has become of it."""
     for name in ("manifest", "model"):
         if (value := getattr(found, name)) is not None:
             yield name, value

@@ -6,6 +6,7 @@ from vlmbatch.config.engine import (
     DType,
     EngineConfig,
     EngineName,
+    KVCacheDType,
     Quantize,
 )
 from vlmbatch.config.images import (
@@ -24,10 +25,12 @@ from vlmbatch.config.job import (
     FolderDestination,
     JobConfig,
     OutputOptions,
+    PartDestination,
     RunPolicy,
     StdoutDestination,
 )
 from vlmbatch.config.manifest import FEATURE_MANIFEST, ManifestConfig, ManifestFormat
+from vlmbatch.config.part import Part
 from vlmbatch.config.sampling import SamplingParams
 from vlmbatch.config.session import MIN_HOST_MEMORY, PromptConfig, SessionConfig
 
@@ -51,9 +54,12 @@ __all__ = [
     "ImageLoading",
     "ImageResolution",
     "JobConfig",
+    "KVCacheDType",
     "ManifestConfig",
     "ManifestFormat",
     "OutputOptions",
+    "Part",
+    "PartDestination",
     "PromptConfig",
     "Quantize",
     "RunPolicy",

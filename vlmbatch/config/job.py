@@ -9,6 +9,7 @@ from typing import Annotated
 
 from vlmbatch.config.manifest import ManifestConfig
 from vlmbatch.config.option import Opt, check_bounds
+from vlmbatch.config.part import Part
 from vlmbatch.config.sampling import SamplingParams
 from vlmbatch.config.session import SessionConfig
 
@@ -45,7 +46,22 @@ class FolderDestination:
         return str(self.path)
 
 
-DurableDestination = FileDestination | FolderDestination
+@dataclass(frozen=True, slots=True)
+class PartDestination:
+    """The file of one part of the manifest, in a folder where the others are written too."""
+
+    folder: Path
+    part: Part
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.part.file_name
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+DurableDestination = FileDestination | FolderDestination | PartDestination
 Destination = StdoutDestination | DurableDestination
 
 
@@ -64,6 +80,15 @@ class OutputOptions:
     ] = None
     shard_rows: Annotated[
         int | None, _output("N", "Write a folder of files with N rows each.", minimum=1)
+    ] = None
+    shard: Annotated[
+        str | None,
+        _output(
+            "I/N",
+            "Answer part I of N alone, counted from 0, into the folder that other tasks write "
+            "theirs to; auto: as SLURM_ARRAY_TASK_ID or JOB_COMPLETION_INDEX says.",
+            filled=True,
+        ),
     ] = None
 
     def __post_init__(self) -> None:

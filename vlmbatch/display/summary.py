@@ -35,7 +35,7 @@ def print_run_summary(
     if stats.rows_done > stats.rows_resumed:
         _add_rates(table, stats)
     if stats.quantization is not None:
-        table.add_row("weights", stats.quantization)
+        table.add_row("quantized", stats.quantization)
     if output == "-":
         table.add_row("output", "standard output")
     elif stopped:
@@ -82,6 +82,22 @@ def _add_rates(table: Table, stats: RunStats) -> None:
     if stats.engines:
         shares = (f"{name}: {share['rows']:,}" for name, share in stats.engines.items())
         table.add_row("engines", f"{', '.join(shares)} rows")
+
+
+def print_merge_summary(stats: RunStats, console: Console, folder: str, output: str) -> None:
+    """How many rows were joined, where they are, and their errors with an example each."""
+    if stats.nothing_to_do:
+        console.print("[bold]nothing to do:[/] the parts are joined already")
+        console.print()
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    ok = stats.rows_done - stats.num_errors
+    table.add_row("rows", f"{stats.rows_done:,}: {ok:,} ok, {_errors(stats)}")
+    table.add_row("parts", Text(printable(folder)))
+    table.add_row("output", Text(printable(output)))
+    print_table(table, console)
+    print_errors(stats.errors, one_each(stats.error_examples), console)
 
 
 def print_validation_summary(

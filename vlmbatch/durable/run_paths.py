@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from vlmbatch.config.part import part_of_name
 from vlmbatch.errors import UsageError
 
 RECORD_FILE = "run.json"
@@ -39,18 +40,33 @@ def work_folder_path(output: Path) -> Path:
     """Where the work folder of ``output``, a file or a folder, lies.
 
     Beside it; inside of a folder that is a disk of its own, or whose parent cannot be written. Such
-    a disk may be all that is left when the machine around it is made anew.
+    a disk may be all that is left when the machine around it is made anew. That of a part lies in
+    the folder of the parts, which is shared by machines, under a name that is passed by as well.
 
     Raises:
         UsageError: ``output`` is a symbolic link that leads nowhere.
     """
     output = real_output(output)
+    if part_of_name(output.name) is not None:
+        return parts_work_folder(output.parent) / output.stem
     beside, inside = output.with_name(f"{output.name}{WORK_SUFFIX}"), output / _INSIDE
     if os.path.isdir(inside):
         return inside
     if os.path.exists(beside / RECORD_FILE) or not _stands_alone(output):
         return beside
     return inside
+
+
+def parts_work_folder(folder: Path) -> Path:
+    """Where the work folders of the parts in ``folder`` lie."""
+    return folder / _INSIDE
+
+
+def folders_to_make(output: Path) -> list[Path]:
+    """The work folder of ``output``, behind those that are made for it: of a part all, as no task
+    knows whether it is the first."""
+    output, work = real_output(output), work_folder_path(output)
+    return [work] if part_of_name(output.name) is None else [output.parent, work.parent, work]
 
 
 def temporary_path(path: Path) -> Path:
@@ -62,6 +78,8 @@ def output_of(path: Path) -> Path:
     """The output that ``path``, itself or its work folder, stands for."""
     if path.name == _INSIDE and path.is_dir():
         return path.parent
+    if path.parent.name == _INSIDE and part_of_name(part := f"{path.name}.parquet"):
+        return path.parent.parent / part
     if path.name.endswith(WORK_SUFFIX) and path.is_dir():
         return path.with_name(path.name.removesuffix(WORK_SUFFIX))
     return path

@@ -16,6 +16,7 @@ from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.config import Device, DType, EngineConfig
 from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.kv_cache import resolve_kv_dtype
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside
 from vlmbatch.engine.process_group import check_agreement, join
@@ -42,13 +43,15 @@ def build_engine(
     model_config: ModelConfig,
     config: EngineConfig,
     processor: Processor,
+    *,
     rank: Rank = ALONE,
+    reserved_bytes: int = 0,
 ) -> Engine:
     """Load the checkpoint in ``folder`` onto the device and build an engine around it.
 
     Where ``processor`` has images come as features, the tower is neither loaded nor allocated.
     ``rank``: of the processes that divide the model, all of which call this and then take the same
-    requests and steps.
+    requests and steps. ``reserved_bytes`` of a GPU's memory are left to other processes.
 
     Raises:
         ConfigError: the device, data type or attention backend is not to be had here, the
@@ -60,6 +63,7 @@ def build_engine(
     if device.type == "cpu" and config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
     dtype = resolve_dtype(config.dtype, model_config, device)
+    kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype, device)
     backend = make_backend(config.attention_backend, device.type, dtype)
     parallel = SINGLE_DEVICE
     if rank.count > 1:
@@ -89,7 +93,16 @@ def build_engine(
     if device.type == "cuda" and config.kv_cache_tokens is None:
         limits = Limits.resolve(config, model_config.text, device.type)
         tokens = kv_tokens_beside(
-            model, model_config, limits, backend, device, dtype, processor.largest_image(), parallel
+            model,
+            model_config,
+            limits,
+            backend,
+            device,
+            dtype,
+            kv_dtype,
+            processor.largest_image(),
+            reserved_bytes,
+            parallel,
         )
         config = replace(config, kv_cache_tokens=tokens)
     engine = make_engine(model, model_config, config, backend, device, dtype, parallel=parallel)

@@ -8,8 +8,11 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vlmbatch.config import (
+    DurableDestination,
     FileDestination,
+    FolderDestination,
     JobConfig,
+    PartDestination,
     StdoutDestination,
 )
 from vlmbatch.durable.spill import Spill
@@ -18,11 +21,13 @@ from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.jobs.fingerprint import run_settings
-from vlmbatch.jobs.run_output import DurableOutput, Output, StreamOutput
+from vlmbatch.jobs.run_output import DurableOutput, Output
+from vlmbatch.jobs.stream_output import StreamOutput
 from vlmbatch.manifest.arrow_values import TIME_REDUCERS
 from vlmbatch.output.finished import finished_counts
 from vlmbatch.output.kept_inputs import InputsWriter
 from vlmbatch.output.openai_lines import BatchLines, is_batch_output
+from vlmbatch.output.parts import check_folder, check_without_parts
 from vlmbatch.output.reader import changed_output
 from vlmbatch.output.work_folder import check_unlocked
 from vlmbatch.session.engines import EnginePlace, engine_places, several_engines
@@ -67,10 +72,10 @@ def run(config: JobConfig, stats: RunStats) -> None:
         engine_places(engine, "all")  # what is not there is refused before anything is read
     stop = StopRequest(policy.grace_s, policy.deadline_s, policy.max_error_rate)
     if not isinstance(config.destination, StdoutDestination):
-        check_unlocked(config.destination.path)  # before a large manifest is read
+        check_free(config.destination)  # before a large manifest is read
     stats.stage = opening_stage(config.session)
     inputs = open_job(config)
-    stats.quantization = inputs.quantization
+    stats.quantization = inputs.quantization(config.session.engine)
     with open_output(config, inputs, stats) as output:
         if isinstance(output, DurableOutput) and output.complete:
             earlier = finished_counts(output.path)
@@ -97,7 +102,9 @@ def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, R
     if not isinstance(inputs.model, HfConfig) or config.session.engine.several_asked_for:
         places = engine_places(config.session.engine, "all")
     with ExitStack() as stack:
-        started = start_images(config.session, inputs, len(places) or 1)
+        started = start_images(
+            config.session, inputs, len(places) or 1, places[0].first_gpu if places else None
+        )
         images: ImageLoader = stack.enter_context(closing(started))
         if not places:
             yield images, stack.enter_context(_loaded_replica(config, inputs))
@@ -106,7 +113,9 @@ def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, R
         pool = several_engines(
             config.session, inputs, places, memory, gather_seconds=GATHER_SECONDS
         )
-        yield SharedLoader(images, memory), stack.enter_context(pool)
+        if not isinstance(inputs.model, HfConfig):  # whose images stay in this process
+            images = SharedLoader(images, memory)
+        yield images, stack.enter_context(pool)
 
 
 @contextmanager
@@ -201,6 +210,21 @@ def answer_manifest(
         raise stopped
 
 
+def check_free(destination: DurableDestination) -> None:
+    """Refuse an output that another run is writing, or whose folder is of a run of another kind.
+
+    Raises:
+        OutputLockedError: the message names the process.
+        UsageError: it names what is in the folder.
+        OutputError: lock or folder cannot be read.
+    """
+    if isinstance(destination, PartDestination):
+        check_folder(destination.folder, destination.part)
+    elif isinstance(destination, FolderDestination):
+        check_without_parts(destination.path)
+    check_unlocked(destination.path)
+
+
 def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
     """The output as the manifest's columns and the run's settings shape it."""
     is_batch = inputs.manifest.format == "openai"
@@ -211,6 +235,7 @@ def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
     stats.stage = "reading the manifest"
     info = inputs.manifest.scan()
     stats.rows_total = info.num_rows
+    span = range(info.num_rows)
     destination = config.destination
     if isinstance(destination, StdoutDestination):
         return StreamOutput(lines, prefix)
@@ -221,7 +246,10 @@ def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
             "requests, and JSONL files are written for these alone: choose a name that ends in "
             ".parquet, a folder, or - for JSONL on standard output"
         )
+    if isinstance(destination, PartDestination):
+        span = inputs.manifest.select(destination.part)
+        stats.first_row, stats.rows_total = span.start, len(span)
     settings = run_settings(config, inputs, info)
-    return DurableOutput(
-        config, destination, info, inputs.manifest.rows, settings, inputs.quantization
-    )
+    quantization = inputs.quantization(config.session.engine)
+    rows = inputs.manifest.rows
+    return DurableOutput(config, destination, info, rows, settings, span, quantization)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import pyarrow as pa
 
 from vlmbatch import __version__
-from vlmbatch.config import DurableDestination, FolderDestination, JobConfig
+from vlmbatch.config import (
+    DurableDestination,
+    FolderDestination,
+    JobConfig,
+    PartDestination,
+)
 from vlmbatch.durable.journal_writer import JournalWriter
 from vlmbatch.durable.lock import LockHolder
 from vlmbatch.durable.row_keys import RowKeyWriter, copy_row_keys, rows_match
@@ -27,35 +29,23 @@ from vlmbatch.manifest.manifest import ManifestInfo
 from vlmbatch.manifest.schema import output_schema
 from vlmbatch.output.carry_over import (
     JournalResults,
+    OutputResults,
     PreviousResults,
     seed_unchanged,
     seed_without_errors,
 )
+from vlmbatch.output.changes import forbidden, refuse_changes
 from vlmbatch.output.finished import finished_counts, finished_results
-from vlmbatch.output.jsonl_writer import JsonlResultWriter, result_line
 from vlmbatch.output.openai_lines import BatchLines, errors_path, is_batch_output
 from vlmbatch.output.openai_writer import BatchResultWriter
+from vlmbatch.output.other_parts import results_of_others
 from vlmbatch.output.parquet_writer import ParquetResultWriter, ResultWriter
+from vlmbatch.output.parts import PartInfo, other_run, read_part
 from vlmbatch.output.shards import ShardedParquetWriter
 from vlmbatch.output.work_folder import FINGERPRINT_KEY, RUN_ID_KEY, WorkFolder
 from vlmbatch.types import Result, Row
 
 Rows = Callable[[], Iterator[Row]]  # one pass over the manifest
-
-# What --incremental allows to change.
-_MANIFEST_SETTINGS = ("manifest", "limit", "images_from")
-
-# What has changed where a setting's name does not say it. Some values are digests of content.
-_EXPLANATIONS = {
-    "manifest": "manifest: its rows are others, or in another order",
-    "images_from": "manifest: relative image paths start from another folder",
-    "model": "model: the files of the checkpoint are others",
-    "processor.tokenizer": "tokenizer: it is another, or has other special tokens",
-    "processor.image_processor": "image processor: it is another, or has other parameters",
-    "processor.chat_template": "chat_template: its content is another",
-}
-_DIGEST = re.compile(r"[0-9a-f]{32,}")
-_DIGITS = 12  # of a digest, in messages
 
 
 class Output(Protocol):
@@ -94,44 +84,13 @@ class Output(Protocol):
         ...
 
 
-class StreamOutput:
-    """JSONL on standard output: nothing to resume, each line stands as soon as it is written.
-
-    ``lines``: those of OpenAI's batch output in place of our own, whose keys have
-    ``column_prefix``.
-    """
-
-    folder = None
-    journal = None
-    num_known = 0
-
-    def __init__(self, lines: BatchLines | None = None, column_prefix: str = "") -> None:
-        own = partial(result_line, prefix=column_prefix)
-        values = own if lines is None else lines.line
-        self.writer: ResultWriter = JsonlResultWriter(sys.stdout.buffer, values)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing is held."""
-
-    def watch(self, rows: Iterator[Row]) -> Iterator[Row]:
-        return rows
-
-    def known(self, row: Row) -> Result | None:
-        return None
-
-    def commit(self) -> None:
-        self.writer.close()
-
-
 class DurableOutput:
     """A file or a folder of shards, with the work folder that makes its run resumable.
 
     For OpenAI's batch requests a ``.jsonl`` file, with one of errors beside it; else Parquet.
+    ``span``: which rows of the manifest ``rows`` are; of a part not all of them.
 
-    ``quantization``: of the model's weights, for the output's metadata. ``complete``: an earlier
+    ``quantization``: what is quantized, for the output's metadata. ``complete``: an earlier
     run has finished it already, and nothing is opened for writing.
 
     Raises:
@@ -151,16 +110,21 @@ class DurableOutput:
         info: ManifestInfo,
         rows: Rows,
         settings: dict[str, Any],
+        span: range,
         quantization: str | None = None,
     ) -> None:
         self._config = config
         self._quantization = quantization
         self._policy = config.policy
         self._destination = destination
+        self._manifest_rows = info.num_rows
+        self._span = span
+        if isinstance(destination, PartDestination):
+            self._check_other_parts(destination, settings)
         with ExitStack() as resources:
             self._work = resources.enter_context(WorkFolder(destination.path))
             self.path = self._work.output
-            self._record = self._begin(info, rows, settings)
+            self._record = self._begin(rows, settings)
             self.complete = self._record.state == "complete"
             if not self.complete:
                 self._open(
@@ -192,11 +156,11 @@ class DurableOutput:
         self.writer.close()
         self._work.complete(self._record)
 
-    def _begin(self, info: ManifestInfo, rows: Rows, settings: dict[str, Any]) -> RunRecord:
+    def _begin(self, rows: Rows, settings: dict[str, Any]) -> RunRecord:
         """The run to resume, or a new one in the folder's name."""
         policy, work = self._policy, self._work
-        new = RunRecord.new(settings, fingerprint(settings), info.num_rows, self._about())
-        current = None if policy.overwrite else work.current_run()  # it may be past reading
+        new = RunRecord.new(settings, fingerprint(settings), len(self._span), self._about())
+        current = None if policy.overwrite else self._current_run()  # it may be past reading
         if current is None:
             paths = [self.path]
             if is_batch_output(self.path):
@@ -211,8 +175,10 @@ class DurableOutput:
             return new
         unchanged = current.fingerprint == new.fingerprint
         if not unchanged:
-            self._check_changes(current, settings)
-        elif policy.incremental:  # images are known by the rows' keys alone
+            refuse_changes(self.path, current.changes(settings), incremental=policy.incremental)
+        elif isinstance(self._destination, PartDestination):
+            self._check_rows(current)
+        if unchanged and policy.incremental:  # images are known by the rows' keys alone
             answered = current.num_rows if current.state == "complete" else 0
             unchanged = rows_match(work.keys_path(current), rows(), least=answered)
         if unchanged and not (policy.retry_failed and self._has_errors(current)):
@@ -221,13 +187,24 @@ class DurableOutput:
         work.begin(new)  # only now: until here a crash leaves the earlier run as it was
         return new
 
+    def _current_run(self) -> RunRecord | None:
+        """The run that the output is of; a part tells of its own, also without a work folder."""
+        current = self._work.current_run()
+        if current is None and (found := read_part(self.path)) is not None:
+            return found.record()
+        return current
+
     def _about(self) -> dict[str, Any]:
         """What ``vlmbatch status`` shows of a run beside its settings."""
         destination = self._destination
         shard_rows = None
+        part: dict[str, Any] = {}
         if isinstance(destination, FolderDestination):
             shard_rows = destination.shard_rows
+        elif isinstance(destination, PartDestination):
+            part = {"first_row": self._span.start, "manifest_rows": self._manifest_rows}
         return {
+            **part,
             "model": self._config.session.model,
             "manifest": self._config.manifest.source,
             "shard_rows": shard_rows,
@@ -252,19 +229,40 @@ class DurableOutput:
                 copy_row_keys(old_keys, new_keys)
             else:
                 writer = resources.enter_context(closing(RowKeyWriter(new_keys)))
-                seed_unchanged(results, old_keys, changed, journal, writer)
+                others = resources.enter_context(self._results_of_other_parts(new))
+                seed_unchanged([(results, old_keys), *others], changed, journal, writer)
 
-    def _check_changes(self, current: RunRecord, settings: dict[str, Any]) -> None:
-        changes = current.changes(settings)
-        others = [c for c in changes if c.partition(":")[0] not in _MANIFEST_SETTINGS]
-        if self._policy.incremental and not others:
+    @contextmanager
+    def _results_of_other_parts(self, new: RunRecord) -> Iterator[list[tuple[OutputResults, Path]]]:
+        """Of a part, those whose answers may be kept as well: a row may come from any of them."""
+        destination = self._destination
+        if not isinstance(destination, PartDestination):
+            yield []
             return
-        hint = "" if others else "--incremental to keep the answers of unchanged rows, or "
-        lines = "".join(f"\n  {_explained(change)}" for change in changes)
-        raise UsageError(
-            f"output {self.path} belongs to a run with other settings:{lines}\n"
-            f"Restore them to resume it, or add {hint}--overwrite to start anew"
-        )
+
+        def is_usable(record: RunRecord) -> bool:
+            return not forbidden(record.changes(new.settings))
+
+        with results_of_others(destination.folder, destination.part, is_usable) as others:
+            yield others
+
+    def _check_other_parts(self, destination: PartDestination, settings: dict[str, Any]) -> None:
+        """Refuse a folder whose other parts are of a run with other settings."""
+        if not self._policy.overwrite:
+            other, changes = other_run(destination.folder, destination.part, settings)
+            path = destination.folder / other.file_name
+            refuse_changes(path, changes, incremental=self._policy.incremental)
+
+    def _check_rows(self, current: RunRecord) -> None:
+        """Refuse to go on with a part that has other rows, though its settings are the same."""
+        first_row = current.about.get("first_row", 0)
+        if (first_row, current.num_rows) != (self._span.start, len(self._span)):
+            raise UsageError(
+                f"output {self.path} has {current.num_rows} rows from row {first_row} on, expected "
+                f"{len(self._span)} from {self._span.start}: it is of another version of vlmbatch, "
+                f"{current.version}. Finish all parts with that version, or run all with "
+                "--overwrite to start anew"
+            )
 
     @contextmanager
     def _results_of(self, record: RunRecord) -> Iterator[PreviousResults]:
@@ -291,6 +289,8 @@ class DurableOutput:
         if self._quantization is not None:
             metadata["vlmbatch.quantization"] = self._quantization
         destination = self._destination
+        if isinstance(destination, PartDestination):
+            metadata |= self._part_info(destination, record).metadata()
         if isinstance(destination, FolderDestination):
             self.writer = ShardedParquetWriter(
                 self.path, schema, metadata, destination.shard_rows, record.num_rows
@@ -301,7 +301,11 @@ class DurableOutput:
             self.writer = BatchResultWriter(self.path, lines, work.temporary_output)
         else:
             self.writer = ParquetResultWriter(
-                self.path, schema, metadata, temporary=work.temporary_output
+                self.path,
+                schema,
+                metadata,
+                first_row=self._span.start,
+                temporary=work.temporary_output,
             )
         resources.callback(self.writer.abort)
         self._keys = RowKeyWriter(work.keys_path(record))
@@ -309,11 +313,14 @@ class DurableOutput:
         self.journal = work.journal_writer(record)
         resources.callback(self.journal.close)
 
-
-def _explained(change: str) -> str:
-    """A change, ``name: old -> new``, for people."""
-    name, _, values = change.partition(": ")
-    values = _DIGEST.sub(lambda found: found[0][:_DIGITS], values)
-    if name in _EXPLANATIONS:
-        return f"{_EXPLANATIONS[name]} ({values})"
-    return f"{name.removeprefix('processor.')}: {values}"
+    def _part_info(self, destination: PartDestination, record: RunRecord) -> PartInfo:
+        part = destination.part
+        return PartInfo(
+            part.number,
+            part.count,
+            self._span.start,
+            self._manifest_rows,
+            self._config.manifest.source,
+            record.started,
+            record.settings,
+        )

@@ -28,6 +28,7 @@ from vlmbatch.manifest.parquet_file import read_footer
 from vlmbatch.output.finished import finished_counts
 from vlmbatch.output.journal_counts import read_journal_counts
 from vlmbatch.output.openai_lines import is_batch_output
+from vlmbatch.output.parts import read_part
 from vlmbatch.output.reader import OutputCounts
 from vlmbatch.output.shards import list_shards
 from vlmbatch.output.work_folder import is_output_of, read_commit
@@ -62,7 +63,18 @@ class RunStatus:
     updated: str | None = None  # when a row was last made durable, or the output written
     shards_done: int | None = None  # None: the output is one file
     shards_total: int | None = None
+    manifest_rows: int | None = None  # of all parts, where this is one
+    merged: bool = False  # the output is of parts that were joined
     holder: LockHolder | None = None  # the process that has the output now
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process has the output now."""
+        return self.holder is not None
+
+    @property
+    def is_complete(self) -> bool:
+        return self.state == "complete"
 
     @property
     def num_errors(self) -> int:
@@ -82,11 +94,15 @@ class RunStatus:
         if self.state in ("gone", "replaced"):
             how = " with --overwrite" if self.state == "replaced" else ""
             return f"run the command again{how}: it starts anew"
+        if self.merged and self.errors:
+            return (
+                f"run the tasks of the parts again with {retry}, then merge them with --overwrite"
+            )
         without = " without --overwrite" if "--overwrite" in (self.command or "") else ""
         if self.state == "interrupted":
             more = f"; add {retry}" if self.errors else ""
             return f"run the same command again{without} to resume{more}"
-        if self.errors and self.started is None:
+        if self.errors and self.started is None and self.manifest_rows is None:
             return "--overwrite to start anew: without its work folder the run cannot be resumed"
         if self.errors:
             return f"run the same command again{without} with {retry}"
@@ -132,8 +148,13 @@ def _status_of(output: Path, record: RunRecord | None) -> RunStatus:
     elif record.state == "complete":
         state, counts = "replaced" if holds_something(output) else "gone", OutputCounts()
     else:
-        folder = work_folder_path(output)
-        state, counts = "interrupted", read_journal_counts(folder, record.run_id, record.num_rows)
+        state = "interrupted"
+        counts = read_journal_counts(
+            work_folder_path(output),
+            record.run_id,
+            record.num_rows,
+            record.about.get("first_row", 0),
+        )
     if holder is not None:
         state = "running" if state == "interrupted" else "starting"
     status = RunStatus(
@@ -147,6 +168,8 @@ def _status_of(output: Path, record: RunRecord | None) -> RunStatus:
         manifest=record.about.get("manifest"),
         command=record.about.get("command"),
         updated=_last_write(output),
+        manifest_rows=record.about.get("manifest_rows"),
+        merged="parts" in record.about,
         holder=holder,
     )
     shard_rows = record.about.get("shard_rows")
@@ -171,10 +194,12 @@ def _status_by_output(output: Path) -> RunStatus:
     if version is None:
         raise _nothing_at(output)
     counts = finished_counts(output)
+    part = read_part(output)
     status = RunStatus(
         output,
         "complete",
         counts.num_rows,
+        manifest_rows=None if part is None else part.info.manifest_rows,
         model=metadata.get("vlmbatch.model"),
         settings={"sampling": json.loads(metadata.get("vlmbatch.sampling", "{}"))},
         version=version,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Generator, Iterator
+from itertools import islice
 from typing import Any, BinaryIO, NoReturn
 
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
@@ -52,25 +53,32 @@ class JsonlFile:
         self._seen = seen
         return seen.hexdigest()
 
-    def records(self, columns: Collection[str] | None = None) -> Generator[Record, None, None]:
+    def records(
+        self, columns: Collection[str] | None = None, skip: int = 0
+    ) -> Generator[Record, None, None]:
         """Yield (line number, object or what is wrong with the line); all columns always.
+
+        The first ``skip`` rows are read, and not parsed.
 
         Raises:
             ManifestError: as ``scan``, or the file is no longer what it has seen.
         """
-        for line, values in self._parsed(None):
+        for line, values in self._parsed(None, skip):
             yield line.number, values
 
-    def _parsed(self, hasher: Hasher | None) -> Iterator[tuple[Line, dict[str, Any] | RowError]]:
+    def _parsed(
+        self, hasher: Hasher | None, skip: int = 0
+    ) -> Iterator[tuple[Line, dict[str, Any] | RowError]]:
         try:
             stream = self._open_stream()
         except OSError as error:
             raise ManifestError(f"{self.name}: cannot be read: {error.strerror}") from error
         if self._seen is not None:
             stream = same_stream(stream, self._seen, self.name)
-        first = True
+        first = skip == 0
         with stream:
-            for line in read_lines(stream, self.name, self._max_line_bytes, hasher):
+            lines = read_lines(stream, self.name, self._max_line_bytes, hasher)
+            for line in islice(lines, skip, None):
                 values: dict[str, Any] | RowError
                 try:
                     values = self._parse(line)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -14,17 +14,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vlmbatch.config import ManifestConfig, SamplingParams
+from vlmbatch.config import ManifestConfig, Part, SamplingParams
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.manifest.columns import Columns, NamedColumns, missing_message, reserved_message
+from vlmbatch.manifest.division import rows_of_part, uses_within
 from vlmbatch.manifest.huggingface import image_value
 from vlmbatch.manifest.ids import SeenIds
 from vlmbatch.manifest.jsonl import JsonlFile
 from vlmbatch.manifest.openai_batch import BatchRowBuilder, holds_requests
 from vlmbatch.manifest.partitions import without_partitions
 from vlmbatch.manifest.rows import NO_DOMAINS, RowBuilder
-from vlmbatch.manifest.scan import ManifestFile, Scan, record_id
+from vlmbatch.manifest.scan import ManifestFile, Record, Scan, record_id
 from vlmbatch.manifest.sources import find_files, stdin_file
 from vlmbatch.types import Row
 
@@ -46,7 +47,7 @@ class Manifest:
     """Rows in order, from one or more files, in bounded memory.
 
     ``scan`` is the first pass, ``rows`` the second, which must not overlap. ``last_image_uses`` is
-    what ``ImageUses`` says after ``scan``.
+    what ``ImageUses`` says after ``scan``, of the rows that ``select`` has chosen.
     """
 
     last_image_uses: NDArray[np.int64] | None = None
@@ -66,6 +67,8 @@ class Manifest:
         self._limit = limit
         self._streaming = streaming
         self._info: ManifestInfo | None = None
+        self._file_rows: list[int] = []  # by scan
+        self._selected: range | None = None
 
     @property
     def format(self) -> Literal["manifest", "openai"]:
@@ -82,9 +85,12 @@ class Manifest:
         assert not self._streaming, "a stream can be read only once"
         scan = Scan(self._builder.columns)
         digests = []
+        self._file_rows = []
         for file in self._files:
-            left = None if self._limit is None else self._limit - scan.num_rows
+            before = scan.num_rows
+            left = None if self._limit is None else self._limit - before
             digests.append(file.scan(scan, left))
+            self._file_rows.append(scan.num_rows - before)
         names = scan.extras.names
         for option, name in self._builder.columns.renamed.items():
             if names and name not in names:
@@ -101,6 +107,17 @@ class Manifest:
         )
         return self._info
 
+    def select(self, part: Part) -> range:
+        """Let further passes give the rows of one part alone, and return which these are.
+
+        They are numbered from 0; ids and seeds that come of a row's number are as in a run on the
+        whole manifest. To be called once, after ``scan``.
+        """
+        assert self._info is not None, "which rows a part has is known after the scan"
+        self._selected = rows_of_part(part, self._info.num_rows, self.last_image_uses)
+        self.last_image_uses = uses_within(self.last_image_uses, self._selected)
+        return self._selected
+
     def rows(self) -> Iterator[Row]:
         """Yield every row in order; what is wrong with one stands in its ``error``.
 
@@ -108,7 +125,7 @@ class Manifest:
             ManifestError: the first line of a file is not a JSON object, or the manifest changed
                 after ``scan``: before a row that it has not seen is given out.
         """
-        limit = self._limit if self._info is None else self._info.num_rows
+        limit = self._limit if self._info is None else len(self._rows_wanted())
         index = 0
         named = NamedColumns(self._builder.columns.renamed)
         rows = self._checked_stream(named) if self._streaming else self._all_rows()
@@ -120,18 +137,18 @@ class Manifest:
             index += 1
         if self._streaming:
             named.warn_of_unseen()
-        assert self._info is None or index == self._info.num_rows, "a file was not compared"
+        assert self._info is None or index == limit, "a file was not compared"
 
     def rows_with_values(self) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield every row with the values it was built from, none where its line has none."""
-        index = 0
-        for file in self._files:
-            for line, values in file.records():
-                if index == self._limit:
-                    return
-                row = self._builder.build(index, file.name, line, values)
-                yield row, {} if isinstance(values, RowError) else values
-                index += 1
+        first = self._rows_wanted().start
+        for index, file, (line, values) in self._records():
+            if index == self._limit:
+                return
+            row = self._builder.build(index, file.name, line, values)
+            if first:
+                row = replace(row, index=index - first)
+            yield row, {} if isinstance(values, RowError) else values
 
     def kept_inputs(self) -> Iterator[dict[str, Any]]:
         """The input columns of every row that the output keeps, as it keeps them; none of a line
@@ -142,17 +159,38 @@ class Manifest:
         """
         assert self._info is not None, "what a stream keeps is in its rows"
         columns = self._builder.columns
+        num_read = 0
+        for index, _, (_, values) in self._records(columns.kept):
+            kept = {} if isinstance(values, RowError) else dict(values)
+            kept = {name: value for name, value in kept.items() if name in columns.kept}
+            if columns.image in kept:
+                kept[columns.image] = image_value(kept[columns.image])
+            yield kept
+            num_read = index + 1
+        if num_read < self._rows_wanted().stop:
+            raise self._changed(num_read)
+
+    def _rows_wanted(self) -> range:
+        """Which rows passes after ``scan`` give out; before it, nobody knows the end."""
+        if self._selected is not None:
+            return self._selected
+        return range(0 if self._info is None else self._info.num_rows)
+
+    def _records(
+        self, columns: Collection[str] | None = None
+    ) -> Iterator[tuple[int, ManifestFile, Record]]:
+        """Every record from the first wanted on, with its number in the manifest."""
+        first = self._rows_wanted().start
         index = 0
-        for file in self._files:
-            for _, values in file.records(columns.kept):
-                kept = {} if isinstance(values, RowError) else dict(values)
-                kept = {name: value for name, value in kept.items() if name in columns.kept}
-                if columns.image in kept:
-                    kept[columns.image] = image_value(kept[columns.image])
-                yield kept
+        for place, file in enumerate(self._files):
+            if first and index + self._file_rows[place] <= first:
+                index += self._file_rows[place]
+                continue
+            skip = max(0, first - index)
+            index += skip
+            for record in file.records(columns, skip):
+                yield index, file, record
                 index += 1
-        if index < self._info.num_rows:
-            raise self._changed(index)
 
     def _all_rows(self) -> Iterator[Row]:
         return (row for row, _ in self.rows_with_values())

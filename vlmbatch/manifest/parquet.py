@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -84,10 +85,11 @@ class ParquetFile:
         self._check_unchanged()
         return self._seen.digest
 
-    def records(self, columns: Collection[str] | None = None) -> Iterator[Record]:
+    def records(self, columns: Collection[str] | None = None, skip: int = 0) -> Iterator[Record]:
         """Yield (row number from 1, values). A row group that cannot be read yields errors.
 
-        A column of structs may be named with a field of it, as in ``image.path``.
+        A column of structs may be named with a field of it, as in ``image.path``. Row groups that
+        lie in the first ``skip`` rows are not read.
         """
         with BatchReader(self._open) as reader:
             wanted = names = reader.names
@@ -95,8 +97,11 @@ class ParquetFile:
                 wanted = [c for c in columns if c in names or c.rpartition(".")[0] in names]
             first = 1
             for group in range(reader.metadata.num_row_groups):
-                yield from self._group_records(reader, group, wanted, first)
-                first += reader.metadata.row_group(group).num_rows
+                next_first = first + reader.metadata.row_group(group).num_rows
+                if not skip or skip < next_first - 1:
+                    records = self._group_records(reader, group, wanted, first)
+                    yield from islice(records, max(0, skip + 1 - first), None)
+                first = next_first
 
     def _group_records(
         self, reader: BatchReader, group: int, names: list[str], first: int

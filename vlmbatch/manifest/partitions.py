@@ -54,8 +54,8 @@ class PartitionedFile:
         values = repr(sorted(self._partition.items()))
         return hashlib.sha256(f"{digest} {values}".encode(errors="surrogateescape")).hexdigest()
 
-    def records(self, columns: Collection[str] | None = None) -> Iterator[Record]:
-        for line, values in self.file.records(columns):
+    def records(self, columns: Collection[str] | None = None, skip: int = 0) -> Iterator[Record]:
+        for line, values in self.file.records(columns, skip):
             yield line, {**self._partition, **values} if isinstance(values, dict) else values
 
 

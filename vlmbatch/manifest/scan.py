@@ -74,6 +74,6 @@ class ManifestFile(Protocol):
         """Feed at most ``limit`` rows to ``scan``; the SHA-256 of the content they take."""
         ...
 
-    def records(self, columns: Collection[str] | None = None) -> Iterator[Record]:
-        """Yield every row, with at least the given columns (``None``: all)."""
+    def records(self, columns: Collection[str] | None = None, skip: int = 0) -> Iterator[Record]:
+        """Yield every row behind the first ``skip``, with at least these columns (None: all)."""
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import chain, islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from vlmbatch.durable.journal import Journal
 from vlmbatch.durable.journal_writer import JournalWriter
-from vlmbatch.durable.row_keys import RowKeys, RowKeyWriter, row_key
+from vlmbatch.durable.row_keys import KEY_BYTES, RowKeys, RowKeyWriter, row_key
 from vlmbatch.output.reader import OutputReader
 from vlmbatch.types import Result, Row
 
@@ -44,8 +44,8 @@ class OutputResults:
     """The results in a finished output of ``num_rows`` rows. Holds one row group in memory.
 
     Raises:
-        UsageError: the output has not the rows 0 to ``num_rows`` - 1 in order, or a shard is
-            missing, or the columns are not those of an output.
+        UsageError: the output has not the rows 0 to ``num_rows`` - 1 in order (of a part, those
+            behind its first), or a shard is missing, or the columns are not those of an output.
         OutputError: by every method, when a file cannot be read.
     """
 
@@ -71,7 +71,8 @@ class OutputResults:
         for group in range(self._reader.num_groups):
             table = self._reader.read(group, ["row_index", "status"])
             indexes = table["row_index"].to_numpy()
-            if not np.array_equal(indexes, np.arange(starts[group], starts[group + 1])):
+            first = self._reader.first_row + starts[group]
+            if not np.array_equal(indexes, np.arange(first, first + len(indexes))):
                 raise self._reader.changed()
             found[starts[group] : starts[group + 1]] = (
                 pc.equal(table["status"], "ok").fill_null(False).to_numpy()
@@ -129,36 +130,47 @@ def seed_without_errors(source: PreviousResults, journal: JournalWriter) -> int:
 
 
 def seed_unchanged(
-    source: PreviousResults,
-    old_keys: Path,
+    sources: Sequence[tuple[PreviousResults, Path]],
     rows: Iterator[Row],
     journal: JournalWriter,
     new_keys: RowKeyWriter,
 ) -> int:
     """Journal the answer of each of the new ``rows`` that has the key of an answered old row.
 
-    It is journaled under the new row's index and id. ``old_keys``: the file of the old rows' keys;
-    ``new_keys`` takes those of the new, as they are now: what is kept is the answer to them. Of old
-    rows with one key, the first answered counts.
+    It is journaled under the new row's index and id. ``sources``: results, and the file of their
+    rows' keys; ``new_keys`` takes those of the new rows, as they are now: what is kept is the
+    answer to them. Of old rows with one key, the first answered counts.
 
     Returns:
         How many rows are kept, all of them acknowledged.
 
     Raises:
-        UsageError, OutputError: those of ``source``, ``rows`` and ``journal``.
+        UsageError, OutputError: those of ``sources``, ``rows`` and ``journal``.
     """
-    keys = RowKeys.load(old_keys, source.answered())
+    keys = [RowKeys.load(path, results.answered()) for results, path in sources]
     num_kept = 0
     for block in _blocks(rows):
         new_keys.append(bytes(block.keys))
-        old_rows = keys.find(bytes(block.keys))
-        places = np.argsort(old_rows, kind="stable")
-        for place in places[np.count_nonzero(old_rows < 0) :].tolist():
-            result = source.result(int(old_rows[place]))
+        owners, old_rows = _found(keys, bytes(block.keys))
+        places = np.lexsort((old_rows, owners))
+        for place in places[np.count_nonzero(owners < 0) :].tolist():
+            results, _ = sources[int(owners[place])]
+            result = results.result(int(old_rows[place]))
             journal.append(replace(result, index=block.start + place, id=block.ids[place]))
             num_kept += 1
     journal.sync()
     return num_kept
+
+
+def _found(keys: Sequence[RowKeys], sought: bytes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each key sought which of ``keys`` has it, -1 for none, and at which row. Shapes (N,)."""
+    old_rows = np.full(len(sought) // KEY_BYTES, -1, np.int64)
+    owners = old_rows.copy()
+    for number, known in enumerate(keys):
+        found = known.find(sought)
+        new = (owners < 0) & (found >= 0)
+        owners[new], old_rows[new] = number, found[new]
+    return owners, old_rows
 
 
 @dataclass(slots=True)

@@ -25,10 +25,13 @@ _UNFINISHED, _ANSWERED, _FIRST_ERROR = 0, 1, 2
 _CODES = list(ErrorCode)
 
 
-def read_journal_counts(folder: Path, run_id: bytes, num_rows: int) -> OutputCounts:
+def read_journal_counts(
+    folder: Path, run_id: bytes, num_rows: int, first_row: int = 0
+) -> OutputCounts:
     """Count the finished rows and the errors of a run: a byte of memory a row, and a segment.
 
-    Of several results for one row the last counts.
+    Of several results for one row the last counts. ``first_row``: where in the manifest the run's
+    first row stands.
 
     Raises:
         OutputError: a segment cannot be read, was written by another version, or holds a row that
@@ -61,7 +64,7 @@ def read_journal_counts(folder: Path, run_id: bytes, num_rows: int) -> OutputCou
         if count:
             counts.errors[code] = count
     counts.error_examples = {
-        code: f"row {example.index} (id {example.id}): {example.error_message}"
+        code: f"row {first_row + example.index} (id {example.id}): {example.error_message}"
         for code, example in examples.items()
         if code in counts.errors
     }

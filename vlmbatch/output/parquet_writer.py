@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,12 +44,11 @@ class ResultWriter(Protocol):
         ...
 
 
-class ParquetResultWriter:
-    """One Parquet file, under a temporary name beside ``path`` until ``close``.
+class ParquetTableWriter:
+    """One Parquet file of tables, under a temporary name beside ``path`` until ``close``.
 
     ``temporary`` is that name, if the caller makes sure that no other process uses it: what a crash
-    leaves there is then written over. Holds at most one row group in memory, bounded by rows and
-    bytes.
+    leaves there is then written over. A table is a row group.
 
     Raises:
         OutputError: by every method, when the file system refuses (full, read-only, gone).
@@ -58,39 +58,35 @@ class ParquetResultWriter:
         self,
         path: Path,
         schema: pa.Schema,
-        metadata: Mapping[str, str],
         *,
         temporary: Path | None = None,
         files: FileSystem = FILES,
     ) -> None:
         self._path = path
-        own = {name: value.encode("utf-8", "backslashreplace") for name, value in metadata.items()}
-        self._schema = schema.with_metadata({**(schema.metadata or {}), **own})
         self._temporary = temporary or path.with_name(f".vlmbatch-{secrets.token_hex(6)}.tmp")
         self._files = files
-        self._results: list[Result] = []
-        self._bytes = 0
         self._num_rows = 0
         try:
             self._file = DurableFile(self._temporary, files)
         except OSError as error:
             raise output_error(path, error) from error
         try:
-            self._writer = pq.ParquetWriter(self._file, self._schema, compression="zstd")
+            self._writer = pq.ParquetWriter(self._file, schema, compression="zstd")
         except (pa.ArrowException, OSError) as error:
             self._discard()
             raise output_error(path, error) from error
 
-    def write(self, result: Result) -> None:
-        self._results.append(result)
-        self._bytes += _approximate_bytes(result)
-        if len(self._results) >= _ROW_GROUP_ROWS or self._bytes >= _ROW_GROUP_BYTES:
-            self._flush()
+    def write(self, table: pa.Table) -> None:
+        """Append the rows of ``table``, which has the columns of the schema."""
+        try:
+            self._writer.write_table(table)
+        except (pa.ArrowException, OSError) as error:
+            raise output_error(self._path, error) from error
+        self._num_rows += table.num_rows
 
     def close(self) -> None:
-        """Write the rest, check the file by its footer, and give it its name."""
+        """Check the file by its footer, and give it its name."""
         try:
-            self._flush()
             self._writer.close()
             self._file.sync()
             self._file.close()
@@ -115,17 +111,77 @@ class ParquetResultWriter:
         with contextlib.suppress(OSError):  # it may have its final name, or stay where it is
             self._files.unlink(self._temporary)
 
-    def _flush(self) -> None:
-        if not self._results:
-            return
-        table = results_table(self._results, self._schema)
-        try:
-            self._writer.write_table(table)
-        except (pa.ArrowException, OSError) as error:
-            raise output_error(self._path, error) from error
-        self._num_rows += len(self._results)
-        self._results = []
+
+class ParquetResultWriter:
+    """One Parquet file of results, written as ``ParquetTableWriter`` does.
+
+    ``first_row``: where in the manifest the result with index 0 stands. Holds at most one row group
+    in memory, bounded by rows and bytes.
+
+    Raises:
+        OutputError: by every method, when the file system refuses (full, read-only, gone).
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        schema: pa.Schema,
+        metadata: Mapping[str, str],
+        *,
+        first_row: int = 0,
+        temporary: Path | None = None,
+        files: FileSystem = FILES,
+    ) -> None:
+        own = {name: value.encode("utf-8", "backslashreplace") for name, value in metadata.items()}
+        self._schema = schema.with_metadata({**(schema.metadata or {}), **own})
+        self._first_row = first_row
+        self._results: list[Result] = []
         self._bytes = 0
+        self._tables = ParquetTableWriter(path, self._schema, temporary=temporary, files=files)
+
+    def write(self, result: Result) -> None:
+        if self._first_row:
+            result = replace(result, index=self._first_row + result.index)
+        self._results.append(result)
+        self._bytes += _approximate_bytes(result)
+        if len(self._results) >= _ROW_GROUP_ROWS or self._bytes >= _ROW_GROUP_BYTES:
+            self._flush()
+
+    def close(self) -> None:
+        """Write the rest, check the file by its footer, and give it its name."""
+        self._flush()
+        self._tables.close()
+
+    def abort(self) -> None:
+        """Remove the temporary file; a file that had the final name before stays as it was."""
+        self._tables.abort()
+
+    def _flush(self) -> None:
+        if self._results:
+            self._tables.write(results_table(self._results, self._schema))
+            self._results = []
+            self._bytes = 0
+
+
+def row_groups(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The rows of ``tables`` in pieces of a row group each; holds one of these, and a table."""
+    waiting: list[pa.Table] = []
+    num_rows = num_bytes = 0
+    for table in tables:
+        while num_rows + table.num_rows >= _ROW_GROUP_ROWS:
+            missing = _ROW_GROUP_ROWS - num_rows
+            yield pa.concat_tables([*waiting, table.slice(0, missing)])
+            table = table.slice(missing)
+            waiting, num_rows, num_bytes = [], 0, 0
+        if table.num_rows:
+            waiting.append(table)
+            num_rows += table.num_rows
+            num_bytes += table.nbytes
+        if num_bytes >= _ROW_GROUP_BYTES:
+            yield pa.concat_tables(waiting)
+            waiting, num_rows, num_bytes = [], 0, 0
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def results_table(results: list[Result], schema: pa.Schema) -> pa.Table:

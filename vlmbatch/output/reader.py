@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from vlmbatch.errors import OutputError, UsageError
 from vlmbatch.manifest.parquet_file import LocalParquetFile
 from vlmbatch.manifest.schema import RESULT_SCHEMA, column_prefix
+from vlmbatch.output.parts import read_part
 from vlmbatch.output.shards import finished_shards
 
 
@@ -41,6 +42,8 @@ class OutputReader:
             for group in range(file.num_row_groups):
                 self._groups.append((path, group))
                 starts.append(starts[-1] + file.metadata.row_group(group).num_rows)
+        part = read_part(output)
+        self.first_row = 0 if part is None else part.info.first_row  # its place in the manifest
         self.starts = np.array(starts)  # (num_groups + 1,) int64: the groups' first rows, the end
 
     def __enter__(self) -> Self:

@@ -23,7 +23,7 @@ from vlmbatch.types import Result
 
 SHARD_KEY = "vlmbatch.shard"  # "k/of": the shard's number, from 0, and how many there are
 
-_SHARD_NAME = re.compile(r"part-([0-9]{6,})\.parquet")
+SHARD_NAME = re.compile(r"part-([0-9]{6,})\.parquet")
 _TEMPORARY_NAME = re.compile(r"\.part-[0-9]{6,}\.parquet\.vlmbatch\.tmp")
 
 
@@ -49,7 +49,7 @@ def list_shards(folder: Path) -> list[Shard]:
     Raises:
         OutputError: the folder or a file in it cannot be read.
     """
-    shards = (read_shard(path) for path in _entries(folder) if _SHARD_NAME.fullmatch(path.name))
+    shards = (read_shard(path) for path in _entries(folder) if SHARD_NAME.fullmatch(path.name))
     return sorted((shard for shard in shards if shard), key=lambda shard: shard.number)
 
 
@@ -192,7 +192,7 @@ class ShardedParquetWriter:
         for path in _entries(self._folder):
             if _TEMPORARY_NAME.fullmatch(path.name):
                 self._leftovers.append(path)
-            elif match := _SHARD_NAME.fullmatch(path.name):
+            elif match := SHARD_NAME.fullmatch(path.name):
                 self._judge(path, int(match[1]))
 
     def _judge(self, path: Path, number: int) -> None:

@@ -6,7 +6,8 @@
       journal-000001   finished rows, until the output is complete
       keys-...         a digest of every row's content, for --incremental
 
-In a folder that is a disk of its own it is inside, as ``out/_vlmbatch/``; see ``run_paths``.
+In a folder that is a disk of its own it is inside, as ``out/_vlmbatch/``, and those of the parts of
+a manifest are ``out/_vlmbatch/part-00000-of-00016/`` and so on; see ``run_paths``.
 A run begins when ``run.json`` names it, and is complete when the output carries its id: each is the
 rename of one file. What other runs left is no part of it, and goes at the next opportunity.
 """
@@ -30,6 +31,7 @@ from vlmbatch.durable.lock import OutputLock, lock_holder, locked_error
 from vlmbatch.durable.run_paths import (
     LOCK_FILE,
     RECORD_FILE,
+    folders_to_make,
     real_output,
     temporary_path,
     work_folder_path,
@@ -72,10 +74,13 @@ class WorkFolder:
         self.path = work_folder_path(output)
         self._files = files
         with reported(self.path):
-            if self.path.is_symlink():  # what is in the folder is written and removed by name
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(self.path))
-            files.make_folder(self.path)
-            files.fsync_folder(self.path.parent)
+            for folder in folders_to_make(output):
+                # What is in a work folder is written and removed by name.
+                if folder.is_symlink() and folder != self.output.parent:
+                    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(folder))
+                if folder != self.output.parent or not folder.is_dir():
+                    files.make_folder(folder)
+                    files.fsync_folder(folder.parent)
         self._lock = OutputLock(self.path / LOCK_FILE, output)
 
     def __enter__(self) -> Self:

@@ -11,14 +11,14 @@ from vlmbatch.replicas.messages import (
     Cancel,
     ExpectNoMore,
     Report,
-    SharedImage,
     Step,
     Submit,
     TakeBack,
     ToEngine,
 )
 from vlmbatch.replicas.replica import EngineReplica, Event
-from vlmbatch.types import FeatureImage, ImageInput, PixelImage
+from vlmbatch.replicas.sharing import image_of, inputs_of
+from vlmbatch.types import Request
 
 _REPORT_SECONDS = 0.1  # between reports that tell of progress alone
 
@@ -47,8 +47,7 @@ class EngineSide:
         """``message`` is no ``Step``."""
         self._received += 1
         if isinstance(message, Submit):
-            images = tuple(map(self._image, message.images))
-            self._replica.submit(replace(message.request, images=images), stream=message.stream)
+            self._replica.submit(self._request(message), stream=message.stream)
         elif isinstance(message, Cancel):
             self._replica.cancel(message.serial)
         elif isinstance(message, TakeBack):
@@ -82,10 +81,10 @@ class EngineSide:
             self._received, events, replica.status, replica.wants_requests, self._returned
         )
 
-    def _image(self, shared: SharedImage) -> ImageInput:
-        array = self._memory.array(shared.place)
-        kind = FeatureImage if shared.is_features else PixelImage
-        return kind(array, shared.content_hash, shared.grid)
+    def _request(self, message: Submit) -> Request:
+        images = tuple(image_of(image, self._memory) for image in message.images)
+        inputs = None if message.inputs is None else inputs_of(message.inputs, self._memory)
+        return replace(message.request, images=images, inputs=inputs)
 
 
 class LeadingSide(EngineSide):

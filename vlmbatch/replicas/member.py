@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from queue import SimpleQueue
-from typing import Any, Protocol
+from typing import Protocol
 
-from numpy.typing import NDArray
-
+from vlmbatch.errors import OutputError
+from vlmbatch.log import logger
 from vlmbatch.replicas.messages import (
     Cancel,
     EngineLimits,
@@ -17,12 +17,12 @@ from vlmbatch.replicas.messages import (
     Ready,
     Report,
     Reset,
-    SharedImage,
     Submit,
     TakeBack,
     ToEngine,
 )
 from vlmbatch.replicas.replica import ReplicaStatus
+from vlmbatch.replicas.sharing import Shared
 from vlmbatch.types import Request
 
 _TOTALS = ("prompt_tokens", "cached_tokens", "generation_tokens", "preemptions", "answered")
@@ -52,16 +52,16 @@ Start = Callable[[News], Link]
 class Held:
     """A request that has not ended.
 
-    ``arrays``: what its images lie in. ``work``: tokens that it takes, as far as can be guessed.
-    ``begun``: whether something of it may have been computed where it is now. ``deaths``: of
-    engines that it was under way in. ``told``: tokens that were streamed.
+    ``shared``: its images, which are in shared memory as long as this holds them. ``work``: tokens
+    that it takes, as far as can be guessed. ``begun``: whether something of it may have been
+    computed where it is now. ``deaths``: of engines that it was under way in. ``told``: tokens that
+    were streamed.
     """
 
     serial: int
     request: Request
     stream: bool
-    images: tuple[SharedImage, ...]
-    arrays: tuple[NDArray[Any], ...] = field(repr=False)
+    shared: Shared
     work: int
     begun: bool = False
     deaths: int = 0
@@ -136,8 +136,8 @@ class Member:
         self.requests[held.serial] = held
         self.work += held.work
         self.num_suspects += held.is_suspect
-        request = replace(held.request, index=held.serial, images=())
-        self.send(Submit(request, held.images, held.stream))
+        request = replace(held.request, index=held.serial, images=(), inputs=None)
+        self.send(Submit(request, held.shared.images, held.shared.inputs, held.stream))
         self._on_the_way.append((self._sent, held))
 
     def forget(self, serial: int) -> Held | None:
@@ -179,18 +179,24 @@ class Member:
         return [held for held in returned if held is not None]
 
     def lose(self, *, again: bool) -> list[Held]:
-        """The engine has ended: the requests that it had. ``again``: start it anew."""
+        """The engine has ended: the requests that it had. ``again``: start it anew, if that can be.
+
+        It is ``gone`` where it is not started.
+        """
         self.link.close()
         lost = self._forget_all()
         self._earlier = ReplicaStatus(**{name: getattr(self.status, name) for name in _TOTALS})
         self.limits = None
         self.taking_back = False
+        self.gone = not again
+        self._last = Report(0, [], ReplicaStatus(), wants_requests=False)
         if again:
             self.restarts += 1
-            self._begin_life()
-        else:
-            self.gone = True
-            self._last = Report(0, [], ReplicaStatus(), wants_requests=False)
+            try:
+                self._begin_life()
+            except OutputError as error:  # the system is short of what a process takes
+                logger.warning("%s cannot be started again: %s", self.name, error)
+                self.gone = True
         return lost
 
     def _forget_all(self) -> list[Held]:

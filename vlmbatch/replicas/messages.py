@@ -6,7 +6,9 @@ request that was given up is of nobody else.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from vlmbatch.images.shared_memory import Place
 from vlmbatch.replicas.replica import Event, ReplicaStatus
@@ -24,11 +26,25 @@ class SharedImage:
 
 
 @dataclass(frozen=True, slots=True)
+class SharedInputs:
+    """``ProcessedInputs`` whose arrays are in shared memory; what is no array is there itself."""
+
+    arrays: Mapping[str, Place]
+    others: Mapping[str, Any]
+    num_images: int
+    num_image_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
 class Submit:
-    """Answer ``request``, whose index is its serial number, and whose images are ``images``."""
+    """Answer ``request``, whose index is its serial number, and which has no images or inputs.
+
+    These are ``images`` and ``inputs``.
+    """
 
     request: Request
     images: tuple[SharedImage, ...]
+    inputs: SharedInputs | None
     stream: bool
 
 

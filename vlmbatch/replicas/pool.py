@@ -12,17 +12,15 @@ another engine ends is given up.
 from __future__ import annotations
 
 import queue
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from itertools import count
-from typing import Any
-
-from numpy.typing import NDArray
 
 from vlmbatch.errors import EnginesLostError, ErrorCode, RowError, VlmbatchError
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.log import logger
+from vlmbatch.replicas.image_homes import ImageHomes
 from vlmbatch.replicas.member import Held, Link, Member, News, Start, total
 from vlmbatch.replicas.messages import (
     Begun,
@@ -33,13 +31,13 @@ from vlmbatch.replicas.messages import (
     LogLine,
     Ready,
     Report,
-    SharedImage,
 )
 from vlmbatch.replicas.replica import Completion, Event, NewTokens, ReplicaStatus, RowFailure
-from vlmbatch.types import FeatureImage, ImageInput, Request
+from vlmbatch.replicas.sharing import Shared
+from vlmbatch.types import Request
 
 MAX_RESTARTS = 3  # of each engine
-MAX_SUSPECTS = 8  # under way in one engine: so many rows may share a culprit's end
+MAX_SUSPECTS = 16  # under way in one engine: so many rows may share a culprit's end
 _MAX_DEATHS = 2  # of engines that a request is under way in
 
 _POLL_SECONDS = 0.1  # that a poll waits for news
@@ -63,7 +61,7 @@ class ReplicaPool:
         self._serials = count()
         self._held: dict[int, Held] = {}  # by serial number
         self._by_index: dict[int, Held] = {}
-        self._homes: OrderedDict[bytes, Member] = OrderedDict()  # engines, by an image they have
+        self._homes = ImageHomes(_KNOWN_IMAGES * len(engines))
         self._queue: deque[Held] = deque()  # that no engine has been given, or has begun
         self._suspects: deque[Held] = deque()  # that no engine has been given again
         self._events: list[Event] = []  # that ``poll`` has not returned yet
@@ -127,15 +125,8 @@ class ReplicaPool:
 
     def submit(self, request: Request, *, stream: bool = False) -> None:
         assert request.index not in self._by_index, "two requests of one index"
-        shared = [self._share(image) for image in request.images]
-        held = Held(
-            next(self._serials),
-            request,
-            stream,
-            tuple(image for image, _ in shared),
-            tuple(array for _, array in shared),
-            self._work(request),
-        )
+        shared = Shared(request, self.memory)
+        held = Held(next(self._serials), request, stream, shared, self._work(request))
         self._held[held.serial] = self._by_index[request.index] = held
         self._no_more = self._dropping = False
         self._route(held)
@@ -195,26 +186,12 @@ class ReplicaPool:
             answer = min(answer, round(self._mean_answer))
         return len(request.token_ids) + answer
 
-    def _share(self, image: ImageInput) -> tuple[SharedImage, NDArray[Any]]:
-        is_features = isinstance(image, FeatureImage)
-        array: NDArray[Any] = image.features if isinstance(image, FeatureImage) else image.pixels
-        place = self.memory.place(array)
-        if place is None:
-            array = self.memory.copy(array)
-            place = self.memory.place(array)
-            assert place is not None
-        return SharedImage(place, image.content_hash, image.grid, is_features), array
-
     def _route(self, held: Held, besides: Member | None = None) -> None:
         member = self._choose(held, besides)
         if member is None:
             self._queue.append(held)
             return
-        for image in held.images:
-            self._homes[image.content_hash] = member
-            self._homes.move_to_end(image.content_hash)
-        while len(self._homes) > _KNOWN_IMAGES * len(self._members):
-            self._homes.popitem(last=False)
+        self._homes.remember(held.shared.images, member)
         member.submit(held)
 
     def _choose(self, held: Held, besides: Member | None) -> Member | None:
@@ -225,11 +202,8 @@ class ReplicaPool:
         ready = [member for member in self._members if member.is_ready]
         ready = [member for member in ready if member is not besides] or ready
         wanting = [member for member in ready if member.wants_requests] or ready
-        for image in held.images:
-            home = self._homes.get(image.content_hash)
-            if home in wanting:
-                return home
-        return min(wanting, key=lambda member: member.work, default=None)
+        home = self._homes.find(held.shared.images, wanting)
+        return home or min(wanting, key=lambda member: member.work, default=None)
 
     def _hand_out(self) -> None:
         """Give engines what waits for one: rows of engines that ended, and few suspects."""
@@ -337,22 +311,15 @@ class ReplicaPool:
             self._lose(member, f"{type(error).__name__}: {error}")
 
     def _lose(self, member: Member, cause: str) -> None:
-        again = member.restarts < MAX_RESTARTS
         del self._by_link[member.link]
-        logger.warning(
-            "%s has ended (%s): %s",
-            member.name,
-            cause,
-            f"it is started again, {member.restarts + 1} of {MAX_RESTARTS} times"
-            if again
-            else f"it was started again {MAX_RESTARTS} times and is given up",
-        )
-        lost = member.lose(again=again)
-        if again:
+        lost = member.lose(again=member.restarts < MAX_RESTARTS)
+        if member.gone:
+            what_now = f"it was started again {member.restarts} times and is given up"
+        else:
+            what_now = f"it is started again, {member.restarts} of {MAX_RESTARTS} times"
             self._by_link[member.link] = member
-        self._homes = OrderedDict(
-            (image, home) for image, home in self._homes.items() if home is not member
-        )
+        logger.warning("%s has ended (%s): %s", member.name, cause, what_now)
+        self._homes.forget(member)
         for held in lost:
             self._take_lost(held, cause)
         if all(each.gone for each in self._members):

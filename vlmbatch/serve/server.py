@@ -128,7 +128,7 @@ def make_service(
         num_engines = engine.num_engines if isinstance(engine, ReplicaPool) else 1
         num_workers = default_image_workers(on_cpu, num_engines)
     images = open_images(session, inputs, num_workers)
-    if isinstance(engine, ReplicaPool):
+    if isinstance(engine, ReplicaPool) and not isinstance(inputs.model, HfConfig):
         images = SharedLoader(images, engine.memory)
     loader = UrlLoader(images, ImageFetcher(domains))
     engine_thread = EngineThread(replica)

@@ -7,22 +7,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from vlmbatch.config import EngineConfig, SessionConfig
-from vlmbatch.engine.rank import Rank
+from vlmbatch.engine.rank import ALONE, Rank
 from vlmbatch.errors import ConfigError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.models.text_config import TextConfig
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.messages import EngineLimits
-from vlmbatch.replicas.pool import ReplicaPool
-from vlmbatch.replicas.process import EngineProcess
 from vlmbatch.replicas.replica import OnBegin
 from vlmbatch.session.cores import default_cpu_threads, may_have_cuda
-from vlmbatch.session.load import freeze_loaded, load_engine
-from vlmbatch.session.open import ModelInputs
+from vlmbatch.session.load import freeze_loaded, load_engine, load_with_transformers
+from vlmbatch.session.open import ModelInputs, open_model
+
+if TYPE_CHECKING:
+    from vlmbatch.hf.replica import HfReplica
+    from vlmbatch.replicas.pool import ReplicaPool
+    from vlmbatch.replicas.process import Load
 
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -38,6 +41,11 @@ class EnginePlace:
     name: str
     gpus: tuple[int, ...] = ()
     variables: tuple[Mapping[str, str], ...] = ({},)
+
+    @property
+    def first_gpu(self) -> int | None:
+        """The GPU of the first rank."""
+        return self.gpus[0] if self.gpus else None
 
 
 def engine_places(config: EngineConfig, default: Literal["all", "one"]) -> tuple[EnginePlace, ...]:
@@ -164,19 +172,21 @@ def several_engines(
         UsageError: as by ``load_engine``.
         EnginesLostError: no process could be kept running until its engine was loaded.
     """
-    if isinstance(inputs.model, HfConfig):
-        raise ConfigError(
-            "several engines, as --gpus and --replicas ask for, are of families of our own alone, "
-            f"and model_type {inputs.model.model_type} is answered by transformers"
-        )
+    from vlmbatch.replicas.pool import ReplicaPool
+    from vlmbatch.replicas.process import EngineProcess
+
     settings = config.engine
-    check_divides(inputs.model.text, settings.tensor_parallel)
     if settings.cpu_threads is None and (threads := default_cpu_threads()) is not None:
         num_ranks = sum(len(place.variables) for place in places)
         settings = replace(settings, cpu_threads=max(1, threads // num_ranks))
     config = replace(config, engine=replace(settings, gpus=None, replicas=None))
-    model = ModelInputs(inputs.folder, inputs.model, inputs.processor)
-    load = partial(load_for_pool, config, model)
+    load: Load
+    if isinstance(inputs.model, HfConfig):
+        load = partial(load_hf_for_pool, _of_transformers(config, inputs))
+    else:
+        check_divides(inputs.model.text, settings.tensor_parallel)
+        model = ModelInputs(inputs.folder, inputs.model, inputs.processor)
+        load = partial(load_for_pool, config, model)
     starts = {
         place.name: partial(
             EngineProcess,
@@ -229,5 +239,23 @@ def load_for_pool(
         engine.max_model_len,
         engine.kv_cache_tokens,
         on_cpu=engine.device.type == "cpu",
+    )
+    return replica, limits
+
+
+def _of_transformers(config: SessionConfig, inputs: ModelInputs) -> SessionConfig:
+    """The same model again: a processor of transformers cannot be sent to another process."""
+    engine = replace(config.engine, engine="transformers")
+    return replace(config, model=str(inputs.folder), revision=None, engine=engine)
+
+
+def load_hf_for_pool(
+    config: SessionConfig, on_begin: OnBegin, rank: Rank
+) -> tuple[HfReplica, EngineLimits]:
+    """As ``load_for_pool``, where transformers answers, which divides nothing."""
+    assert rank == ALONE
+    replica = load_with_transformers(config, open_model(config), on_begin)
+    limits = EngineLimits(
+        replica.max_waiting, replica.max_model_len, replica.max_model_len, replica.on_cpu
     )
     return replica, limits
