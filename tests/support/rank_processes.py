@@ -1,7 +1,6 @@
-"""Ranks that divide models among processes: ``main``, given a folder.
+"""Ranks that divide models among processes: ``answers`` has them forked in a process of its own.
 
-``FOLDER/cases`` holds what they answer; ``FOLDER/COUNT-RANK`` what each came to. Torch is imported
-once, before the ranks are forked.
+There torch is imported once, and a GPU is looked at by the ranks alone.
 """
 
 from __future__ import annotations
@@ -9,11 +8,13 @@ from __future__ import annotations
 import os
 import pickle
 import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,12 +27,10 @@ from vlmbatch.errors import VlmbatchError
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.family import Processor
 from vlmbatch.models.parallel import ParallelContext
-from vlmbatch.processes import anonymous_file
+from vlmbatch.processes import anonymous_file, search_path
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.replica import Completion
 from vlmbatch.types import Request
-
-COUNTS = (1, 2, 4)
 
 
 @dataclass
@@ -45,13 +44,17 @@ class Case:
 
 @dataclass
 class Outcome:
-    """``logits``: (n, V) of each step, of rank 0 alone. ``kv_cache``: numbers a token takes."""
+    """``logits``: (n, V) of each step, of rank 0 alone. ``kv_cache``: numbers a token takes there.
+
+    ``kv_cache_tokens``: that there is room for.
+    """
 
     tokens: dict[int, tuple[int, ...]]
     logits: list[Tensor]
     cached_tokens: int
     preemptions: int
     kv_cache: int
+    kv_cache_tokens: int
 
 
 def answer(case: Case, rank: Rank) -> Outcome:
@@ -61,8 +64,9 @@ def answer(case: Case, rank: Rank) -> Outcome:
     compute = model.compute_logits
 
     def recording(hidden: Tensor) -> Tensor:
-        logits.append(compute(hidden))
-        return logits[-1]
+        computed = compute(hidden)
+        logits.append(computed.cpu())
+        return computed
 
     model.compute_logits = recording  # type: ignore[method-assign]
     replica = LocalReplica(engine, case.processor.tokenizer)
@@ -76,7 +80,14 @@ def answer(case: Case, rank: Rank) -> Outcome:
     status = replica.status
     layers = engine.runner._kv_cache.layers
     kv_cache = sum(layer.key[0].numel() + layer.value[0].numel() for layer in layers)
-    return Outcome(tokens, logits, status.cached_tokens, status.preemptions, kv_cache)
+    return Outcome(
+        tokens,
+        logits,
+        status.cached_tokens,
+        status.preemptions,
+        kv_cache,
+        engine.kv_cache_tokens,
+    )
 
 
 def refusal(parallel: ParallelContext) -> str:
@@ -91,6 +102,7 @@ def refusal(parallel: ParallelContext) -> str:
 
 def _rank(cases: dict[str, Case], stores: list[str], index: int, count: int, to: Path) -> None:
     torch.set_num_threads(1)
+    os.environ["CUDA_VISIBLE_DEVICES"] = str(index)
     made: dict[str, Outcome | str] = {}
     for (name, case), store in zip(cases.items(), stores, strict=True):
         if count == 1:
@@ -115,9 +127,10 @@ def _forked(work: Callable[[], None]) -> int:
 
 
 def main() -> None:
+    """``FOLDER COUNTS``: of the cases in a folder, what each rank of so many came to."""
     folder = Path(sys.argv[1])
     cases: dict[str, Case] = pickle.loads((folder / "cases").read_bytes())
-    for count in COUNTS:
+    for count in map(int, sys.argv[2].split(",")):
         stores = [f"/proc/{os.getpid()}/fd/{anonymous_file(name)}" for name in cases]
         ranks = [partial(_rank, cases, stores, index, count, folder) for index in range(count)]
         left = {_forked(rank) for rank in ranks}
@@ -128,3 +141,26 @@ def main() -> None:
                 for other in left:
                     os.kill(other, signal.SIGKILL)
                 sys.exit(1)
+
+
+def answers(
+    cases: dict[str, Case], folder: Path, counts: tuple[int, ...]
+) -> dict[tuple[int, int], dict[str, Any]]:
+    """By the number of ranks, and the rank: the outcome of each case, and "refusal"."""
+    (folder / "cases").write_bytes(pickle.dumps(cases))
+    ranks = subprocess.run(
+        [
+            *(sys.executable, "-P", "-c", "from rank_processes import main; main()"),
+            *(folder, ",".join(map(str, counts))),
+        ],
+        env={**os.environ, "PYTHONPATH": search_path(), "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=240,
+    )
+    assert ranks.returncode == 0, ranks.stderr
+    return {
+        (count, rank): pickle.loads((folder / f"{count}-{rank}").read_bytes())
+        for count in counts
+        for rank in range(count)
+    }
