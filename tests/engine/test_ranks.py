@@ -64,3 +64,7 @@ def test_ranks_that_differ_are_refused_by_all(outcomes: Any) -> None:
         "ranks cannot divide the model, as they differ in the device: "
         "H200 of rank 0, H100 of rank 1"
     }
+
+
+def test_ranks_find_out_what_all_of_them_have(outcomes: Any) -> None:
+    assert [outcomes[4, rank]["least"] for rank in range(4)] == [7] * 4

@@ -103,13 +103,16 @@ def refusal(parallel: ParallelContext) -> str:
 def _rank(cases: dict[str, Case], stores: list[str], index: int, count: int, to: Path) -> None:
     torch.set_num_threads(1)
     os.environ["CUDA_VISIBLE_DEVICES"] = str(index)
-    made: dict[str, Outcome | str] = {}
+    made: dict[str, Outcome | str | int] = {}
+    on_gpu = any(case.engine.device == "cuda" for case in cases.values())
     for (name, case), store in zip(cases.items(), stores, strict=True):
         if count == 1:
             made[name] = answer(case, ALONE)
             continue
         made[name] = answer(case, Rank(index, count, store))
-        made["refusal"] = refusal(ParallelContext(index, count))
+        parallel = ParallelContext(index, count)
+        made["refusal"] = refusal(parallel)
+        made["least"] = parallel.least(10 - index, torch.device("cuda" if on_gpu else "cpu"))
         torch.distributed.destroy_process_group()
     (to / f"{count}-{index}").write_bytes(pickle.dumps(made))
 
@@ -146,7 +149,7 @@ def main() -> None:
 def answers(
     cases: dict[str, Case], folder: Path, counts: tuple[int, ...]
 ) -> dict[tuple[int, int], dict[str, Any]]:
-    """By the number of ranks, and the rank: the outcome of each case, and "refusal"."""
+    """By the number of ranks, and the rank: the outcome of each case, "refusal" and "least"."""
     (folder / "cases").write_bytes(pickle.dumps(cases))
     ranks = subprocess.run(
         [

@@ -75,7 +75,8 @@ def describe_weights(folder: Path) -> str:
     except OSError as error:
         raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
     size, changed = sum(each.st_size for each in found), max(each.st_mtime for each in found)
-    return f"{len(files)} files of {size:,} bytes, changed at {changed:.3f}"
+    plural = "s" if len(files) > 1 else ""
+    return f"{len(files)} file{plural} of {size:,} bytes, changed at {changed:.3f}"
 
 
 def random_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
