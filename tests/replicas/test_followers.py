@@ -21,6 +21,7 @@ from worker_processes import ENGINE, wait_until, worker_pids
 
 from vlmbatch.errors import ConfigError, EnginesLostError
 from vlmbatch.images.shared_memory import SharedMemory
+from vlmbatch.replicas import pool as pool_module
 from vlmbatch.replicas.pool import MAX_SUSPECTS, ReplicaPool
 from vlmbatch.replicas.process import EngineProcess, Load
 from vlmbatch.replicas.replica import Event
@@ -120,7 +121,10 @@ def test_the_rank_that_knows_why_is_believed() -> None:
         pool.wait_ready()
 
 
-def test_a_rank_that_never_gets_ready_is_told_with_its_last_words() -> None:
+def test_a_rank_that_never_gets_ready_is_told_with_its_last_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(pool_module, "MAX_RESTARTS", 0)
     with (
         pool_of(process_engines.follower_never_ready) as pool,
         pytest.raises(
