@@ -19,7 +19,7 @@ class RunStats:
     """
 
     stage: str = "starting"  # what is happening now, for people
-    quantization: str | None = None  # of the model, for people
+    quantization: str | None = None  # what is quantized, for people
     rows_total: int | None = None  # unknown while a stream is read
     first_row: int = 0  # where in the manifest the first of them stands
     rows_earlier: int = 0  # that an earlier run had finished when this one started

@@ -509,6 +509,7 @@ ELSEWHERE = {
     "checkpoint --max-model-len": "needs a model of no known context: in tests/hf",
     "options --engine": _NAMES_IT,
     "options --max-num-seqs": "tells what has the refused option's place: in tests/hf",
+    "kv_cache --kv-cache-dtype": "needs a GPU that is too old: in tests/engine/test_memory.py",
     "memory --max-batched-tokens": "needs a GPU that is too small",
     "memory --max-model-len": "needs a GPU that is too small",
     "pool --image-workers": "in tests/images/test_image_worker_faults.py",

@@ -124,6 +124,7 @@ DECIDES = {
     "session.engine.engine": Change("transformers"),
     "session.engine.dtype": Change("float16"),
     "session.engine.quantize": Change("fp8"),
+    "session.engine.kv_cache_dtype": Change("fp8"),
     "session.engine.max_model_len": Change(99),
     "session.engine.random_weights": Change(True),
     "session.image_arguments.image_input_type": Change("image_features"),

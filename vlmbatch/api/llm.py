@@ -25,6 +25,7 @@ from vlmbatch.config import (
     ImageDecoder,
     ImageInputType,
     ImageLimits,
+    KVCacheDType,
     Quantize,
     SamplingParams,
     SessionConfig,
@@ -80,8 +81,9 @@ class LLM:
     not loaded. ``gpus`` ("all", 2 or "0,2,3") runs an engine on each of these GPUs, and
     ``replicas`` several on a CPU, in processes of their own; absent: one, in this process.
     ``engine`` "transformers" answers with the checkpoint's own class there, as "auto" does where we
-    have no family for it. ``quantize`` "fp8" quantizes the decoder while it loads. ``None`` and
-    "auto" elsewhere stand for what suits model and device.
+    have no family for it. ``quantize`` "fp8" quantizes the decoder while it loads, and
+    ``kv_cache_dtype`` "fp8" keys and values. ``None`` and "auto" elsewhere stand for what suits
+    model and device.
 
     Each call keeps the engine full: all its requests are batched, and images are decoded and
     prompts tokenized while the model works. One call at a time: not from several threads, and not
@@ -122,6 +124,7 @@ class LLM:
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
         kv_cache_tokens: int | None = None,
+        kv_cache_dtype: KVCacheDType = "auto",
         enable_prefix_caching: bool = True,
         cpu_threads: int | None = None,
         max_image_pixels: int = _LIMITS.max_pixels,

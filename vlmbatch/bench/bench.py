@@ -23,6 +23,7 @@ from vlmbatch.bench.setup import (
 )
 from vlmbatch.bench.timed_run import Measurement, timed_run
 from vlmbatch.bench.workloads import Workload
+from vlmbatch.engine.kv_cache import resolve_kv_dtype
 from vlmbatch.engine.loading import resolve_device, resolve_dtype
 from vlmbatch.log import logger
 from vlmbatch.models.config import with_quantization
@@ -59,6 +60,7 @@ class BenchResult:
     engine_start: float  # weights onto the device, and the KV pool
     process_starts: tuple[float, ...]  # to the first row: a first process, then a second
     workloads: tuple[WorkloadResult, ...]
+    quantization: str | None = None  # what is quantized, for people
     num_engines: int = 1  # each has a KV cache, and on GPUs the rates above
 
     @property
@@ -87,6 +89,7 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
     stored = load_model_config(checkpoint)
     model = with_quantization(stored, config.engine.quantize)
     dtype = resolve_dtype(config.engine.dtype, model, device)
+    kv_dtype = resolve_kv_dtype(config.engine.kv_cache_dtype, dtype, device)
     jobs = make_jobs(config, checkpoint, folder, device.type, len(places) or 1)
     process_starts: tuple[float, ...] = ()
     if config.startup:
@@ -108,7 +111,7 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
         assert images is not None
         measured = []
         for job in jobs:
-            costs = model_costs(model, dtype.itemsize, job.workload.grid(images))
+            costs = model_costs(model, dtype.itemsize, job.workload.grid(images), kv_dtype.itemsize)
             measured.append(_measure(job, images, engines, costs, rates))
         return BenchResult(
             model=name,
@@ -121,6 +124,7 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
             engine_start=engine_start,
             process_starts=process_starts,
             workloads=tuple(measured),
+            quantization=inputs.quantization(session.engine),
             num_engines=engines.number,
         )
 

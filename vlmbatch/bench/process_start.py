@@ -39,6 +39,7 @@ def seconds_to_first_row(config: JobConfig) -> float:
         command += ["--gpus", engine.gpus or "1"]
     if engine.quantize is not None:
         command += ["--quantize", engine.quantize]
+    command += ["--kv-cache-dtype", engine.kv_cache_dtype]
     command += ["--ignore-eos", "--quiet"]
     started = time.perf_counter()
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:

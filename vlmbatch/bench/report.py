@@ -46,6 +46,8 @@ def print_report(result: BenchResult, console: Console) -> None:
     for line in result.workloads:
         table.add_row(*_cells(line, on_gpu))
     console.print(table)
+    if result.quantization is not None:
+        console.print(f"quantized: {result.quantization}", soft_wrap=True)
     rates = result.rates
     fp8 = rates.fp8_flops_per_second
     in_fp8 = "" if fp8 is None else f", {_scaled(fp8, 'FLOP/s')} in those of FP8"
@@ -85,6 +87,7 @@ def as_json(result: BenchResult) -> dict[str, Any]:
         "num_cores": result.num_cores,
         "num_engines": result.num_engines,
         "dtype": result.dtype,
+        **({} if result.quantization is None else {"quantization": result.quantization}),
         "kv_cache_tokens": result.kv_cache_tokens,
         "flops_per_second": result.rates.flops_per_second,
         "fp8_flops_per_second": result.rates.fp8_flops_per_second,

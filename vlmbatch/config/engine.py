@@ -13,6 +13,7 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cuda", "cpu"]
 AttentionBackendName = Literal["auto", "flash-attn", "triton", "torch"]
 Quantize = Literal["fp8"]
+KVCacheDType = Literal["auto", "fp8"]
 EngineName = Literal["auto", "vlmbatch", "transformers"]
 
 _model = partial(Opt, panel="Model")
@@ -76,6 +77,13 @@ class EngineConfig:
     kv_cache_tokens: Annotated[
         int | None, _engine("N", "Size of the KV cache; absent: what memory allows.", minimum=1)
     ] = None
+    kv_cache_dtype: Annotated[
+        KVCacheDType,
+        _engine(
+            "NAME",
+            "auto: what the model computes in; fp8: e4m3, which has room for twice the tokens.",
+        ),
+    ] = "auto"
     max_model_len: Annotated[
         int | None, _engine("N", "Context length; absent: the model's own.", minimum=1)
     ] = None

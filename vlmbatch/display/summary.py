@@ -35,7 +35,7 @@ def print_run_summary(
     if stats.rows_done > stats.rows_resumed:
         _add_rates(table, stats)
     if stats.quantization is not None:
-        table.add_row("weights", stats.quantization)
+        table.add_row("quantized", stats.quantization)
     if output == "-":
         table.add_row("output", "standard output")
     elif stopped:

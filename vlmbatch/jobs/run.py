@@ -75,7 +75,7 @@ def run(config: JobConfig, stats: RunStats) -> None:
         check_free(config.destination)  # before a large manifest is read
     stats.stage = opening_stage(config.session)
     inputs = open_job(config)
-    stats.quantization = inputs.quantization
+    stats.quantization = inputs.quantization(config.session.engine)
     with open_output(config, inputs, stats) as output:
         if isinstance(output, DurableOutput) and output.complete:
             earlier = finished_counts(output.path)
@@ -250,6 +250,6 @@ def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
         span = inputs.manifest.select(destination.part)
         stats.first_row, stats.rows_total = span.start, len(span)
     settings = run_settings(config, inputs, info)
-    return DurableOutput(
-        config, destination, info, inputs.manifest.rows, settings, span, inputs.quantization
-    )
+    quantization = inputs.quantization(config.session.engine)
+    rows = inputs.manifest.rows
+    return DurableOutput(config, destination, info, rows, settings, span, quantization)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmbatch.config import (
+    EngineConfig,
     ImageArguments,
     JobConfig,
     ManifestConfig,
@@ -48,12 +49,15 @@ class ModelInputs:
     model: ModelConfig | HfConfig
     processor: Processor
 
-    @property
-    def quantization(self) -> str | None:
-        """Which weights are quantized, and how; None: none, or transformers knows."""
-        if isinstance(self.model, HfConfig) or self.model.quantization is None:
+    def quantization(self, engine: EngineConfig) -> str | None:
+        """What is quantized, and how; None: nothing, or transformers knows."""
+        if isinstance(self.model, HfConfig):
             return None
-        return self.model.quantization.description
+        weights = self.model.quantization
+        parts = [] if weights is None else [weights.description]
+        if engine.kv_cache_dtype == "fp8":
+            parts.append("KV cache in FP8 (e4m3), a scale a layer and KV head")
+        return "; ".join(parts) or None
 
 
 @dataclass(frozen=True, slots=True)
