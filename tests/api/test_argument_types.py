@@ -32,7 +32,15 @@ TAKEN = {
     **dict.fromkeys(("image_token_id", "image_feature_size", "max_model_len"), INTEGER),
     **dict.fromkeys(("max_num_seqs", "max_num_batched_tokens", "kv_cache_tokens"), INTEGER),
     **dict.fromkeys(
-        ("cpu_threads", "replicas", "max_image_pixels", "image_workers", "host_memory"), INTEGER
+        (
+            "cpu_threads",
+            "replicas",
+            "tensor_parallel_size",
+            "max_image_pixels",
+            "image_workers",
+            "host_memory",
+        ),
+        INTEGER,
     ),
     **dict.fromkeys(("max_pixels", "min_pixels", "longest_side"), INTEGER),
     **dict.fromkeys(("disable_image_processor", "strict_image_tokens"), (bool,)),

@@ -46,6 +46,7 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--device", "cpu"), {"session.engine.device": "cpu"}),
     (("--gpus", "0,2"), {"session.engine.gpus": "0,2"}),
     (("--replicas", "7"), {"session.engine.replicas": 7}),
+    (("--tensor-parallel", "7"), {"session.engine.tensor_parallel": 7}),
     (("--attention-backend", "torch"), {"session.engine.attention_backend": "torch"}),
     (
         ("--image-input-type", "image_features"),

@@ -64,6 +64,10 @@ MODEL = ("-m", "x")
             ["run", "-", *MODEL, "--gpus", "all", "--replicas", "2"],
             "--gpus all with --replicas 2, which is for CPUs: give one of them",
         ),
+        (
+            ["run", "-", *MODEL, "--tensor-parallel", "0"],
+            "'--tensor-parallel': must be at least 1, got 0",
+        ),
         (["run", "-", *MODEL, "--replicas", "0"], "'--replicas': must be at least 1, got 0"),
         (["run", "", *MODEL], "manifest must not be empty"),
         (["run", "-", "-m", ""], "model must not be empty"),

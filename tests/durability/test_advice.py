@@ -506,6 +506,7 @@ ELSEWHERE = {
     "quantization --quantize": "describes what a run was asked for, and advises nothing",
     **dict.fromkeys(("engine --gpus", "engine --replicas", "engine --device"), _ENGINES),
     **dict.fromkeys(("engines --gpus", "engines --replicas", "engines --device"), _ENGINES),
+    "engines --tensor-parallel": "tells what was asked for: in tests/session/test_engines.py",
     "device_feed --image-decoder": "tells what is done instead: in tests/images",
     "machine --image-decoder": "tells what a package is for: in tests/commands/test_doctor.py",
     "image_processor --max-pixels": _RESOLUTION,

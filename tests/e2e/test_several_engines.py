@@ -94,6 +94,31 @@ def test_an_engine_that_is_killed_changes_nothing(folder: Path, of_one: Any) -> 
     check_equal(folder, "killed", of_one)
 
 
+def test_a_divided_model_gives_the_table_of_one_engine(folder: Path, of_one: Any) -> None:
+    """With prompts in chunks, and a rank that is killed while it loads."""
+    command = start(folder, "divided", "--tensor-parallel", 2, "--max-batched-tokens", 48)
+
+    def ranks() -> set[int]:
+        first = worker_pids(command.pid, ENGINE)
+        return first.union(*(worker_pids(pid, ENGINE) for pid in first))
+
+    command.wait_until(lambda: len(ranks()) == 2)
+    started = ranks()
+    os.kill(max(started), signal.SIGKILL)
+    assert command.wait(120) == 1, command.stderr
+    expected = "replica 0 has ended (rank 1 of 2: signal 9: memory may be short): it is started"
+    assert expected in command.stderr
+    check_equal(folder, "divided", of_one)
+    assert not any(Path("/proc", str(pid)).exists() for pid in started)
+
+
+def test_a_model_that_cannot_be_divided_is_refused(folder: Path) -> None:
+    command = start(folder, "refused", "--tensor-parallel", 3)
+    assert command.wait(120) == 2
+    said = "--tensor-parallel 3: the model has 4 attention heads, which 3 does not divide"
+    assert said in command.stderr
+
+
 def test_a_checkpoint_that_cannot_be_used_is_told_as_by_one_engine(folder: Path) -> None:
     told = []
     broken = folder / "broken"
@@ -117,17 +142,26 @@ def test_from_python(folder: Path) -> None:
     ]
     params = SamplingParams(max_tokens=6)
     answers = []
-    several: tuple[dict[str, Any], ...] = ({}, {"replicas": 2})
-    for options in several:
+    several: tuple[tuple[int, dict[str, Any]], ...] = (
+        (0, {}),
+        (2, {"replicas": 2}),
+        (1, {"tensor_parallel_size": 2}),
+    )
+    for number, options in several:
         with LLM(folder / "model", image_workers=0, **options) as llm:
             unfinished = llm.generate(iter(prompts), params)
             next(unfinished)
+            if "tensor_parallel_size" in options:  # a rank ends in the middle of a step
+                (first,) = worker_pids(os.getpid(), ENGINE)
+                (second,) = worker_pids(first, ENGINE)
+                os.kill(second, signal.SIGKILL)
+                assert len(list(unfinished)) == len(prompts) - 1
             unfinished.close()
             outputs = llm.generate(prompts, params)
             answers.append([output.outputs[0].token_ids for output in outputs])
             engines = worker_pids(os.getpid(), ENGINE)
-            assert len(engines) == options.get("replicas", 0)
-    assert answers[0] == answers[1]
+            assert len(engines) == number
+    assert answers[0] == answers[1] == answers[2]
     assert not worker_pids(os.getpid(), ENGINE)
 
 

@@ -8,11 +8,13 @@ import random
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 from fake_engine import EOS, FakeEngine
 from letter_tokenizer import LetterTokenizer
 
+from vlmbatch.engine.rank import Rank
 from vlmbatch.errors import ConfigError
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.messages import EngineLimits
@@ -52,7 +54,7 @@ def _made(engine: FakeEngine, on_begin: OnBegin) -> tuple[LocalReplica, EngineLi
     return replica, EngineLimits(NUM_SEQS, 100, 100, on_cpu=True)
 
 
-def seeing(on_begin: OnBegin) -> Any:
+def seeing(on_begin: OnBegin, rank: Rank) -> Any:
     return _made(SeeingEngine(), on_begin)
 
 
@@ -63,6 +65,7 @@ def of_a_run(
     config: object,
     inputs: ModelInputs,
     on_begin: OnBegin,
+    rank: Rank,
 ) -> tuple[LocalReplica, EngineLimits]:
     """In the place of what loads one of a run's engines; ``endless_from`` in the order of rows."""
     engine: Any = FakeEngine(lambda indexes: None, max_num_seqs, step_seconds, endless_from)
@@ -70,12 +73,12 @@ def of_a_run(
     return replica, EngineLimits(max_num_seqs, 256, 256, on_cpu=True)
 
 
-def dying_of(token: int, on_begin: OnBegin) -> Any:
+def dying_of(token: int, on_begin: OnBegin, rank: Rank) -> Any:
     """Rows with this token end the process."""
     return _made(SeeingEngine(token), on_begin)
 
 
-def dying_at_random(on_begin: OnBegin) -> Any:
+def dying_at_random(on_begin: OnBegin, rank: Rank) -> Any:
     """Within a second, of itself or of an error."""
     engine = SeeingEngine()
     rng = random.Random(os.getpid())
@@ -93,7 +96,7 @@ def dying_at_random(on_begin: OnBegin) -> Any:
     return _made(engine, on_begin)
 
 
-def refused(on_begin: OnBegin) -> Any:
+def refused(on_begin: OnBegin, rank: Rank) -> Any:
     raise ConfigError("the weights do not fit into the memory of the GPU")
 
 
@@ -104,21 +107,56 @@ class OddError(Exception):
         super().__init__(f"{one} {other}")
 
 
-def odd(on_begin: OnBegin) -> Any:
+def odd(on_begin: OnBegin, rank: Rank) -> Any:
     raise OddError("two", "words")
 
 
-def never_ready(on_begin: OnBegin) -> Any:
+def never_ready(on_begin: OnBegin, rank: Rank) -> Any:
     print("libcuda is out of order", file=sys.stderr, flush=True)
     os._exit(3)
 
 
-def talkative(on_begin: OnBegin) -> Any:
+def talkative(on_begin: OnBegin, rank: Rank) -> Any:
     logging.getLogger("vlmbatch").warning("it is warm")
     print("noise on standard output", flush=True)
     print("noise on standard error", file=sys.stderr, flush=True)
-    return seeing(on_begin)
+    return seeing(on_begin, rank)
 
 
-def slow_to_load(on_begin: OnBegin) -> Any:
+def slow_to_load(on_begin: OnBegin, rank: Rank) -> Any:
     time.sleep(600)
+
+
+def logging_steps(folder: Path, on_begin: OnBegin, rank: Rank) -> Any:
+    """What each step computes, of which rows, goes to a file of the rank and process."""
+    engine = SeeingEngine()
+    step = engine._step
+    log = (folder / f"{rank.index}-{os.getpid()}").open("w", buffering=1)
+
+    def logging_step() -> Any:
+        outputs = step()
+        rows = {each.request.index: tokens for each, tokens in engine._running.items()}
+        print(rows, [output.sequence.request.index for output in outputs], file=log)
+        return outputs
+
+    engine._step = logging_step  # type: ignore[method-assign]
+    return _made(engine, on_begin)
+
+
+def refused_by_a_follower(on_begin: OnBegin, rank: Rank) -> Any:
+    return slow_to_load(on_begin, rank) if rank.index == 0 else refused(on_begin, rank)
+
+
+def follower_never_ready(on_begin: OnBegin, rank: Rank) -> Any:
+    return slow_to_load(on_begin, rank) if rank.index == 0 else never_ready(on_begin, rank)
+
+
+def failing_with_the_others(on_begin: OnBegin, rank: Rank) -> Any:
+    """Rank 0 knows only that it has lost the others."""
+    store = Path(rank.store)
+    if rank.index:
+        store.write_text("refused")
+        return refused(on_begin, rank)
+    while not store.read_text():
+        time.sleep(0.001)
+    raise RuntimeError("connection closed by peer")

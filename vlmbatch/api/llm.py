@@ -80,6 +80,7 @@ class LLM:
     ``image_input_type`` "image_features" images are ``ImageFeatureData``, and the vision tower is
     not loaded. ``gpus`` ("all", 2 or "0,2,3") runs an engine on each of these GPUs, and
     ``replicas`` several on a CPU, in processes of their own; absent: one, in this process.
+    ``tensor_parallel_size`` divides the model of each over so many GPUs, or processes on a CPU.
     ``engine`` "transformers" answers with the checkpoint's own class there, as "auto" does where we
     have no family for it. ``quantize`` "fp8" quantizes the decoder while it loads, and
     ``kv_cache_dtype`` "fp8" keys and values. ``None`` and "auto" elsewhere stand for what suits
@@ -119,6 +120,7 @@ class LLM:
         device: Device = "auto",
         gpus: str | int | None = None,
         replicas: int | None = None,
+        tensor_parallel_size: int = 1,
         attention_backend: AttentionBackendName = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
@@ -166,9 +168,12 @@ class LLM:
             num_workers = default_image_workers(on_cpu, len(places) or 1)
         self._memory = HostMemory.divide(config.host_memory)
         self._prepare_threads = max(2, 2 * num_workers)  # most of them wait for an image
+        gpu = places[0].first_gpu if places else None
         self._images: ImageLoader = HeldImageLoader(
             self._processor,
-            partial(open_images, config, inputs, num_workers, places[0].gpu if places else None),
+            partial(
+                open_images, config, inputs, num_workers, places[0].first_gpu if places else None
+            ),
         )
         if isinstance(self._engine, ReplicaPool) and not isinstance(inputs.model, HfConfig):
             self._images = SharedLoader(self._images, self._engine.memory)

@@ -116,7 +116,7 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
         return BenchResult(
             model=name,
             random_weights=random_weights,
-            device=_device_name(device, engines.number),
+            device=_device_name(device, engines),
             num_cores=available_cores(),
             dtype=str(dtype).removeprefix("torch."),
             kv_cache_tokens=engines.kv_cache_tokens,
@@ -145,7 +145,7 @@ def _measure(
     devices = len(engines.devices)
     bounds = workload_bounds(
         workload,
-        -(-measured.rows // devices),
+        -(-measured.rows * engines.ranks // devices),
         costs,
         image_tokens,
         engines.kv_cache_tokens,
@@ -162,8 +162,12 @@ def _measure(
     )
 
 
-def _device_name(device: torch.device, number: int) -> str:
+def _device_name(device: torch.device, engines: BenchEngines) -> str:
+    divided = f", {engines.ranks} an engine" if engines.ranks > 1 else ""
     if device.type != "cuda":
-        return "CPU" if number == 1 else f"CPU, {number} engines"
-    name = torch.cuda.get_device_name(device)
-    return name if number == 1 else f"{number} x {name}"
+        if engines.number == engines.ranks == 1:
+            return "CPU"
+        number = f"{engines.number} engine{'s' * (engines.number > 1)}"
+        return f"CPU, {number}" + (f" of {engines.ranks} ranks" if divided else "")
+    name, number_of_gpus = torch.cuda.get_device_name(device), len(engines.devices)
+    return name if number_of_gpus == 1 else f"{number_of_gpus} x {name}{divided}"

@@ -22,7 +22,8 @@ from vlmbatch.stages.answer_loop import GATHER_SECONDS
 class BenchEngines:
     """Engines that are loaded. ``kv_cache_tokens``: of each.
 
-    ``memory``: what images are in where engines have processes of their own.
+    ``memory``: what images are in where engines have processes of their own. ``ranks``: processes
+    that divide the model of each.
     """
 
     replica: Replica
@@ -30,6 +31,7 @@ class BenchEngines:
     kv_cache_tokens: int
     devices: tuple[torch.device, ...]
     memory: SharedMemory | None = None
+    ranks: int = 1
 
 
 @contextmanager
@@ -46,7 +48,7 @@ def bench_engines(
         replica = LocalReplica(engine, inputs.processor.tokenizer)
         yield BenchEngines(replica, 1, engine.kv_cache_tokens, (device,))
         return
-    gpus = [place.gpu for place in places if place.gpu is not None]
+    gpus = [gpu for place in places for gpu in place.gpus]
     devices = [torch.device("cuda", gpu) for gpu in gpus] or [device]
     with (
         closing(SharedMemory()) as memory,
@@ -55,4 +57,11 @@ def bench_engines(
         ) as pool,
     ):
         limits = pool.limits
-        yield BenchEngines(pool, len(places), limits.kv_cache_tokens, tuple(devices), memory)
+        yield BenchEngines(
+            pool,
+            len(places),
+            limits.kv_cache_tokens,
+            tuple(devices),
+            memory,
+            session.engine.tensor_parallel,
+        )

@@ -36,7 +36,8 @@ def seconds_to_first_row(config: JobConfig) -> float:
     command += ["--device", engine.device, "--dtype", engine.dtype]
     command += ["--attention-backend", engine.attention_backend]
     if engine.device != "cpu" and torch.cuda.is_available():
-        command += ["--gpus", engine.gpus or "1"]
+        command += ["--gpus", engine.gpus or str(engine.tensor_parallel)]
+    command += ["--tensor-parallel", str(engine.tensor_parallel)]
     if engine.quantize is not None:
         command += ["--quantize", engine.quantize]
     command += ["--kv-cache-dtype", engine.kv_cache_dtype]

@@ -38,6 +38,7 @@ _TOWER = without(
     *("disable_image_processor", "chat", "chat_template", "prompt_template"),
     *("system_prompt", "max_num_seqs", "max_batched_tokens", "kv_cache_tokens", "max_model_len"),
     *("kv_cache_dtype", "no_prefix_caching", "host_memory", "gpus", "replicas", "quantize"),
+    "tensor_parallel",
 )
 
 

@@ -58,6 +58,15 @@ class EngineConfig:
     replicas: Annotated[
         int | None, _engine("N", "Engines on a CPU, which share its cores; absent: 1.", minimum=1)
     ] = None
+    tensor_parallel: Annotated[
+        int,
+        _engine(
+            "N",
+            "GPUs that one engine divides the model over, where one cannot hold it.",
+            argument="tensor_parallel_size",
+            minimum=1,
+        ),
+    ] = 1
     attention_backend: Annotated[
         AttentionBackendName, _model("NAME", "auto, flash-attn, triton or torch.")
     ] = "auto"
@@ -123,5 +132,5 @@ class EngineConfig:
 
     @property
     def several_asked_for(self) -> bool:
-        """Whether it says how many engines there are to be."""
-        return self.gpus is not None or self.replicas is not None
+        """Whether it says how many engines, or parts of them, there are to be."""
+        return self.gpus is not None or self.replicas is not None or self.tensor_parallel > 1

@@ -20,6 +20,7 @@ from vlmbatch.engine.overlap import OverlapPolicy
 from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.family import VisionLanguageModel
+from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
 
 
 def make_engine(
@@ -33,12 +34,14 @@ def make_engine(
     ahead: bool | None = None,
     lanes: Lanes | None = None,
     overlap: OverlapPolicy | None = None,
+    parallel: ParallelContext = SINGLE_DEVICE,
 ) -> Engine:
     """An engine around ``model``, whose weights are on ``device`` in ``dtype``.
 
     ``ahead``: prepare a step while the one before is computed; None: on a GPU. ``lanes``: to run
     prefill beside decode in; None: as the device and ``config`` allow. ``overlap``: when to use
-    them; None: where it pays by the shape of the model.
+    them; None: where it pays by the shape of the model. ``parallel``: this rank, whose heads
+    ``model_config`` counts, of those that divide the model.
 
     Raises:
         ConfigError: the KV cache that ``config`` asks for is less than a granule, or of a type that
@@ -57,6 +60,7 @@ def make_engine(
         device,
         cached_image_tokens=limits.cached_image_tokens,
         vision_tokens=limits.vision_tokens,
+        parallel=parallel,
     )
     main, own_lanes = make_lanes(
         config, backend, device, limits.max_num_seqs, limits.max_model_len, kv_cache.spare_slot
@@ -85,4 +89,5 @@ def make_engine(
         eos_token_ids=frozenset(model_config.eos_token_ids),
         device=device,
         ahead=device.type == "cuda" if ahead is None else ahead,
+        recovers=parallel.world_size == 1,
     )

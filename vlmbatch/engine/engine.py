@@ -54,12 +54,14 @@ class Engine:
         eos_token_ids: frozenset[int],
         device: torch.device,
         ahead: bool,
+        recovers: bool = True,
     ) -> None:
         """The parts come from ``assembly.make_engine``.
 
         ``make_scheduler`` gives one whose pool is as large as the runner's KV cache. ``main`` is
         for steps of all kinds, ``lanes`` for prefill beside decode where ``overlap`` wants it.
-        ``ahead``: launch a step before the results of the one before are in.
+        ``ahead``: launch a step before the results of the one before are in. ``recovers``: go on
+        when a step fails; ranks that share a step cannot, as it may fail on one of them alone.
         """
         self.runner = runner
         self._make_scheduler = make_scheduler
@@ -73,6 +75,7 @@ class Engine:
         self._eos_token_ids = eos_token_ids
         self.device = device
         self._ahead = ahead
+        self._recovers = recovers
         self._failures = 0  # sequences given up since a step went well
         # Told of the sequences of each step before it is launched: what they were, if it kills us.
         self.on_launch: Callable[[list[Sequence]], None] | None = None
@@ -217,6 +220,8 @@ class Engine:
         except torch.AcceleratorError:
             raise
         except _STEP_FAILURES as error:
+            if not self._recovers:
+                raise
             return error
         lane.push(step, [chunk.sequence for chunk in chunks])
         return None

@@ -150,14 +150,14 @@ class MappedMemory:
     """The memory of another process's ``SharedMemory``, by the descriptor of its file."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._windows: dict[int, mmap.mmap] = {}
 
     def array(self, place: Place) -> NDArray[Any]:
         """The array at ``place``, as long as its owner keeps it."""
         window = self._windows.get(place.window)
         if window is None:
-            window = mmap.mmap(self._descriptor, place.window_bytes, offset=place.window)
+            window = mmap.mmap(self.descriptor, place.window_bytes, offset=place.window)
             self._windows[place.window] = window
         dtype = np.dtype(place.dtype)
         count = int(np.prod(place.shape, dtype=np.int64))

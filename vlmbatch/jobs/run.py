@@ -103,7 +103,7 @@ def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, R
         places = engine_places(config.session.engine, "all")
     with ExitStack() as stack:
         started = start_images(
-            config.session, inputs, len(places) or 1, places[0].gpu if places else None
+            config.session, inputs, len(places) or 1, places[0].first_gpu if places else None
         )
         images: ImageLoader = stack.enter_context(closing(started))
         if not places:

@@ -6,15 +6,17 @@ import time
 from dataclasses import replace
 
 from vlmbatch.images.shared_memory import MappedMemory
+from vlmbatch.replicas.followers import Followers
 from vlmbatch.replicas.messages import (
     Cancel,
     ExpectNoMore,
     Report,
+    Step,
     Submit,
     TakeBack,
     ToEngine,
 )
-from vlmbatch.replicas.replica import EngineReplica
+from vlmbatch.replicas.replica import EngineReplica, Event
 from vlmbatch.replicas.sharing import image_of, inputs_of
 from vlmbatch.types import Request
 
@@ -42,6 +44,7 @@ class EngineSide:
         return self._replica.fills_step
 
     def obey(self, message: ToEngine) -> None:
+        """``message`` is no ``Step``."""
         self._received += 1
         if isinstance(message, Submit):
             self._replica.submit(self._request(message), stream=message.stream)
@@ -57,14 +60,7 @@ class EngineSide:
     def step(self) -> Report | None:
         """Let the replica work; what there is to tell, if it is worth a message."""
         events = [] if self.is_idle else self._replica.poll()
-        report = Report(
-            self._received,
-            events,
-            self._replica.status,
-            self._replica.wants_requests,
-            self._returned,
-        )
-        last = self._last
+        report, last = self.report(events), self._last
         if (
             not events
             and report.returned is None
@@ -78,7 +74,39 @@ class EngineSide:
         self._last, self._returned, self._reported_at = report, None, time.monotonic()
         return report
 
+    def report(self, events: list[Event]) -> Report:
+        """What has come of the messages, with ``events``."""
+        replica = self._replica
+        return Report(
+            self._received, events, replica.status, replica.wants_requests, self._returned
+        )
+
     def _request(self, message: Submit) -> Request:
         images = tuple(image_of(image, self._memory) for image in message.images)
         inputs = None if message.inputs is None else inputs_of(message.inputs, self._memory)
         return replace(message.request, images=images, inputs=inputs)
+
+
+class LeadingSide(EngineSide):
+    """Of rank 0: the others are told the same, and run the same steps on their parts of the model.
+
+    From the same requests, in the same order, their schedulers make the same steps.
+    """
+
+    def __init__(self, replica: EngineReplica, memory: MappedMemory, followers: Followers) -> None:
+        super().__init__(replica, memory)
+        self._followers = followers
+        self._must_agree = False
+
+    def obey(self, message: ToEngine) -> None:
+        super().obey(message)
+        self._followers.tell(message)
+        # What is given up here may be on its way into a step there, and the pool frees its images.
+        self._must_agree |= not isinstance(message, (Submit, ExpectNoMore))
+
+    def step(self) -> Report | None:
+        self._followers.tell(Step(self._must_agree))
+        if self._must_agree:
+            self._followers.await_reports()
+            self._must_agree = False
+        return super().step()

@@ -72,7 +72,17 @@ class Reset:
     """Give up all requests and cached prefixes."""
 
 
-ToEngine = Submit | Cancel | TakeBack | ExpectNoMore | Reset
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What rank 0 tells those that divide its model, as it runs a step: they run the same one.
+
+    ``report``: say first that all messages before this one have been obeyed.
+    """
+
+    report: bool
+
+
+ToEngine = Submit | Cancel | TakeBack | ExpectNoMore | Reset | Step
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +145,10 @@ class Failed:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The process has ended; ``cause`` says of what. Nothing more comes from it."""
+    """The process has ended, or one that divides its model; ``cause`` says of what.
+
+    Nothing more comes from it.
+    """
 
     cause: str
 

@@ -17,9 +17,10 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from typing import Protocol
 
+from vlmbatch.engine.rank import ALONE, Rank
 from vlmbatch.errors import OutputError
-from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.log import logger
 from vlmbatch.processes import beyond_standard, cause_of_death, error_file, search_path
 from vlmbatch.replicas.member import News
@@ -28,7 +29,14 @@ from vlmbatch.replicas.replica import EngineReplica, OnBegin
 
 _EXIT_SECONDS = 5.0  # a killed process that takes longer is stuck in the kernel
 
-Load = Callable[[OnBegin], tuple[EngineReplica, EngineLimits]]
+Load = Callable[[OnBegin, Rank], tuple[EngineReplica, EngineLimits]]
+
+
+class HasDescriptor(Protocol):
+    """Memory in a file that processes map."""
+
+    @property
+    def descriptor(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,18 +45,22 @@ class Settings:
 
     ``load``: makes the engine, pickled. ``gather_seconds``: what an idle engine waits for requests
     beside the first, so that its first step is a full one. ``log_levels``: of the root logger, and
-    of our own.
+    of our own. ``rank``: of the processes that divide a model; the first starts the others, each
+    with ``follower_variables`` in its environment.
     """
 
     load: bytes
     gather_seconds: float
     log_levels: tuple[int, int]
+    rank: Rank = ALONE
+    follower_variables: tuple[Mapping[str, str], ...] = ()
 
 
 class EngineProcess:
     """A ``Link``. All that comes from the process goes to ``news``, ``Lost`` last.
 
-    ``variables``: of its environment, beside those of this process. ``memory``: what it maps.
+    ``variables``: of its environment, beside those of this process. ``memory``: what it maps. The
+    rest: see ``Settings``.
 
     Raises:
         OutputError: the system lacks what a process takes.
@@ -57,15 +69,18 @@ class EngineProcess:
     def __init__(
         self,
         load: Load,
-        memory: SharedMemory,
+        memory: HasDescriptor,
         news: News,
         *,
         gather_seconds: float = 0.0,
         variables: Mapping[str, str] | None = None,
+        rank: Rank = ALONE,
+        follower_variables: tuple[Mapping[str, str], ...] = (),
     ) -> None:
         self._news = news
         levels = logging.root.level, logger.getEffectiveLevel()
-        first = pickle.dumps(Settings(pickle.dumps(load), gather_seconds, levels))
+        settings = Settings(pickle.dumps(load), gather_seconds, levels, rank, follower_variables)
+        first = pickle.dumps(settings)
         environment = {**os.environ, **(variables or {}), "PYTHONPATH": search_path()}
         with contextlib.ExitStack() as held:
             try:

@@ -1,7 +1,8 @@
 """An engine process: ``python -m vlmbatch.replicas.worker_main SOCKET MEMORY PARENT``.
 
 Two descriptors and the parent's process id. It loads an engine as the first message says, and
-answers what the others ask for until its parent is gone.
+answers what the others ask for until its parent is gone. Where several processes divide a model,
+the parent of the others is the first of them.
 """
 
 from __future__ import annotations
@@ -16,23 +17,29 @@ import sys
 import threading
 import time
 import traceback
+from functools import partial
 from multiprocessing.connection import Connection
 
+from vlmbatch.errors import VlmbatchError
 from vlmbatch.images.shared_memory import MappedMemory
-from vlmbatch.replicas.engine_side import EngineSide
+from vlmbatch.replicas.engine_side import EngineSide, LeadingSide
+from vlmbatch.replicas.followers import Followers
 from vlmbatch.replicas.messages import (
     Begun,
     ExpectNoMore,
     Failed,
     FromEngine,
     LogLine,
+    Lost,
     Ready,
+    Step,
     ToEngine,
 )
 from vlmbatch.replicas.process import Load, Settings
 
 _PARENT_SECONDS = 0.2  # between looks at whether the parent is there
 _MAX_STDERR_BYTES = 2**20  # of what libraries print
+_BLAME_SECONDS = 1.0  # a rank that ends makes others fail, which know less of why
 
 Inbox = queue.SimpleQueue[list[ToEngine] | None]
 
@@ -96,20 +103,69 @@ def _serve(parent: Parent, connection: Connection, memory: MappedMemory) -> None
     except EOFError as error:
         raise ParentGoneError from error
     _forward_log(parent, settings.log_levels)
+    follows = settings.rank.index > 0
+    inbox: Inbox = queue.SimpleQueue()
+    # Messages are taken off the socket also during a step: the parent never waits for us.
+    receive = threading.Thread(target=_receive, args=(connection, inbox, follows), daemon=True)
+    receive.start()
+    try:
+        if follows:
+            _follow(parent, inbox, memory, settings)
+        else:
+            _lead(parent, inbox, memory, settings)
+    except (ParentGoneError, VlmbatchError):
+        raise
+    except Exception:
+        if follows or settings.follower_variables:
+            time.sleep(_BLAME_SECONDS)
+        raise
+
+
+def _lead(parent: Parent, inbox: Inbox, memory: MappedMemory, settings: Settings) -> None:
+    """Load and run an engine, alone or with those that divide its model."""
     load: Load = pickle.loads(settings.load)
-    replica, limits = load(lambda indexes: parent.tell(Begun(tuple(indexes))))
-    side = EngineSide(replica, memory)
+
+    def on_begin(indexes: list[int]) -> None:
+        parent.tell(Begun(tuple(indexes)))
+
+    if settings.follower_variables:
+        followers = Followers(
+            load, memory, settings.follower_variables, partial(_end_with_rank, parent)
+        )
+        replica, limits = load(on_begin, followers.rank)
+        side: EngineSide = LeadingSide(replica, memory, followers)
+    else:
+        replica, limits = load(on_begin, settings.rank)
+        side = EngineSide(replica, memory)
     parent.tell(Ready(limits))
     if (report := side.step()) is not None:
         parent.tell(report)
-    inbox: Inbox = queue.SimpleQueue()
-    # Messages are taken off the socket also during a step: the parent never waits for us.
-    threading.Thread(target=_receive, args=(connection, inbox), daemon=True).start()
     while True:
         _obey(side, inbox, settings.gather_seconds)
         report = side.step()
         if report is not None:
             parent.tell(report)
+
+
+def _follow(parent: Parent, inbox: Inbox, memory: MappedMemory, settings: Settings) -> None:
+    """Load a part of a model, and run the steps that rank 0 runs."""
+    load: Load = pickle.loads(settings.load)
+    replica, _ = load(lambda indexes: None, settings.rank)
+    side = EngineSide(replica, memory)
+    while (batch := inbox.get()) is not None:
+        for message in batch:
+            if not isinstance(message, Step):
+                side.obey(message)
+                continue
+            if message.report:
+                parent.tell(side.report([]))
+            side.step()
+
+
+def _end_with_rank(parent: Parent, end: Failed | Lost) -> None:
+    """End this process, as one that divides its model has."""
+    parent.tell(end)
+    os._exit(1)  # which ends the others
 
 
 def _obey(side: EngineSide, inbox: Inbox, gather_seconds: float) -> None:
@@ -135,11 +191,13 @@ def _obey(side: EngineSide, inbox: Inbox, gather_seconds: float) -> None:
             gather_until = 0.0
 
 
-def _receive(connection: Connection, inbox: Inbox) -> None:
+def _receive(connection: Connection, inbox: Inbox, follows: bool) -> None:
     try:
         while True:
             inbox.put(pickle.loads(connection.recv_bytes()))
     except (EOFError, OSError):
+        if follows:
+            os._exit(1)  # it may be in a step that rank 0 will never take part in
         inbox.put(None)
 
 

@@ -72,7 +72,7 @@ def serve(config: ServeConfig) -> int:
             # On a CPU too: the engine's thread gives up the interpreter with each operation, and
             # those that read and prepare requests would keep it for 5 ms.
             sys.setswitchinterval(SWITCH_INTERVAL_S)
-            gpu = places[0].gpu if places else None
+            gpu = places[0].first_gpu if places else None
             return asyncio.run(_serve(config, inputs, engine, domains, listener, gpu))
 
 

@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vlmbatch.config import SessionConfig
+from vlmbatch.engine.rank import ALONE, Rank
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.log import logger
 from vlmbatch.models.config import ModelConfig
@@ -51,8 +52,8 @@ def start_images(
     return open_images(config, inputs, num_workers, gpu)
 
 
-def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
-    """Load the weights onto the device and build the engine around them.
+def load_engine(config: SessionConfig, inputs: ModelInputs, rank: Rank = ALONE) -> Engine:
+    """Load the weights onto the device, or this rank's, and build the engine around them.
 
     Raises:
         ConfigError: what the settings ask for is not to be had here.
@@ -70,6 +71,7 @@ def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
         inputs.model,
         settings,
         inputs.processor,
+        rank=rank,
         reserved_bytes=reserved_bytes(config, inputs.processor),
     )
     if engine.device.type == "cuda":
