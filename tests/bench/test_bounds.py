@@ -15,7 +15,7 @@ from vlmbatch.bench.device_rates import DeviceRates, measure_rates
 from vlmbatch.bench.random_checkpoint import prepare_checkpoint
 from vlmbatch.bench.workloads import WORKLOADS
 from vlmbatch.config import ImageArguments, PromptConfig
-from vlmbatch.models.config import ModelConfig
+from vlmbatch.models.config import ModelConfig, with_quantization
 from vlmbatch.models.family import load_model_config, load_processor
 from vlmbatch.models.registry import build_model
 from vlmbatch.models.weights import weight_slots
@@ -154,6 +154,20 @@ def test_grouped_queries_and_tied_tables_cost_less(llava: ModelConfig) -> None:
     assert grouped.kv_bytes_per_token * 4 == plain.kv_bytes_per_token
     assert plain.token_flops - grouped.token_flops == 32 * 2 * 4096 * 2 * 3072
     assert grouped.decoder_bytes == grouped.step_bytes
+
+
+def test_quantized_layers_are_multiplied_at_the_rate_of_fp8(llava: ModelConfig) -> None:
+    quantized = with_quantization(llava, "fp8")
+    twice = replace(H100, fp8_flops_per_second=1600e12)
+    plain, without, within = (
+        workload_bounds(WORKLOADS["classify"], 1000, model_costs(config, 2, GRID), 576, POOL, rates)
+        for config, rates in ((llava, twice), (quantized, H100), (quantized, twice))
+    )
+    assert without.arithmetic_rows_per_second == plain.arithmetic_rows_per_second
+    layers = 12_952_010_752 * (576 + 24 + 3)
+    saved = 1 / plain.arithmetic_rows_per_second - 1 / within.arithmetic_rows_per_second
+    assert saved == pytest.approx(layers / 1600e12)
+    assert within.row_flops == plain.row_flops
 
 
 def test_rates_of_this_machine_are_positive() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -73,6 +74,14 @@ def test_the_table() -> None:
     assert "failed" not in after
 
 
+def test_the_rate_of_fp8_is_told_where_it_was_measured() -> None:
+    result = make_result()
+    assert "FP8" not in shown(result)
+    rates = replace(result.rates, fp8_flops_per_second=1500e12)
+    told = shown(replace(result, rates=rates))
+    assert "800 TFLOP/s in matrix products, 1.5 PFLOP/s in those of FP8" in told
+
+
 def test_on_a_cpu_its_own_share_is_shown() -> None:
     _, head, line, *_ = shown(make_result("CPU")).splitlines()
     assert "CPU busy" in head
@@ -97,6 +106,7 @@ def test_json_has_every_figure() -> None:
         "dtype",
         "kv_cache_tokens",
         "flops_per_second",
+        "fp8_flops_per_second",
         "bytes_per_second",
         "engine_start_seconds",
         "process_start_seconds",

@@ -93,7 +93,7 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
                 write_random_weights(checkpoint, stored, device, dtype)
         logger.info("timing the start of `vlmbatch run`")
         process_starts = tuple(seconds_to_first_row(jobs[0].warmup) for _ in range(2))
-    rates = measure_rates(device, dtype)
+    rates = measure_rates(device, dtype, fp8=model.quantization is not None)
 
     logger.info("loading %s", name)
     started = time.perf_counter()

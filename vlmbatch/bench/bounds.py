@@ -23,11 +23,13 @@ class ModelCosts:
 
     ``token_flops``: the decoder's layers, without attention between tokens; ``pair_flops``: all
     layers' attention of one query and one key; ``head_flops``: one token's logits;
+    ``is_quantized``: the layers' weights are of one byte, and their products perhaps in e4m3;
     ``decoder_bytes``: its weights with the embedding table; ``step_bytes``: those of them that
     every decode step reads.
     """
 
     token_flops: int
+    is_quantized: bool
     pair_flops: int
     head_flops: int
     image_flops: int  # tower and projector
@@ -58,6 +60,7 @@ def model_costs(config: ModelConfig, itemsize: int, grid: ImageGrid) -> ModelCos
     image = family_of(config).image_flops(config, grid)
     return ModelCosts(
         token_flops=2 * decoder_weights,
+        is_quantized=config.quantization is not None,
         pair_flops=4 * query_size * text.num_layers,
         head_flops=2 * head_weights,
         image_flops=image.tower + image.projector,
@@ -101,22 +104,24 @@ def workload_bounds(
     prompt = image + text
     steps = workload.max_tokens - 1  # the first token comes with the prefill
     generated = range(1, workload.max_tokens)
-    image_prefill = costs.token_flops * image + costs.pair_flops * _causal_pairs(0, image)
-    row_flops = (
-        (costs.image_flops + image_prefill) / questions
-        + costs.token_flops * (text + steps)
+    layer_flops = costs.token_flops * (image / questions + text + steps)
+    other_flops = (
+        (costs.image_flops + costs.pair_flops * _causal_pairs(0, image)) / questions
         + costs.pair_flops * _causal_pairs(image, prompt + steps)
         + costs.head_flops * workload.max_tokens
     )
+    layer_rate = rates.flops_per_second
+    if costs.is_quantized and rates.fp8_flops_per_second is not None:
+        layer_rate = rates.fp8_flops_per_second
     own_tokens = image / questions + text
     decode_batch = max(1, min(rows, int(kv_cache_tokens / (own_tokens + workload.max_tokens))))
     kv_tokens = sum(own_tokens + count for count in generated)
     row_bytes = costs.kv_bytes_per_token * kv_tokens + costs.step_bytes * steps / decode_batch
     return Bounds(
-        row_flops,
+        layer_flops + other_flops,
         row_bytes,
         decode_batch,
-        rates.flops_per_second / row_flops,
+        1 / (layer_flops / layer_rate + other_flops / rates.flops_per_second),
         rates.bytes_per_second / row_bytes,
     )
 

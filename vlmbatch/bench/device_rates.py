@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from vlmbatch_kernels.fp8_linear import channel_linear, multiplies
+from vlmbatch_kernels.quantized_rows import quantize_rows
 
 _SECONDS = 0.3  # of each measurement, after a first round that counts for nothing
 _MIN_ROUNDS = 3
@@ -14,29 +16,47 @@ _MIN_ROUNDS = 3
 
 @dataclass(frozen=True, slots=True)
 class DeviceRates:
-    """Floating-point operations a second of a matrix product, bytes a second of a copy."""
+    """Floating-point operations a second of a matrix product, bytes a second of a copy.
+
+    ``fp8_flops_per_second``: of a product in e4m3, where the device has it and it is asked for.
+    """
 
     flops_per_second: float
     bytes_per_second: float
+    fp8_flops_per_second: float | None = None
 
 
 @torch.inference_mode()
-def measure_rates(device: torch.device, dtype: torch.dtype) -> DeviceRates:
+def measure_rates(device: torch.device, dtype: torch.dtype, *, fp8: bool = False) -> DeviceRates:
     """The best of repeated products of square matrices, and of repeated copies.
 
-    A copied byte counts twice: it is read and written.
+    A copied byte counts twice: it is read and written. ``fp8``: products in e4m3 too, with
+    activations of ``dtype``, where the device has them.
     """
-    rates = DeviceRates(_product_rate(device, dtype), _copy_rate(device))
+    side = 8192 if device.type == "cuda" else 1024
+    has_fp8 = fp8 and multiplies(device, dtype, side, side)
+    rates = DeviceRates(
+        _product_rate(device, dtype, side),
+        _copy_rate(device),
+        _fp8_product_rate(device, dtype, side) if has_fp8 else None,
+    )
     if device.type == "cuda":
         torch.cuda.empty_cache()
     return rates
 
 
-def _product_rate(device: torch.device, dtype: torch.dtype) -> float:
-    side = 8192 if device.type == "cuda" else 1024
+def _product_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
     left, right = (torch.randn(side, side, dtype=dtype, device=device) for _ in range(2))
     product = torch.empty_like(left)
     seconds = _best_seconds(lambda: torch.mm(left, right, out=product), device)
+    return 2 * side**3 / seconds
+
+
+def _fp8_product_rate(device: torch.device, dtype: torch.dtype, side: int) -> float:
+    rows, weight = (
+        quantize_rows(torch.randn(side, side, dtype=dtype, device=device)) for _ in range(2)
+    )
+    seconds = _best_seconds(lambda: channel_linear(rows, weight.values, weight.scales), device)
     return 2 * side**3 / seconds
 
 

@@ -47,8 +47,10 @@ def print_report(result: BenchResult, console: Console) -> None:
         table.add_row(*_cells(line, on_gpu))
     console.print(table)
     rates = result.rates
+    fp8 = rates.fp8_flops_per_second
+    in_fp8 = "" if fp8 is None else f", {_scaled(fp8, 'FLOP/s')} in those of FP8"
     console.print(
-        f"measured: {_scaled(rates.flops_per_second, 'FLOP/s')} in matrix products, "
+        f"measured: {_scaled(rates.flops_per_second, 'FLOP/s')} in matrix products{in_fp8}, "
         f"{_scaled(rates.bytes_per_second, 'B/s')} in copies; engine ready in "
         f"{result.engine_start:.1f} s; KV cache of {result.kv_cache_tokens:,} tokens",
         soft_wrap=True,
@@ -83,6 +85,7 @@ def as_json(result: BenchResult) -> dict[str, Any]:
         "dtype": result.dtype,
         "kv_cache_tokens": result.kv_cache_tokens,
         "flops_per_second": result.rates.flops_per_second,
+        "fp8_flops_per_second": result.rates.fp8_flops_per_second,
         "bytes_per_second": result.rates.bytes_per_second,
         "engine_start_seconds": result.engine_start,
         "process_start_seconds": list(result.process_starts),
