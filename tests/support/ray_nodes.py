@@ -1,0 +1,48 @@
+"""A Ray cluster of several nodes in this machine, none of whose processes outlives it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}  # bytes: about the least that Ray takes
+
+
+class RayNodes:
+    """The nodes that may answer, of one CPU each; the head has none."""
+
+    def __init__(self, cluster: Any) -> None:
+        self._cluster = cluster
+        self.address: str = cluster.address
+        self._nodes: list[Any] = []
+
+    def add(self) -> None:
+        self._nodes.append(self._cluster.add_node(**_NODE))
+
+    def kill(self) -> None:
+        """All processes of one node, as when its machine loses power."""
+        self._cluster.remove_node(self._nodes.pop(), allow_graceful=False)
+
+
+@contextmanager
+def ray_nodes(count: int) -> Iterator[RayNodes]:
+    """A cluster with ``count`` nodes, and a head that answers nothing."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # paths of sockets have to be short
+    head = {**_NODE, "num_cpus": 0, "include_dashboard": False, "temp_dir": str(folder)}
+    cluster = Cluster(initialize_head=True, head_node_args=head)
+    try:
+        nodes = RayNodes(cluster)
+        for _ in range(count):
+            nodes.add()
+        yield nodes
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
