@@ -16,7 +16,7 @@ from vlmbatch.ray import Answerer
 from vlmbatch.ray.answerer import ANSWER_SCHEMA
 
 PROMPT = "USER: <image>\nWhat number is written? ASSISTANT:"
-IMAGES = [f"images/{name}.jpg" for name in ("1001000001", "missing", "1001000002.png")]
+IMAGES = ["images/1001000001.jpg", "images/missing.jpg", "images/1001000005.jpg"]
 SAMPLED = SamplingParams(max_tokens=16, temperature=1.0)
 
 

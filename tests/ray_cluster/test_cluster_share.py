@@ -8,7 +8,7 @@ import pytest
 
 from vlmbatch.config import Device
 from vlmbatch.errors import UsageError
-from vlmbatch.ray.cluster import Share, share_of
+from vlmbatch.ray.cluster import Share, room_on, share_of
 
 
 def node(alive: bool = True, **resources: float) -> dict[str, Any]:
@@ -33,6 +33,12 @@ DEAD = node(alive=False, CPU=64, GPU=8)
 )
 def test_shares(nodes: list[dict[str, Any]], device: Device, share: Share) -> None:
     assert share_of(nodes, device) == share
+
+
+def test_room_changes_with_the_nodes() -> None:
+    share = share_of([HEAD, EIGHT], "auto")
+    assert [room_on(nodes, share) for nodes in ([HEAD, EIGHT], [HEAD], [EIGHT, TWO])] == [8, 0, 9]
+    assert room_on([HEAD, node(CPU=9), DEAD], Share(0, 4, 1)) == 3
 
 
 @pytest.mark.parametrize(

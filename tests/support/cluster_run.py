@@ -71,7 +71,9 @@ class ClusterRun:
         """The merged parts are what one run writes, but for the run's id."""
         model = [option for option in self.model if option != "--shard-rows"]
         model.remove(self.options[self.options.index("--shard-rows") + 1])
-        merged = real_command.run("merge", "out", "-o", "merged.parquet", folder=self.folder)
+        merged = real_command.run(
+            "merge", "out", "-o", "merged.parquet", "--overwrite", folder=self.folder
+        )
         assert merged.returncode in (0, 1), merged.stderr
         arguments = ("run", "manifest.jsonl", *model, "-o", "one.parquet", "--overwrite")
         alone = real_command.run(*arguments, folder=self.folder)

@@ -86,6 +86,21 @@ def share_of(nodes: Sequence[Mapping[str, Any]], device: Device) -> Share:
     return Share(0, min(cpus), sum(number // min(cpus) for number in cpus))
 
 
+def room_on(nodes: Sequence[Mapping[str, Any]], share: Share) -> int:
+    """For how many engines with such a share there is room, whatever else runs there."""
+    return sum(
+        int(
+            min(
+                node["Resources"].get(name, 0) // number
+                for name, number in (("GPU", share.num_gpus), ("CPU", share.num_cpus))
+                if number
+            )
+        )
+        for node in nodes
+        if node["Alive"]
+    )
+
+
 def _connect(ray: Any, address: str) -> None:
     verbose = logger.isEnabledFor(10)
     options: dict[str, Any] = {"log_to_driver": verbose, "logging_level": "WARNING"}

@@ -21,7 +21,7 @@ from vlmbatch.log import logger
 from vlmbatch.output.all_parts import all_parts
 from vlmbatch.output.finished import finished_counts
 from vlmbatch.output.parts import check_folder, finished_part, parts_named
-from vlmbatch.ray.cluster import connected, share_of
+from vlmbatch.ray.cluster import connected, room_on, share_of
 from vlmbatch.ray.dispatch import Dispatch
 from vlmbatch.ray.worker import WorkerJob
 from vlmbatch.session.open import Inputs, open_job, opening_stage
@@ -40,7 +40,7 @@ def run(config: JobConfig, address: str, stats: RunStats) -> None:
             be reached, or a node sees other files (before any work is done there).
         OutputLockedError: another run is writing to the folder.
         OutputError: the output cannot be written.
-        UnfinishedError: a part was lost again and again.
+        EnginesLostError: a part was lost again and again.
         RunStoppedError: a signal, the deadline or the error budget ended the run early.
     """
     destination, policy = config.destination, config.policy
@@ -83,8 +83,9 @@ def run(config: JobConfig, address: str, stats: RunStats) -> None:
                     Dispatch(
                         ray,
                         job,
+                        share,
                         left,
-                        lambda: share_of(ray.nodes(), config.session.engine.device),
+                        lambda: room_on(ray.nodes(), share),
                         finished,
                         stats,
                         stop,

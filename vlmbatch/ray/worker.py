@@ -78,6 +78,7 @@ class PartWorker:
         self._resources = ExitStack()
         self._inputs: Inputs | None = None
         self._replica: Replica | None = None
+        self._part: Part | None = None
         self._stats = RunStats()
         self._stop: StopRequest | None = None
         self._stopped: RunStoppedError | None = None
@@ -94,7 +95,8 @@ class PartWorker:
     def answer(self, part: Part, policy: RunPolicy) -> PartOutcome:
         """Answer what is left of a part, and commit it."""
         assert self._inputs is not None, "open comes first"
-        stats = self._stats = RunStats()
+        stats = RunStats()
+        self._part, self._stats = part, stats
         stop = self._stop = StopRequest(policy.grace_s)
         if self._stopped is not None:  # it came between two parts
             stop.request(self._stopped)
@@ -115,9 +117,10 @@ class PartWorker:
                 self._replica.reset()
         return PartOutcome(stats)
 
-    def progress(self) -> RunStats:
-        """How far the part under way is."""
-        return self._stats.copy()
+    def progress(self) -> tuple[Part | None, RunStats]:
+        """The part under way, or the last one, and how far it is."""
+        part = self._part
+        return part, self._stats.copy()
 
     def stop(self, message: str, exit_status: int) -> None:
         """Admit no more rows; those under way get the time of grace."""
