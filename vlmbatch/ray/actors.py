@@ -96,6 +96,12 @@ class Actors:
             else:
                 yield Returned(worker, method, value)
 
-    def start_anew(self, worker: Worker) -> None:
-        """End its process, where that still runs, for Ray to start it again."""
-        self._ray.kill(worker.actor, no_restart=False)
+    def recover(self, returned: Returned) -> None:
+        """Open a worker again whose call has failed.
+
+        Ray has started it anew if it died; where our own code failed, as with a CUDA error, its
+        process is of no use any more.
+        """
+        if isinstance(returned.failure, self._ray.exceptions.RayTaskError):
+            self._ray.kill(returned.worker.actor, no_restart=False)
+        self.open(returned.worker)

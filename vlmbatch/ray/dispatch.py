@@ -167,8 +167,7 @@ class Dispatch:
                 worker.node,
                 returned.cause,
             )
-            self._actors.start_anew(worker)
-            self._actors.open(worker)
+            self._actors.recover(returned)
             return
         outcome: PartOutcome = returned.value
         error = outcome.error
