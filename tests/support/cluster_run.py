@@ -51,6 +51,11 @@ class ClusterRun:
         done = real_command.run("status", "out", "--json", folder=self.folder)
         return int(json.loads(done.stdout)["rows_done"]) if done.returncode != 2 else 0
 
+    def next_step(self) -> str:
+        """What `vlmbatch status` advises."""
+        done = real_command.run("status", "out", "--json", folder=self.folder)
+        return str(json.loads(done.stdout)["next_step"])
+
     def wait_for_rows(self, command: Command, count: int) -> None:
         deadline = time.monotonic() + SECONDS
         while self.rows_done() < count:

@@ -8,9 +8,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from vlmbatch.config import Device, FolderDestination, JobConfig, Part, SessionConfig
+from vlmbatch.config import Device, FolderDestination, JobConfig, Part, RunPolicy
 from vlmbatch.config.part import MAX_PARTS
 from vlmbatch.durable.durable_file import reported
 from vlmbatch.durable.lock import OutputLock
@@ -18,15 +20,19 @@ from vlmbatch.durable.run_paths import LOCK_FILE, parts_work_folder
 from vlmbatch.errors import UsageError
 from vlmbatch.jobs.fingerprint import fingerprint, run_settings
 from vlmbatch.log import logger
+from vlmbatch.manifest.manifest import Manifest
 from vlmbatch.output.all_parts import all_parts
+from vlmbatch.output.changes import refuse_changes
 from vlmbatch.output.finished import finished_counts
-from vlmbatch.output.parts import check_folder, finished_part, parts_named
-from vlmbatch.ray.cluster import connected, room_on, share_of
+from vlmbatch.output.parts import check_folder, finished_part, other_run, parts_named
+from vlmbatch.ray.cluster import Share, connected, room_on, share_of
 from vlmbatch.ray.dispatch import Dispatch
 from vlmbatch.ray.worker import WorkerJob
-from vlmbatch.session.open import Inputs, open_job, opening_stage
+from vlmbatch.session.open import open_job, opening_stage
 from vlmbatch.stages.stopping import StopRequest
 from vlmbatch.stats import RunStats
+
+_PROBE = "probe-"  # begins the name of a file that shows a node that it sees the folder
 
 
 def run(config: JobConfig, address: str, stats: RunStats) -> None:
@@ -46,13 +52,11 @@ def run(config: JobConfig, address: str, stats: RunStats) -> None:
     destination, policy = config.destination, config.policy
     assert isinstance(destination, FolderDestination)
     stop = StopRequest(policy.grace_s, policy.deadline_s, policy.max_error_rate)
+    finished = RunStats()
     stats.stage = "connecting to the Ray cluster"
     with connected(address) as ray:
         share = share_of(ray.nodes(), config.session.engine.device)
-        device: Device = "cuda" if share.num_gpus else "cpu"
-        if config.session.engine.device != device and not share.num_gpus:
-            logger.warning("the Ray cluster has no GPU: %d engines on CPUs", share.count)
-        config = replace(config, session=_on_device(config.session, device))
+        config = _on_device(config, share)
         stats.stage = opening_stage(config.session)
         inputs = open_job(config)
         stats.quantization = inputs.quantization
@@ -60,48 +64,40 @@ def run(config: JobConfig, address: str, stats: RunStats) -> None:
         info = inputs.manifest.scanned()
         stats.rows_total = info.num_rows
         folder = Path(os.path.abspath(destination.path))  # noqa: PTH100 - resolves no links
-        parts = _divided(config, folder, info.num_rows, destination.shard_rows)
+        parts = _divided(policy, folder, info.num_rows, destination.shard_rows)
+        settings = run_settings(config, inputs, info)
+        if not policy.overwrite:
+            other, changes = other_run(folder, parts[0], settings)
+            refuse_changes(folder / other.file_name, changes, incremental=policy.incremental)
         with _held(folder) as probe:
-            settings = run_settings(config, inputs, info)
-            finished = RunStats(rows_total=info.num_rows)
-            left = [
-                part
-                for part in parts
-                if not _is_done(config, folder, part, inputs, settings, finished)
-            ]
-            if left:
-                job = WorkerJob(
-                    config,
-                    folder,
-                    str(Path.cwd()),
-                    tuple(sys.argv),
-                    probe,
-                    settings,
-                    share.num_cpus,
-                )
-                with stop.on_signals():
-                    Dispatch(
-                        ray,
-                        job,
-                        share,
-                        left,
-                        lambda: room_on(ray.nodes(), share),
-                        finished,
-                        stats,
-                        stop,
-                    ).run()
-            stats.stage = "looking at the parts"
-            all_parts(folder)
+            here = (str(Path.cwd()), tuple(sys.argv))
+            job = WorkerJob(config, folder, *here, probe, settings, share.num_cpus)
+            left = [part for part in parts if not _is_done(job, part, inputs.manifest, finished)]
+            room = partial(_room, ray, share)
+            dispatch = Dispatch(ray, job, share, left, room, finished, stats, stop)
+            with stop.on_signals():
+                dispatch.run()
+        all_parts(folder)
     if not finished.rows_begun:
         stats.count_earlier(finished.rows_done, finished.errors, finished.error_examples)
     stats.finish()
 
 
-def _on_device(session: SessionConfig, device: Device) -> SessionConfig:
-    return replace(session, engine=replace(session.engine, device=device))
+def _on_device(config: JobConfig, share: Share) -> JobConfig:
+    """The job on what the cluster has; a node's own look might find something else there."""
+    session = config.session
+    device: Device = "cuda" if share.num_gpus else "cpu"
+    if session.engine.device != device == "cpu":
+        logger.warning("the Ray cluster has no GPU: answering on its CPUs, %d engines", share.count)
+    engine = replace(session.engine, device=device)
+    return replace(config, session=replace(session, engine=engine))
 
 
-def _divided(config: JobConfig, folder: Path, num_rows: int, part_rows: int) -> list[Part]:
+def _room(ray: Any, share: Share) -> int:
+    return room_on(ray.nodes(), share)
+
+
+def _divided(policy: RunPolicy, folder: Path, num_rows: int, part_rows: int) -> list[Part]:
     """The parts of the manifest; with --incremental as many as are there.
 
     Raises:
@@ -110,39 +106,31 @@ def _divided(config: JobConfig, folder: Path, num_rows: int, part_rows: int) -> 
     """
     wanted = count = max(1, -(-num_rows // part_rows))
     named = parts_named(folder)
-    if named and config.policy.incremental:
+    if named and policy.incremental:
         count = named[0].count
     if count > MAX_PARTS:
         raise UsageError(
             f"--shard-rows {part_rows} makes {count:,} parts of {num_rows:,} rows, and a run has "
             f"at most {MAX_PARTS:,}: at least --shard-rows {-(-num_rows // MAX_PARTS)}"
         )
-    if named and named[0].count != wanted and not config.policy.incremental:
+    if named and named[0].count != wanted and not policy.incremental:
         raise UsageError(
             f"output {folder} is of a run in {named[0].count:,} parts ({named[0].file_name}), and "
             f"{num_rows:,} rows in parts of {part_rows:,} (--shard-rows) are {wanted:,}. Give the "
             "same --shard-rows, or, where the manifest has changed, add --incremental to keep the "
-            "answers of unchanged rows; or choose another folder"
+            "answers of unchanged rows; or choose another folder, or empty this one"
         )
     parts = [Part(number, count) for number in range(count)]
     check_folder(folder, parts[0])
     return parts
 
 
-def _is_done(
-    config: JobConfig,
-    folder: Path,
-    part: Part,
-    inputs: Inputs,
-    settings: dict[str, object],
-    finished: RunStats,
-) -> bool:
-    """Whether a worker would find nothing to do for a part; if so it is counted."""
-    policy = config.policy
+def _is_done(job: WorkerJob, part: Part, manifest: Manifest, finished: RunStats) -> bool:
+    """Whether a worker would find nothing to do for a part; it is then counted in ``finished``."""
+    policy = job.config.policy
     if policy.overwrite or policy.incremental:
         return False
-    rows = inputs.manifest.rows_of(part)
-    found = finished_part(folder, part, fingerprint(settings), rows)
+    found = finished_part(job.folder, part, fingerprint(job.settings), manifest.rows_of(part))
     if found is None:
         return False
     counts = finished_counts(found.path)
@@ -166,9 +154,12 @@ def _held(folder: Path) -> Iterator[tuple[Path, str]]:
     with reported(inside):
         inside.mkdir(parents=True, exist_ok=True)
     lock = OutputLock(inside / LOCK_FILE, folder)
-    probe, content = inside / f"probe-{secrets.token_hex(8)}", secrets.token_hex(16)
+    # Never the same name: what a network file system has shown of it once, it shows for a while.
+    probe, content = inside / f"{_PROBE}{secrets.token_hex(8)}", secrets.token_hex(16)
     try:
         with reported(probe):
+            for stale in inside.glob(f"{_PROBE}*"):  # of a driver that was killed
+                stale.unlink(missing_ok=True)
             probe.write_text(content)
         yield probe, content
     finally:
