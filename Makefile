@@ -27,7 +27,7 @@ demo-serve: $(READY) ## Start the server, ask it one question with curl, and sto
 test: $(READY) ## Run the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-test-gpu: $(READY) ## Run the tests that need a GPU and flash-attn
+test-gpu: $(READY) ## Run the tests that need a GPU, flash-attn and torchvision
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n6 tests/gpu --require-gpu -m 'not whole_gpu'
 	$(BIN)/python -m pytest -q -n0 tests/gpu --require-gpu -m whole_gpu
 

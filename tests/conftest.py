@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +14,15 @@ from hypothesis import settings
 
 settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
 settings.load_profile("untimed")
+
+gc.disable()  # until all tests are imported: what that makes is no garbage
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage among what tests make, not each time among torch and all tests too."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)  # what binds Triton tells of all that is left at exit, as of leaks
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ LAYERS: list[set[str]] = [
     {"vlmbatch.replicas"},
     {"vlmbatch.output"},
     {"vlmbatch.manifest"},
-    {"vlmbatch.openai"},
+    {"vlmbatch.openai", "vlmbatch.nvjpeg"},
     {"vlmbatch.images", "vlmbatch.engine"},
     {"vlmbatch.models"},
     {"vlmbatch.durable"},
@@ -44,6 +44,7 @@ GROUND = {
     "vlmbatch.config",
     "vlmbatch.errors",
     "vlmbatch.log",
+    "vlmbatch.processes",
     "vlmbatch.stats",
     "vlmbatch.types",
 }

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlmbatch.bench import pictures
 from vlmbatch.bench.inputs import write_inputs
 from vlmbatch.bench.pages import make_page
 from vlmbatch.bench.photos import make_photo
@@ -128,7 +129,8 @@ def test_file_sizes_are_those_of_photos_and_scans(
             assert (image.format, image.mode, image.size) == ("JPEG", "RGB", size)
 
 
-def test_processes_write_what_one_would(tmp_path: Path) -> None:
+def test_processes_write_what_one_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_WORTH_A_PROCESS", 64 * 48)
     written = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)

@@ -42,7 +42,10 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--engine", "transformers"), {"session.engine.engine": "transformers"}),
     (("--dtype", "float16"), {"session.engine.dtype": "float16"}),
     (("--quantize", "fp8"), {"session.engine.quantize": "fp8"}),
+    (("--kv-cache-dtype", "fp8"), {"session.engine.kv_cache_dtype": "fp8"}),
     (("--device", "cpu"), {"session.engine.device": "cpu"}),
+    (("--gpus", "0,2"), {"session.engine.gpus": "0,2"}),
+    (("--replicas", "7"), {"session.engine.replicas": 7}),
     (("--attention-backend", "torch"), {"session.engine.attention_backend": "torch"}),
     (
         ("--image-input-type", "image_features"),
@@ -74,6 +77,7 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--max-image-pixels", "7"), {"session.image_limits.max_pixels": 7}),
     (("--image-workers", "0"), {"session.image_loading.workers": 0}),
     (("--image-decoder", "scaled"), {"session.image_loading.decoder": "scaled"}),
+    (("--image-decoder", "gpu"), {"session.image_loading.decoder": "gpu"}),
     (("--image-timeout", "7.5"), {"session.image_loading.timeout_s": 7.5}),
     (("--chat",), {"session.prompt.chat": True}),
     (("--chat-template", "t.jinja"), {"session.prompt.chat_template": Path("t.jinja")}),

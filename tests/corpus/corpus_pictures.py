@@ -55,6 +55,9 @@ def colour_pictures() -> Iterator[tuple[str, bytes]]:
     yield "palette-transparent.png", encoded(_transparent_palette(picture))
     yield "rgba.png", encoded(_see_through(picture))
     yield "cmyk.jpg", encoded(picture.convert("CMYK"), "JPEG", quality=90)
+    yield "progressive.jpg", encoded(picture, "JPEG", quality=90, progressive=True)
+    behind = encoded(other_scene(), "JPEG", quality=90)  # as in phones' files of several pictures
+    yield "two-pictures.jpg", encoded(picture, "JPEG", quality=90) + behind
     yield "lzw.tif", encoded(picture, "TIFF", compression="tiff_lzw")
     yield "scene.bmp", encoded(picture.quantize(64), "BMP")
     frames = {"save_all": True, "append_images": [other_scene()], "duration": 100}
@@ -92,6 +95,7 @@ def bad_pictures() -> Iterator[tuple[str, bytes]]:
     yield "empty.jpg", b""
     yield "page.jpg", b"<!DOCTYPE html>\n<html><body>404 Not Found</body></html>\n"
     yield "truncated.jpg", jpeg[: len(jpeg) // 2]
+    yield "no-end.jpg", jpeg[:-2]
     yield "20000x20000.png", png(20_000, 20_000, depth=8, colour_type=2, rows=bytes(100))
     yield "bomb.png", png(12_000, 12_000, depth=1, colour_type=0, rows=bytes(1501 * 12_000))
     yield "drawing.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n"

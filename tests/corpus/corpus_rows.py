@@ -119,6 +119,7 @@ BAD_IMAGES = (
     picture_error("empty.jpg", "image_unreadable", "0 bytes"),
     picture_error("page.jpg", "image_unreadable", "HTML"),
     picture_error("truncated.jpg", "image_unreadable", "truncated"),
+    picture_error("no-end.jpg", "image_unreadable", "truncated"),
     picture_error("20000x20000.png", "image_too_large", "20000 x 20000 = 400000000", "100000000"),
     picture_error("bomb.png", "image_too_large", "12000 x 12000 = 144000000", "100000000"),
     picture_error("drawing.eps", "image_format_unsupported", "EPS"),

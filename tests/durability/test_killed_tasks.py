@@ -129,6 +129,7 @@ def test_two_tasks_with_one_part(
     first, second, third = tasks(step_seconds=0.02)
     command = first.start()
     command.wait_until(lambda: len(command.computed) > 0)
+    command.send_signal(signal.SIGSTOP)  # it holds its lock for as long as all of this takes
     again = first.start()
     assert again.wait() == 75 and f"process {command.pid} on " in again.stderr
     parts = first.output.parent
@@ -137,6 +138,7 @@ def test_two_tasks_with_one_part(
     status = commands.run("status", parts)
     assert status.wait() == 75 and "parts     3: 1 being written, 2 missing" in status.stdout
     second.finish(expected)
+    command.send_signal(signal.SIGCONT)
     assert command.wait() == WITH_ERRORS
     first.check_finished(expected)
     third.finish(expected)

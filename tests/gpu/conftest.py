@@ -1,4 +1,4 @@
-"""These tests need a CUDA device and flash-attn; elsewhere they are skipped, and say so.
+"""These tests need a CUDA device, flash-attn and torchvision; elsewhere they are skipped.
 
 With ``--require-gpu`` nothing is skipped: what is missing ends the tests before they begin.
 """
@@ -20,6 +20,8 @@ def _missing() -> str:
         missing.append("a CUDA device")
     if find_spec("flash_attn") is None:
         missing.append("flash-attn (pip install --no-build-isolation 'vlmbatch[cuda]')")
+    if find_spec("torchvision") is None:
+        missing.append("torchvision (pip install 'vlmbatch[cuda]')")
     return " and ".join(missing)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -10,78 +11,32 @@ import pytest
 from encoding import encoded
 from hypothesis import example, given
 from hypothesis import strategies as st
+from image_processors import CUBIC, PROCESSORS, llava, qwen
 from PIL import Image
 from worker_processes import PHOTOS, PROCESSOR
 
 from vlmbatch.config import ImageLimits, ImageResolution
 from vlmbatch.errors import ErrorCode, RowError
-from vlmbatch.hf.images import UprightImages
 from vlmbatch.images.decode import decode_image, decode_scaled, probe_image
 from vlmbatch.images.loading.loader import InProcessLoader
 from vlmbatch.images.loading.pool import ImageWorkers
 from vlmbatch.images.loading.prepare import prepare_image
 from vlmbatch.models.family import ImageProcessor
-from vlmbatch.models.llava.image_processor import LlavaImageProcessor
-from vlmbatch.models.llava_next.image_processor import (
-    LlavaNextImageProcessor,
-    SquareImageProcessor,
-)
-from vlmbatch.models.llava_next.tiling import Size
-from vlmbatch.models.preprocessor_config import Normalization
-from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
-from vlmbatch.models.shrink import NO_SHRINK, Shrink
 from vlmbatch.types import ImageRef, PixelImage
 
 LIMITS = ImageLimits()
-CUBIC, HALVES = Image.Resampling.BICUBIC, (0.5, 0.5, 0.5)
-NORMAL = Normalization(1 / 255, HALVES, HALVES)
-GREY = (127, 127, 127)
-
-
-def llava(
-    resize_to: tuple[int, int] | int | None,
-    crop_to: tuple[int, int] | None,
-    pad_color: tuple[int, int, int] | None = None,
-) -> LlavaImageProcessor:
-    return LlavaImageProcessor(
-        *(resize_to, CUBIC, crop_to, pad_color, 1 / 255, HALVES, HALVES),
-        *((40, 40), (4, 4), 16),
-    )
-
-
-def tiled(shrink: Shrink = NO_SHRINK) -> LlavaNextImageProcessor:
-    pinpoints = (Size(40, 80), Size(80, 40), Size(80, 80))
-    return LlavaNextImageProcessor(40, 4, pinpoints, None, CUBIC, NORMAL, shrink, None)
-
-
-def qwen(shrink: Shrink = NO_SHRINK) -> QwenImageProcessor:
-    return QwenImageProcessor(8, 256, 6400, CUBIC, NORMAL, shrink)
-
-
-PROCESSORS: dict[str, ImageProcessor] = {
-    "llava, cropped": llava(40, (40, 40)),
-    "llava, out of shape": llava((40, 40), None),
-    "llava, padded": llava((40, 40), None, GREY),
-    "llava, padded by its edge": llava(40, None, GREY),
-    "llava, not resized": llava(None, (40, 40)),
-    "tiles": tiled(),
-    "tiles of what is scaled down": tiled(Shrink(longest_side=100)),
-    "a square": SquareImageProcessor(40, 4, CUBIC, GREY, NORMAL, NO_SHRINK),
-    "a square of fewer pixels": SquareImageProcessor(
-        40, 4, CUBIC, GREY, NORMAL, Shrink(max_pixels=2000)
-    ),
-    "qwen": qwen(),
-    "qwen, scaled down": qwen(Shrink(longest_side=50)),
-    "transformers": UprightImages(10**6),
-    "transformers, scaled down": UprightImages(10**6, Shrink(longest_side=60)),
-}
 SIDES = st.integers(40, 700)
+
+
+@cache
+def photo() -> Image.Image:
+    with Image.open(PHOTOS / "coffee.jpg") as opened:
+        return opened.convert("RGB")
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
     """A corner of a photograph in a frame: neither symmetric nor the same at its edges."""
-    with Image.open(PHOTOS / "coffee.jpg") as photo:
-        made = photo.convert("RGB").resize((width, height), CUBIC)
+    made = photo().resize((width, height), CUBIC)
     made.paste((250, 240, 30), (0, 0, width // 3, height // 4))
     made.paste((10, 20, 60), (width - width // 10 - 1, 0, width, height))
     return made.convert(mode)

@@ -155,6 +155,18 @@ def test_a_footer_that_hides_what_comes_after_the_dictionary(
     assert "more than the footer declares" in rows[-1].error.message
 
 
+def test_a_chunk_whose_path_is_no_text_is_read_by_the_schema(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    pq.write_table(pa.table({"prompt": ["p"] * 9, "image": [b"x"] * 9}), path)
+    content = path.read_bytes()
+    # The footer names a column in its schema, and then in each row group's chunk of it.
+    chunk = content.rindex(b"image", 0, content.rindex(b"ARROW:schema"))
+    path.write_bytes(content[:chunk] + b"\x80" + content[chunk + 1 :])
+    with pytest.raises(UnicodeDecodeError):
+        _ = pq.ParquetFile(path).metadata.row_group(0).column(1).path_in_schema
+    assert [row.images[0].data for row in read(path)] == [b"x"] * 9
+
+
 @pytest.mark.parametrize("names", [["id", "image"], ["image.path", "id", "image"], ["list", "id"]])
 def test_columns_in_any_order(names: list[str], tmp_path: Path) -> None:
     path = tmp_path / "m.parquet"

@@ -27,8 +27,11 @@ PROCESSOR = LlavaImageProcessor(
 )
 
 
-def worker_pids(parent: int) -> set[int]:
-    """Live worker processes that ``parent`` started."""
+IMAGE_WORKER, ENGINE = b"vlmbatch.images.loading.worker", b"vlmbatch.replicas.worker_main"
+
+
+def worker_pids(parent: int, module: bytes = IMAGE_WORKER) -> set[int]:
+    """Live processes of ``module`` that ``parent`` started."""
     found = set()
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():
@@ -38,7 +41,7 @@ def worker_pids(parent: int) -> set[int]:
             status = (folder / "stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):  # gone meanwhile
             continue
-        if b"images.loading.worker" in command and int(status[1]) == parent:
+        if module in command and int(status[1]) == parent:
             found.add(int(folder.name))
     return found
 

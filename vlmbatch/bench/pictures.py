@@ -1,4 +1,4 @@
-"""JPEGs of photos or pages, written by all cores."""
+"""JPEGs of photos or pages, written by as many cores as are worth their start."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vlmbatch.bench.pages import make_page
 from vlmbatch.bench.photos import make_photo
 
 _QUALITY = 85
+_WORTH_A_PROCESS = 10_000_000  # pixels; to make them takes as long as to start one, 0.35 s
 _MAKERS = {"photo": make_photo, "page": make_page}
 
 
@@ -34,7 +35,9 @@ def write_pictures(
     Picture i depends on ``seed`` and i alone. The folders must exist.
     """
     jobs = [_Job(path, picture, size, (seed, index)) for index, path in enumerate(paths)]
-    if processes <= 1 or len(jobs) < 2 * processes:
+    pixels = len(jobs) * size[0] * size[1]
+    processes = min(processes, len(jobs), pixels // _WORTH_A_PROCESS)
+    if processes <= 1:
         _write_all(jobs)
         return
     shares = [jobs[first::processes] for first in range(processes)]

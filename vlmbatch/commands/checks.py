@@ -11,6 +11,7 @@ from vlmbatch.commands.array_task import chosen_part
 from vlmbatch.commands.places import is_stream
 from vlmbatch.config import (
     Destination,
+    EngineConfig,
     FileDestination,
     FolderDestination,
     OutputOptions,
@@ -83,6 +84,21 @@ def _parts_destination(options: OutputOptions, output: str, manifest: str) -> Fo
     with _looking_at(f"output {output}"):
         _check_place(output, overwrite=True, sharded=True)
         return FolderDestination(Path(output), options.shard_rows or DEFAULT_PART_ROWS)
+
+
+def check_cluster_engines(ray: str | None, engine: EngineConfig) -> None:
+    """Refuse what says how many engines one machine has, where Ray does.
+
+    Raises:
+        UsageError: names the options.
+    """
+    given = "--gpus" if engine.gpus is not None else "--replicas"
+    value = engine.gpus if engine.gpus is not None else engine.replicas
+    if ray is not None and value is not None:
+        raise UsageError(
+            f"--ray and {given} {value} contradict each other: every engine gets a GPU of the "
+            "cluster's, and Ray says which. Choose one"
+        )
 
 
 def _part_destination(output: str, part: Part, shard_rows: int | None) -> PartDestination:

@@ -99,6 +99,7 @@ def _torch_and_cuda() -> list[Check]:
         checks.append(Check(f"CUDA device {index}", "ok", found))
     checks.append(_attention("flash-attn", INSTALL_FLASH_ATTN, "triton or torch does its work"))
     checks.append(_attention("triton", INSTALL_TRITON, "torch does its work"))
+    checks.append(_torchvision())
     return checks
 
 
@@ -111,6 +112,14 @@ def _attention(name: str, install: str, instead: str) -> Check:
     if lack is None:
         return Check(name, "ok", version)
     return Check(name, "optional", f"{version}, but {lack.reason}: {instead}", lack.remedy)
+
+
+def _torchvision() -> Check:
+    version = _version("torchvision")
+    if version is None:
+        found = "not installed: --image-decoder gpu needs it"
+        return Check("torchvision", "optional", found, "pip install torchvision")
+    return Check("torchvision", "ok", version)
 
 
 def _absent_cuda(*, has_cuda_build: bool) -> Check:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlmbatch import log
 from vlmbatch.commands.checks import (
+    check_cluster_engines,
     check_report_file,
     check_resume_options,
     check_stdout_use,
@@ -50,6 +51,7 @@ def run(
     """
     destination = checked_destination(output, manifest.source, overwrite=policy.overwrite)
     check_resume_options(destination, policy)
+    check_cluster_engines(output.ray, session.engine)
     check_report_file("--summary-json", report.summary_json)
     check_places(
         [

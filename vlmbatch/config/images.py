@@ -11,7 +11,7 @@ from vlmbatch.config.option import Opt, check_bounds
 from vlmbatch.errors import ConfigError
 
 ImageInputType = Literal["pixel_values", "image_features"]
-ImageDecoder = Literal["exact", "scaled"]
+ImageDecoder = Literal["exact", "scaled", "gpu"]
 
 IMAGE_TIMEOUT_S = 60.0
 MAX_WORKERS = 1024  # a process each
@@ -182,7 +182,8 @@ class ImageLoading:
         _image(
             "NAME",
             "exact: every pixel of the file; scaled: JPEGs that are at least twice as large as the "
-            "model needs them, to a half, a quarter or an eighth, which is faster.",
+            "model needs them, to a half, a quarter or an eighth, which is faster; gpu: plain "
+            "JPEGs by nvJPEG on the GPU, all else as with exact.",
             flag="--image-decoder",
         ),
     ] = "exact"
@@ -199,6 +200,11 @@ class ImageLoading:
     def __post_init__(self) -> None:
         if self.workers is not None and not 0 <= self.workers <= MAX_WORKERS:
             raise ConfigError(f"image_workers must be from 0 to {MAX_WORKERS}, got {self.workers}")
+        if self.decoder == "gpu" and self.workers == 0:
+            raise ConfigError(
+                "image_decoder gpu and image_workers 0 contradict each other: workers decode what "
+                "is no plain JPEG; 1 is enough"
+            )
         if not 0 < self.timeout_s <= 86_400:
             raise ConfigError(
                 f"image_timeout must be above 0 and at most 86400 seconds, got {self.timeout_s:g}"

@@ -14,6 +14,7 @@ from vlmbatch.attention import make_backend
 from vlmbatch.config import Device, DType, EngineConfig
 from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.kv_cache import resolve_kv_dtype
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside
 from vlmbatch.errors import ConfigError
@@ -36,10 +37,13 @@ def build_engine(
     model_config: ModelConfig,
     config: EngineConfig,
     processor: Processor,
+    *,
+    reserved_bytes: int = 0,
 ) -> Engine:
     """Load the checkpoint in ``folder`` onto the device and build an engine around it.
 
     Where ``processor`` has images come as features, the tower is neither loaded nor allocated.
+    ``reserved_bytes`` of a GPU's memory are left to other processes.
 
     Raises:
         ConfigError: the device, data type or attention backend is not to be had here, or the
@@ -51,6 +55,7 @@ def build_engine(
     if device.type == "cpu" and config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
     dtype = resolve_dtype(config.dtype, model_config, device)
+    kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype, device)
     backend = make_backend(config.attention_backend, device.type, dtype)
     make_model = random_model if config.random_weights else partial(load_model, folder)
     try:
@@ -66,7 +71,15 @@ def build_engine(
     if device.type == "cuda" and config.kv_cache_tokens is None:
         limits = Limits.resolve(config, model_config.text, device.type)
         tokens = kv_tokens_beside(
-            model, model_config, limits, backend, device, dtype, processor.largest_image()
+            model,
+            model_config,
+            limits,
+            backend,
+            device,
+            dtype,
+            kv_dtype,
+            processor.largest_image(),
+            reserved_bytes,
         )
         config = replace(config, kv_cache_tokens=tokens)
     engine = make_engine(model, model_config, config, backend, device, dtype)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
 
 from vlmbatch.config import ImageResolution
+from vlmbatch.models.device_image import RgbImage
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.reduced import Reduced
 from vlmbatch.models.shrink import NO_SHRINK, Shrink
@@ -49,7 +49,7 @@ class UprightImages:
         """See ``ImageProcessor``."""
         return self.shrink.size(height, width)
 
-    def process(self, image: Image.Image, reduced: Reduced | None = None) -> PixelImage:
+    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
         """See ``ImageProcessor``."""
         assert image.mode == "RGB", image.mode
         whole = reduced or image

@@ -87,6 +87,16 @@ def probe_image(ref: ImageRef, limits: ImageLimits) -> ImageHeader:
         return ImageHeader(image.format, width, height)
 
 
+def jpeg_layout(ref: ImageRef, limits: ImageLimits) -> tuple[int, int, int | None]:
+    """Height and width of a JPEG as they are in its header, and its EXIF orientation.
+
+    Raises:
+        RowError: an image code; the message names the path and the cause.
+    """
+    with _opened(ref, limits) as image:
+        return image.height, image.width, _header_orientation(image)
+
+
 def decode_image(ref: ImageRef, limits: ImageLimits) -> Image.Image:
     """Decode an image to mode RGB, upright by its EXIF orientation; an animation's first frame.
 

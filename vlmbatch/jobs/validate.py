@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from vlmbatch.config import ManifestConfig, SessionConfig
 from vlmbatch.errors import RowError
@@ -23,6 +24,8 @@ def validate(
     decode_images: bool = False,
 ) -> Iterator[tuple[Row, RowError | None]]:
     """Check every row as ``run`` would, without weights or torch; yields each with its error.
+
+    What a GPU is to decode, workers decode here: the same images are refused.
 
     Raises:
         UsageError: model, image arguments or manifest cannot be used.
@@ -47,6 +50,8 @@ def validate(
     num_workers = config.image_loading.workers
     if num_workers is None:
         num_workers = default_image_workers(engine_on_cpu=False)
+    if config.image_loading.decoder == "gpu":
+        config = replace(config, image_loading=replace(config.image_loading, decoder="exact"))
     images = open_images(config, inputs, num_workers)
     try:
 

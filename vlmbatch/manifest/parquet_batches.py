@@ -75,7 +75,8 @@ class BatchReader:
         """
         places = [place for place, path in enumerate(self._paths) if _is_of(path, names)]
         wanted = [self.metadata.row_group(group).column(place) for place in places]
-        # Batches have their columns in the order of these names.
+        # Batches have their columns in the order of these names. A chunk has its path as well,
+        # which in a damaged file is any bytes.
         columns = [self._paths[place] for place in places]
         form = self._form(group, columns, wanted)
         if max(form.max_dictionaries.values(), default=0) > _BATCH_BYTES:
@@ -84,8 +85,8 @@ class BatchReader:
         rows_left = self.metadata.row_group(group).num_rows
         bytes_left = sum(
             _OBJECT_BYTES * chunk.num_values
-            + (0 if chunk.path_in_schema in form.shared else chunk.total_uncompressed_size)
-            for chunk in wanted
+            + (0 if path in form.shared else chunk.total_uncompressed_size)
+            for path, chunk in zip(columns, wanted, strict=True)
         )
         batches = file.iter_batches(1, row_groups=[group], columns=columns)
         while (batch := next(batches, None)) is not None:
@@ -106,8 +107,12 @@ class BatchReader:
 
     def _form(self, group: int, columns: list[str], wanted: list[Any]) -> _Form:
         """Look at the dictionaries, which come with the first row."""
-        chunks = {place: chunk for place, chunk in enumerate(wanted) if self._may_share(chunk)}
-        file = self._opened(frozenset(chunk.path_in_schema for chunk in chunks.values()))
+        chunks = {
+            place: chunk
+            for place, (path, chunk) in enumerate(zip(columns, wanted, strict=True))
+            if path in self._bytes and _may_share(chunk)
+        }
+        file = self._opened(frozenset(columns[place] for place in chunks))
         batch = next(file.iter_batches(1, row_groups=[group], columns=columns), None)
         if batch is None:
             return _Form(frozenset(), {}, _BATCH_ROWS)
@@ -120,7 +125,7 @@ class BatchReader:
             else:
                 values_per_row = -(-chunk.num_values // self.metadata.row_group(group).num_rows)
                 longest += max(1, values_per_row) * _longest(dictionary)
-        shared = frozenset(chunks[place].path_in_schema for place in max_dictionaries)
+        shared = frozenset(columns[place] for place in max_dictionaries)
         max_rows = max(1, min(_BATCH_ROWS, _MAX_BATCH_BYTES // longest))
         return _Form(shared, max_dictionaries, max_rows)
 
@@ -131,13 +136,10 @@ class BatchReader:
             self._files[paths] = self._open_file(paths)
         return self._files[paths]
 
-    def _may_share(self, chunk: Any) -> bool:
-        """Whether it is of binary or text, and has a dictionary."""
-        return (
-            chunk.has_dictionary_page
-            and chunk.physical_type == "BYTE_ARRAY"
-            and chunk.path_in_schema in self._bytes
-        )
+
+def _may_share(chunk: Any) -> bool:
+    """Whether a column chunk has a dictionary of bytes."""
+    return chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY"  # type: ignore[no-any-return]
 
 
 def _is_of(path: str, names: Collection[str]) -> bool:

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from vlmbatch.config import ImageArguments, ImageResolution, PromptConfig
 from vlmbatch.models.config import ModelConfig
+from vlmbatch.models.device_image import RgbImage
 from vlmbatch.models.json_fields import JsonFields
 from vlmbatch.models.reduced import Reduced
 from vlmbatch.types import ImageGrid, ImageInput, ImageSpan, PixelImage, ProcessedInputs, Row
@@ -116,8 +116,8 @@ class ImageProcessor(Protocol):
         """
         ...
 
-    def process(self, image: Image.Image, reduced: Reduced | None = None) -> PixelImage:
-        """Prepare one decoded RGB image.
+    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
+        """Prepare one decoded RGB image, which may lie on a device.
 
         ``reduced``: where it was decoded to fewer pixels, though not fewer than ``needed``; the
         result has the shape and grid of the whole one's.
@@ -261,6 +261,10 @@ class VisionLanguageModel(VisionModel, Protocol):
 
     def compute_logits(self, hidden: Tensor) -> Tensor:
         """(n, E) to (n, V), in any float dtype."""
+        ...
+
+    def kv_scales(self) -> list[Tensor]:
+        """Of keys and values in e4m3: (2, K) float32 a layer, whatever the input."""
         ...
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 
 from vlmbatch.config import ImageResolution
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
+from vlmbatch.models.device_image import RgbImage
 from vlmbatch.models.reduced import Reduced, box_of
 
 
@@ -75,11 +76,11 @@ class Shrink:
 
     def apply(self, image: Image.Image) -> Image.Image:
         """The image at that size, resampled as models' own processors do; or itself."""
-        return self.apply_to(image, None)[0]
+        applied, _ = self.apply_to(image, None)
+        assert isinstance(applied, Image.Image)
+        return applied
 
-    def apply_to(
-        self, image: Image.Image, reduced: Reduced | None
-    ) -> tuple[Image.Image, Reduced | None]:
+    def apply_to(self, image: RgbImage, reduced: Reduced | None) -> tuple[RgbImage, Reduced | None]:
         """``apply``, and how the image is reduced after it: not, once it is resized."""
         whole = (image.height, image.width) if reduced is None else (reduced.height, reduced.width)
         height, width = self.size(*whole)

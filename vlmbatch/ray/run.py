@@ -59,7 +59,7 @@ def run(config: JobConfig, address: str, stats: RunStats) -> None:
         config = _on_device(config, share)
         stats.stage = opening_stage(config.session)
         inputs = open_job(config)
-        stats.quantization = inputs.quantization
+        stats.quantization = inputs.quantization(config.session.engine)
         stats.stage = "reading the manifest"
         info = inputs.manifest.scanned()
         stats.rows_total = info.num_rows

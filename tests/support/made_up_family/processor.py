@@ -11,6 +11,7 @@ from PIL import Image
 from made_up_family.config import MadeUpConfig
 from vlmbatch.config import ImageArguments, ImageResolution, PromptConfig
 from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.models.device_image import RgbImage
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.processor import PromptProcessor
 from vlmbatch.models.reduced import Reduced, box_of
@@ -52,7 +53,7 @@ class MadeUpImages:
         grid = self.grid(height, width)
         return self.shrink.needed(height, width, (grid.height * PATCH, grid.width * PATCH))
 
-    def process(self, image: Image.Image, reduced: Reduced | None = None) -> PixelImage:
+    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
         whole = reduced or image
         grid = self.grid(whole.height, whole.width)
         size = (grid.width * PATCH, grid.height * PATCH)

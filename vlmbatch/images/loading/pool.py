@@ -1,19 +1,27 @@
-"""A fixed number of worker processes, each with a thread here that feeds it and replaces it."""
+"""A fixed number of worker processes, each with a thread here that feeds it and replaces it.
+
+Where JPEGs are decoded on a device, one more process has every image first: see ``device_feed``.
+"""
 
 from __future__ import annotations
 
-import pickle
 import threading
 from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
+from functools import partial
 
 from vlmbatch.config import ImageDecoder, ImageLimits
 from vlmbatch.durable.content_digest import content_digest
 from vlmbatch.errors import OutputError, RowError, VlmbatchError, is_shortage
-from vlmbatch.images.loading.process import Decoded, WorkerLostError, WorkerProcess
+from vlmbatch.images.loading.child import ChildProcess, WorkerLostError
+from vlmbatch.images.loading.device_feed import DeviceFeed
+from vlmbatch.images.loading.job import Job
+from vlmbatch.images.loading.process import Decoded
 from vlmbatch.images.loading.protocol import file_identity
 from vlmbatch.images.loading.recent import ImageKey, RecentImages
+from vlmbatch.images.loading.settings import DeviceDecoder, DeviceSettings, WorkerSettings
+from vlmbatch.images.loading.worker_feed import WorkerFeed
 from vlmbatch.log import logger
 from vlmbatch.models.family import ImageProcessor
 from vlmbatch.types import ImageInput, ImageRef
@@ -24,13 +32,6 @@ _MAX_LOSSES = 3
 _PAUSE_SECONDS = 0.1
 
 
-@dataclass(eq=False, slots=True)
-class _Job:
-    key: ImageKey
-    ref: ImageRef
-    future: Future[ImageInput] = field(default_factory=Future)
-
-
 class ImageWorkers:
     """Decodes images in ``num_workers`` processes; an ``ImageLoader``.
 
@@ -39,6 +40,9 @@ class ImageWorkers:
     decoded: ``submit`` waits while there are more. An image that is asked for while it is under
     way, or is among the last ``recent_bytes`` of pixels and its file has not changed since, is not
     decoded again. Arrays are read-only, as rows share them.
+
+    ``open_device``: makes what decodes JPEGs on a device, in a process of its own, to which it is
+    pickled; workers have what it leaves.
     """
 
     def __init__(
@@ -50,33 +54,40 @@ class ImageWorkers:
         slots: int,
         recent_bytes: int = 256 * 2**20,
         decoder: ImageDecoder = "exact",
+        open_device: Callable[[], DeviceDecoder] | None = None,
     ) -> None:
         assert num_workers > 0
         assert slots > 0
-        self._settings = pickle.dumps((limits, processor, decoder, timeout_s))
+        settings = WorkerSettings(limits, processor, decoder, timeout_s)
         self._processor = processor
-        self._max_bytes = processor.largest_grid.num_bytes
-        self._timeout_s = timeout_s
         self._slots = slots
+        self._num_workers = num_workers
         self._max_losses = _MAX_LOSSES * num_workers
-        # The lock guards all that follows; its conditions: a place is free, an image waits,
-        # a worker is ready.
+        # The lock guards all that follows; its conditions: a place is free, an image waits
+        # for a worker or for the device, a process is ready.
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._work = threading.Condition(self._lock)
+        self._device_work = threading.Condition(self._lock)
         self._started = threading.Condition(self._lock)
-        self._under_way: dict[ImageKey, _Job] = {}
-        self._waiting: deque[_Job] = deque()
+        self._under_way: dict[ImageKey, Job] = {}
+        self._waiting: deque[Job] = deque()
+        self._for_device: deque[Job] | None = None  # where there is one
+        self._device_is_up = True  # or will not be
         self._recent = RecentImages(recent_bytes)
-        self._processes: set[WorkerProcess] = set()
+        self._processes: set[ChildProcess] = set()
         self._num_started = 0  # workers that were ever ready
         self._losses = 0  # since an image was last decoded
         self._end: BaseException | None = None  # why no more images are taken
         self._ended = threading.Event()
         self._threads = [
-            threading.Thread(target=self._run, name=f"image-worker-{index}", daemon=True)
+            self._thread(f"image-worker-{index}", WorkerFeed(settings, self).run)
             for index in range(num_workers)
         ]
+        if open_device is not None:
+            self._for_device, self._device_is_up = deque(), False
+            feed = DeviceFeed(DeviceSettings(limits, processor, open_device, timeout_s), self)
+            self._threads.append(self._thread("image-device", partial(self._serve_device, feed)))
         for thread in self._threads:
             thread.start()
 
@@ -98,7 +109,7 @@ class ImageWorkers:
                     raise self._end
                 job, recent = self._under_way.get(key), self._recent.get(key)
                 if job is None and recent is None:
-                    job = self._enqueue(_Job(key, ref))
+                    job = self._enqueue(Job(key, ref))
                 if self._has_room():
                     self._room.notify()  # it was not needed here, or there is more
                 if job is not None:
@@ -113,10 +124,13 @@ class ImageWorkers:
                 self._recent.discard(key)
 
     def wait_ready(self) -> None:
-        """Wait until the workers are up, or none will be any more."""
+        """Wait until the processes are up, or none will be any more."""
         with self._lock:
             self._started.wait_for(
-                lambda: self._num_started >= len(self._threads) or self._end is not None
+                lambda: (
+                    (self._num_started >= self._num_workers and self._device_is_up)
+                    or self._end is not None
+                )
             )
 
     def close(self) -> None:
@@ -134,78 +148,99 @@ class ImageWorkers:
     def _has_room(self) -> bool:
         return len(self._under_way) < self._slots or self._end is not None
 
-    def _enqueue(self, job: _Job) -> _Job:
+    def _enqueue(self, job: Job) -> Job:
         job.future.set_running_or_notify_cancel()  # rows share it: none may cancel it
         self._under_way[job.key] = job
-        self._waiting.append(job)
-        self._work.notify()
+        if self._for_device is not None:
+            self._for_device.append(job)
+            self._device_work.notify()
+        else:
+            self._waiting.append(job)
+            self._work.notify()
         return job
 
-    def _run(self) -> None:
-        """The life of one worker's thread. If it fails, nobody shall wait for it."""
+    def _thread(self, name: str, serve: Callable[[], None]) -> threading.Thread:
+        return threading.Thread(target=self._run, args=(serve,), name=name, daemon=True)
+
+    def _run(self, serve: Callable[[], None]) -> None:
+        """The life of one process's thread. If it fails, nobody shall wait for it."""
         try:
-            self._serve()
+            serve()
         except BaseException as error:
             self._stop(error)
             raise
 
-    def _serve(self) -> None:
-        worker = None
-        while self._end is None:
-            try:
-                worker = worker or self._start()
-                job = self._next_job()
-                if job is not None:
-                    self._decode(worker, job)
-            except WorkerLostError as loss:
-                self._count_loss(loss)
-            if worker is not None and not worker.alive:
-                self._forget(worker)
-                worker = None
-        if worker is not None:
-            self._forget(worker)
-
-    def _start(self) -> WorkerProcess:
-        worker = WorkerProcess(self._settings, self._max_bytes, self._timeout_s)
+    def _serve_device(self, feed: DeviceFeed) -> None:
+        feed.run()
         with self._lock:
-            self._processes.add(worker)
+            left, self._for_device = self._for_device, None
+        self.leave_to_workers(left or ())
+
+    @property
+    def ended(self) -> bool:
+        """See ``JobQueue``."""
+        return self._end is not None
+
+    def adopt(self, process: ChildProcess) -> None:
+        """See ``JobQueue``."""
+        with self._lock:
+            self._processes.add(process)
             if self._end is not None:
-                worker.kill()
-        try:
-            worker.wait_ready()
-        except WorkerLostError:
-            self._forget(worker)
-            raise
+                process.kill()
+
+    def forget(self, process: ChildProcess) -> None:
+        """See ``JobQueue``: it is killed."""
+        with self._lock:
+            self._processes.discard(process)
+        process.close()
+
+    def worker_ready(self) -> None:
+        """See ``JobQueue``."""
         with self._lock:
             self._num_started += 1
             self._started.notify_all()
-        return worker
 
-    def _forget(self, worker: WorkerProcess) -> None:
+    def device_ready(self) -> None:
+        """See ``JobQueue``."""
         with self._lock:
-            self._processes.discard(worker)
-        worker.close()
+            self._device_is_up = True
+            self._started.notify_all()
 
-    def _next_job(self) -> _Job | None:
-        """The next image; None when the pool ends."""
+    def next_batch(self, most: int, max_bytes: int) -> list[Job]:
+        """See ``JobQueue``."""
+        with self._lock:
+            assert self._for_device is not None
+            queue = self._for_device
+            self._device_work.wait_for(lambda: queue or self._end is not None)
+            batch: list[Job] = []
+            while queue and len(batch) < most:
+                max_bytes -= queue[0].ref.num_bytes
+                if batch and max_bytes < 0:
+                    break
+                batch.append(queue.popleft())
+            return batch
+
+    def leave_to_workers(self, jobs: Sequence[Job]) -> None:
+        """See ``JobQueue``."""
+        with self._lock:
+            if self._end is None:
+                self._waiting.extend(jobs)
+                self._work.notify(len(jobs))
+
+    def next_job(self) -> Job | None:
+        """See ``JobQueue``."""
         with self._lock:
             self._work.wait_for(lambda: self._waiting or self._end is not None)
             return self._waiting.popleft() if self._waiting else None
 
-    def _decode(self, worker: WorkerProcess, job: _Job) -> None:
-        try:
-            self._settle(job, worker.decode(job.ref))
-        except RowError as error:
-            if not worker.alive:
-                logger.debug("an image worker is replaced: %s", error)
-            self._settle(job, error)
-        except WorkerLostError:
-            with self._lock:
-                self._waiting.appendleft(job)
-                self._work.notify()
-            raise
+    def put_back(self, job: Job) -> None:
+        """See ``JobQueue``."""
+        with self._lock:
+            self._waiting.appendleft(job)
+            self._work.notify()
 
-    def _settle(self, job: _Job, outcome: Decoded | RowError) -> None:
+    def settle(self, job: Job, outcome: Decoded | RowError) -> None:
+        """See ``JobQueue``."""
         with self._lock:
             if self._under_way.pop(job.key, None) is None:
                 return  # given up meanwhile
@@ -218,14 +253,14 @@ class ImageWorkers:
         else:
             job.future.set_exception(outcome)
 
-    def _count_loss(self, loss: WorkerLostError) -> None:
-        """Pause before a worker is replaced; after too many losses in a row, give up."""
+    def count_loss(self, loss: WorkerLostError) -> None:
+        """See ``JobQueue``: after too many losses in a row, give up."""
         with self._lock:
             self._losses += 1
             losses = self._losses
         if losses < self._max_losses:
             logger.debug("an image worker is replaced: %s", loss)
-            self._ended.wait(_PAUSE_SECONDS * 2 ** (losses / len(self._threads)))
+            self._ended.wait(_PAUSE_SECONDS * 2 ** (losses / self._num_workers))
             return
         cause = loss.__cause__
         kind = OutputError if cause is not None and is_shortage(cause) else VlmbatchError
@@ -244,10 +279,13 @@ class ImageWorkers:
             given_up = list(self._under_way.values())
             self._under_way.clear()
             self._waiting.clear()
-            for worker in self._processes:
-                worker.kill()
+            if self._for_device is not None:
+                self._for_device.clear()
+            for process in self._processes:
+                process.kill()
             self._room.notify_all()
             self._work.notify_all()
+            self._device_work.notify_all()
             self._started.notify_all()
         self._ended.set()
         for job in given_up:

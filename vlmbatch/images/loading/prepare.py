@@ -11,7 +11,7 @@ from vlmbatch.types import ImageRef, PixelImage
 def prepare_image(
     ref: ImageRef, limits: ImageLimits, processor: ImageProcessor, decoder: ImageDecoder
 ) -> PixelImage:
-    """Decode an image and prepare it as its row asks for.
+    """Decode an image and prepare it as its row asks for; what a GPU has left, as ``exact``.
 
     Raises:
         RowError: an image code, ``resolution_invalid``, or the model takes no such image.

@@ -1,40 +1,23 @@
-"""One worker process as its parent holds it: started, given an image at a time, killed."""
+"""One worker process as its parent holds it: given an image at a time."""
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import mmap
-import os
-import socket
-import subprocess
-import sys
+import pickle
 import time
-from dataclasses import astuple, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.file import image_label
-from vlmbatch.images.loading.protocol import FileIdentity, anonymous_file, receive, send
+from vlmbatch.images.loading.child import ChildProcess, WorkerLostError
+from vlmbatch.images.loading.protocol import FileIdentity, receive, request_of, send
+from vlmbatch.images.loading.settings import WorkerSettings
 from vlmbatch.types import ImageGrid, ImageRef, PixelImage
 
 _START_SECONDS = 60.0  # Python and Pillow on a cold network file system
-_EXIT_SECONDS = 5.0  # a killed process that takes longer is stuck in the kernel
-_TAIL_BYTES = 4096
-
-_SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-# For the kernel to clear 50 MB anew takes a third of the time of decoding a large photo into them.
-_KEEP_FREED_MEMORY = {
-    "MALLOC_MMAP_THRESHOLD_": str(64 * 2**20),
-    "MALLOC_TRIM_THRESHOLD_": str(128 * 2**20),
-}
-
-
-class WorkerLostError(Exception):
-    """The worker ended, or never came up, with no image in hand: none is to blame."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,68 +28,21 @@ class Decoded:
     identity: FileIdentity | None
 
 
-class WorkerProcess:
+class WorkerProcess(ChildProcess):
     """Belongs to one thread; ``kill`` alone may be called from another.
-
-    ``settings``: pickled (ImageLimits, ImageProcessor, ImageDecoder, seconds an image may take).
-    ``max_bytes``: pixels of the largest image, in bytes.
 
     Raises:
         WorkerLostError: the process cannot be started.
     """
 
-    def __init__(self, settings: bytes, max_bytes: int, timeout_s: float) -> None:
-        self._settings = settings
-        self._max_bytes = max_bytes
-        self._timeout_s = timeout_s
-        self.alive = True
-        with contextlib.ExitStack() as descriptors:
-            try:
-                self._launch(descriptors)
-            except OSError as error:
-                raise WorkerLostError(f"{sys.executable}: {error.strerror}") from error
-            self._descriptors = descriptors.pop_all()
-
-    def _launch(self, mine: contextlib.ExitStack) -> None:
-        """Start the process; ``mine`` closes what this side keeps open."""
-        self._connection, theirs = socket.socketpair()
-        mine.enter_context(self._connection)
-        with theirs, contextlib.ExitStack() as passed:
-            self._stderr = anonymous_file("vlmbatch-worker-stderr")
-            mine.callback(os.close, self._stderr)
-            fcntl.fcntl(self._stderr, fcntl.F_SETFL, os.O_APPEND)
-            pixels = anonymous_file("vlmbatch-pixels")
-            passed.callback(os.close, pixels)
-            os.ftruncate(pixels, self._max_bytes)
-            self._pixels = mine.enter_context(mmap.mmap(pixels, 0))
-            command = [sys.executable, "-P", "-W", "ignore", "-m", "vlmbatch.images.loading.worker"]
-            descriptors = [_beyond_standard(each, passed) for each in (theirs.fileno(), pixels)]
-            self._process = subprocess.Popen(
-                [*command, *map(str, descriptors)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=self._stderr,
-                pass_fds=descriptors,
-                env=_environment(),
-                process_group=0,  # out of reach of the terminal's Ctrl-C and Ctrl-Z
-            )
-
-    def wait_ready(self) -> None:
-        """Wait until the process has imported what it needs.
-
-        Raises:
-            WorkerLostError: it ended, or took too long.
-        """
-        self._connection.settimeout(_START_SECONDS)
-        try:
-            send(self._connection, {}, self._settings)
-            receive(self._connection)
-        except TimeoutError as error:
-            self.close()
-            raise WorkerLostError(f"not ready within {_START_SECONDS:g} s") from error
-        except (EOFError, ConnectionError) as error:
-            raise WorkerLostError(self._autopsy()) from error
-        self._connection.settimeout(self._timeout_s)
+    def __init__(self, settings: WorkerSettings) -> None:
+        self._timeout_s = settings.timeout_s
+        super().__init__(
+            "vlmbatch.images.loading.worker",
+            pickle.dumps(settings),
+            settings.processor.largest_grid.num_bytes,
+            start_s=_START_SECONDS,
+        )
 
     def decode(self, ref: ImageRef) -> Decoded:
         """Have one image decoded. After a crash or a timeout ``alive`` is False.
@@ -116,81 +52,40 @@ class WorkerProcess:
             WorkerLostError: the process had ended before it took the image.
         """
         started = time.monotonic()
+        self._connection.settimeout(self._timeout_s)
         try:
-            request = {
-                "path": ref.path,
-                "embedded": ref.data is not None,
-                "resolution": ref.resolution and astuple(ref.resolution),
-                "row_images": ref.row_images,
-            }
-            send(self._connection, request, ref.data or b"")
+            send(self._connection, request_of(ref), ref.data or b"")
             reply, _ = receive(self._connection)
         except TimeoutError as error:
             self.close()
-            raise RowError(
-                ErrorCode.IMAGE_TIMEOUT,
-                f"{image_label(ref)}: not decoded after {time.monotonic() - started:.1f} s; "
-                f"{self._timeout_s:g} s are allowed (--image-timeout)",
-            ) from error
+            raise timed_out(ref, time.monotonic() - started, self._timeout_s) from error
         except ConnectionError as error:  # it left the request unread
             raise WorkerLostError(self._autopsy()) from error
         except EOFError as error:
-            raise RowError(
-                ErrorCode.IMAGE_UNREADABLE,
-                f"{image_label(ref)}: the decoder crashed ({self._autopsy()})",
-            ) from error
+            raise crashed(ref, self._autopsy()) from error
         if "code" in reply:
             raise RowError(ErrorCode(reply["code"]), reply["message"])
-        identity = reply["identity"] and tuple(reply["identity"])
-        return Decoded(self._image(reply), identity)
-
-    def _image(self, reply: dict[str, Any]) -> PixelImage:
-        shape = height, width, _ = tuple(reply["shape"])
-        pixels = np.frombuffer(self._pixels, np.uint8, 3 * height * width).reshape(shape).copy()
-        pixels.flags.writeable = False  # rows share it
-        grid = ImageGrid(*reply["grid"])
-        return PixelImage(pixels, bytes.fromhex(reply["content_hash"]), grid)
-
-    def kill(self) -> None:
-        """End the process; ``decode`` or ``wait_ready``, if under way, raises."""
-        self._process.kill()
-
-    def close(self) -> None:
-        """Kill the process, and free what was held for it."""
-        self.alive = False
-        self._process.kill()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_EXIT_SECONDS)
-        self._descriptors.close()
-
-    def _autopsy(self) -> str:
-        """What the process died of; closes."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(_EXIT_SECONDS)
-        status = self._process.poll()
-        size = os.fstat(self._stderr).st_size
-        tail = os.pread(self._stderr, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
-        self.close()
-        if status is None:
-            return "it closed its connection"
-        if status < 0:
-            hint = ": memory may be short" if status == -9 else ""
-            return f"signal {-status}{hint}"
-        last_words = tail.decode(errors="replace").strip().rpartition("\n")[2]
-        return f"exit status {status}: {last_words}" if last_words else f"exit status {status}"
+        return decoded_image(reply, self._pixels)
 
 
-def _beyond_standard(descriptor: int, closing: contextlib.ExitStack) -> int:
-    """A duplicate that is above 2: below, the process has its standard streams.
+def decoded_image(reply: dict[str, Any], memory: mmap.mmap, offset: int = 0) -> Decoded:
+    """The image that a process tells of, with a copy of its pixels, which begin at ``offset``."""
+    shape = height, width, _ = tuple(reply["shape"])
+    pixels = np.frombuffer(memory, np.uint8, 3 * height * width, offset).reshape(shape).copy()
+    pixels.flags.writeable = False  # rows share it
+    image = PixelImage(pixels, bytes.fromhex(reply["content_hash"]), ImageGrid(*reply["grid"]))
+    return Decoded(image, reply["identity"] and tuple(reply["identity"]))
 
-    In a program that has closed its own, as daemons do, files get these numbers.
-    """
-    duplicate = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
-    closing.callback(os.close, duplicate)
-    return duplicate
+
+def crashed(ref: ImageRef, how: str) -> RowError:
+    """The error of an image that brought down the process that decoded it."""
+    return RowError(ErrorCode.IMAGE_UNREADABLE, f"{image_label(ref)}: the decoder crashed ({how})")
 
 
-def _environment() -> dict[str, str]:
-    """This process's, with the modules that it can import; made for decoding."""
-    search_path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
-    return {**os.environ, **_SINGLE_THREADED, **_KEEP_FREED_MEMORY, "PYTHONPATH": search_path}
+def timed_out(ref: ImageRef, seconds: float, allowed: float) -> RowError:
+    """The error of an image that took too long."""
+    return RowError(
+        ErrorCode.IMAGE_TIMEOUT,
+        f"{image_label(ref)}: not decoded after {seconds:.1f} s; "
+        f"{allowed:g} s are allowed (--image-timeout)",
+    )

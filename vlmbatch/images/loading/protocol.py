@@ -2,24 +2,58 @@
 
 A frame is the lengths of a JSON header and of a body, then both. The first frame to the worker
 holds its settings, pickled; all that comes back from it, which has read other people's files, is
-JSON. Pixels come back in memory that both have mapped: a worker has one image at a time.
+JSON. Pixels come back in memory that both have mapped: a worker has one image at a time, what
+decodes on a device one batch.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
-import tempfile
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
+
+from vlmbatch.config import ImageResolution
+from vlmbatch.types import ImageRef, PixelImage
 
 # Of a file: device, inode, size in bytes, time of its last change in nanoseconds.
 FileIdentity = tuple[int, int, int, int]
 
 _LENGTHS = struct.Struct("<IQ")
 _MAX_HEADER_BYTES = 2**20
+
+
+def request_of(ref: ImageRef) -> dict[str, Any]:
+    """What asks for an image; its own bytes go in the body."""
+    return {
+        "path": ref.path,
+        "num_bytes": None if ref.data is None else len(ref.data),
+        "resolution": ref.resolution and astuple(ref.resolution),
+        "row_images": ref.row_images,
+    }
+
+
+def ref_of(request: dict[str, Any], data: bytes) -> ImageRef:
+    """The image that ``request_of`` asks for; ``data``: its bytes, where it brings them."""
+    own = request["resolution"]
+    return ImageRef(
+        request["path"],
+        None if request["num_bytes"] is None else data,
+        resolution=own and ImageResolution(*own),
+        row_images=request["row_images"],
+    )
+
+
+def reply_of(image: PixelImage, identity: FileIdentity | None) -> dict[str, Any]:
+    """What tells of an image whose pixels lie in shared memory."""
+    return {
+        "content_hash": image.content_hash.hex(),
+        "shape": image.pixels.shape,
+        "grid": astuple(image.grid),
+        "identity": identity,
+    }
 
 
 def send(connection: socket.socket, header: dict[str, Any], body: bytes = b"") -> None:
@@ -57,17 +91,6 @@ def _read(connection: socket.socket, length: int) -> bytearray:
             raise EOFError
         view = view[count:]
     return data
-
-
-def anonymous_file(name: str) -> int:
-    """Descriptor of an empty file in memory (on disk where the system has no such files).
-
-    It has no path: it goes with the last process that has it open, however that process ends.
-    """
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create(name)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def file_identity(path: str) -> FileIdentity | None:

@@ -17,6 +17,7 @@ from PIL import Image
 
 from vlmbatch.config import ImageResolution
 from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.models.device_image import RgbImage
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.json_fields import JsonFields
 from vlmbatch.models.llava.config import LlavaConfig
@@ -120,7 +121,7 @@ class LlavaImageProcessor:
         down, across = self._resized(side, side)
         return -(-down * height // side), -(-across * width // side)
 
-    def process(self, image: Image.Image, reduced: Reduced | None = None) -> PixelImage:
+    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
         """Prepare one RGB image; ``reduced``: see ``ImageProcessor``.
 
         Raises:
@@ -147,7 +148,7 @@ class LlavaImageProcessor:
         resized_longer = int(edge * longer / shorter)
         return (resized_longer, edge) if width <= height else (edge, resized_longer)
 
-    def _resize(self, image: Image.Image, reduced: Reduced | None) -> Image.Image:
+    def _resize(self, image: RgbImage, reduced: Reduced | None) -> RgbImage:
         if self.resize_to is None:
             return image
         whole = reduced or image
@@ -158,7 +159,7 @@ class LlavaImageProcessor:
             return self._resize_middle(image, width, height, box)
         return image.resize((width, height), self.resample, box)
 
-    def _resize_middle(self, image: Image.Image, width: int, height: int, box: Box) -> Image.Image:
+    def _resize_middle(self, image: RgbImage, width: int, height: int, box: Box) -> RgbImage:
         """The middle of ``box`` resized to ``width`` x ``height``, as much as the crop keeps.
 
         Nearly the whole's pixels: Pillow holds the box in single precision, and may resize a tall
@@ -174,8 +175,8 @@ class LlavaImageProcessor:
 
 
 def pad_to_square(
-    image: Image.Image, color: tuple[int, int, int], reduced: Reduced | None = None
-) -> tuple[Image.Image, Reduced | None]:
+    image: RgbImage, color: tuple[int, int, int], reduced: Reduced | None = None
+) -> tuple[RgbImage, Reduced | None]:
     """Surround an image with one colour, so that it stands in the middle of a square.
 
     Of a reduced image the square is, in its pixels, where it would be among the file's.
@@ -186,6 +187,9 @@ def pad_to_square(
     whole = reduced or image
     side = square_side(whole.height, whole.width)
     x, y = (side - whole.width) // 2, (side - whole.height) // 2
+    if not isinstance(image, Image.Image):
+        assert reduced is None, "images on a device are whole"
+        return image.on_square(side, (x, y), color), None
     if reduced is None:
         square = Image.new("RGB", (side, side), color)
         square.paste(image, (x, y))

@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from vlmbatch.config import ImageResolution
+from vlmbatch.models.device_image import RgbImage
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.json_fields import JsonFields
 from vlmbatch.models.llava.image_processor import pad_to_square, parse_size, square_side
@@ -94,7 +95,7 @@ class SquareImageProcessor:
         down, across = (-(-self.tile * length // side) for length in first)
         return self.shrink.needed(height, width, (down, across))
 
-    def process(self, image: Image.Image, reduced: Reduced | None = None) -> PixelImage:
+    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
         """See ``ImageProcessor``."""
         assert image.mode == "RGB", image.mode
         image, reduced = self.shrink.apply_to(image, reduced)
@@ -176,7 +177,7 @@ class LlavaNextImageProcessor:
         target = max(fitted.height, self.tile), max(fitted.width, self.tile)
         return self.shrink.needed(height, width, target)
 
-    def process(self, image: Image.Image, reduced: Reduced | None = None) -> PixelImage:
+    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
         """See ``ImageProcessor``."""
         assert image.mode == "RGB", image.mode
         whole = reduced or image
@@ -187,10 +188,11 @@ class LlavaNextImageProcessor:
         canvas = best_fit(size, self.pinpoints)
         height, width = fit_within(size, canvas)
         fitted = image.resize((width, height), self.resample, box)
-        tiled = Image.new("RGB", (canvas.width, canvas.height))
-        tiled.paste(fitted, ((canvas.width - width) // 2, (canvas.height - height) // 2))
+        tiled = np.zeros((canvas.height, canvas.width, 3), np.uint8)
+        top, left = (canvas.height - height) // 2, (canvas.width - width) // 2
+        tiled[top : top + height, left : left + width] = np.asarray(fitted)
         base = image.resize((self.tile, self.tile), self.resample, box)
-        pixels = join(np.asarray(base), np.asarray(tiled))
+        pixels = join(np.asarray(base), tiled)
         return pixel_image(pixels, grid, self.fingerprint)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 
 from vlmbatch.config import ImageResolution
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
+from vlmbatch.models.device_image import RgbImage
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.json_fields import JsonFields
 from vlmbatch.models.preprocessor_config import (
@@ -195,7 +196,7 @@ class QwenImageProcessor:
         """See ``ImageProcessor``."""
         return self.shrink.needed(height, width, self.size(height, width))
 
-    def process(self, image: Image.Image, reduced: Reduced | None = None) -> PixelImage:
+    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
         """See ``ImageProcessor``."""
         assert image.mode == "RGB", image.mode
         whole = reduced or image

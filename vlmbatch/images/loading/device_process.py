@@ -1,0 +1,77 @@
+"""The process that decodes on a device as its parent holds it: given a batch at a time."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from vlmbatch.images.loading.child import ChildProcess, WorkerLostError
+from vlmbatch.images.loading.process import Decoded, crashed, decoded_image, timed_out
+from vlmbatch.images.loading.protocol import receive, request_of, send
+from vlmbatch.images.loading.settings import DeviceSettings
+from vlmbatch.types import ImageRef
+
+MAX_IMAGES = 32
+_MAX_SHARED_BYTES = 2**29
+_START_SECONDS = 180.0  # torch and a GPU's libraries on a cold network file system
+
+
+def images_at_once(max_bytes: int) -> int:
+    """Images of a batch where the largest takes ``max_bytes`` as pixels."""
+    return max(1, min(MAX_IMAGES, _MAX_SHARED_BYTES // max_bytes))
+
+
+class BatchLostError(Exception):
+    """The process crashed or hung with several images in hand: one of them is to blame."""
+
+
+class DeviceProcess(ChildProcess):
+    """Belongs to one thread; ``kill`` alone may be called from another.
+
+    Raises:
+        WorkerLostError: the process cannot be started.
+    """
+
+    def __init__(self, settings: DeviceSettings) -> None:
+        self._timeout_s = settings.timeout_s
+        self._slot_bytes = settings.processor.largest_grid.num_bytes
+        super().__init__(
+            "vlmbatch.images.loading.device_worker",
+            pickle.dumps(settings),
+            self._slot_bytes * images_at_once(self._slot_bytes),
+            start_s=_START_SECONDS,
+        )
+
+    def decode(self, refs: Sequence[ImageRef]) -> list[Decoded | None]:
+        """Have images decoded; None: those that are left to workers.
+
+        After a crash or a timeout ``alive`` is False.
+
+        Raises:
+            RowError: the only image crashed or hung the process.
+            BatchLostError: one of several did.
+            WorkerLostError: the process had ended before it took them.
+        """
+        started = time.monotonic()
+        self._connection.settimeout(self._timeout_s)
+        try:
+            data = b"".join(ref.data or b"" for ref in refs)
+            send(self._connection, {"images": [request_of(ref) for ref in refs]}, data)
+            reply: dict[str, Any] = {}
+            while "images" not in reply:
+                reply, _ = receive(self._connection)
+        except TimeoutError as error:
+            self.close()
+            guilty = timed_out(refs[0], time.monotonic() - started, self._timeout_s)
+            raise guilty if len(refs) == 1 else BatchLostError(guilty.message) from error
+        except ConnectionError as error:  # it left the request unread
+            raise WorkerLostError(self._autopsy()) from error
+        except EOFError as error:
+            how = self._autopsy()
+            raise crashed(refs[0], how) if len(refs) == 1 else BatchLostError(how) from error
+        return [
+            image and decoded_image(image, self._pixels, slot * self._slot_bytes)
+            for slot, image in enumerate(reply["images"])
+        ]
