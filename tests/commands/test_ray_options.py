@@ -88,6 +88,7 @@ def test_a_port_that_nobody_listens_on(here: Path, capsys: pytest.CaptureFixture
         (RuntimeError("Version mismatch: The cluster was started with:\n  Ray: 1.0"), "Ray: 1.0"),
         (ConnectionError("Could not find any running Ray instance."), "`ray start --head`"),
         (ValueError("no such thing"), "no Ray cluster can be reached: no such thing"),
+        (LookupError("the token is wrong."), "no Ray cluster can be reached: the token is wrong"),
     ],
 )
 def test_what_ray_raises(
@@ -101,7 +102,8 @@ def test_what_ray_raises(
         raise failure
 
     monkeypatch.setitem(os.environ, "RAY_USAGE_STATS_ENABLED", "0")
-    fake = SimpleNamespace(init=init, shutdown=lambda: None)
+    exceptions = SimpleNamespace(RayError=LookupError)
+    fake = SimpleNamespace(init=init, shutdown=lambda: None, exceptions=exceptions)
     monkeypatch.setitem(sys.modules, "ray", fake)
     assert call([*RUN, "-o", "out/", "--ray"]) == 2
     assert message in " ".join(capsys.readouterr().err.split())

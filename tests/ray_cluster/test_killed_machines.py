@@ -59,7 +59,7 @@ def test_a_driver_that_ends_and_runs_again(job: ClusterRun, number: signal.Signa
     command.send_signal(number)
     status = command.wait(60)
     assert status == (-number if number == signal.SIGKILL else 128 + number), command.stderr
-    assert job.next_step() == "run the same command again to resume"
+    job.wait_for_advice("run the same command again to resume")  # once Ray has ended the engines
     if number != signal.SIGKILL:
         assert "run the same command again to resume" in command.stderr
     status, _, figures = job.run()

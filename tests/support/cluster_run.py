@@ -51,10 +51,14 @@ class ClusterRun:
         done = real_command.run("status", "out", "--json", folder=self.folder)
         return int(json.loads(done.stdout)["rows_done"]) if done.returncode != 2 else 0
 
-    def next_step(self) -> str:
-        """What `vlmbatch status` advises."""
-        done = real_command.run("status", "out", "--json", folder=self.folder)
-        return str(json.loads(done.stdout)["next_step"])
+    def wait_for_advice(self, advice: str) -> None:
+        """Wait until `vlmbatch status` says what to do next."""
+        deadline = time.monotonic() + SECONDS
+        told = ""
+        while told != advice:
+            assert time.monotonic() < deadline, told
+            done = real_command.run("status", "out", "--json", folder=self.folder)
+            told = json.loads(done.stdout)["next_step"]
 
     def wait_for_rows(self, command: Command, count: int) -> None:
         deadline = time.monotonic() + SECONDS

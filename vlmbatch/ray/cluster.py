@@ -115,7 +115,7 @@ def _connect(ray: Any, address: str) -> None:
             f"--ray {address}: the cluster is of another version. {_one_line(error)}. Use the same "
             "versions of Ray and Python here and there"
         ) from error
-    except (ConnectionError, ValueError) as error:
+    except (ConnectionError, ValueError, ray.exceptions.RayError) as error:  # or a wrong token
         raise _unreachable(address, error) from error
 
 

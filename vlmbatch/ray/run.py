@@ -88,7 +88,7 @@ def _on_device(config: JobConfig, share: Share) -> JobConfig:
     session = config.session
     device: Device = "cuda" if share.num_gpus else "cpu"
     if session.engine.device != device == "cpu":
-        logger.warning("the Ray cluster has no GPU: answering on its CPUs, %d engines", share.count)
+        logger.warning("the Ray cluster has no GPU: answering on its CPUs")
     engine = replace(session.engine, device=device)
     return replace(config, session=replace(session, engine=engine))
 
