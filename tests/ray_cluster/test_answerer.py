@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from ray_nodes import ray_nodes
 
 from vlmbatch import SamplingParams
 from vlmbatch.errors import ConfigError, UsageError
@@ -98,21 +99,18 @@ def test_ray_data(samples: Path) -> None:
     data = pytest.importorskip("ray.data", reason='pip install "vlmbatch[ray]"')
     import ray
 
-    ray.init(num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20)
-    try:
-        rows = data.from_arrow(batch(n=[0, 1, 2]))
-        answers = rows.map_batches(
-            Answerer,
-            fn_constructor_kwargs={
-                "model": str(samples / "tiny-llava"),
-                "image_base": str(samples),
-                "image_workers": 0,
-            },
-            concurrency=1,
-            batch_format="pyarrow",
-        )
-        found = {row["n"]: (row["text"], row["error_code"]) for row in answers.take_all()}
-        assert found[0] == ("92", None) and found[1] == (None, "image_missing")
-        assert sorted(found) == [0, 1, 2]
-    finally:
-        ray.shutdown()
+    arguments = {"model": str(samples / "tiny-llava"), "image_base": str(samples)}
+    with ray_nodes(2) as nodes:  # one for the rows, one for the model
+        ray.init(address=nodes.address)
+        try:
+            answers = data.from_arrow(batch(n=[0, 1, 2])).map_batches(
+                Answerer,
+                fn_constructor_kwargs={**arguments, "image_workers": 0},
+                concurrency=1,
+                batch_format="pyarrow",
+            )
+            found = {row["n"]: (row["text"], row["error_code"]) for row in answers.take_all()}
+        finally:
+            ray.shutdown()
+    assert sorted(found) == [0, 1, 2]
+    assert found[0] == ("92", None) and found[1] == (None, "image_missing")
