@@ -13,7 +13,7 @@ pytest.importorskip("ray", reason='Ray is not installed: pip install "vlmbatch[r
 
 def test_a_run_on_a_cluster_is_that_of_one_machine(folder: Path) -> None:
     write_manifest(folder, 12)
-    with ray_nodes(1) as nodes:
+    with ray_nodes(0, head_cpus=1) as nodes:
         job = ClusterRun(
             folder, nodes.address, ("--max-tokens", 60, "--ignore-eos", "--shard-rows", 6)
         )

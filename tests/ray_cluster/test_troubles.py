@@ -7,6 +7,7 @@ import pytest
 import vlmbatch.ray.troubles
 from vlmbatch.config import Part
 from vlmbatch.errors import EnginesLostError, OutputLockedError
+from vlmbatch.ray.actors import Returned, Worker
 from vlmbatch.ray.troubles import MAX_LOSSES, Troubles
 
 PART, OTHER = Part(1, 4), Part(2, 4)
@@ -50,3 +51,19 @@ def test_a_lost_worker_may_hold_its_lock_as_long_as_it_will(
     for _ in range(9):
         troubles.locked(PART, LOCKED)
     assert troubles.may_begin(PART)
+
+
+@pytest.mark.parametrize(
+    ("message", "cause"),
+    [
+        ("The actor died unexpectedly.\n\tclass_name: PartWorker", "The actor died unexpectedly."),
+        (
+            "The actor died because of an error in its creation task\nTraceback:\n  at a.py\n"
+            "ModuleNotFoundError: No module named 'vlmbatch'",
+            "ModuleNotFoundError: No module named 'vlmbatch'",
+        ),
+        ("", "RuntimeError"),
+    ],
+)
+def test_a_cause_is_one_line(message: str, cause: str) -> None:
+    assert Returned(Worker(None), "open", failure=RuntimeError(message)).cause == cause

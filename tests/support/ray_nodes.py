@@ -30,13 +30,13 @@ class RayNodes:
 
 
 @contextmanager
-def ray_nodes(count: int) -> Iterator[RayNodes]:
-    """A cluster with ``count`` nodes, and a head that answers nothing."""
+def ray_nodes(count: int, *, head_cpus: int = 0) -> Iterator[RayNodes]:
+    """A cluster with ``count`` nodes, and a head that answers nothing unless it has CPUs."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     from ray.cluster_utils import Cluster
 
     folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # paths of sockets have to be short
-    head = {**_NODE, "num_cpus": 0, "include_dashboard": False, "temp_dir": str(folder)}
+    head = {**_NODE, "num_cpus": head_cpus, "include_dashboard": False, "temp_dir": str(folder)}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         nodes = RayNodes(cluster)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from vlmbatch.config import Part
 from vlmbatch.ray.cluster import Share
 from vlmbatch.ray.worker import PartWorker, WorkerJob
 from vlmbatch.stats import RunStats
+
+_RAISED = re.compile(r"[\w.]*(?:Error|Exception)\b")  # begins the last line of a traceback
 
 
 @dataclass(slots=True, eq=False)
@@ -35,10 +38,11 @@ class Returned:
 
     @property
     def cause(self) -> str:
-        """Why it has failed, in a line."""
+        """Why it has failed, in a line: Ray's message, or the error whose traceback it holds."""
         error = getattr(self.failure, "cause", None) or self.failure
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return lines[0]
+        raised = [line for line in lines[1:] if _RAISED.match(line)]
+        return raised[-1] if raised else lines[0]
 
 
 class Actors:

@@ -143,8 +143,8 @@ class Dispatch:
             if self._failed_starts < MAX_LOSSES:
                 return
             raise UsageError(
-                f"no engine can be started on the Ray cluster: {returned.cause}. vlmbatch has to "
-                "be installed on every node"
+                f"no engine can be started on the Ray cluster: {returned.cause}. Is vlmbatch "
+                "installed on every node?"
             )
         opened: Opened = returned.value
         worker.node, worker.is_ready = opened.node, opened.error is None
