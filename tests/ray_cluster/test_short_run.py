@@ -14,13 +14,10 @@ pytest.importorskip("ray", reason='Ray is not installed: pip install "vlmbatch[r
 def test_a_run_on_a_cluster_is_that_of_one_machine(folder: Path) -> None:
     write_manifest(folder, 12)
     with ray_nodes(0, head_cpus=1) as nodes:
-        job = ClusterRun(
-            folder, nodes.address, ("--max-tokens", 60, "--ignore-eos", "--shard-rows", 6)
-        )
+        job = ClusterRun(folder, nodes.address, ("--max-tokens", 8, "--shard-rows", 6))
         command = job.start()
-        job.wait_for_rows(command, 1)
         job.kill_worker(command)
-        assert command.wait(60) == 1, command.stderr  # some rows are errors
+        assert command.wait(120) == 1, command.stderr  # some rows are errors
         assert "was lost on node" in command.stderr
         job.assert_as_one_machine()
         status, told, figures = job.run()

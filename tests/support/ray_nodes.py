@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
+
+import pytest
 
 _NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20}  # bytes: about the least that Ray takes
 
@@ -32,17 +31,23 @@ class RayNodes:
 @contextmanager
 def ray_nodes(count: int, *, head_cpus: int = 0) -> Iterator[RayNodes]:
     """A cluster with ``count`` nodes, and a head that answers nothing unless it has CPUs."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    from ray.cluster_utils import Cluster
+    with (
+        # Paths of sockets have to be short.
+        tempfile.TemporaryDirectory(
+            prefix="ray-", dir="/tmp", ignore_cleanup_errors=True
+        ) as folder,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("RAY_TMPDIR", folder)  # not where a cluster of this machine has its files
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        from ray.cluster_utils import Cluster
 
-    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))  # paths of sockets have to be short
-    head = {**_NODE, "num_cpus": head_cpus, "include_dashboard": False, "temp_dir": str(folder)}
-    cluster = Cluster(initialize_head=True, head_node_args=head)
-    try:
-        nodes = RayNodes(cluster)
-        for _ in range(count):
-            nodes.add()
-        yield nodes
-    finally:
-        cluster.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
+        head = {**_NODE, "num_cpus": head_cpus, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            nodes = RayNodes(cluster)
+            for _ in range(count):
+                nodes.add()
+            yield nodes
+        finally:
+            cluster.shutdown()
