@@ -78,7 +78,7 @@ def run(config: JobConfig, address: str, stats: RunStats) -> None:
             with stop.on_signals():
                 dispatch.run()
         all_parts(folder)
-    if not finished.rows_begun:
+    if info.num_rows and not finished.rows_begun:  # every part was there
         stats.count_earlier(finished.rows_done, finished.errors, finished.error_examples)
     stats.finish()
 
