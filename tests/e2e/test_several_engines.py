@@ -102,7 +102,7 @@ def test_a_checkpoint_that_cannot_be_used_is_told_as_by_one_engine(folder: Path)
     weights.write_bytes(weights.read_bytes()[:-100])
     for options in ((), ("--replicas", 2)):
         command = real_command.start(
-            *("run", folder / "manifest.jsonl", "-m", broken, "-o", "-", *options)
+            *("run", folder / "manifest.jsonl", "-m", broken, "-o", "-", "-q", *options)
         )
         assert command.wait(120) == 2
         told.append(command.stderr)

@@ -103,6 +103,7 @@ class FakeEngine:
         ]
         for sequence in ended:
             del self._running[sequence]
+            self._begun.discard(sequence)
         if ended:
             self._computed([sequence.request.index for sequence in ended])
         return outputs
@@ -127,11 +128,13 @@ class FakeEngine:
     def reset(self) -> None:
         self._waiting.clear()
         self._running.clear()
+        self._begun.clear()
 
     def finish(self, sequence: Sequence, reason: FinishReason | None) -> None:
         if sequence in self._waiting:
             self._waiting.remove(sequence)
         self._running.pop(sequence, None)
+        self._begun.discard(sequence)
 
 
 def tokens_of(prompt: list[int]) -> list[int]:

@@ -33,7 +33,7 @@ from vlmbatch.serve.hosts import is_loopback
 from vlmbatch.serve.metrics import ServerMetrics
 from vlmbatch.serve.preparation import Preparation
 from vlmbatch.session.cores import default_image_workers
-from vlmbatch.session.engines import engine_places, several_engines
+from vlmbatch.session.engines import EnginePlace, engine_places, several_engines
 from vlmbatch.session.load import (
     SWITCH_INTERVAL_S,
     freeze_loaded,
@@ -67,18 +67,21 @@ def serve(config: ServeConfig) -> int:
     with _bind(config.host, config.port) as listener:
         inputs = open_model(config.session)
         _ = inputs.processor.chat_template  # one that is missing or bad is an error now
-        with _loaded(config, inputs) as engine:
+        places = engine_places(config.session.engine, "one")
+        with _loaded(config, inputs, places) as engine:
             # On a CPU too: the engine's thread gives up the interpreter with each operation, and
             # those that read and prepare requests would keep it for 5 ms.
             sys.setswitchinterval(SWITCH_INTERVAL_S)
-            return asyncio.run(_serve(config, inputs, engine, domains, listener))
+            gpu = places[0].gpu if places else None
+            return asyncio.run(_serve(config, inputs, engine, domains, listener, gpu))
 
 
 @contextmanager
-def _loaded(config: ServeConfig, inputs: ModelInputs) -> Iterator[AnyEngine]:
+def _loaded(
+    config: ServeConfig, inputs: ModelInputs, places: tuple[EnginePlace, ...]
+) -> Iterator[AnyEngine]:
     """What answers: an engine of ours here, several in processes of their own, or transformers."""
     session = config.session
-    places = engine_places(session.engine, "one")
     if places:
         with (
             closing(SharedMemory()) as memory,
@@ -109,9 +112,16 @@ def check_context(engine: Engine | EngineLimits) -> None:
 
 
 def make_service(
-    config: ServeConfig, inputs: ModelInputs, engine: AnyEngine, domains: AllowedDomains
+    config: ServeConfig,
+    inputs: ModelInputs,
+    engine: AnyEngine,
+    domains: AllowedDomains,
+    gpu: int | None = None,
 ) -> Service:
-    """Start what answers requests: threads and worker processes. On the event loop."""
+    """Start what answers requests: threads and worker processes. On the event loop.
+
+    ``gpu``: see ``open_images``.
+    """
     session = config.session
     tokenizer = inputs.processor.tokenizer
     replica: Replica
@@ -127,7 +137,7 @@ def make_service(
     if num_workers is None:
         num_engines = engine.num_engines if isinstance(engine, ReplicaPool) else 1
         num_workers = default_image_workers(on_cpu, num_engines)
-    images = open_images(session, inputs, num_workers)
+    images = open_images(session, inputs, num_workers, gpu)
     if isinstance(engine, ReplicaPool) and not isinstance(inputs.model, HfConfig):
         images = SharedLoader(images, engine.memory)
     loader = UrlLoader(images, ImageFetcher(domains))
@@ -165,8 +175,9 @@ async def _serve(
     engine: AnyEngine,
     domains: AllowedDomains,
     listener: socket.socket,
+    gpu: int | None,
 ) -> int:
-    service = make_service(config, inputs, engine, domains)
+    service = make_service(config, inputs, engine, domains, gpu)
     try:
         app = make_app(service, listener.getsockname()[0])
         server = _Server(app, config.grace_s, lambda: _announce(config, listener))
