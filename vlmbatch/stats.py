@@ -5,10 +5,16 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlmbatch.types import Result
+
+ADDED_COUNTERS = (  # of the parts of a run
+    *("rows_earlier", "rows_done", "rows_resumed", "rows_begun", "images_done"),
+    *("prompt_tokens", "image_tokens", "completion_tokens", "cached_tokens"),
+    *("errors", "errors_resumed"),
+)
 
 
 @dataclass(slots=True)
@@ -68,6 +74,23 @@ class RunStats:
         self.rows_earlier = self.rows_done = self.rows_resumed = num_rows
         self.errors, self.errors_resumed = Counter(errors), Counter(errors)
         self.error_examples = dict(examples)
+
+    def copy(self) -> RunStats:
+        """The counters as they are now, also while another thread counts."""
+        return replace(
+            self,
+            errors=Counter(dict(self.errors)),
+            errors_resumed=Counter(dict(self.errors_resumed)),
+            error_examples=dict(self.error_examples),
+        )
+
+    def add(self, part: RunStats) -> None:
+        """Count in the rows, images, tokens and errors of a part of this run."""
+        for name in ADDED_COUNTERS:
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        for code, example in part.error_examples.items():
+            self.error_examples.setdefault(code, example)
+        self.quantization = self.quantization or part.quantization
 
     @property
     def num_errors(self) -> int:

@@ -99,10 +99,10 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--no-prefix-caching",), {"session.engine.enable_prefix_caching": False}),
     (("--host-memory", "4GiB"), {"session.host_memory": 4 * 2**30}),
 ]
-# What is printed, and the file of options; parts need a folder: test_array_task.
+# What is printed, and the file of options; parts need a folder: test_array_task, test_ray_options.
 REACH_NO_RUN = {
     *("--quiet", "--verbose", "--no-progress", "--log-format", "--summary-json", "--exit-zero"),
-    *("--config", "--help", "--shard"),
+    *("--config", "--help", "--shard", "--ray"),
 }
 
 

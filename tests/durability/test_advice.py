@@ -487,6 +487,7 @@ _SERVER = "of the server: in tests/serve"
 _PARTS = "of sharded runs: in tests/e2e/test_sharded_runs.py"
 _NAMES_IT = "names the option that was given, and advises none"
 _ENGINES = "of several engines: in tests/commands/test_refusals.py, tests/session/test_engines.py"
+_CLUSTER = "needs a cluster: in tests/ray_cluster/test_killed_machines.py"
 ELSEWHERE = {
     "second_pass --incremental": "in test_changed_runs.py, while a model loads",
     "attention --attention-backend": "in tests/attention/test_make_backend.py",
@@ -548,6 +549,16 @@ ELSEWHERE = {
     "checks --shard": _NAMES_IT,
     "checks --incremental": _NAMES_IT,
     "checks --retry-failed": _NAMES_IT,
+    "checks --gpus": _NAMES_IT,
+    "checks --ray": _NAMES_IT,
+    "checks --replicas": _NAMES_IT,
+    "cluster --device": _NAMES_IT,
+    "cluster --head": "of `ray start`",
+    "cluster --ray": _CLUSTER,
+    "parts_status --ray": "how a command of a cluster's run is known",
+    "ray_address --ray": "the option itself",
+    "run --incremental": _CLUSTER,
+    "run --shard-rows": _CLUSTER,
     "doctor --json": "the option itself",
 }
 # Modules whose strings are options and their help, or the arguments of a command that they start.

@@ -330,6 +330,12 @@ class LLM:
         """
         return self._answer(prompts, sampling_params, strict, in_order=False)
 
+    def answer(self, source: RowSource) -> Generator[RequestOutput]:
+        """Answer rows that something else has read, in their order; otherwise as ``generate``."""
+        call = self._call(source, strict=False, in_order=True)
+        self._calls.add(call)
+        return call
+
     def close(self) -> None:
         """End unfinished iterators and free what the model holds. The object is of no use then.
 

@@ -77,13 +77,7 @@ def run(config: JobConfig, stats: RunStats) -> None:
     inputs = open_job(config)
     stats.quantization = inputs.quantization(config.session.engine)
     with open_output(config, inputs, stats) as output:
-        if isinstance(output, DurableOutput) and output.complete:
-            earlier = finished_counts(output.path)
-            if earlier.num_rows != stats.rows_total:
-                raise changed_output(output.path)
-            stats.count_earlier(earlier.num_rows, earlier.errors, earlier.error_examples)
-        else:
-            stats.rows_earlier = output.num_known
+        if not was_complete(output, stats):
             stats.stage = "loading the model"
             with _started(config, inputs) as (images, replica):
                 try:
@@ -91,6 +85,23 @@ def run(config: JobConfig, stats: RunStats) -> None:
                 finally:
                     _count_shares(replica.status, stats)
     stats.finish()
+
+
+def was_complete(output: Output, stats: RunStats) -> bool:
+    """Whether nothing is left to do for an output; what an earlier run did is counted in ``stats``.
+
+    Raises:
+        UsageError: something else has changed the output.
+        OutputError: it cannot be read.
+    """
+    if not isinstance(output, DurableOutput) or not output.complete:
+        stats.rows_earlier = output.num_known
+        return False
+    earlier = finished_counts(output.path)
+    if earlier.num_rows != stats.rows_total:
+        raise changed_output(output.path)
+    stats.count_earlier(earlier.num_rows, earlier.errors, earlier.error_examples)
+    return True
 
 
 @contextmanager
@@ -107,7 +118,7 @@ def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, R
         )
         images: ImageLoader = stack.enter_context(closing(started))
         if not places:
-            yield images, stack.enter_context(_loaded_replica(config, inputs))
+            yield images, stack.enter_context(loaded_replica(config, inputs))
             return
         memory = stack.enter_context(closing(SharedMemory()))
         pool = several_engines(
@@ -119,7 +130,7 @@ def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, R
 
 
 @contextmanager
-def _loaded_replica(config: JobConfig, inputs: Inputs) -> Iterator[Replica]:
+def loaded_replica(config: JobConfig, inputs: Inputs) -> Iterator[Replica]:
     """What answers: the engine of this process, or transformers."""
     if isinstance(inputs.model, HfConfig):
         with closing(load_with_transformers(config.session, inputs)) as replica:
@@ -233,7 +244,7 @@ def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
     if inputs.streaming:
         return StreamOutput(lines, prefix)
     stats.stage = "reading the manifest"
-    info = inputs.manifest.scan()
+    info = inputs.manifest.scanned()
     stats.rows_total = info.num_rows
     span = range(info.num_rows)
     destination = config.destination
