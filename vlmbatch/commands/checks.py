@@ -87,11 +87,16 @@ def _parts_destination(options: OutputOptions, output: str, manifest: str) -> Fo
 
 
 def check_cluster_engines(ray: str | None, engine: EngineConfig) -> None:
-    """Refuse what says how many engines one machine has, where Ray does.
+    """Refuse what says how many engines one machine has, or GPUs an engine, where Ray does.
 
     Raises:
         UsageError: names the options.
     """
+    if ray is not None and engine.tensor_parallel > 1:
+        raise UsageError(
+            f"--ray and --tensor-parallel {engine.tensor_parallel} contradict each other: on a "
+            "cluster every engine has one GPU. Choose one"
+        )
     given = "--gpus" if engine.gpus is not None else "--replicas"
     value = engine.gpus if engine.gpus is not None else engine.replicas
     if ray is not None and value is not None:
