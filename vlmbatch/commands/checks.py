@@ -13,6 +13,7 @@ from vlmbatch.config import (
     Destination,
     FileDestination,
     FolderDestination,
+    ManifestConfig,
     OutputOptions,
     Part,
     PartDestination,
@@ -200,6 +201,19 @@ def check_resume_options(destination: Destination, policy: RunPolicy) -> None:
         raise UsageError(f"{' and '.join(chosen)} contradict each other: choose one")
     if isinstance(destination, StdoutDestination) and chosen and not policy.overwrite:
         raise UsageError(f"{chosen[0]} needs an output file: standard output keeps nothing")
+
+
+def check_sample(destination: Destination, manifest: ManifestConfig) -> None:
+    """Refuse a sample in parts.
+
+    Raises:
+        UsageError: names both options.
+    """
+    if manifest.sample is not None and isinstance(destination, PartDestination):
+        raise UsageError(
+            f"--sample {manifest.sample} and --shard {destination.part} contradict each other: a "
+            "sample is answered whole by one task. Choose one"
+        )
 
 
 def check_report_file(option: str, path: str | None) -> None:

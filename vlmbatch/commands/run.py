@@ -10,6 +10,7 @@ from vlmbatch import log
 from vlmbatch.commands.checks import (
     check_report_file,
     check_resume_options,
+    check_sample,
     check_stdout_use,
     checked_destination,
 )
@@ -50,6 +51,7 @@ def run(
     """
     destination = checked_destination(output, manifest.source, overwrite=policy.overwrite)
     check_resume_options(destination, policy)
+    check_sample(destination, manifest)
     check_report_file("--summary-json", report.summary_json)
     check_places(
         [
