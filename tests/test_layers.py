@@ -24,7 +24,7 @@ LAYERS: list[set[str]] = [
     {"vlmbatch.commands"},
     {"vlmbatch.serve", "vlmbatch.bench", "vlmbatch.api"},
     {"vlmbatch.jobs"},
-    {"vlmbatch.display", "vlmbatch.stages"},
+    {"vlmbatch.display", "vlmbatch.report", "vlmbatch.stages"},
     {"vlmbatch.session"},
     {"vlmbatch.hf"},
     {"vlmbatch.replicas"},

@@ -29,6 +29,7 @@ from vlmbatch.commands.exits import (
 )
 from vlmbatch.commands.features import features
 from vlmbatch.commands.merge import merge
+from vlmbatch.commands.report import report
 from vlmbatch.commands.run import run
 from vlmbatch.commands.serve import serve
 from vlmbatch.commands.status import status
@@ -59,6 +60,7 @@ app.command(**COMMAND)(features)
 app.command(**COMMAND)(serve)
 app.command(**COMMAND)(bench)
 app.command(**COMMAND)(merge)
+app.command(**COMMAND)(report)
 app.command(context_settings=HELP_NAMES)(status)
 app.command(context_settings=HELP_NAMES)(doctor)
 

@@ -165,6 +165,24 @@ def check_merged_file(output: str | None, folder: Path, *, overwrite: bool) -> P
     return Path(output)
 
 
+def checked_page(page: str | None, output: str, *, overwrite: bool) -> Path:
+    """Where a page goes, refused before an output is read.
+
+    Raises:
+        UsageError: none given, or no page can be there, or something is in the way.
+    """
+    if page is None:
+        raise UsageError(f"no page given: add -o {Path(output).name.partition('.')[0]}.html")
+    path = Path(page)
+    if path.suffix not in (".html", ".htm") or is_stream(page):
+        raise UsageError(f"page {page}: choose the name of a file that ends in .html")
+    check_report_file("--page", page)
+    with _looking_at(f"page {page}"):
+        if os.path.lexists(path) and not overwrite:
+            raise UsageError(f"page {page} exists: add --overwrite to replace it")
+    return path
+
+
 def checked_feature_folder(output: str | None) -> str:
     """Where features go.
 

@@ -205,5 +205,7 @@ def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
         stats.first_row, stats.rows_total = span.start, len(span)
     settings = run_settings(config, inputs, info)
     return DurableOutput(
-        config, destination, info, inputs.manifest.rows, settings, span, inputs.quantization
+        *(config, destination, info, inputs.manifest.rows, settings, span),
+        quantization=inputs.quantization,
+        pace=stats.pace,
     )
