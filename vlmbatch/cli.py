@@ -18,6 +18,7 @@ import typer
 
 from vlmbatch import __version__, log
 from vlmbatch.commands.bench import bench
+from vlmbatch.commands.compare import compare
 from vlmbatch.commands.doctor import doctor
 from vlmbatch.commands.exits import (
     Terminated,
@@ -61,6 +62,7 @@ app.command(**COMMAND)(serve)
 app.command(**COMMAND)(bench)
 app.command(**COMMAND)(merge)
 app.command(**COMMAND)(report)
+app.command(**COMMAND)(compare)
 app.command(context_settings=HELP_NAMES)(status)
 app.command(context_settings=HELP_NAMES)(doctor)
 
