@@ -32,6 +32,7 @@ LAYERS: list[set[str]] = [
     {"vlmbatch.manifest"},
     {"vlmbatch.openai", "vlmbatch.nvjpeg"},
     {"vlmbatch.images", "vlmbatch.engine"},
+    {"vlmbatch.costs"},
     {"vlmbatch.models"},
     {"vlmbatch.durable"},
     {"vlmbatch.attention"},
@@ -49,6 +50,7 @@ GROUND = {
 # With all that they import. Above them, only what is imported on start has to do without torch.
 TORCH_FREE = (
     "vlmbatch.config",
+    "vlmbatch.costs",
     "vlmbatch.durable",
     "vlmbatch.engine.scheduler",
     "vlmbatch.engine.block_pool",

@@ -30,6 +30,7 @@ from vlmbatch.commands.exits import (
 )
 from vlmbatch.commands.features import features
 from vlmbatch.commands.merge import merge
+from vlmbatch.commands.plan import plan
 from vlmbatch.commands.report import report
 from vlmbatch.commands.run import run
 from vlmbatch.commands.serve import serve
@@ -57,6 +58,7 @@ app = typer.Typer(
 )
 app.command(**COMMAND)(run)
 app.command(**COMMAND)(validate)
+app.command(**COMMAND)(plan)
 app.command(**COMMAND)(features)
 app.command(**COMMAND)(serve)
 app.command(**COMMAND)(bench)

@@ -35,13 +35,15 @@ from vlmbatch.types import Row
 class ManifestInfo:
     """What the first pass found. ``num_rows``: that ``rows`` gives out. ``sha256`` is the digest of
     the decompressed content; for a folder, of its files' names and digests. ``image_base``: where
-    relative image paths start; None where no row has one."""
+    relative image paths start; None where no row has one. ``manifest_rows``: with those that a
+    sample leaves out."""
 
     num_rows: int
     sha256: str
     extra_schema: pa.Schema
     files: tuple[str, ...]
     image_base: Path | None
+    manifest_rows: int
 
 
 class Manifest:
@@ -115,6 +117,7 @@ class Manifest:
             scan.extras.schema(),
             tuple(file.name for file in self._files),
             self._image_base if scan.has_relative_images else None,
+            scan.num_rows,
         )
         return self._info
 
