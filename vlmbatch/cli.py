@@ -36,6 +36,7 @@ from vlmbatch.commands.run import run
 from vlmbatch.commands.serve import serve
 from vlmbatch.commands.status import status
 from vlmbatch.commands.validate import validate
+from vlmbatch.commands.verify import verify
 from vlmbatch.errors import OutputError, VlmbatchError, is_shortage
 
 EPILOG = (
@@ -65,6 +66,7 @@ app.command(**COMMAND)(bench)
 app.command(**COMMAND)(merge)
 app.command(**COMMAND)(report)
 app.command(**COMMAND)(compare)
+app.command(**COMMAND)(verify)
 app.command(context_settings=HELP_NAMES)(status)
 app.command(context_settings=HELP_NAMES)(doctor)
 

@@ -207,7 +207,7 @@ def _tables(
     if record is not None:
         settings = {**record.about, "started": record.started, "vlmbatch": record.version}
         settings |= record.settings
-        settings.pop("pace", None)
+        settings = {k: v for k, v in settings.items() if k not in ("pace", "options")}
     elif answers.metadata:
         settings = {k: v for k, v in answers.metadata.items() if k.startswith("vlmbatch.")}
     if settings:

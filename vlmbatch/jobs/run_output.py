@@ -19,6 +19,7 @@ from vlmbatch.config import (
     JobConfig,
     PartDestination,
 )
+from vlmbatch.config.option import option_values
 from vlmbatch.durable.journal_writer import JournalWriter
 from vlmbatch.durable.lock import LockHolder
 from vlmbatch.durable.row_keys import RowKeyWriter, copy_row_keys, rows_match
@@ -217,6 +218,10 @@ class DurableOutput:
             "manifest": self._config.manifest.source,
             "shard_rows": shard_rows,
             "command": LockHolder.this_process().command,
+            "options": [
+                option_values(part)
+                for part in (self._config.session, self._config.manifest, self._config.sampling)
+            ],
         }
 
     def _has_errors(self, record: RunRecord) -> bool:
