@@ -44,6 +44,7 @@ GROUND = {
     "vlmbatch.config",
     "vlmbatch.errors",
     "vlmbatch.log",
+    "vlmbatch.processes",
     "vlmbatch.stats",
     "vlmbatch.types",
 }

@@ -38,7 +38,7 @@ class RunStats:
     """
 
     stage: str = "starting"  # what is happening now, for people
-    quantization: str | None = None  # of the model, for people
+    quantization: str | None = None  # what is quantized, for people
     rows_total: int | None = None  # unknown while a stream is read
     first_row: int = 0  # where in the manifest the first of them stands
     rows_earlier: int = 0  # that an earlier run had finished when this one started
@@ -55,6 +55,7 @@ class RunStats:
     errors_resumed: Counter[str] = field(default_factory=Counter)  # of these, the earlier run's
     error_examples: dict[str, str] = field(default_factory=dict)  # first message of each code
     pace: Pace = field(default_factory=Pace)
+    engines: dict[str, dict[str, int]] = field(default_factory=dict)  # of several, what each did
     started: float = field(default_factory=time.monotonic)
     work_started: float | None = None  # when the first row was begun: loading is over
     finished: float | None = None
@@ -127,6 +128,7 @@ class RunStats:
         """The figures of ``--summary-json``; rates are per second of processing."""
         seconds = self.processing_seconds()
         rate = 1 / seconds if seconds else 0.0
+        engines = {"engines": self.engines} if self.engines else {}
         return {
             "rows": self.rows_done,
             "rows_total": self.rows_total,
@@ -145,5 +147,6 @@ class RunStats:
             "rows_per_second": round((self.rows_done - self.rows_resumed) * rate, 2),
             "images_per_second": round(self.images_done * rate, 2),
             "completion_tokens_per_second": round(self.completion_tokens * rate, 2),
+            **engines,
             **({} if self.quantization is None else {"quantization": self.quantization}),
         }

@@ -70,6 +70,16 @@ def test_the_sample_model(temporary: Path, tmp_path: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
+def test_several_engines_compute_an_image_once(temporary: Path) -> None:
+    done = bench(temporary, "--replicas", "2", "--workloads", "vqa", "--rows", "16", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert "tiny-llava: float32 on CPU, 2 engines, " in done.stderr
+    figures = json.loads(done.stdout)
+    vqa = figures["workloads"]["vqa"]
+    assert (figures["num_engines"], vqa["rows"], vqa["errors"]) == (2, 16, 0)
+    assert 14 * 80 < vqa["cached_tokens"] <= 14 * 101
+
+
 def test_random_weights_and_start_of_a_process(temporary: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps(SMALL_CONFIG))

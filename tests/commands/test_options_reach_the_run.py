@@ -44,7 +44,10 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--engine", "transformers"), {"session.engine.engine": "transformers"}),
     (("--dtype", "float16"), {"session.engine.dtype": "float16"}),
     (("--quantize", "fp8"), {"session.engine.quantize": "fp8"}),
+    (("--kv-cache-dtype", "fp8"), {"session.engine.kv_cache_dtype": "fp8"}),
     (("--device", "cpu"), {"session.engine.device": "cpu"}),
+    (("--gpus", "0,2"), {"session.engine.gpus": "0,2"}),
+    (("--replicas", "7"), {"session.engine.replicas": 7}),
     (("--attention-backend", "torch"), {"session.engine.attention_backend": "torch"}),
     (
         ("--image-input-type", "image_features"),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _PANEL = "Planning"
 _TO_LOOK = without(
-    *("device", "attention_backend", "max_num_seqs", "max_batched_tokens"),
+    *("device", "gpus", "replicas", "attention_backend", "max_num_seqs", "max_batched_tokens"),
     *("no_prefix_caching", "host_memory", "image_workers", "image_timeout", "image_decoder"),
 )
 _BAR = 30  # characters

@@ -35,7 +35,7 @@ def print_run_summary(
     if stats.rows_done > stats.rows_resumed:
         _add_rates(table, stats)
     if stats.quantization is not None:
-        table.add_row("weights", stats.quantization)
+        table.add_row("quantized", stats.quantization)
     if output == "-":
         table.add_row("output", "standard output")
     elif stopped:
@@ -79,6 +79,9 @@ def _add_rates(table: Table, stats: RunStats) -> None:
         f"{figures['completion_tokens']:,} generated: "
         f"{figures['completion_tokens_per_second']:,.0f}/s",
     )
+    if stats.engines:
+        shares = (f"{name}: {share['rows']:,}" for name, share in stats.engines.items())
+        table.add_row("engines", f"{', '.join(shares)} rows")
 
 
 def print_merge_summary(stats: RunStats, console: Console, folder: str, output: str) -> None:

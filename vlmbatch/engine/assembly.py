@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from vlmbatch_kernels.quantized_rows import E4M3
 
 from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.config import EngineConfig
 from vlmbatch.engine.batch import build_step_inputs
 from vlmbatch.engine.block_pool import BlockPool
 from vlmbatch.engine.engine import Engine
-from vlmbatch.engine.kv_cache import KVCache, pool_granules
+from vlmbatch.engine.kv_cache import KVCache, pool_granules, resolve_kv_dtype
 from vlmbatch.engine.lanes import Lanes, make_lanes
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.model_runner import ModelRunner
@@ -40,13 +41,16 @@ def make_engine(
     them; None: where it pays by the shape of the model.
 
     Raises:
-        ConfigError: the KV cache that ``config`` asks for is less than a granule.
+        ConfigError: the KV cache that ``config`` asks for is less than a granule, or of a type that
+            ``device`` does not read.
     """
     text = model_config.text
     limits = Limits.resolve(config, text, device.type)
     granule, block_size = backend.granule, backend.block_size
-    granules = pool_granules(config.kv_cache_tokens, text, limits, granule, dtype)
-    kv_cache = KVCache(text, granules * granule, granule, block_size, dtype, device)
+    kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype, device)
+    granules = pool_granules(config.kv_cache_tokens, text, limits, granule, kv_dtype)
+    scales = model.kv_scales() if kv_dtype == E4M3 else None
+    kv_cache = KVCache(text, granules * granule, granule, block_size, kv_dtype, device, scales)
     runner = ModelRunner(
         model,
         kv_cache,
@@ -76,7 +80,7 @@ def make_engine(
         ),
         main,
         lanes or own_lanes,
-        overlap or OverlapPolicy(text, dtype.itemsize),
+        overlap or OverlapPolicy(text, dtype.itemsize, kv_dtype.itemsize),
         limits,
         eos_token_ids=frozenset(model_config.eos_token_ids),
         device=device,

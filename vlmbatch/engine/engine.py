@@ -74,6 +74,8 @@ class Engine:
         self.device = device
         self._ahead = ahead
         self._failures = 0  # sequences given up since a step went well
+        # Told of the sequences of each step before it is launched: what they were, if it kills us.
+        self.on_launch: Callable[[list[Sequence]], None] | None = None
 
     @property
     def max_model_len(self) -> int:
@@ -207,6 +209,8 @@ class Engine:
     ) -> Exception | None:
         """Launch a step, behind all that ``after`` has launched; returns what it failed with."""
         before = lane.under_way[-1] if lane.under_way else None
+        if self.on_launch is not None:
+            self.on_launch([chunk.sequence for chunk in chunks])
         try:
             with lane.current(after):
                 step = self.runner.launch(self._inputs(chunks), before, lane.graphs)
@@ -283,6 +287,14 @@ class Engine:
         for sequence in dropped:
             self.scheduler.finish(sequence, None)
         return dropped
+
+    def take_back(self, most: int) -> list[Sequence]:
+        """Give up sequences that nothing was ever computed of, the last ``most`` of them."""
+        new = [each for each in self.scheduler.waiting if each.num_cached_tokens is None]
+        taken = new[max(0, len(new) - most) :]
+        for sequence in taken:
+            self.scheduler.finish(sequence, None)
+        return taken
 
     def reset(self) -> None:
         """Give up every sequence and cached prefix: an interrupted step leaves them half done."""

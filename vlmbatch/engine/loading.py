@@ -14,6 +14,7 @@ from vlmbatch.attention import make_backend
 from vlmbatch.config import Device, DType, EngineConfig
 from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.kv_cache import resolve_kv_dtype
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside
 from vlmbatch.errors import ConfigError
@@ -54,6 +55,7 @@ def build_engine(
     if device.type == "cpu" and config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
     dtype = resolve_dtype(config.dtype, model_config, device)
+    kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype, device)
     backend = make_backend(config.attention_backend, device.type, dtype)
     make_model = random_model if config.random_weights else partial(load_model, folder)
     try:
@@ -75,6 +77,7 @@ def build_engine(
             backend,
             device,
             dtype,
+            kv_dtype,
             processor.largest_image(),
             reserved_bytes,
         )

@@ -28,6 +28,7 @@ _REASONS = {
     "attention_backend": "transformers chooses its own",
     "max_batched_tokens": "a batch is bounded by --max-num-seqs",
     "kv_cache_tokens": "transformers makes a cache for each batch",
+    "kv_cache_dtype": "transformers makes a cache for each batch",
     "enable_prefix_caching": "there is no prefix cache",
 }
 

@@ -118,7 +118,8 @@ def plan(
                 stats.errors[size.code] += 1
     total = info.manifest_rows
     weights = _weight_bytes(session, inputs, inputs.model)
-    costs = found.costs(_itemsize(session, inputs.model))
+    kv_itemsize = 1 if session.engine.kv_cache_dtype == "fp8" else None
+    costs = found.costs(_itemsize(session, inputs.model), kv_itemsize)
     scale = total / max(1, stats.rows_done)
     answered = round(scale * (found.work.rows + found.unknown))
     result = Plan(
@@ -215,10 +216,10 @@ class _Rows:
         generated = min(self._answer_tokens or row.sampling.max_tokens, max(1, room))
         self.work.add(size.prompt_tokens, generated, flops, shared)
 
-    def costs(self, itemsize: int) -> ModelCosts:
+    def costs(self, itemsize: int, kv_itemsize: int | None) -> ModelCosts:
         """The model's costs; what an image takes is in ``work``."""
         any_grid = next(iter(self._image_flops), ImageGrid(1, 1, 1, 3))
-        return model_costs(self._model, itemsize, any_grid)
+        return model_costs(self._model, itemsize, any_grid, kv_itemsize)
 
     def histograms(self) -> dict[str, list[tuple[int, int, int]]]:
         lengths = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,10 @@ from vlmbatch.config import (
     StdoutDestination,
 )
 from vlmbatch.durable.spill import Spill
-from vlmbatch.errors import UsageError
+from vlmbatch.errors import EnginesLostError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
+from vlmbatch.images.loading.shared_loader import SharedLoader
+from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.jobs.fingerprint import run_settings
 from vlmbatch.jobs.run_output import DurableOutput, Output
 from vlmbatch.jobs.stream_output import StreamOutput
@@ -28,6 +30,7 @@ from vlmbatch.output.openai_lines import BatchLines, is_batch_output
 from vlmbatch.output.parts import check_folder, check_without_parts
 from vlmbatch.output.reader import changed_output
 from vlmbatch.output.work_folder import check_unlocked
+from vlmbatch.session.engines import EnginePlace, engine_places, several_engines
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.session.load import (
     freeze_loaded,
@@ -40,13 +43,13 @@ from vlmbatch.session.open import (
     open_job,
     opening_stage,
 )
-from vlmbatch.stages.stopping import StopRequest
+from vlmbatch.stages.stopping import RunStoppedError, StopRequest
 from vlmbatch.stats import RunStats
 from vlmbatch.types import Result
 
 if TYPE_CHECKING:
     from vlmbatch.images.loading.loader import ImageLoader
-    from vlmbatch.replicas.replica import Replica
+    from vlmbatch.replicas.replica import Replica, ReplicaStatus
 
 # They tokenize, and wait for room among the images under way. More of them would mostly take the
 # interpreter lock from each other, and from who launches steps.
@@ -64,12 +67,15 @@ def run(config: JobConfig, stats: RunStats) -> None:
         RunStoppedError: a signal, the deadline or the error budget ended the run early.
     """
     policy = config.policy
+    engine = config.session.engine
+    if engine.several_asked_for:
+        engine_places(engine, "all")  # what is not there is refused before anything is read
     stop = StopRequest(policy.grace_s, policy.deadline_s, policy.max_error_rate)
     if not isinstance(config.destination, StdoutDestination):
         check_free(config.destination)  # before a large manifest is read
     stats.stage = opening_stage(config.session)
     inputs = open_job(config)
-    stats.quantization = inputs.quantization
+    stats.quantization = inputs.quantization(config.session.engine)
     with open_output(config, inputs, stats) as output:
         if isinstance(output, DurableOutput) and output.complete:
             earlier = finished_counts(output.path)
@@ -79,12 +85,37 @@ def run(config: JobConfig, stats: RunStats) -> None:
         else:
             stats.rows_earlier = output.num_known
             stats.stage = "loading the model"
-            with (
-                closing(start_images(config.session, inputs)) as images,
-                _loaded_replica(config, inputs) as replica,
-            ):
-                answer_manifest(config, inputs, replica, images, output, stats, stop)
+            with _started(config, inputs) as (images, replica):
+                try:
+                    answer_manifest(config, inputs, replica, images, output, stats, stop)
+                finally:
+                    _count_shares(replica.status, stats)
     stats.finish()
+
+
+@contextmanager
+def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, Replica]]:
+    """What decodes images, and what answers: one engine in this process, or several."""
+    from vlmbatch.stages.answer_loop import GATHER_SECONDS
+
+    places: tuple[EnginePlace, ...] = ()
+    if not isinstance(inputs.model, HfConfig) or config.session.engine.several_asked_for:
+        places = engine_places(config.session.engine, "all")
+    with ExitStack() as stack:
+        started = start_images(
+            config.session, inputs, len(places) or 1, places[0].gpu if places else None
+        )
+        images: ImageLoader = stack.enter_context(closing(started))
+        if not places:
+            yield images, stack.enter_context(_loaded_replica(config, inputs))
+            return
+        memory = stack.enter_context(closing(SharedMemory()))
+        pool = several_engines(
+            config.session, inputs, places, memory, gather_seconds=GATHER_SECONDS
+        )
+        if not isinstance(inputs.model, HfConfig):  # whose images stay in this process
+            images = SharedLoader(images, memory)
+        yield images, stack.enter_context(pool)
 
 
 @contextmanager
@@ -99,6 +130,18 @@ def _loaded_replica(config: JobConfig, inputs: Inputs) -> Iterator[Replica]:
     engine = load_engine(config.session, inputs)
     freeze_loaded(engine)
     yield LocalReplica(engine, inputs.processor.tokenizer)
+
+
+def _count_shares(status: ReplicaStatus, stats: RunStats) -> None:
+    """What each of several engines has done."""
+    stats.engines = {
+        name: {
+            "rows": part.answered,
+            "prompt_tokens": part.prompt_tokens,
+            "completion_tokens": part.generation_tokens,
+        }
+        for name, part in status.parts
+    }
 
 
 def answer_manifest(
@@ -150,7 +193,10 @@ def answer_manifest(
             writer = InputsWriter(writer, inputs.manifest.kept_inputs())
         sink = ResultSink(writer, tokenizer, stats, feed.release, output.journal, spill)
         try:
-            AnswerLoop(feed, replica, sink, stats, stop).run()
+            try:
+                AnswerLoop(feed, replica, sink, stats, stop).run()
+            except EnginesLostError as error:  # what was answered before is kept
+                stop.request(RunStoppedError(str(error), error.exit_status))
             sink.flush()
             stopped = stop.reason  # a signal that comes later finds nothing left to stop
             if stopped is None:
@@ -204,8 +250,6 @@ def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
         span = inputs.manifest.select(destination.part)
         stats.first_row, stats.rows_total = span.start, len(span)
     settings = run_settings(config, inputs, info)
-    return DurableOutput(
-        *(config, destination, info, inputs.manifest.rows, settings, span),
-        quantization=inputs.quantization,
-        pace=stats.pace,
-    )
+    quantization = inputs.quantization(config.session.engine)
+    rows = inputs.manifest.rows
+    return DurableOutput(config, destination, info, rows, settings, span, quantization, stats.pace)

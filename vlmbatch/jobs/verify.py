@@ -131,7 +131,8 @@ def _answered_again(
         engine="transformers",
         dtype=ours.dtype,
         device=ours.device,
-        quantize=ours.quantize,  # which is refused there
+        quantize=ours.quantize,  # which is refused there, and so is the next
+        kv_cache_dtype=ours.kv_cache_dtype,
         max_model_len=ours.max_model_len,
     )
     other = replace(session, engine=engine)
@@ -150,7 +151,9 @@ def _by_engine(
 ) -> list[Result]:
     from vlmbatch.replicas.local import LocalReplica
 
-    alone = replace(session.engine, max_num_seqs=1, enable_prefix_caching=False)
+    alone = replace(
+        session.engine, gpus=None, replicas=None, max_num_seqs=1, enable_prefix_caching=False
+    )
     session = replace(session, engine=alone)
     stats.stage, stats.rows_total, stats.rows_done = "loading the model", len(rows), 0
     engine = load_engine(session, inputs)
