@@ -21,6 +21,7 @@ from in_process import call
 from PIL import Image
 from sample_model import MODEL
 
+from vlmbatch.durable.run_record import RunRecord, write_record
 from vlmbatch.jobs.report import ReportConfig, report
 from vlmbatch.manifest.schema import RESULT_SCHEMA
 from vlmbatch.report.figures import COUNTED, Figures, histogram, pace_figures
@@ -197,12 +198,20 @@ def test_what_is_no_output_is_refused(tmp_path: Path, capfd: pytest.CaptureFixtu
     (tmp_path / "foreign.parquet").write_bytes(b"PAR1 no")
     pq.write_table(pa.table({"a": [1]}), tmp_path / "other.parquet")
     (tmp_path / "there.html").write_text("mine")
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "no output"}\n')
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun.vlmbatch").mkdir()
+    write_record(tmp_path / "begun.vlmbatch" / "run.json", RunRecord.new({}, "f", 3))
     write_output(tmp_path / "good.parquet", 3)
     target = tmp_path / "page.html"
     for arguments, status, message in (
         ([tmp_path / "missing.parquet", "-o", target], 2, "there is no such output"),
         ([tmp_path / "foreign.parquet", "-o", target], 74, "foreign.parquet cannot be read"),
         ([tmp_path / "other.parquet", "-o", target], 2, "does not start with the columns"),
+        ([tmp_path / "rows.jsonl", "-o", target], 2, "name an output, not a manifest"),
+        ([tmp_path / "empty", "-o", target], 2, "holds no output of a run"),
+        ([tmp_path / "begun", "-o", target], 1, "its run is not finished"),
         ([tmp_path / "good.parquet", "-o", tmp_path / "there.html"], 2, "add --overwrite"),
         ([tmp_path / "good.parquet", "-o", tmp_path / "good.parquet"], 2, "ends in .html"),
         ([tmp_path / "good.parquet"], 2, "no page given: add -o good.html"),

@@ -13,11 +13,21 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vlmbatch.errors import UsageError
+from vlmbatch.durable.run_paths import RECORD_FILE, work_folder_path
+from vlmbatch.durable.run_record import read_record
+from vlmbatch.errors import UnfinishedError, UsageError
 from vlmbatch.manifest.arrow_values import ValueReader
 from vlmbatch.manifest.schema import RESULT_SCHEMA, result_values
-from vlmbatch.output.openai_lines import errors_path, is_batch_output, parse_line
+from vlmbatch.output.openai_lines import (
+    HEAD_BYTES,
+    errors_path,
+    is_batch_output,
+    line_head,
+    parse_line,
+)
+from vlmbatch.output.parts import parts_named
 from vlmbatch.output.reader import OutputReader, changed_output, unreadable_output
+from vlmbatch.output.shards import list_shards
 from vlmbatch.types import Result
 
 _BLOCK_ROWS = 4096  # of lines
@@ -64,6 +74,7 @@ def open_answers(output: Path) -> Answers:
 
     Raises:
         UsageError: there is no finished output.
+        UnfinishedError: shards or parts are missing, as the run goes on or was stopped.
         OutputError: a file cannot be read.
     """
     if not output.exists():
@@ -71,7 +82,21 @@ def open_answers(output: Path) -> Answers:
             f"{output}: there is no such output. One that a run has not finished has no file yet: "
             "`vlmbatch status` tells how far it is"
         )
-    return BatchAnswers(output) if is_batch_output(output) else ParquetAnswers(output)
+    if is_batch_output(output):
+        return BatchAnswers(output)
+    if output.is_dir() and not parts_named(output):
+        _check_shards(output)
+    return ParquetAnswers(output)
+
+
+def _check_shards(folder: Path) -> None:
+    record = read_record(work_folder_path(folder) / RECORD_FILE)
+    if record is not None and record.state == "running":
+        raise UnfinishedError(
+            f"{folder}: its run is not finished: `vlmbatch status {folder}` tells how far it is"
+        )
+    if not list_shards(folder):
+        raise UsageError(f"{folder} holds no output of a run: name the folder or file of one")
 
 
 class ParquetAnswers:
@@ -164,7 +189,12 @@ class BatchAnswers:
     def _parsed(self, path: Path) -> Iterable[Result]:
         try:
             with path.open("rb") as file:
-                for line in file:
+                for number, line in enumerate(file):
+                    if number == 0 and line_head(line[:HEAD_BYTES]) is None:
+                        raise UsageError(
+                            f"{path} holds no results of a batch as `vlmbatch run` writes them: "
+                            "name an output, not a manifest"
+                        )
                     yield parse_line(line)
         except FileNotFoundError as error:
             if path == self._output:
