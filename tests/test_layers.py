@@ -25,7 +25,7 @@ LAYERS: list[set[str]] = [
     {"vlmbatch.ray"},
     {"vlmbatch.serve", "vlmbatch.bench", "vlmbatch.api"},
     {"vlmbatch.jobs"},
-    {"vlmbatch.display", "vlmbatch.stages"},
+    {"vlmbatch.display", "vlmbatch.report", "vlmbatch.stages"},
     {"vlmbatch.session"},
     {"vlmbatch.hf"},
     {"vlmbatch.replicas"},
@@ -33,6 +33,7 @@ LAYERS: list[set[str]] = [
     {"vlmbatch.manifest"},
     {"vlmbatch.openai", "vlmbatch.nvjpeg"},
     {"vlmbatch.images", "vlmbatch.engine"},
+    {"vlmbatch.costs"},
     {"vlmbatch.models"},
     {"vlmbatch.durable"},
     {"vlmbatch.attention"},
@@ -51,6 +52,7 @@ GROUND = {
 # With all that they import. Above them, only what is imported on start has to do without torch.
 TORCH_FREE = (
     "vlmbatch.config",
+    "vlmbatch.costs",
     "vlmbatch.durable",
     "vlmbatch.engine.scheduler",
     "vlmbatch.engine.block_pool",

@@ -18,6 +18,7 @@ import typer
 
 from vlmbatch import __version__, log
 from vlmbatch.commands.bench import bench
+from vlmbatch.commands.compare import compare
 from vlmbatch.commands.doctor import doctor
 from vlmbatch.commands.exits import (
     Terminated,
@@ -29,11 +30,14 @@ from vlmbatch.commands.exits import (
 )
 from vlmbatch.commands.features import features
 from vlmbatch.commands.merge import merge
+from vlmbatch.commands.plan import plan
 from vlmbatch.commands.ray_address import with_address
+from vlmbatch.commands.report import report
 from vlmbatch.commands.run import run
 from vlmbatch.commands.serve import serve
 from vlmbatch.commands.status import status
 from vlmbatch.commands.validate import validate
+from vlmbatch.commands.verify import verify
 from vlmbatch.errors import OutputError, VlmbatchError, is_shortage
 
 EPILOG = (
@@ -56,10 +60,14 @@ app = typer.Typer(
 )
 app.command(**COMMAND)(run)
 app.command(**COMMAND)(validate)
+app.command(**COMMAND)(plan)
 app.command(**COMMAND)(features)
 app.command(**COMMAND)(serve)
 app.command(**COMMAND)(bench)
 app.command(**COMMAND)(merge)
+app.command(**COMMAND)(report)
+app.command(**COMMAND)(compare)
+app.command(**COMMAND)(verify)
 app.command(context_settings=HELP_NAMES)(status)
 app.command(context_settings=HELP_NAMES)(doctor)
 

@@ -15,6 +15,24 @@ ADDED_COUNTERS = (  # of the parts of a run
     *("prompt_tokens", "image_tokens", "completion_tokens", "cached_tokens"),
     *("errors", "errors_resumed"),
 )
+_MAX_POINTS = 240
+
+
+@dataclass(slots=True)
+class Pace:
+    """How far work was, now and then: twice as rarely each time there are ``_MAX_POINTS``."""
+
+    points: list[tuple[float, int, int]] = field(default_factory=list)  # seconds, rows, tokens
+    _interval: float = 0.5
+
+    def note(self, seconds: float, rows: int, tokens: int) -> None:
+        """``seconds`` after work began so many rows are done, and tokens generated."""
+        if self.points and seconds - self.points[-1][0] < self._interval:
+            return
+        self.points.append((round(seconds, 2), rows, tokens))
+        if len(self.points) >= _MAX_POINTS:
+            del self.points[::2]
+            self._interval *= 2
 
 
 @dataclass(slots=True)
@@ -41,6 +59,7 @@ class RunStats:
     errors: Counter[str] = field(default_factory=Counter)
     errors_resumed: Counter[str] = field(default_factory=Counter)  # of these, the earlier run's
     error_examples: dict[str, str] = field(default_factory=dict)  # first message of each code
+    pace: Pace = field(default_factory=Pace)
     engines: dict[str, dict[str, int]] = field(default_factory=dict)  # of several, what each did
     started: float = field(default_factory=time.monotonic)
     work_started: float | None = None  # when the first row was begun: loading is over
@@ -51,6 +70,8 @@ class RunStats:
         self.rows_done += 1
         if resumed:
             self.rows_resumed += 1
+        else:
+            self.pace.note(self.processing_seconds(), self.num_new, self.completion_tokens)
         if result.error_code is not None:
             self.errors_resumed[result.error_code] += resumed  # first: see num_new_errors
             self.errors[result.error_code] += 1

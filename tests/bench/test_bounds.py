@@ -10,11 +10,13 @@ import torch
 from pixel_scaling import scaling
 
 from vlmbatch.attention import make_backend
-from vlmbatch.bench.bounds import ModelCosts, model_costs, workload_bounds
-from vlmbatch.bench.device_rates import DeviceRates, measure_rates
+from vlmbatch.bench.bounds import workload_bounds
+from vlmbatch.bench.device_rates import measure_rates
 from vlmbatch.bench.random_checkpoint import prepare_checkpoint
 from vlmbatch.bench.workloads import WORKLOADS
 from vlmbatch.config import ImageArguments, PromptConfig
+from vlmbatch.costs.model import ModelCosts, model_costs
+from vlmbatch.costs.rates import DeviceRates
 from vlmbatch.models.config import ModelConfig, with_quantization
 from vlmbatch.models.family import load_model_config, load_processor
 from vlmbatch.models.registry import build_model

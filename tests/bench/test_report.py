@@ -11,10 +11,10 @@ from rich.console import Console
 
 from vlmbatch.bench.bench import BenchResult, WorkloadResult
 from vlmbatch.bench.bounds import Bounds
-from vlmbatch.bench.device_rates import DeviceRates
 from vlmbatch.bench.report import as_json, print_report
 from vlmbatch.bench.timed_run import Measurement
 from vlmbatch.bench.workloads import WORKLOADS
+from vlmbatch.costs.rates import DeviceRates
 
 
 def make_result(device: str = "NVIDIA H100", errors: int = 0) -> BenchResult:

@@ -79,6 +79,11 @@ MODEL = ("-m", "x")
         (["run", "-", *MODEL, "--temperature", "inf"], "must be finite and at least 0, got inf"),
         (["run", "-", *MODEL, "--summary-json", "-"], "--summary-json - would mix with the data"),
         (["run", "-", *MODEL, "--summary-json", "no/s.json"], "there is no folder no"),
+        (["run", "-", *MODEL, "--sample", "0"], "'--sample': must be at least 1, got 0"),
+        (
+            ["run", "m.jsonl", "-o", "out/", *MODEL, "--shard", "0/4", "--sample", "9"],
+            "--sample 9 and --shard 0/4 contradict each other",
+        ),
         (["validate", "m.jsonl"], "no model given"),
         (["validate", "m.jsonl", *MODEL, "--errors", "m.jsonl"], "m.jsonl is the manifest itself"),
         (["validate", "m.jsonl", *MODEL, "--errors", "folder"], "folder is a folder"),

@@ -112,6 +112,8 @@ DECIDES = {
     "manifest.column_prefix": Change("answer_"),
     "manifest.keep_inputs": Change(True),
     "manifest.limit": Change(2),
+    "manifest.sample": Change(2),
+    "manifest.sample_seed": Change(2, beside={"manifest.sample": 2}),
     "manifest.format": Change("openai"),
     "sampling.max_tokens": Change(9),
     "sampling.temperature": Change(0.5),

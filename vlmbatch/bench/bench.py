@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from vlmbatch.bench.bounds import Bounds, ModelCosts, model_costs, workload_bounds
+from vlmbatch.bench.bounds import Bounds, workload_bounds
 from vlmbatch.bench.config import BenchConfig
-from vlmbatch.bench.device_rates import DeviceRates, measure_rates
+from vlmbatch.bench.device_rates import measure_rates
 from vlmbatch.bench.engines import BenchEngines, bench_engines
 from vlmbatch.bench.process_start import seconds_to_first_row, write_random_weights
 from vlmbatch.bench.setup import (
@@ -23,6 +23,8 @@ from vlmbatch.bench.setup import (
 )
 from vlmbatch.bench.timed_run import Measurement, timed_run
 from vlmbatch.bench.workloads import Workload
+from vlmbatch.costs.model import ModelCosts, model_costs
+from vlmbatch.costs.rates import DeviceRates
 from vlmbatch.engine.kv_cache import resolve_kv_dtype
 from vlmbatch.engine.loading import resolve_device, resolve_dtype
 from vlmbatch.log import logger

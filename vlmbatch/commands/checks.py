@@ -14,6 +14,7 @@ from vlmbatch.config import (
     EngineConfig,
     FileDestination,
     FolderDestination,
+    ManifestConfig,
     OutputOptions,
     Part,
     PartDestination,
@@ -210,6 +211,24 @@ def check_merged_file(output: str | None, folder: Path, *, overwrite: bool) -> P
     return Path(output)
 
 
+def checked_page(page: str | None, output: str, *, overwrite: bool) -> Path:
+    """Where a page goes, refused before an output is read.
+
+    Raises:
+        UsageError: none given, or no page can be there, or something is in the way.
+    """
+    if page is None:
+        raise UsageError(f"no page given: add -o {Path(output).name.partition('.')[0]}.html")
+    path = Path(page)
+    if path.suffix not in (".html", ".htm") or is_stream(page):
+        raise UsageError(f"page {page}: choose the name of a file that ends in .html")
+    check_report_file("--page", page)
+    with _looking_at(f"page {page}"):
+        if os.path.lexists(path) and not overwrite:
+            raise UsageError(f"page {page} exists: add --overwrite to replace it")
+    return path
+
+
 def checked_feature_folder(output: str | None) -> str:
     """Where features go.
 
@@ -246,6 +265,22 @@ def check_resume_options(destination: Destination, policy: RunPolicy) -> None:
         raise UsageError(f"{' and '.join(chosen)} contradict each other: choose one")
     if isinstance(destination, StdoutDestination) and chosen and not policy.overwrite:
         raise UsageError(f"{chosen[0]} needs an output file: standard output keeps nothing")
+
+
+def check_sample(destination: Destination, manifest: ManifestConfig, ray: str | None) -> None:
+    """Refuse a sample in parts.
+
+    Raises:
+        UsageError: names both options.
+    """
+    if manifest.sample is None:
+        return
+    parts = f"--shard {destination.part}" if isinstance(destination, PartDestination) else None
+    if parts or ray is not None:
+        raise UsageError(
+            f"--sample {manifest.sample} and {parts or '--ray'} contradict each other: a sample is "
+            "answered whole by one task. Choose one"
+        )
 
 
 def check_report_file(option: str, path: str | None) -> None:

@@ -32,6 +32,8 @@ _FOLDER = Opt(
     panel="Input and output",
     short="-o",
 )
+# Of every image something is wanted, and nothing is answered.
+_MANIFEST = without("format", "column_prefix", "keep_inputs", "sample", "sample_seed")
 # Prompts are not looked at, and no token is computed.
 _TOWER = without(
     *("tokenizer", "image_input_type", "image_token_id", "strict_image_tokens"),
@@ -44,7 +46,7 @@ _TOWER = without(
 
 @with_options
 def features(
-    manifest: Annotated[ManifestConfig, without("format", "column_prefix", "keep_inputs")],
+    manifest: Annotated[ManifestConfig, _MANIFEST],
     session: Annotated[SessionConfig, _TOWER],
     report: ReportOptions,
     config_file: Path | None,

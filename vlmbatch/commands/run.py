@@ -11,6 +11,7 @@ from vlmbatch.commands.checks import (
     check_cluster_engines,
     check_report_file,
     check_resume_options,
+    check_sample,
     check_stdout_use,
     checked_destination,
 )
@@ -52,6 +53,7 @@ def run(
     destination = checked_destination(output, manifest.source, overwrite=policy.overwrite)
     check_resume_options(destination, policy)
     check_cluster_engines(output.ray, session.engine)
+    check_sample(destination, manifest, output.ray)
     check_report_file("--summary-json", report.summary_json)
     check_places(
         [

@@ -39,6 +39,17 @@ class ManifestConfig:
     image_column: Annotated[str, _input("NAME", "Column of the images.")] = "image"
     id_column: Annotated[str, _input("NAME", "Column of the row ids.")] = "id"
     limit: Annotated[int | None, _input("N", "Read the first N rows only.", minimum=0)] = None
+    sample: Annotated[
+        int | None,
+        _input(
+            "N",
+            "Take N rows only, spread over the manifest, the same ones each time.",
+            minimum=1,
+        ),
+    ] = None
+    sample_seed: Annotated[
+        int, _input("N", "Which rows --sample takes: another number, other rows.", minimum=0)
+    ] = 0
     max_line_bytes: int = 16 * 2**20
     format: Annotated[
         ManifestFormat,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections.abc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -169,6 +169,18 @@ def build(config: type[C], values: Mapping[str, Any], key: str = "name") -> C:
         value = _value(item, name, values[name])
         into[item.path[-1]] = not value if item.opt.unsets and key == "name" else value
     return _construct(config, nested)
+
+
+def option_values(config: Any) -> dict[str, Any]:
+    """The options of a configuration by their names in Python, ready for JSON.
+
+    ``build`` with ``key="argument"`` makes of them the configuration again.
+    """
+    values: dict[str, Any] = {}
+    for item in opt_fields(type(config)):
+        value = reduce(getattr, item.path, config)
+        values[item.argument] = str(value) if isinstance(value, Path) else value
+    return values
 
 
 def _construct(config: type[C], values: Mapping[str, Any]) -> C:

@@ -33,6 +33,8 @@ def run_settings(config: JobConfig, inputs: Inputs, info: ManifestInfo) -> dict[
         shape["column_prefix"] = manifest.column_prefix
     if manifest.keep_inputs:
         shape["keep_inputs"] = True
+    if manifest.sample is not None:
+        shape |= {"sample": manifest.sample, "sample_seed": manifest.sample_seed}
     if session.engine.quantize is not None:
         shape["quantize"] = session.engine.quantize
     if session.engine.kv_cache_dtype != "auto":

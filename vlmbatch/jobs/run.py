@@ -263,4 +263,4 @@ def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
     settings = run_settings(config, inputs, info)
     quantization = inputs.quantization(config.session.engine)
     rows = inputs.manifest.rows
-    return DurableOutput(config, destination, info, rows, settings, span, quantization)
+    return DurableOutput(config, destination, info, rows, settings, span, quantization, stats.pace)

@@ -25,6 +25,7 @@ from vlmbatch.manifest.jsonl import JsonlFile
 from vlmbatch.manifest.openai_batch import BatchRowBuilder, holds_requests
 from vlmbatch.manifest.partitions import without_partitions
 from vlmbatch.manifest.rows import NO_DOMAINS, RowBuilder
+from vlmbatch.manifest.sample import sampled_rows
 from vlmbatch.manifest.scan import ManifestFile, Record, Scan, record_id
 from vlmbatch.manifest.sources import find_files, stdin_file
 from vlmbatch.types import Row
@@ -32,22 +33,25 @@ from vlmbatch.types import Row
 
 @dataclass(frozen=True, slots=True)
 class ManifestInfo:
-    """What the first pass found. ``sha256`` is the digest of the decompressed content; for a
-    folder, of its files' names and digests. ``image_base``: where relative image paths start; None
-    where no row has one."""
+    """What the first pass found. ``num_rows``: that ``rows`` gives out. ``sha256`` is the digest of
+    the decompressed content; for a folder, of its files' names and digests. ``image_base``: where
+    relative image paths start; None where no row has one. ``manifest_rows``: with those that a
+    sample leaves out."""
 
     num_rows: int
     sha256: str
     extra_schema: pa.Schema
     files: tuple[str, ...]
     image_base: Path | None
+    manifest_rows: int
 
 
 class Manifest:
     """Rows in order, from one or more files, in bounded memory.
 
     ``scan`` is the first pass, ``rows`` the second, which must not overlap. ``last_image_uses`` is
-    what ``ImageUses`` says after ``scan``, of the rows that ``select`` has chosen.
+    what ``ImageUses`` says after ``scan``, of the rows that ``select`` or a sample has chosen. The
+    rows of a sample are numbered from 0; their ids and seeds are as in the whole manifest.
     """
 
     last_image_uses: NDArray[np.int64] | None = None
@@ -60,12 +64,16 @@ class Manifest:
         image_base: Path,
         *,
         streaming: bool,
+        sample: tuple[int, int] | None = None,
     ) -> None:
+        """``sample``: its number of rows, and its seed."""
         self._files = files
         self._builder = builder
         self._image_base = image_base
         self._limit = limit
         self._streaming = streaming
+        self._sample = sample
+        self._sampled: NDArray[np.int64] | None = None  # by scan
         self._info: ManifestInfo | None = None
         self._file_rows: list[int] = []  # by scan
         self._selected: range | None = None
@@ -98,13 +106,20 @@ class Manifest:
                 raise ManifestError(missing_message(option, name, names))
         if repeated := scan.ids.repeated():
             self._refuse_duplicates(repeated, scan.num_rows)
-        self.last_image_uses = self._all_image_uses = scan.images.last_uses()
+        self.last_image_uses = scan.images.last_uses()
+        num_rows = scan.num_rows
+        if self._sample is not None:
+            self._sampled = sampled_rows(num_rows, *self._sample)
+            self.last_image_uses = uses_within(self.last_image_uses, self._sampled)
+            num_rows = len(self._sampled)
+        self._all_image_uses = self.last_image_uses
         self._info = ManifestInfo(
-            scan.num_rows,
+            num_rows,
             self._combined(digests),
             scan.extras.schema(),
             tuple(file.name for file in self._files),
             self._image_base if scan.has_relative_images else None,
+            scan.num_rows,
         )
         return self._info
 
@@ -127,6 +142,7 @@ class Manifest:
         They are numbered from 0; ids and seeds that come of a row's number are as in a run on the
         whole manifest. To be called after ``scan``, and again for another part.
         """
+        assert self._sampled is None, "a sample has no parts"
         self._selected = self.rows_of(part)
         self.last_image_uses = uses_within(self._all_image_uses, self._selected)
         return self._selected
@@ -154,13 +170,12 @@ class Manifest:
 
     def rows_with_values(self) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield every row with the values it was built from, none where its line has none."""
-        first = self._rows_wanted().start
-        for index, file, (line, values) in self._records():
+        for number, index, file, (line, values) in self._wanted_records():
             if index == self._limit:
                 return
             row = self._builder.build(index, file.name, line, values)
-            if first:
-                row = replace(row, index=index - first)
+            if number != index:
+                row = replace(row, index=number)
             yield row, {} if isinstance(values, RowError) else values
 
     def kept_inputs(self) -> Iterator[dict[str, Any]]:
@@ -173,14 +188,14 @@ class Manifest:
         assert self._info is not None, "what a stream keeps is in its rows"
         columns = self._builder.columns
         num_read = 0
-        for index, _, (_, values) in self._records(columns.kept):
+        for number, _, _, (_, values) in self._wanted_records(columns.kept):
             kept = {} if isinstance(values, RowError) else dict(values)
             kept = {name: value for name, value in kept.items() if name in columns.kept}
             if columns.image in kept:
                 kept[columns.image] = image_value(kept[columns.image])
             yield kept
-            num_read = index + 1
-        if num_read < self._rows_wanted().stop:
+            num_read = number + 1
+        if num_read < len(self._rows_wanted()):
             raise self._changed(num_read)
 
     def _rows_wanted(self) -> range:
@@ -188,6 +203,22 @@ class Manifest:
         if self._selected is not None:
             return self._selected
         return range(0 if self._info is None else self._info.num_rows)
+
+    def _wanted_records(
+        self, columns: Collection[str] | None = None
+    ) -> Iterator[tuple[int, int, ManifestFile, Record]]:
+        """Every record that is given out, with its number among these and in the manifest."""
+        records = self._records(columns)
+        if self._sampled is None:
+            first = self._rows_wanted().start
+            for index, file, record in records:
+                yield index - first, index, file, record
+            return
+        for number, wanted in enumerate(self._sampled.tolist()):
+            for index, file, record in records:
+                if index == wanted:
+                    yield number, index, file, record
+                    break
 
     def _records(
         self, columns: Collection[str] | None = None
@@ -289,6 +320,11 @@ def open_manifest(
         OutputError: standard input does not fit the temporary folder.
     """
     assert config.source == "-" or not streaming, "only standard input is streamed"
+    if streaming and config.sample is not None:
+        raise ManifestError(
+            f"--sample {config.sample} needs the number of rows first, and standard input is read "
+            "as it comes: name a file as MANIFEST, or for `run` a file as output"
+        )
     columns = Columns.from_config(config)
     files: Sequence[ManifestFile]
     if config.source == "-":
@@ -310,7 +346,8 @@ def open_manifest(
         builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model, config.column_prefix)
     else:
         builder = RowBuilder(columns, defaults, folder, with_kept=streaming, domains=domains)
-    return Manifest(files, builder, config.limit, folder, streaming=streaming)
+    sample = None if config.sample is None else (config.sample, config.sample_seed)
+    return Manifest(files, builder, config.limit, folder, streaming=streaming, sample=sample)
 
 
 def _is_batch(config: ManifestConfig, files: Sequence[ManifestFile], *, streaming: bool) -> bool:
