@@ -29,6 +29,8 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--deadline", "2h"), {"policy.deadline_s": 7200.0}),
     (("--max-error-rate", "5%"), {"policy.max_error_rate": 0.05}),
     (("--limit", "7"), {"manifest.limit": 7}),
+    (("--prompt", "Who?"), {"manifest.prompt": "Who?"}),
+    (("--sidecar", ".txt", "--sidecar", ".json"), {"manifest.sidecars": (".txt", ".json")}),
     (("--prompt-column", "q"), {"manifest.prompt_column": "q"}),
     (("--image-column", "photo"), {"manifest.image_column": "photo"}),
     (("--id-column", "key"), {"manifest.id_column": "key"}),

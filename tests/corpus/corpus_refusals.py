@@ -26,7 +26,9 @@ class Refusal:
 
 REFUSALS = (
     Refusal("manifests/missing.jsonl", ("missing.jsonl", "no such manifest")),
-    Refusal("manifests/folder", ("manifests/folder", "holds no file that ends in")),
+    Refusal("manifests/folder", ("manifests/folder", "no file that ends in")),
+    Refusal("images", ("corpus/images", "images without prompts", "--prompt")),
+    Refusal("manifests/*.png", ("*.png", "the pattern matches no image")),
     Refusal("manifests/notes.txt", ("notes.txt", "of no known kind")),
     Refusal("manifests/not-json.jsonl", ("not-json.jsonl:1:", "not JSON")),
     Refusal("manifests/array.jsonl", ("array.jsonl:1:", "an array")),

@@ -65,8 +65,8 @@ class TestFinding:
 
     def test_folder_without_manifests(self, tmp_path):
         (tmp_path / "_hidden.jsonl").write_text("{}")
-        (tmp_path / "image.jpg").write_text("")
-        with pytest.raises(ManifestError, match="holds no file"):
+        (tmp_path / "notes.txt").write_text("")
+        with pytest.raises(ManifestError, match="and no file that ends in"):
             opened(tmp_path)
 
     def test_folder_of_both_kinds(self, tmp_path):

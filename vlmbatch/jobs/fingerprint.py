@@ -31,6 +31,10 @@ def run_settings(config: JobConfig, inputs: Inputs, info: ManifestInfo) -> dict[
     shape: dict[str, Any] = {}
     if manifest.column_prefix:
         shape["column_prefix"] = manifest.column_prefix
+    if manifest.prompt is not None:
+        shape["prompt"] = manifest.prompt
+    if manifest.sidecars:
+        shape["sidecars"] = list(manifest.sidecars)
     if manifest.keep_inputs:
         shape["keep_inputs"] = True
     if session.engine.quantize is not None:

@@ -282,9 +282,7 @@ def open_manifest(
         folder = Path()
         files = [stdin_file(stdin or _stdin(), config.max_line_bytes, spool=not streaming)]
     else:
-        source = Path(config.source)
-        files = find_files(source, config.max_line_bytes)
-        folder = source if source.is_dir() else source.parent
+        files, folder = find_files(config)
     folder = image_base or folder
     builder: RowBuilder | BatchRowBuilder
     if _is_batch(config, bare := without_partitions(files), streaming=streaming):
@@ -293,10 +291,20 @@ def open_manifest(
                 f"{config.source}: --keep-inputs is for manifests of columns; prompts and images "
                 "of OpenAI's batch requests are in their bodies"
             )
+        if config.prompt is not None:
+            raise ManifestError(
+                f"{config.source}: --prompt is for rows of your own; OpenAI's batch requests bring "
+                "theirs"
+            )
         files = bare  # a request has no columns
         builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model, config.column_prefix)
     else:
-        builder = RowBuilder(columns, defaults, folder, with_kept=streaming, domains=domains)
+        builder = RowBuilder(
+            *(columns, defaults, folder),
+            with_kept=streaming,
+            domains=domains,
+            prompt=config.prompt,
+        )
     return Manifest(files, builder, config.limit, folder, streaming=streaming)
 
 
@@ -304,7 +312,7 @@ def _is_batch(config: ManifestConfig, files: Sequence[ManifestFile], *, streamin
     if config.format == "openai":
         for file in files:
             if not isinstance(file, JsonlFile):
-                raise ManifestError(f"{file.name}: an OpenAI batch file is JSONL, not Parquet")
+                raise ManifestError(f"{file.name}: an OpenAI batch file is JSONL, and this is not")
         return True
     return config.format == "auto" and not streaming and holds_requests(files)
 

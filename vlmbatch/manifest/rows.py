@@ -31,7 +31,7 @@ class RowBuilder:
     """Reads rows by the names of ``columns``; relative image paths start from ``image_base``.
 
     ``with_kept``: inputs that are kept are among the values that pass through. ``domains``: hosts
-    that images may be fetched from.
+    that images may be fetched from. ``prompt``: of rows that bring neither prompt nor messages.
     """
 
     def __init__(
@@ -42,8 +42,10 @@ class RowBuilder:
         *,
         with_kept: bool = False,
         domains: AllowedDomains = NO_DOMAINS,
+        prompt: str | None = None,
     ) -> None:
         self.columns = columns
+        self._default_prompt = prompt
         self._left_out = columns.dropped if with_kept else columns.inputs
         self._defaults = defaults
         self._image_base = image_base
@@ -72,13 +74,15 @@ class RowBuilder:
         prompt = values.get(column)
         messages = values.get(MESSAGES_COLUMN)
         if messages is None:
+            prompt = self._default_prompt if prompt is None else prompt
             if isinstance(prompt, str):
                 return prompt, None
             if column not in values:
                 present = ", ".join(f'"{name}"' for name in values) or "none"
                 message = (
                     f'no column "{column}" or "{MESSAGES_COLUMN}" (present: {present:.200}); '
-                    "name the prompt's column with --prompt-column"
+                    "name the prompt's column with --prompt-column, or give all rows one with "
+                    "--prompt"
                 )
                 if is_request(values):
                     message += ", or read OpenAI's batch requests with --format openai"
