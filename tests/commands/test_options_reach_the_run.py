@@ -22,6 +22,7 @@ RUN = ("run", "m.jsonl", "-m", "x", "-o", "out.parquet", "-q")
 REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--output", "other.parquet"), {"destination.path": Path("other.parquet")}),
     (("--shard-rows", "7"), {"destination.shard_rows": 7}),
+    (("--write-text", "texts"), {"text_folder": Path("texts")}),
     (("--overwrite",), {"policy.overwrite": True}),
     (("--retry-failed",), {"policy.retry_failed": True}),
     (("--incremental",), {"policy.incremental": True}),

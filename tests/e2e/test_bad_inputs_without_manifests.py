@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from corpus_rows import BAD_IMAGES
 from in_process import call
@@ -54,3 +56,58 @@ def test_a_folder_of_bad_images(photos: Path, tmp_path: Path) -> None:
         "odd/caf\\xe9.png": "image_unreadable",
     }
     assert {name: row["error_code"] for name, row in found.items()} == expected
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("texts")
+    (folder / "photos/a").mkdir(parents=True)
+    for name in ("a/1.png", "2.png"):
+        shutil.copy(CORPUS / "images/plain.png", folder / "photos" / name)
+    (folder / "photos/3.png").touch()
+    return folder
+
+
+class TestWriteText:
+    def run(self, folder: Path, *options: object) -> int:
+        arguments = ["run", folder / "photos", "--prompt", "Describe the picture.", "-m", MODEL]
+        return call([*arguments, "-o", folder / "out.parquet", "--max-tokens", 4, "-q", *options])
+
+    def test_answers_lie_beside_the_images(self, folder: Path) -> None:
+        assert self.run(folder, "--write-text", folder / "photos") == 1
+        rows = pq.read_table(folder / "out.parquet").to_pylist()
+        assert [row["id"] for row in rows] == ["2.png", "3.png", "a/1.png"]
+        texts = {path.stem: path.read_text() for path in (folder / "photos").rglob("*.txt")}
+        assert texts == {"1": f"{rows[2]['text']}\n", "2": f"{rows[0]['text']}\n"}
+
+    def test_what_is_missing_of_a_complete_output_is_written(self, folder: Path) -> None:
+        """By the same command, and by one that asks for another folder."""
+        (folder / "photos/2.txt").unlink()
+        for place in ("photos", "elsewhere"):
+            assert self.run(folder, "--write-text", folder / place) == 1
+            assert (folder / place / "2.txt").is_file()
+        assert not (folder / "elsewhere/3.txt").exists()
+
+    @pytest.mark.parametrize(
+        ("rows", "says"),
+        [
+            ([{"id": "../a"}], "out of the folder"),
+            ([{"id": "a.jpg"}, {"id": "a.png"}], "would both be a.txt"),
+        ],
+    )
+    def test_refused_before_anything_is_written(
+        self, rows: list[Any], says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        manifest = tmp_path / "m.jsonl"
+        manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        arguments = ["run", manifest, "-m", MODEL, "-o", tmp_path / "out.parquet"]
+        assert call([*arguments, "--write-text", tmp_path / "texts"]) == 2
+        assert says in capfd.readouterr().err
+        assert [path.name for path in tmp_path.iterdir()] == ["m.jsonl"]
+
+    def test_its_own_answers_are_no_sidecars(
+        self, folder: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        options = ("--sidecar", ".txt", "--write-text", folder / "photos/a")
+        assert self.run(folder, *options) == 2
+        assert "would read its own answers" in capfd.readouterr().err

@@ -15,7 +15,13 @@ from vlmbatch.commands.checks import (
 )
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
-from vlmbatch.commands.places import check_places, output_places, report_places, session_places
+from vlmbatch.commands.places import (
+    check_places,
+    output_places,
+    report_places,
+    session_places,
+    text_places,
+)
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config import (
     JobConfig,
@@ -54,6 +60,7 @@ def run(
     check_places(
         [
             *output_places(destination),
+            *text_places(output.write_text),
             *report_places(summary_json=report.summary_json),
             *session_places(session, manifest, config_file),
         ],
@@ -61,7 +68,7 @@ def run(
     )
     to_stdout = isinstance(destination, StdoutDestination)
     check_stdout_use("--summary-json", report.summary_json, data_on_stdout=to_stdout)
-    job = JobConfig(session, manifest, destination, sampling, policy)
+    job = JobConfig(session, manifest, destination, sampling, policy, output.write_text)
     _run(job, Reporting(report, data_on_stdout=to_stdout))
 
 

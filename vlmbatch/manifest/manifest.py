@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -125,7 +126,7 @@ class Manifest:
             ManifestError: the first line of a file is not a JSON object, or the manifest changed
                 after ``scan``: before a row that it has not seen is given out.
         """
-        limit = self._limit if self._info is None else len(self._rows_wanted())
+        limit = self._limit if self._info is None else len(self.rows_wanted)
         index = 0
         named = NamedColumns(self._builder.columns.renamed)
         rows = self._checked_stream(named) if self._streaming else self._all_rows()
@@ -141,7 +142,7 @@ class Manifest:
 
     def rows_with_values(self) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield every row with the values it was built from, none where its line has none."""
-        first = self._rows_wanted().start
+        first = self.rows_wanted.start
         for index, file, (line, values) in self._records():
             if index == self._limit:
                 return
@@ -167,20 +168,33 @@ class Manifest:
                 kept[columns.image] = image_value(kept[columns.image])
             yield kept
             num_read = index + 1
-        if num_read < self._rows_wanted().stop:
+        if num_read < self.rows_wanted.stop:
             raise self._changed(num_read)
 
-    def _rows_wanted(self) -> range:
+    @property
+    def rows_wanted(self) -> range:
         """Which rows passes after ``scan`` give out; before it, nobody knows the end."""
         if self._selected is not None:
             return self._selected
         return range(0 if self._info is None else self._info.num_rows)
 
+    def ids(self) -> Iterator[str]:
+        """The id of every row of the whole manifest, also after ``select``.
+
+        Raises:
+            ManifestError: the manifest cannot be read, or has changed.
+        """
+        assert self._info is not None, "ids of a stream come with its rows"
+        column = self._builder.columns.id
+        records = chain.from_iterable(file.records([column]) for file in self._files)
+        for index, (_, values) in enumerate(islice(records, self._info.num_rows)):
+            yield record_id(values, column, index)
+
     def _records(
         self, columns: Collection[str] | None = None
     ) -> Iterator[tuple[int, ManifestFile, Record]]:
         """Every record from the first wanted on, with its number in the manifest."""
-        first = self._rows_wanted().start
+        first = self.rows_wanted.start
         index = 0
         for place, file in enumerate(self._files):
             if first and index + self._file_rows[place] <= first:
