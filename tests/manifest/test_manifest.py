@@ -37,9 +37,9 @@ class TestFinding:
             opened("a\0.jsonl")
 
     def test_unknown_kind(self, tmp_path):
-        (tmp_path / "m.csv").write_text("prompt\n")
+        (tmp_path / "m.ods").write_text("prompt\n")
         with pytest.raises(ManifestError, match=r"must end in .*\.jsonl"):
-            opened(tmp_path / "m.csv")
+            opened(tmp_path / "m.ods")
 
     @pytest.mark.timeout(20)
     def test_named_pipe_does_not_hang(self, tmp_path):

@@ -32,8 +32,9 @@ class ManifestConfig:
         str,
         Opt(
             "MANIFEST",
-            ".jsonl or .ndjson (also .gz, .zst), .parquet, a folder of either, - for JSONL on "
-            "standard input, or a folder of images or a pattern such as 'photos/**/*.jpg'.",
+            ".jsonl, .ndjson, .csv or .tsv (also .gz, .zst), .parquet, a folder of one of these, "
+            "- for JSONL on standard input; or a folder of images, or a pattern such as "
+            "'photos/**/*.jpg'.",
             flag="--manifest",
             positional=True,
             filled=True,

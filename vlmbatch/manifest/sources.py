@@ -11,7 +11,9 @@ from typing import BinaryIO
 from vlmbatch.config import ManifestConfig
 from vlmbatch.errors import ManifestError
 from vlmbatch.log import logger
+from vlmbatch.manifest.columns import Columns
 from vlmbatch.manifest.compressed import BUFFER_BYTES, open_stream
+from vlmbatch.manifest.csv_file import CsvFile
 from vlmbatch.manifest.image_folder import ImageFolder
 from vlmbatch.manifest.image_tree import (
     IMAGE_SUFFIXES,
@@ -27,10 +29,21 @@ from vlmbatch.manifest.scan import ManifestFile
 from vlmbatch.manifest.spool import spool as spooled
 
 _PARQUET_SUFFIX = ".parquet"
-_JSONL_SUFFIXES = tuple(
-    suffix + compression for suffix in (".jsonl", ".ndjson") for compression in ("", ".gz", ".zst")
-)
-_KINDS = ".parquet, .jsonl or .ndjson (the last two also .gz or .zst)"
+_COMPRESSIONS = ("", ".gz", ".zst")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_KINDS = ".parquet, .jsonl, .ndjson, .csv or .tsv (all but the first also .gz or .zst)"
+
+
+def _with_compression(*suffixes: str) -> tuple[str, ...]:
+    return tuple(suffix + compression for suffix in suffixes for compression in _COMPRESSIONS)
+
+
+# Kinds of manifests, of which a folder holds one: names to the ends of their files' names.
+_SUFFIXES = {
+    "Parquet": (_PARQUET_SUFFIX,),
+    "JSONL": _with_compression(".jsonl", ".ndjson"),
+    "CSV": _with_compression(*_DELIMITERS),
+}
 
 
 def find_files(config: ManifestConfig) -> tuple[Sequence[ManifestFile], Path]:
@@ -63,7 +76,7 @@ def find_files(config: ManifestConfig) -> tuple[Sequence[ManifestFile], Path]:
         if not _is_manifest(source):
             raise ManifestError(f"{source}: of no known kind: the name must end in {_KINDS}")
         _refuse_sidecars(config)
-        return [_manifest_file(source, config.max_line_bytes)], source.parent
+        return [_manifest_file(source, config)], source.parent
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         raise ManifestError(f"{config.source!r}: cannot be read: {error}") from error
 
@@ -76,9 +89,9 @@ def _partitioned(paths: list[Path], folder: Path, config: ManifestConfig) -> lis
             *(folder, paths[0].relative_to(folder), folder / "**" / "*"),
         )
     return [
-        PartitionedFile(_manifest_file(path, config.max_line_bytes), partition)
+        PartitionedFile(_manifest_file(path, config), partition)
         if (partition := partition_of(path, folder))
-        else _manifest_file(path, config.max_line_bytes)
+        else _manifest_file(path, config)
         for path in paths
     ]
 
@@ -113,10 +126,17 @@ def _refuse_sidecars(config: ManifestConfig) -> None:
         )
 
 
-def _manifest_file(path: Path, max_line_bytes: int) -> ManifestFile:
-    if _is_parquet(path):
+def _manifest_file(path: Path, config: ManifestConfig) -> ManifestFile:
+    kind = _kind(path)
+    if kind == "Parquet":
         return ParquetFile(path)
-    return JsonlFile(str(path), partial(open_stream, path), max_line_bytes)
+    name, open_file, limit = str(path), partial(open_stream, path), config.max_line_bytes
+    if kind == "JSONL":
+        return JsonlFile(name, open_file, limit)
+    suffix = next(each for each in path.suffixes[::-1] if each.lower() in _DELIMITERS).lower()
+    empty_prompt = "" if config.prompt is None else None
+    columns = Columns.from_config(config)
+    return CsvFile(name, open_file, _DELIMITERS[suffix], columns, limit, empty_prompt)
 
 
 def is_part_of_folder(path: Path, folder: Path) -> bool:
@@ -140,9 +160,9 @@ def stdin_file(stdin: BinaryIO, max_line_bytes: int, *, spool: bool) -> Manifest
 def _folder_files(folder: Path) -> list[Path]:
     paths = sorted(_files_below(folder, folder))
     for path in paths:
-        if _is_parquet(path) != _is_parquet(first := paths[0]):
+        if _kind(path) != _kind(first := paths[0]):
             raise ManifestError(
-                f"{folder}: the folder holds both Parquet and JSONL "
+                f"{folder}: the folder holds both {_kind(first)} and {_kind(path)} "
                 f"({first.relative_to(folder)} and {path.relative_to(folder)}): name one file, or "
                 "keep one kind in the folder"
             )
@@ -160,9 +180,11 @@ def _files_below(folder: Path, manifest: Path) -> Iterator[Path]:
             yield path
 
 
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == _PARQUET_SUFFIX
+def _kind(path: Path) -> str | None:
+    """What a file is by its name, of ``_SUFFIXES``; None of other files."""
+    name = path.name.lower()
+    return next((kind for kind, ends in _SUFFIXES.items() if name.endswith(ends)), None)
 
 
 def _is_manifest(path: Path) -> bool:
-    return path.name.lower().endswith((_PARQUET_SUFFIX, *_JSONL_SUFFIXES))
+    return _kind(path) is not None

@@ -1,4 +1,4 @@
-"""Bad inputs where no manifest of rows is: folders of images, and what lies in them."""
+"""Bad inputs of other kinds than JSONL and Parquet, and answers as files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from corpus_refusals import BAD_CSV_ROWS
 from corpus_rows import BAD_IMAGES
 from in_process import call
 from make_corpus import HERE as CORPUS
@@ -66,6 +67,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copy(CORPUS / "images/plain.png", folder / "photos" / name)
     (folder / "photos/3.png").touch()
     return folder
+
+
+def test_bad_rows_of_csv(tmp_path: Path) -> None:
+    found = errors_of(CORPUS / "manifests/bad-rows.csv", tmp_path)
+    by_line = {row["line"]: row["error_message"] for row in found.values()}
+    assert by_line.keys() == BAD_CSV_ROWS.keys()
+    assert all(says in by_line[line] for line, says in BAD_CSV_ROWS.items()), by_line
 
 
 class TestWriteText:
