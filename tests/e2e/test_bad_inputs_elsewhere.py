@@ -10,10 +10,12 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from corpus_documents import BAD_PAGES, bad_documents
 from corpus_refusals import BAD_CSV_ROWS
 from corpus_rows import BAD_IMAGES
 from in_process import call
 from make_corpus import HERE as CORPUS
+from PIL import Image
 
 MODEL = CORPUS.parents[1] / "samples/tiny-llava"
 
@@ -66,6 +68,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("a/1.png", "2.png"):
         shutil.copy(CORPUS / "images/plain.png", folder / "photos" / name)
     (folder / "photos/3.png").touch()
+    with Image.open(CORPUS / "images/plain.png") as image:
+        pages = [Image.new("RGB", image.size, "white"), Image.new("RGB", image.size, "black")]
+        image.convert("RGB").save(folder / "photos/b.pdf", save_all=True, append_images=pages)
     return folder
 
 
@@ -76,6 +81,20 @@ def test_bad_rows_of_csv(tmp_path: Path) -> None:
     assert all(says in by_line[line] for line, says in BAD_CSV_ROWS.items()), by_line
 
 
+def test_pages_that_cannot_be_read(tmp_path: Path) -> None:
+    """Each is an error row, and none of another document is."""
+    folder = tmp_path / "documents"
+    folder.mkdir()
+    for name, data in bad_documents():
+        (folder / name).write_bytes(data)
+    found = errors_of(folder, tmp_path, "--prompt", "What?", "--decode-images")
+    assert {name: row["error_code"] for name, row in found.items()} == {
+        name: code for name, (code, _) in BAD_PAGES.items()
+    }
+    for name, (_, says) in BAD_PAGES.items():
+        assert name in found[name]["error_message"] and says in found[name]["error_message"]
+
+
 class TestWriteText:
     def run(self, folder: Path, *options: object) -> int:
         arguments = ["run", folder / "photos", "--prompt", "Describe the picture.", "-m", MODEL]
@@ -84,9 +103,14 @@ class TestWriteText:
     def test_answers_lie_beside_the_images(self, folder: Path) -> None:
         assert self.run(folder, "--write-text", folder / "photos") == 1
         rows = pq.read_table(folder / "out.parquet").to_pylist()
-        assert [row["id"] for row in rows] == ["2.png", "3.png", "a/1.png"]
+        assert [row["id"] for row in rows] == [
+            *("2.png", "3.png", "a/1.png", "b.pdf#1", "b.pdf#2", "b.pdf#3")
+        ]
         texts = {path.stem: path.read_text() for path in (folder / "photos").rglob("*.txt")}
         assert texts == {"1": f"{rows[2]['text']}\n", "2": f"{rows[0]['text']}\n"}
+        answers = [row["text"] for row in rows[3:]]
+        assert (folder / "photos/b.md").read_text() == "\n\n".join(answers) + "\n"
+        assert len({*answers}) > 1  # each page is a picture of its own
 
     def test_what_is_missing_of_a_complete_output_is_written(self, folder: Path) -> None:
         """By the same command, and by one that asks for another folder."""

@@ -112,6 +112,8 @@ DECIDES = {
     "manifest.sidecars": Change(
         (".txt",), beside={"manifest.source": "photos", "manifest.prompt": "<image>What?"}
     ),
+    "manifest.pages": Change("1-20"),
+    "manifest.dpi": Change(300),
     "manifest.prompt_column": Change("question"),
     "manifest.image_column": Change("picture"),
     "manifest.id_column": Change("key"),

@@ -90,6 +90,14 @@ def test_answers_of_one_file_are_refused(tmp_path: Path) -> None:
         checked(tmp_path, ["a.pdf#1", "a.pdf#2", "a.PDF#1"])
 
 
+def test_a_document_is_not_divided(tmp_path: Path) -> None:
+    ids = ["a.pdf#1", "a.pdf#2", "b.pdf#1"]
+    for own in (range(1), range(1, 3)):
+        with pytest.raises(UsageError, match=r"a\.pdf are divided .* before a\.pdf#2"):
+            TextFolder(tmp_path, None).check(lambda: ids, own, overwrite=False)
+    TextFolder(tmp_path, None).check(lambda: ids, range(2), overwrite=False)
+
+
 def test_only_an_earlier_runs_files_are_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("a caption of the user's")
     with pytest.raises(UsageError, match="is there already"):

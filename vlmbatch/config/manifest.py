@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 from vlmbatch.config.option import Opt, check_bounds
+from vlmbatch.config.pages import PageRanges
 from vlmbatch.errors import ConfigError
 
 ManifestFormat = Literal["auto", "manifest", "openai"]
@@ -57,6 +58,20 @@ class ManifestConfig:
             flag="--sidecar",
         ),
     ] = ()
+    pages: Annotated[
+        str | None,
+        _input("RANGE", "Of PDFs in a folder: these pages alone, as in 1-20 or 1,5-.", filled=True),
+    ] = None
+    dpi: Annotated[
+        int | None,
+        _input(
+            "N",
+            "Render pages of PDFs at N pixels an inch (default: 150), where --longest-side does "
+            "not say their size.",
+            minimum=1,
+            maximum=2400,
+        ),
+    ] = None
     prompt_column: Annotated[str, _input("NAME", "Column of the prompts.")] = "prompt"
     image_column: Annotated[str, _input("NAME", "Column of the images.")] = "image"
     id_column: Annotated[str, _input("NAME", "Column of the row ids.")] = "id"
@@ -88,6 +103,8 @@ class ManifestConfig:
             (self.column_prefix or "").encode()
         except UnicodeEncodeError as error:
             raise ConfigError(f"column_prefix {self.column_prefix!r} is not UTF-8") from error
+        if self.pages is not None:
+            PageRanges(self.pages)
         for suffix in self.sidecars:
             if not _SIDECAR.fullmatch(suffix):
                 raise ConfigError(

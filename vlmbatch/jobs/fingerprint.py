@@ -33,6 +33,10 @@ def run_settings(config: JobConfig, inputs: Inputs, info: ManifestInfo) -> dict[
         shape["column_prefix"] = manifest.column_prefix
     if manifest.prompt is not None:
         shape["prompt"] = manifest.prompt
+    if manifest.dpi is not None:
+        shape["dpi"] = manifest.dpi
+    if manifest.pages is not None:
+        shape["pages"] = manifest.pages
     if manifest.sidecars:
         shape["sidecars"] = list(manifest.sidecars)
     if manifest.keep_inputs:

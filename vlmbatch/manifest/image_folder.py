@@ -1,40 +1,48 @@
-"""A folder of images as a manifest: a row an image, its path the id."""
+"""A folder of images as a manifest: a row an image or a page of a PDF, its path the id."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
-from itertools import islice
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import closing
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.config import ImageLimits, ManifestConfig
+from vlmbatch.config.pages import PageRanges
+from vlmbatch.errors import ErrorCode, ManifestError, RowError
+from vlmbatch.images.loading.page_counter import PageCounter
+from vlmbatch.images.pdf import MISSING as MISSING_LIBRARY
+from vlmbatch.images.pdf import has_pdf_library
 from vlmbatch.log import logger
-from vlmbatch.manifest.image_tree import ImageTree
+from vlmbatch.manifest.image_tree import ImageTree, is_document_name
+from vlmbatch.manifest.page_names import page_name
 from vlmbatch.manifest.scan import Record, Scan
 from vlmbatch.manifest.sidecars import read_sidecars
 from vlmbatch.manifest.spool import spool
 
 _SHOWN_KINDS = 5
+_MAX_PAGES = 100_000
 
 
 class ImageFolder:
     """The images that ``tree`` finds below ``base``, each with the columns of its ``sidecars``.
 
     What the first pass finds is kept in a temporary file: an image that comes later is not in this
-    run, one that has gone is an error row. A sidecar has at most ``max_bytes``.
+    run, one that has gone is an error row. Of a PDF each page is a row.
     """
 
-    def __init__(
-        self, name: str, base: Path, tree: ImageTree, sidecars: tuple[str, ...], max_bytes: int
-    ) -> None:
+    def __init__(self, name: str, base: Path, tree: ImageTree, config: ManifestConfig) -> None:
         self.name = name
         self._base = base
         self._tree = tree
-        self._sidecars = sidecars
-        self._max_bytes = max_bytes
+        self._sidecars = config.sidecars
+        self._max_bytes = config.max_line_bytes
+        self._pages = PageRanges(config.pages or "1-")
+        self._given_pages = config.pages
         self._open_found: Callable[[], BinaryIO] | None = None
 
     def scan(self, scan: Scan, limit: int | None) -> str:
@@ -66,17 +74,51 @@ class ImageFolder:
                 yield line, _values(raw)
 
     def _spooled(self, limit: int | None) -> Callable[[], BinaryIO]:
-        return spool(map(self._found, islice(self._tree.paths(), limit)), self.name)
+        with closing(PageCounter(ImageLimits())) as counter:
+            lines = chain.from_iterable(self._lines(path, counter) for path in self._tree.paths())
+            return spool(islice(lines, limit), self.name)
 
-    def _found(self, path: str) -> bytes:
-        """A line of JSON about an image. Its path may hold lone surrogates, which JSON escapes."""
+    def _lines(self, path: str, counter: PageCounter) -> Iterator[bytes]:
+        """JSON about an image, or about each page. A path may hold lone surrogates, which JSON
+        escapes."""
         columns: dict[str, Any] = {}
-        if self._sidecars:
-            try:
+        try:
+            if self._sidecars:
                 columns = read_sidecars(self._base / path, self._sidecars, self._max_bytes)
-            except RowError as error:
-                return json.dumps({"error": [error.code, error.message]}).encode() + b"\n"
-        return json.dumps({"path": path, "columns": columns}).encode() + b"\n"
+            if not is_document_name(path):
+                yield _line(path=path, columns=columns)
+                return
+            for page in self._pages_of(path, counter):
+                yield _line(path=path, page=page, columns=columns)
+        except RowError as error:
+            yield _line(error=[error.code, error.message])
+
+    def _pages_of(self, path: str, counter: PageCounter) -> Iterable[int]:
+        if not has_pdf_library():
+            raise ManifestError(
+                f"{self._base / path}: {MISSING_LIBRARY}; or name the images alone, such as with "
+                f"'{self._base}/**/*.jpg'"
+            )
+        try:
+            num_pages = counter.count(str(self._base / path))
+        except RowError as error:
+            if error.code == ErrorCode.IMAGE_TIMEOUT:
+                raise
+            return [1]  # whoever draws it meets the same, as an error of this row
+        if num_pages == 0:
+            return [1]
+        if num_pages > _MAX_PAGES:
+            raise RowError(
+                ErrorCode.IMAGE_UNREADABLE,
+                f"{self._base / path}: it has {num_pages} pages, over the limit of {_MAX_PAGES}",
+            )
+        pages = list(self._pages.of(num_pages))
+        if not pages:
+            logger.info(
+                "%s: has %d pages, and none of --pages %s",
+                *(self._base / path, num_pages, self._given_pages),
+            )
+        return pages
 
     def _tell_what_is_left_out(self) -> None:
         left_out = self._tree.left_out
@@ -98,8 +140,15 @@ def _values(raw: bytes) -> dict[str, Any] | RowError:
     if "error" in found:
         code, message = found["error"]
         return RowError(ErrorCode(code), message)
-    path = found["path"]
+    path, page = found["path"], found.get("page")
     # With a colon it could be taken for a URL.
     image = path if ":" not in path else f"./{path}"
-    row_id = os.fsencode(path).decode(errors="backslashreplace")
-    return {"id": row_id, "image": image, **found["columns"]}
+    name = os.fsencode(path).decode(errors="backslashreplace")
+    if page is None:
+        return {"id": name, "image": image, **found["columns"]}
+    own = {"id": page_name(name, page), "image": page_name(image, page), "doc": name, "page": page}
+    return {**own, **found["columns"]}
+
+
+def _line(**values: Any) -> bytes:
+    return json.dumps(values).encode() + b"\n"

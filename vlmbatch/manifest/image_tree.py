@@ -22,6 +22,11 @@ def is_image_name(name: str) -> bool:
     return name.lower().endswith(IMAGE_SUFFIXES) and name[0] != "."
 
 
+def is_document_name(name: str) -> bool:
+    """Whether a file is taken for a PDF."""
+    return name.lower().endswith(".pdf") and name[0] != "."
+
+
 def is_pattern(source: str) -> bool:
     """Whether a path that does not exist is meant as a pattern."""
     return any(character in source for character in _WILDCARDS)
@@ -35,8 +40,8 @@ def split_pattern(source: str) -> tuple[Path, tuple[str, ...]]:
 
 
 class ImageTree:
-    """Images below ``base`` whose relative path matches ``patterns``, a name each (``**``: any
-    folders, or none).
+    """Images and PDFs below ``base`` whose relative path matches ``patterns``, a name each (``**``:
+    any folders, or none).
 
     In each folder names come in the order of their bytes, with what a folder holds where its name
     stands: the names of one folder are held at a time, and of those above it. Links are followed,
@@ -68,7 +73,7 @@ class ImageTree:
                 if any(place < len(self._patterns) for place in after):
                     yield from self._below(f"{path}/", after, seen)
             elif len(self._patterns) in after:
-                if is_image_name(name):
+                if is_image_name(name) or is_document_name(name):
                     yield path
                 else:
                     self.left_out[os.path.splitext(name)[1].lower() or name] += 1  # noqa: PTH122

@@ -273,6 +273,7 @@ def open_manifest(
     stdin: BinaryIO | None = None,
     domains: AllowedDomains = NO_DOMAINS,
     model: str = "",
+    longest_side: int | None = None,
 ) -> Manifest:
     """Find the manifest's files, and their format if it is not given.
 
@@ -282,7 +283,8 @@ def open_manifest(
     ``image_base``: where relative image paths start; by default the manifest's folder, for
     standard input the working directory. ``streaming`` reads standard input as it comes, without
     ``scan``: duplicate ids and reserved column names are then errors of their rows. Images may be
-    fetched from ``domains``; ``model`` answers OpenAI's requests.
+    fetched from ``domains``; ``model`` answers OpenAI's requests. ``longest_side``: of pages
+    of PDFs, in pixels.
 
     Raises:
         ManifestError: there is no manifest at ``config.source``, or none of a known kind.
@@ -318,6 +320,8 @@ def open_manifest(
             with_kept=streaming,
             domains=domains,
             prompt=config.prompt,
+            dpi=config.dpi,
+            longest_side=longest_side,
         )
     return Manifest(files, builder, config.limit, folder, streaming=streaming)
 

@@ -15,7 +15,8 @@ from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.manifest.arrow_values import shown_with_type, times_as_text
 from vlmbatch.manifest.columns import MESSAGES_COLUMN, RESOLUTION_COLUMNS, Columns, is_request
 from vlmbatch.manifest.ids import read_id, unknown_id
-from vlmbatch.types import ImageRef, Row
+from vlmbatch.manifest.page_names import page_of
+from vlmbatch.types import ImageRef, Page, Row
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _READ_AS_URL = re.compile("(?:data:|https?://)", re.IGNORECASE)
@@ -32,6 +33,7 @@ class RowBuilder:
 
     ``with_kept``: inputs that are kept are among the values that pass through. ``domains``: hosts
     that images may be fetched from. ``prompt``: of rows that bring neither prompt nor messages.
+    ``dpi`` and ``longest_side``: how pages of PDFs are drawn.
     """
 
     def __init__(
@@ -43,9 +45,12 @@ class RowBuilder:
         with_kept: bool = False,
         domains: AllowedDomains = NO_DOMAINS,
         prompt: str | None = None,
+        dpi: int | None = None,
+        longest_side: int | None = None,
     ) -> None:
         self.columns = columns
         self._default_prompt = prompt
+        self._dpi, self._longest_side = dpi, longest_side
         self._left_out = columns.dropped if with_kept else columns.inputs
         self._defaults = defaults
         self._image_base = image_base
@@ -134,6 +139,9 @@ class RowBuilder:
         """The image of a path, a ``data:`` URL or an http(s) URL of an allowed host."""
         if _READ_AS_URL.match(text):
             return self._urls.read(text, f'column "{self.columns.image}"')
+        if (page := page_of(text)) is not None:
+            path, number = page
+            return ImageRef(self._path(path), page=Page(number, self._dpi, self._longest_side))
         return ImageRef(self._path(text))
 
     def _path(self, path: str) -> str:

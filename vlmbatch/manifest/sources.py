@@ -18,6 +18,7 @@ from vlmbatch.manifest.image_folder import ImageFolder
 from vlmbatch.manifest.image_tree import (
     IMAGE_SUFFIXES,
     ImageTree,
+    is_document_name,
     is_image_name,
     is_pattern,
     split_pattern,
@@ -70,7 +71,7 @@ def find_files(config: ManifestConfig) -> tuple[Sequence[ManifestFile], Path]:
             raise ManifestError(f"{source}: no such manifest")
         if not source.is_file():
             raise ManifestError(f"{source}: not a file; to read JSONL from a pipe, use -")
-        if is_image_name(source.name):
+        if is_image_name(source.name) or is_document_name(source.name):
             name = glob.escape(source.name)
             return _images(config, source.parent, ImageTree(source.parent, [name]))
         if not _is_manifest(source):
@@ -101,7 +102,7 @@ def _images(
 ) -> tuple[Sequence[ManifestFile], Path]:
     source = config.source
     if next(tree.paths(), None) is None:
-        what = f"no image ({', '.join(IMAGE_SUFFIXES)})"
+        what = f"no image ({', '.join(IMAGE_SUFFIXES)}) and no .pdf"
         if Path(source).is_dir():
             raise ManifestError(
                 f"{source}: the folder holds {what}, and no file that ends in {_KINDS}; of these, "
@@ -114,8 +115,7 @@ def _images(
             '--prompt "Describe the picture."; or read prompts beside them, such as with --sidecar '
             ".txt --prompt-column txt"
         )
-    folder = ImageFolder(source, base, tree, config.sidecars, config.max_line_bytes)
-    return [folder], base
+    return [ImageFolder(source, base, tree, config)], base
 
 
 def _refuse_sidecars(config: ManifestConfig) -> None:

@@ -13,7 +13,8 @@ import numpy as np
 
 from vlmbatch.durable.durable_file import open_own, reported
 from vlmbatch.errors import OutputError, UsageError
-from vlmbatch.output.text_names import page_of, text_name
+from vlmbatch.manifest.page_names import page_of
+from vlmbatch.output.text_names import text_name
 
 _OWNERS = (
     ".vlmbatch-text"  # in the folder: the outputs whose answers are written there, a line each
@@ -53,6 +54,11 @@ class TextFolder:
             name = self._name(row_id)
             page = page_of(row_id)
             if page is not None and page[0] == document:
+                if index in (own.start, own.stop):
+                    raise UsageError(
+                        f"--write-text {self.path}: the pages of {document} are divided between "
+                        f"two parts, before {row_id}: choose another number of parts"
+                    )
                 continue
             document = None if page is None else page[0]
             hashes.append(hash(name))

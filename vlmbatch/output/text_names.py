@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import PurePosixPath
 
 from vlmbatch.manifest.image_tree import is_image_name
+from vlmbatch.manifest.page_names import page_of
 
 _MAX_NAME_BYTES = 240  # file systems allow 255, and a temporary name is longer
 _MAX_PATH_BYTES = 3000
 _ENDINGS = (".txt", ".md")
-_PAGE = re.compile(r"(.+\.pdf)#([0-9]+)", re.IGNORECASE | re.DOTALL)
-
-
-def page_of(row_id: str) -> tuple[str, int] | None:
-    """The document and the number of a page, ``a/b.pdf#3``; None of other ids."""
-    found = _PAGE.fullmatch(row_id)
-    return None if found is None else (found[1], int(found[2]))
 
 
 def text_name(row_id: str) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from vlmbatch.manifest.page_names import page_of
 from vlmbatch.output.parquet_writer import ResultWriter
 from vlmbatch.output.text_folder import TextFolder
-from vlmbatch.output.text_names import page_of, text_name
+from vlmbatch.output.text_names import text_name
 from vlmbatch.types import Result
 
 

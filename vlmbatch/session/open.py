@@ -162,6 +162,7 @@ def open_inputs(
         streaming=streaming,
         domains=AllowedDomains.of(config.image_loading.allowed_domains),
         model=config.model,
+        longest_side=config.image_arguments.resolution.longest_side,
     )
     return Inputs(opened.folder, opened.model, opened.processor, rows, streaming)
 
