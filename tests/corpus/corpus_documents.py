@@ -11,7 +11,7 @@ BAD_PAGES = {
     "encrypted.pdf#1": ("image_unreadable", "encrypted: remove its password"),
     "html.pdf#1": ("image_unreadable", "not a PDF: a web page (HTML)"),
     "huge.pdf#1": ("image_too_large", "2083334 x 2083334"),
-    "missing-page.pdf#2": ("image_unreadable", "Failed to load page"),
+    "missing-page.pdf#2": ("image_unreadable", "this page is corrupt or missing"),
     "no-pages.pdf#1": ("image_unreadable", "corrupt or truncated"),
     "picture.pdf#1": ("image_unreadable", "not a PDF: it starts with"),
 }

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image
 
@@ -21,6 +21,8 @@ DEFAULT_DPI = 150
 MISSING = "PDFs are read by pypdfium2, which is not installed: pip install 'vlmbatch[pdf]'"
 _POINTS_PER_INCH = 72
 _LESS = 2**-10  # of a pixel
+_BLOCK_BYTES = 2**20
+_ENCRYPTION = b"/Encrypt"
 _HEAD = b"%PDF-"
 _PDFIUM = threading.Lock()  # the library may be in one thread at a time
 
@@ -86,15 +88,27 @@ def _opened(ref: ImageRef, limits: ImageLimits) -> Iterator[Any]:
             finally:
                 document.close()
         except pypdfium2.PdfiumError as error:
-            if "password" in str(error).lower():
-                message = f"{label}: encrypted: remove its password first"
-            else:
-                message = f"{label}: corrupt or truncated: {error}"
-            raise RowError(ErrorCode.IMAGE_UNREADABLE, message) from error
+            # The library's own code for the cause may be that of an earlier document.
+            cause = "corrupt or truncated"
+            if "load page" in str(error):
+                cause = "this page is corrupt or missing"
+            elif _is_encrypted(file):
+                cause = "encrypted: remove its password first"
+            raise RowError(ErrorCode.IMAGE_UNREADABLE, f"{label}: {cause}") from error
         except (OSError, ValueError) as error:
             raise RowError(
                 ErrorCode.IMAGE_UNREADABLE, f"{label}: corrupt or truncated: {error}"
             ) from error
+
+
+def _is_encrypted(file: BinaryIO) -> bool:
+    file.seek(0)
+    before = b""
+    while block := file.read(_BLOCK_BYTES):
+        if _ENCRYPTION in before + block:
+            return True
+        before = block[-len(_ENCRYPTION) :]
+    return False
 
 
 def _measured(document: Any, ref: ImageRef, limits: ImageLimits) -> tuple[Any, int, int, float]:
