@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -30,6 +31,9 @@ REFUSALS = (
     Refusal("manifests/utf-16.csv", ("utf-16.csv:1:", "the header is not UTF-8")),
     Refusal("manifests/repeated.csv", ("repeated.csv:1:", 'two columns are called "prompt"')),
     Refusal("manifests/reserved.tsv", ("reserved.tsv:2", '"status"', "reserves")),
+    Refusal("manifests/cut.tar", ("cut.tar", "cut short")),
+    Refusal("manifests/out-of-order.tar", ('duplicate id "a"', ".tar:1", ".tar:3")),
+    Refusal("manifests/{a,b}.tar", ("manifests/a.tar", "no such manifest")),
     Refusal("images", ("corpus/images", "images without prompts", "--prompt")),
     Refusal("manifests/*.png", ("*.png", "the pattern matches no image")),
     Refusal("manifests/notes.txt", ("notes.txt", "of no known kind")),
@@ -70,6 +74,9 @@ def refused_manifests() -> Iterator[tuple[str, bytes]]:
     yield "not.parquet", _lines(row)
     yield "encrypted.parquet", b"PARE" + bytes(100) + b"PARE"
 
+    members = ("a.txt", "b.txt", "a.json")
+    yield "cut.tar", _tar(*members)[:1300]
+    yield "out-of-order.tar", _tar(*members)
     yield "utf-16.csv", "prompt,image\nHello.,a.jpg\n".encode("utf-16")
     yield "repeated.csv", b"prompt,prompt\na,b\n"
     yield "reserved.tsv", b"prompt\tstatus\na\tb\n"
@@ -116,6 +123,16 @@ def _code() -> bytes:
 def parquet(rows: list[dict[str, str]], schema: pa.Schema | None = None) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema), buffer)
+    return buffer.getvalue()
+
+
+def _tar(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as file:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 2
+            file.addfile(member, io.BytesIO(b"{}"))
     return buffer.getvalue()
 
 

@@ -33,8 +33,8 @@ class ManifestConfig:
         str,
         Opt(
             "MANIFEST",
-            ".jsonl, .ndjson, .csv or .tsv (also .gz, .zst), .parquet, a folder of one of these, "
-            "- for JSONL on standard input; or a folder of images, or a pattern such as "
+            ".jsonl, .ndjson, .csv or .tsv (also .gz, .zst), .parquet, .tar, a folder of one of "
+            "these, - for JSONL on standard input; or a folder of images, or a pattern such as "
             "'photos/**/*.jpg'.",
             flag="--manifest",
             positional=True,

@@ -11,6 +11,7 @@ from typing import BinaryIO
 from vlmbatch.config import ManifestConfig
 from vlmbatch.errors import ManifestError
 from vlmbatch.log import logger
+from vlmbatch.manifest.braces import expand_braces, is_brace_pattern
 from vlmbatch.manifest.columns import Columns
 from vlmbatch.manifest.compressed import BUFFER_BYTES, open_stream
 from vlmbatch.manifest.csv_file import CsvFile
@@ -28,11 +29,12 @@ from vlmbatch.manifest.parquet import ParquetFile
 from vlmbatch.manifest.partitions import PartitionedFile, is_partition, partition_of
 from vlmbatch.manifest.scan import ManifestFile
 from vlmbatch.manifest.spool import spool as spooled
+from vlmbatch.manifest.tar_file import TarFile
 
 _PARQUET_SUFFIX = ".parquet"
 _COMPRESSIONS = ("", ".gz", ".zst")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_KINDS = ".parquet, .jsonl, .ndjson, .csv or .tsv (all but the first also .gz or .zst)"
+_KINDS = ".parquet, .tar, .jsonl, .ndjson, .csv or .tsv (the last four also .gz or .zst)"
 
 
 def _with_compression(*suffixes: str) -> tuple[str, ...]:
@@ -43,6 +45,7 @@ def _with_compression(*suffixes: str) -> tuple[str, ...]:
 _SUFFIXES = {
     "Parquet": (_PARQUET_SUFFIX,),
     "JSONL": _with_compression(".jsonl", ".ndjson"),
+    "WebDataset": (".tar",),
     "CSV": _with_compression(*_DELIMITERS),
 }
 
@@ -65,6 +68,11 @@ def find_files(config: ManifestConfig) -> tuple[Sequence[ManifestFile], Path]:
                 return _partitioned(paths, source, config), source
             return _images(config, source, ImageTree(source))
         if not source.exists():
+            if is_brace_pattern(config.source):
+                named = [Path(each) for each in expand_braces(config.source)]
+                _check_named(named)
+                _refuse_sidecars(config)
+                return [_manifest_file(path, config) for path in named], named[0].parent
             if is_pattern(config.source):
                 base, patterns = split_pattern(config.source)
                 return _images(config, base, ImageTree(base, patterns))
@@ -130,6 +138,8 @@ def _manifest_file(path: Path, config: ManifestConfig) -> ManifestFile:
     kind = _kind(path)
     if kind == "Parquet":
         return ParquetFile(path)
+    if kind == "WebDataset":
+        return TarFile(path, config.max_line_bytes)
     name, open_file, limit = str(path), partial(open_stream, path), config.max_line_bytes
     if kind == "JSONL":
         return JsonlFile(name, open_file, limit)
@@ -167,6 +177,20 @@ def _folder_files(folder: Path) -> list[Path]:
                 "keep one kind in the folder"
             )
     return paths
+
+
+def _check_named(paths: list[Path]) -> None:
+    """The files of a brace pattern: all there, of one kind."""
+    for path in paths:
+        if not path.is_file():
+            raise ManifestError(f"{path}: no such manifest, and the pattern names it")
+        if not _is_manifest(path):
+            raise ManifestError(f"{path}: of no known kind: the name must end in {_KINDS}")
+        if _kind(path) != _kind(paths[0]):
+            raise ManifestError(
+                f"{path} is {_kind(path)}, and {paths[0]} {_kind(paths[0])}: a pattern must name "
+                "files of one kind"
+            )
 
 
 def _files_below(folder: Path, manifest: Path) -> Iterator[Path]:
