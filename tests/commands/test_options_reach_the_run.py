@@ -32,6 +32,7 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--limit", "7"), {"manifest.limit": 7}),
     (("--prompt", "Who?"), {"manifest.prompt": "Who?"}),
     (("--sidecar", ".txt", "--sidecar", ".json"), {"manifest.sidecars": (".txt", ".json")}),
+    (("--image-base", "images"), {"manifest.image_base": "images"}),
     (("--pages", "1-20"), {"manifest.pages": "1-20"}),
     (("--dpi", "300"), {"manifest.dpi": 300}),
     (("--prompt-column", "q"), {"manifest.prompt_column": "q"}),

@@ -112,6 +112,7 @@ DECIDES = {
     "manifest.sidecars": Change(
         (".txt",), beside={"manifest.source": "photos", "manifest.prompt": "<image>What?"}
     ),
+    "manifest.image_base": Change("photos"),
     "manifest.pages": Change("1-20"),
     "manifest.dpi": Change(300),
     "manifest.prompt_column": Change("question"),

@@ -74,6 +74,15 @@ class ManifestConfig:
     ] = None
     prompt_column: Annotated[str, _input("NAME", "Column of the prompts.")] = "prompt"
     image_column: Annotated[str, _input("NAME", "Column of the images.")] = "image"
+    image_base: Annotated[
+        str | None,
+        _input(
+            "PLACE",
+            "Where relative image paths start: a folder, or an http(s) URL of a host that "
+            "--allow-domain names (default: the manifest's folder).",
+            filled=True,
+        ),
+    ] = None
     id_column: Annotated[str, _input("NAME", "Column of the row ids.")] = "id"
     limit: Annotated[int | None, _input("N", "Read the first N rows only.", minimum=0)] = None
     max_line_bytes: int = 16 * 2**20

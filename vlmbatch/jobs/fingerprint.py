@@ -49,12 +49,15 @@ def run_settings(config: JobConfig, inputs: Inputs, info: ManifestInfo) -> dict[
         shape["image_decoder"] = session.image_loading.decoder
     resolution = asdict(session.image_arguments.resolution)
     shape |= {name: value for name, value in resolution.items() if value is not None}
+    images_from = info.image_base
+    if isinstance(images_from, Path):
+        images_from = str(images_from.resolve())
     return {
         **shape,
         "schema": SCHEMA_VERSION,
         "manifest": info.sha256,
         "format": inputs.manifest.format,
-        "images_from": None if info.image_base is None else str(info.image_base.resolve()),
+        "images_from": images_from,
         "columns": [
             config.manifest.prompt_column,
             config.manifest.image_column,

@@ -22,6 +22,8 @@ from vlmbatch.manifest.columns import Columns, NamedColumns, missing_message, re
 from vlmbatch.manifest.division import rows_of_part, uses_within
 from vlmbatch.manifest.huggingface import image_value
 from vlmbatch.manifest.ids import SeenIds
+from vlmbatch.manifest.image_base import base_folder, read_base_url
+from vlmbatch.manifest.image_folder import ImageFolder
 from vlmbatch.manifest.jsonl import JsonlFile
 from vlmbatch.manifest.openai_batch import BatchRowBuilder, holds_requests
 from vlmbatch.manifest.partitions import without_partitions
@@ -34,14 +36,14 @@ from vlmbatch.types import Row
 @dataclass(frozen=True, slots=True)
 class ManifestInfo:
     """What the first pass found. ``sha256`` is the digest of the decompressed content; for a
-    folder, of its files' names and digests. ``image_base``: where relative image paths start; None
-    where no row has one."""
+    folder, of its files' names and digests. ``image_base``: the folder or URL where relative image
+    paths start; None where no row has one."""
 
     num_rows: int
     sha256: str
     extra_schema: pa.Schema
     files: tuple[str, ...]
-    image_base: Path | None
+    image_base: Path | str | None
 
 
 class Manifest:
@@ -58,7 +60,7 @@ class Manifest:
         files: Sequence[ManifestFile],
         builder: RowBuilder | BatchRowBuilder,
         limit: int | None,
-        image_base: Path,
+        image_base: Path | str,
         *,
         streaming: bool,
     ) -> None:
@@ -300,12 +302,26 @@ def open_manifest(
     else:
         files, folder = find_files(config)
     folder = image_base or folder
+    base_url = None
+    if config.image_base is not None:
+        if any(isinstance(file, ImageFolder) for file in files):
+            raise ManifestError(
+                f"{config.source} is images, which are where they are: --image-base "
+                f"{config.image_base} is for the paths in a manifest"
+            )
+        if (base_url := read_base_url(config.image_base, domains)) is None:
+            folder = base_folder(config.image_base)
     builder: RowBuilder | BatchRowBuilder
     if _is_batch(config, bare := without_partitions(files), streaming=streaming):
         if config.keep_inputs:
             raise ManifestError(
                 f"{config.source}: --keep-inputs is for manifests of columns; prompts and images "
                 "of OpenAI's batch requests are in their bodies"
+            )
+        if base_url is not None:
+            raise ManifestError(
+                f"{config.source}: --image-base {base_url} is for manifests of columns; OpenAI's "
+                "batch requests name images by whole URLs"
             )
         if config.prompt is not None:
             raise ManifestError(
@@ -322,8 +338,9 @@ def open_manifest(
             prompt=config.prompt,
             dpi=config.dpi,
             longest_side=longest_side,
+            base_url=base_url,
         )
-    return Manifest(files, builder, config.limit, folder, streaming=streaming)
+    return Manifest(files, builder, config.limit, base_url or folder, streaming=streaming)
 
 
 def _is_batch(config: ManifestConfig, files: Sequence[ManifestFile], *, streaming: bool) -> bool:
