@@ -22,6 +22,7 @@ LAYERS: list[set[str]] = [
     {"vlmbatch.__main__"},
     {"vlmbatch.cli"},
     {"vlmbatch.commands"},
+    {"vlmbatch.ray"},
     {"vlmbatch.serve", "vlmbatch.bench", "vlmbatch.api"},
     {"vlmbatch.jobs"},
     {"vlmbatch.display", "vlmbatch.stages"},
@@ -43,6 +44,7 @@ GROUND = {
     "vlmbatch.config",
     "vlmbatch.errors",
     "vlmbatch.log",
+    "vlmbatch.processes",
     "vlmbatch.stats",
     "vlmbatch.types",
 }

@@ -29,6 +29,7 @@ from vlmbatch.commands.exits import (
 )
 from vlmbatch.commands.features import features
 from vlmbatch.commands.merge import merge
+from vlmbatch.commands.ray_address import with_address
 from vlmbatch.commands.run import run
 from vlmbatch.commands.serve import serve
 from vlmbatch.commands.status import status
@@ -102,7 +103,11 @@ def _main(args: Sequence[str] | None) -> int:
         return OutputError.exit_status
     try:
         with stdout_failures():
-            exit_status = app(args, prog_name="vlmbatch", standalone_mode=False)
+            exit_status = app(
+                with_address(sys.argv[1:] if args is None else args),
+                prog_name="vlmbatch",
+                standalone_mode=False,
+            )
     except (KeyboardInterrupt, Terminated) as error:  # before or after the command's own work
         return status_of(error)
     except typer.Exit as end:

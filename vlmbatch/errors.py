@@ -102,6 +102,12 @@ class OutputLockedError(VlmbatchError):
     exit_status = 75
 
 
+class EnginesLostError(VlmbatchError):
+    """Every engine process has ended, and was started again as often as it may be."""
+
+    exit_status = 74
+
+
 class UnfinishedError(VlmbatchError):
     """Parts of a run are missing: their tasks have yet to run, or to end."""
 

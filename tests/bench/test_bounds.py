@@ -174,3 +174,9 @@ def test_rates_of_this_machine_are_positive() -> None:
     rates = measure_rates(torch.device("cpu"), torch.float32)
     assert rates.flops_per_second > 1e8
     assert rates.bytes_per_second > 1e8
+
+
+def test_keys_and_values_may_be_of_fewer_bytes(llava: ModelConfig) -> None:
+    plain, fewer = model_costs(llava, 2, GRID), model_costs(llava, 2, GRID, kv_itemsize=1)
+    assert 2 * fewer.kv_bytes_per_token == plain.kv_bytes_per_token
+    assert fewer == replace(plain, kv_bytes_per_token=fewer.kv_bytes_per_token)

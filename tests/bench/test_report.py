@@ -103,6 +103,7 @@ def test_json_has_every_figure() -> None:
         "random_weights",
         "device",
         "num_cores",
+        "num_engines",
         "dtype",
         "kv_cache_tokens",
         "flops_per_second",
@@ -138,3 +139,11 @@ def test_json_has_every_figure() -> None:
     assert bounds["arithmetic_share"] == pytest.approx(30 / 80)
     assert bounds["bytes_share"] == pytest.approx(30 / 50)
     assert bounds["serial_share"] == pytest.approx(30 * (1 / 80 + 1 / 50))
+
+
+def test_what_is_quantized_is_said() -> None:
+    result = make_result()
+    assert "quantized" not in shown(result) and "quantization" not in as_json(result)
+    result = replace(result, quantization="KV cache in FP8 (e4m3)")
+    assert "\nquantized: KV cache in FP8 (e4m3)\n" in shown(result)
+    assert as_json(result)["quantization"] == "KV cache in FP8 (e4m3)"

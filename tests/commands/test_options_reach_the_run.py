@@ -48,7 +48,11 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--engine", "transformers"), {"session.engine.engine": "transformers"}),
     (("--dtype", "float16"), {"session.engine.dtype": "float16"}),
     (("--quantize", "fp8"), {"session.engine.quantize": "fp8"}),
+    (("--kv-cache-dtype", "fp8"), {"session.engine.kv_cache_dtype": "fp8"}),
     (("--device", "cpu"), {"session.engine.device": "cpu"}),
+    (("--gpus", "0,2"), {"session.engine.gpus": "0,2"}),
+    (("--replicas", "7"), {"session.engine.replicas": 7}),
+    (("--tensor-parallel", "7"), {"session.engine.tensor_parallel": 7}),
     (("--attention-backend", "torch"), {"session.engine.attention_backend": "torch"}),
     (
         ("--image-input-type", "image_features"),
@@ -101,10 +105,10 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--no-prefix-caching",), {"session.engine.enable_prefix_caching": False}),
     (("--host-memory", "4GiB"), {"session.host_memory": 4 * 2**30}),
 ]
-# What is printed, and the file of options; parts need a folder: test_array_task.
+# What is printed, and the file of options; parts need a folder: test_array_task, test_ray_options.
 REACH_NO_RUN = {
     *("--quiet", "--verbose", "--no-progress", "--log-format", "--summary-json", "--exit-zero"),
-    *("--config", "--help", "--shard"),
+    *("--config", "--help", "--shard", "--ray"),
 }
 
 

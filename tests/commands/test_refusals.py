@@ -52,6 +52,23 @@ MODEL = ("-m", "x")
             ["run", "-", *MODEL, "--disable-image-processor", "--image-processor", "other"],
             "image_processor other and disable_image_processor contradict each other",
         ),
+        (["run", "-", *MODEL, "--gpus", "some"], "'--gpus': must be all, a number of GPUs, or"),
+        (["run", "-", *MODEL, "--gpus", "0"], 'or a list such as 0,2,3, got "0"'),
+        (["run", "-", *MODEL, "--gpus", ""], 'or a list such as 0,2,3, got ""'),
+        (["run", "-", *MODEL, "--gpus", "0,2,00"], 'must name each GPU once, got "0,2,00"'),
+        (
+            ["run", "-", *MODEL, "--gpus", "2", "--device", "cpu"],
+            "--gpus 2 with --device cpu, which uses none: --replicas N is for CPUs",
+        ),
+        (
+            ["run", "-", *MODEL, "--gpus", "all", "--replicas", "2"],
+            "--gpus all with --replicas 2, which is for CPUs: give one of them",
+        ),
+        (
+            ["run", "-", *MODEL, "--tensor-parallel", "0"],
+            "'--tensor-parallel': must be at least 1, got 0",
+        ),
+        (["run", "-", *MODEL, "--replicas", "0"], "'--replicas': must be at least 1, got 0"),
         (["run", "", *MODEL], "manifest must not be empty"),
         (["run", "-", "-m", ""], "model must not be empty"),
         (["run", "-", *MODEL, "--revision="], "revision must not be empty"),

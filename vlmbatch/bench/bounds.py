@@ -39,11 +39,13 @@ class ModelCosts:
     step_bytes: int
 
 
-def model_costs(config: ModelConfig, itemsize: int, grid: ImageGrid) -> ModelCosts:
+def model_costs(
+    config: ModelConfig, itemsize: int, grid: ImageGrid, kv_itemsize: int | None = None
+) -> ModelCosts:
     """The costs of ``config`` with weights and KV cache of ``itemsize`` bytes a number, but for
     quantized weights of one.
 
-    ``grid``: of the images.
+    ``grid``: of the images. ``kv_itemsize``: of the KV cache, where it is another.
     """
     text = config.text
     query_size = text.num_heads * text.head_dim
@@ -65,7 +67,7 @@ def model_costs(config: ModelConfig, itemsize: int, grid: ImageGrid) -> ModelCos
         head_flops=2 * head_weights,
         image_flops=image.tower + image.projector,
         tower_flops=image.tower,
-        kv_bytes_per_token=2 * kv_size * text.num_layers * itemsize,
+        kv_bytes_per_token=2 * kv_size * text.num_layers * (kv_itemsize or itemsize),
         decoder_bytes=decoder_weights * decoder_itemsize + tables * head_weights * itemsize,
         step_bytes=decoder_weights * decoder_itemsize + head_weights * itemsize,
     )

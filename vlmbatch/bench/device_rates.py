@@ -25,6 +25,15 @@ class DeviceRates:
     bytes_per_second: float
     fp8_flops_per_second: float | None = None
 
+    def of_several(self, number: int) -> DeviceRates:
+        """The rates of so many devices together."""
+        fp8 = self.fp8_flops_per_second
+        return DeviceRates(
+            number * self.flops_per_second,
+            number * self.bytes_per_second,
+            None if fp8 is None else number * fp8,
+        )
+
 
 @torch.inference_mode()
 def measure_rates(device: torch.device, dtype: torch.dtype, *, fp8: bool = False) -> DeviceRates:

@@ -11,6 +11,7 @@ from vlmbatch.commands.array_task import chosen_part
 from vlmbatch.commands.places import is_stream
 from vlmbatch.config import (
     Destination,
+    EngineConfig,
     FileDestination,
     FolderDestination,
     OutputOptions,
@@ -23,6 +24,7 @@ from vlmbatch.durable.run_paths import WORK_SUFFIX, real_output, temporary_path,
 from vlmbatch.errors import UsageError
 
 DEFAULT_SHARD_ROWS = 100_000
+DEFAULT_PART_ROWS = 10_000  # minutes of one engine's work: what a machine that dies holds up
 _FILE_SUFFIXES = (".parquet", ".jsonl")  # the latter for OpenAI's batch requests
 
 
@@ -47,6 +49,8 @@ def checked_destination(options: OutputOptions, manifest: str, *, overwrite: boo
             f"no output given: add -o {name}.answers.parquet for a Parquet file, "
             "or -o - for JSONL on standard output"
         )
+    if options.ray is not None:
+        return _parts_destination(options, output, manifest)
     if part is not None:
         return _part_destination(output, part, shard_rows)
     if output == "-":
@@ -58,6 +62,43 @@ def checked_destination(options: OutputOptions, manifest: str, *, overwrite: boo
     if shard_rows is not None or is_folder(output):
         return FolderDestination(Path(output), shard_rows or DEFAULT_SHARD_ROWS)
     return FileDestination(Path(output))
+
+
+def _parts_destination(options: OutputOptions, output: str, manifest: str) -> FolderDestination:
+    """Where the machines of a cluster write their parts."""
+    if options.shard is not None:
+        raise UsageError(
+            f"--ray and --shard {options.shard} contradict each other: Ray gives the parts to "
+            "machines, or your scheduler does. Choose one"
+        )
+    if manifest == "-":
+        raise UsageError(
+            "--ray needs a manifest that all nodes can read: standard input is this machine's"
+        )
+    if output == "-" or (not Path(output).is_dir() and not is_folder(output)):
+        what = "standard output is one stream" if output == "-" else f"{output} names a file"
+        raise UsageError(
+            f"--ray needs a folder that all nodes see, for the parts that they write: {what}. Give "
+            "one, such as -o answers/, and join the parts with `vlmbatch merge`"
+        )
+    with _looking_at(f"output {output}"):
+        _check_place(output, overwrite=True, sharded=True)
+        return FolderDestination(Path(output), options.shard_rows or DEFAULT_PART_ROWS)
+
+
+def check_cluster_engines(ray: str | None, engine: EngineConfig) -> None:
+    """Refuse what says how many engines one machine has, where Ray does.
+
+    Raises:
+        UsageError: names the options.
+    """
+    given = "--gpus" if engine.gpus is not None else "--replicas"
+    value = engine.gpus if engine.gpus is not None else engine.replicas
+    if ray is not None and value is not None:
+        raise UsageError(
+            f"--ray and {given} {value} contradict each other: every engine gets a GPU of the "
+            "cluster's, and Ray says which. Choose one"
+        )
 
 
 def _part_destination(output: str, part: Part, shard_rows: int | None) -> PartDestination:

@@ -99,6 +99,16 @@ class OutputOptions:
             filled=True,
         ),
     ] = None
+    ray: Annotated[
+        str | None,
+        _output(
+            "[ADDRESS]",
+            "Answer parts of N rows (--shard-rows) on the machines of a Ray cluster, into a folder "
+            "that all of them see; ADDRESS: HOST:PORT, local, or auto (default): RAY_ADDRESS or "
+            "this machine's.",
+            filled=True,
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         check_bounds(self)

@@ -202,6 +202,11 @@ def _value(item: OptField, name: str, value: Any) -> Any:
         if NoneType in get_args(item.kind):
             return None
         raise ConfigError(item.opt.absent or f"{name} must be {_wanted(item)}, got None")
+    if item.opt.unit is not None and item.plain_kind is str and not isinstance(value, str):
+        if type(value) is not int:
+            wanted = UNITS[item.opt.unit].in_files
+            raise ConfigError(f"{name} must be {wanted}, got {typed.shown(value)}")
+        value = str(value)  # text that may be a number alone
     if item.opt.unit is not None and isinstance(value, str):
         return _parsed(name, item.opt.unit, value)
     if item.item_kind is not None:

@@ -16,6 +16,7 @@ from vlmbatch.engine.kv_cache import KVCache
 from vlmbatch.engine.sampler import sample
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.models.family import Embedded, VisionLanguageModel
+from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ class LaunchedStep:
 
 
 class ModelRunner:
-    """Holds the model and its caches on one device."""
+    """Holds the model and its caches on one device; ``parallel``: which part of the model."""
 
     def __init__(
         self,
@@ -59,8 +60,10 @@ class ModelRunner:
         device: torch.device,
         cached_image_tokens: int,
         vision_tokens: int,
+        parallel: ParallelContext = SINGLE_DEVICE,
     ) -> None:
         self._model = model
+        self._parallel = parallel
         self._kv_cache = kv_cache
         self._device = device
         self.encoder_cache = EncoderCache(
@@ -83,20 +86,27 @@ class ModelRunner:
             self._kv_cache.copy(*inputs.copies)
         if before is not None and inputs.pending_tokens:
             self._take_pending(inputs, before)
-        logits = self._logits(inputs, graphs)
+        hidden = self._hidden(inputs, graphs)
         if not inputs.sampled:
             return LaunchedStep.of([], torch.empty(0, dtype=torch.int64, device=self._device))
-        params = [sequence.request.sampling for sequence in inputs.sampled]
-        return LaunchedStep.of(inputs.sampled, sample(logits, params, inputs.sample_positions))
+        return LaunchedStep.of(inputs.sampled, self._sampled(hidden, inputs))
 
-    def _logits(self, inputs: StepInputs, graphs: DecodeGraphs | None) -> Tensor:
-        """(n, V) of the queries behind which a token is sampled."""
+    def _sampled(self, hidden: Tensor, inputs: StepInputs) -> Tensor:
+        """Token ids (n,) int64: where ranks divide the model, the first one's choice."""
+        if self._parallel.rank == 0:
+            logits = self._model.compute_logits(hidden)
+            params = [sequence.request.sampling for sequence in inputs.sampled]
+            sampled = sample(logits, params, inputs.sample_positions)
+        else:
+            sampled = torch.empty(len(inputs.sampled), dtype=torch.int64, device=self._device)
+        return sampled if self._parallel.world_size == 1 else self._parallel.broadcast(sampled)
+
+    def _hidden(self, inputs: StepInputs, graphs: DecodeGraphs | None) -> Tensor:
+        """(n, E) of the queries behind which a token is sampled."""
         if graphs is not None and inputs.is_decode:
             # The logits are no part of a graph: each would keep its own, as wide as the vocabulary.
-            hidden = graphs.run(inputs, self._decode)
-        else:
-            hidden = self._forward(self._embed(inputs), inputs.positions, inputs.metadata)
-        return self._model.compute_logits(hidden)
+            return graphs.run(inputs, self._decode)
+        return self._forward(self._embed(inputs), inputs.positions, inputs.metadata)
 
     def _decode(self, token_ids: Tensor, positions: Tensor, metadata: AttentionMetadata) -> Tensor:
         return self._forward(self._model.embed(token_ids), positions, metadata)

@@ -43,6 +43,8 @@ def run_settings(config: JobConfig, inputs: Inputs, info: ManifestInfo) -> dict[
         shape["keep_inputs"] = True
     if session.engine.quantize is not None:
         shape["quantize"] = session.engine.quantize
+    if session.engine.kv_cache_dtype != "auto":
+        shape["kv_cache_dtype"] = session.engine.kv_cache_dtype
     if isinstance(inputs.model, HfConfig):
         shape["engine"] = f"transformers {inputs.model.version}"
     if session.image_loading.decoder != "exact":

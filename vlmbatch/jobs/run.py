@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,10 @@ from vlmbatch.config import (
     StdoutDestination,
 )
 from vlmbatch.durable.spill import Spill
-from vlmbatch.errors import UsageError
+from vlmbatch.errors import EnginesLostError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
+from vlmbatch.images.loading.shared_loader import SharedLoader
+from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.jobs.answer_texts import text_folder_of, write_finished_texts
 from vlmbatch.jobs.fingerprint import run_settings
 from vlmbatch.jobs.run_output import DurableOutput, Output
@@ -30,6 +32,7 @@ from vlmbatch.output.parts import check_folder, check_without_parts
 from vlmbatch.output.reader import changed_output
 from vlmbatch.output.text_writer import ResultTee, TextWriter
 from vlmbatch.output.work_folder import check_unlocked
+from vlmbatch.session.engines import EnginePlace, engine_places, several_engines
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.session.load import (
     freeze_loaded,
@@ -42,14 +45,14 @@ from vlmbatch.session.open import (
     open_job,
     opening_stage,
 )
-from vlmbatch.stages.stopping import StopRequest
+from vlmbatch.stages.stopping import RunStoppedError, StopRequest
 from vlmbatch.stats import RunStats
 from vlmbatch.types import Result
 
 if TYPE_CHECKING:
     from vlmbatch.images.loading.loader import ImageLoader
     from vlmbatch.output.text_folder import TextFolder
-    from vlmbatch.replicas.replica import Replica
+    from vlmbatch.replicas.replica import Replica, ReplicaStatus
 
 # They tokenize, and wait for room among the images under way. More of them would mostly take the
 # interpreter lock from each other, and from who launches steps.
@@ -67,37 +70,76 @@ def run(config: JobConfig, stats: RunStats) -> None:
         RunStoppedError: a signal, the deadline or the error budget ended the run early.
     """
     policy = config.policy
+    engine = config.session.engine
+    if engine.several_asked_for:
+        engine_places(engine, "all")  # what is not there is refused before anything is read
     stop = StopRequest(policy.grace_s, policy.deadline_s, policy.max_error_rate)
     if not isinstance(config.destination, StdoutDestination):
         check_free(config.destination)  # before a large manifest is read
     stats.stage = opening_stage(config.session)
     inputs = open_job(config)
-    stats.quantization = inputs.quantization
+    stats.quantization = inputs.quantization(config.session.engine)
     texts = text_folder_of(config, inputs)
     with open_output(config, inputs, stats, texts) as output:
         if texts is not None:
             texts.claim()
-        if isinstance(output, DurableOutput) and output.complete:
-            earlier = finished_counts(output.path)
-            if earlier.num_rows != stats.rows_total:
-                raise changed_output(output.path)
-            stats.count_earlier(earlier.num_rows, earlier.errors, earlier.error_examples)
-            if texts is not None:
-                stats.stage = "writing texts"
-                write_finished_texts(output, inputs, texts)
-        else:
-            stats.rows_earlier = output.num_known
+        if not was_complete(output, stats):
             stats.stage = "loading the model"
-            with (
-                closing(start_images(config.session, inputs)) as images,
-                _loaded_replica(config, inputs) as replica,
-            ):
-                answer_manifest(config, inputs, replica, images, output, stats, stop, texts)
+            with _started(config, inputs) as (images, replica):
+                try:
+                    answer_manifest(config, inputs, replica, images, output, stats, stop, texts)
+                finally:
+                    _count_shares(replica.status, stats)
+        elif texts is not None and isinstance(output, DurableOutput):
+            stats.stage = "writing texts"
+            write_finished_texts(output, inputs, texts)
     stats.finish()
 
 
+def was_complete(output: Output, stats: RunStats) -> bool:
+    """Whether nothing is left to do for an output; what an earlier run did is counted in ``stats``.
+
+    Raises:
+        UsageError: something else has changed the output.
+        OutputError: it cannot be read.
+    """
+    if not isinstance(output, DurableOutput) or not output.complete:
+        stats.rows_earlier = output.num_known
+        return False
+    earlier = finished_counts(output.path)
+    if earlier.num_rows != stats.rows_total:
+        raise changed_output(output.path)
+    stats.count_earlier(earlier.num_rows, earlier.errors, earlier.error_examples)
+    return True
+
+
 @contextmanager
-def _loaded_replica(config: JobConfig, inputs: Inputs) -> Iterator[Replica]:
+def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, Replica]]:
+    """What decodes images, and what answers: one engine in this process, or several."""
+    from vlmbatch.stages.answer_loop import GATHER_SECONDS
+
+    places: tuple[EnginePlace, ...] = ()
+    if not isinstance(inputs.model, HfConfig) or config.session.engine.several_asked_for:
+        places = engine_places(config.session.engine, "all")
+    with ExitStack() as stack:
+        started = start_images(
+            config.session, inputs, len(places) or 1, places[0].first_gpu if places else None
+        )
+        images: ImageLoader = stack.enter_context(closing(started))
+        if not places:
+            yield images, stack.enter_context(loaded_replica(config, inputs))
+            return
+        memory = stack.enter_context(closing(SharedMemory()))
+        pool = several_engines(
+            config.session, inputs, places, memory, gather_seconds=GATHER_SECONDS
+        )
+        if not isinstance(inputs.model, HfConfig):  # whose images stay in this process
+            images = SharedLoader(images, memory)
+        yield images, stack.enter_context(pool)
+
+
+@contextmanager
+def loaded_replica(config: JobConfig, inputs: Inputs) -> Iterator[Replica]:
     """What answers: the engine of this process, or transformers."""
     if isinstance(inputs.model, HfConfig):
         with closing(load_with_transformers(config.session, inputs)) as replica:
@@ -108,6 +150,18 @@ def _loaded_replica(config: JobConfig, inputs: Inputs) -> Iterator[Replica]:
     engine = load_engine(config.session, inputs)
     freeze_loaded(engine)
     yield LocalReplica(engine, inputs.processor.tokenizer)
+
+
+def _count_shares(status: ReplicaStatus, stats: RunStats) -> None:
+    """What each of several engines has done."""
+    stats.engines = {
+        name: {
+            "rows": part.answered,
+            "prompt_tokens": part.prompt_tokens,
+            "completion_tokens": part.generation_tokens,
+        }
+        for name, part in status.parts
+    }
 
 
 def answer_manifest(
@@ -164,7 +218,10 @@ def answer_manifest(
             writer = ResultTee(writer, texts)
         sink = ResultSink(writer, tokenizer, stats, feed.release, output.journal, spill)
         try:
-            AnswerLoop(feed, replica, sink, stats, stop).run()
+            try:
+                AnswerLoop(feed, replica, sink, stats, stop).run()
+            except EnginesLostError as error:  # what was answered before is kept
+                stop.request(RunStoppedError(str(error), error.exit_status))
             sink.flush()
             if texts is not None and stop.reason is None:
                 texts.finish()
@@ -208,7 +265,7 @@ def open_output(
     if inputs.streaming:
         return StreamOutput(lines, prefix)
     stats.stage = "reading the manifest"
-    info = inputs.manifest.scan()
+    info = inputs.manifest.scanned()
     stats.rows_total = info.num_rows
     span = range(info.num_rows)
     destination = config.destination
@@ -227,6 +284,6 @@ def open_output(
             ".parquet, a folder, or - for JSONL on standard output"
         )
     settings = run_settings(config, inputs, info)
-    return DurableOutput(
-        config, destination, info, inputs.manifest.rows, settings, span, inputs.quantization
-    )
+    quantization = inputs.quantization(config.session.engine)
+    rows = inputs.manifest.rows
+    return DurableOutput(config, destination, info, rows, settings, span, quantization)

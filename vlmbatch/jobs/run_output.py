@@ -90,7 +90,7 @@ class DurableOutput:
     For OpenAI's batch requests a ``.jsonl`` file, with one of errors beside it; else Parquet.
     ``span``: which rows of the manifest ``rows`` are; of a part not all of them.
 
-    ``quantization``: of the model's weights, for the output's metadata. ``complete``: an earlier
+    ``quantization``: what is quantized, for the output's metadata. ``complete``: an earlier
     run has finished it already, and nothing is opened for writing.
 
     Raises:

@@ -72,6 +72,7 @@ class Manifest:
         self._info: ManifestInfo | None = None
         self._file_rows: list[int] = []  # by scan
         self._selected: range | None = None
+        self._all_image_uses: NDArray[np.int64] | None = None  # by scan, of the whole manifest
 
     @property
     def format(self) -> Literal["manifest", "openai"]:
@@ -100,7 +101,7 @@ class Manifest:
                 raise ManifestError(missing_message(option, name, names))
         if repeated := scan.ids.repeated():
             self._refuse_duplicates(repeated, scan.num_rows)
-        self.last_image_uses = scan.images.last_uses()
+        self.last_image_uses = self._all_image_uses = scan.images.last_uses()
         self._info = ManifestInfo(
             scan.num_rows,
             self._combined(digests),
@@ -110,15 +111,27 @@ class Manifest:
         )
         return self._info
 
+    def scanned(self) -> ManifestInfo:
+        """What ``scan`` has found; scans where nobody has.
+
+        Raises:
+            ManifestError: as of ``scan``.
+        """
+        return self._info or self.scan()
+
+    def rows_of(self, part: Part) -> range:
+        """Which rows of the manifest are the part's; after ``scan``."""
+        assert self._info is not None, "which rows a part has is known after the scan"
+        return rows_of_part(part, self._info.num_rows, self._all_image_uses)
+
     def select(self, part: Part) -> range:
         """Let further passes give the rows of one part alone, and return which these are.
 
         They are numbered from 0; ids and seeds that come of a row's number are as in a run on the
-        whole manifest. To be called once, after ``scan``.
+        whole manifest. To be called after ``scan``, and again for another part.
         """
-        assert self._info is not None, "which rows a part has is known after the scan"
-        self._selected = rows_of_part(part, self._info.num_rows, self.last_image_uses)
-        self.last_image_uses = uses_within(self.last_image_uses, self._selected)
+        self._selected = self.rows_of(part)
+        self.last_image_uses = uses_within(self._all_image_uses, self._selected)
         return self._selected
 
     def rows(self) -> Iterator[Row]:

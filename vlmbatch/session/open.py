@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmbatch.config import (
+    EngineConfig,
     ImageArguments,
     JobConfig,
     ManifestConfig,
@@ -48,12 +49,15 @@ class ModelInputs:
     model: ModelConfig | HfConfig
     processor: Processor
 
-    @property
-    def quantization(self) -> str | None:
-        """Which weights are quantized, and how; None: none, or transformers knows."""
-        if isinstance(self.model, HfConfig) or self.model.quantization is None:
+    def quantization(self, engine: EngineConfig) -> str | None:
+        """What is quantized, and how; None: nothing, or transformers knows."""
+        if isinstance(self.model, HfConfig):
             return None
-        return self.model.quantization.description
+        weights = self.model.quantization
+        parts = [] if weights is None else [weights.description]
+        if engine.kv_cache_dtype == "fp8":
+            parts.append("KV cache in FP8 (e4m3), a scale a layer and KV head")
+        return "; ".join(parts) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,13 +182,17 @@ def open_job(config: JobConfig) -> Inputs:
     return open_inputs(config.session, config.manifest, config.sampling, streaming=streaming)
 
 
-def open_images(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
+def open_images(
+    config: SessionConfig, inputs: ModelInputs, num_workers: int, gpu: int | None = None
+) -> ImageLoader:
     """What decodes images, and fetches them first where hosts are allowed.
+
+    ``gpu``: which one decodes, where one is to; None: torch's own choice.
 
     Raises:
         ConfigError: a GPU is to decode them, and something is missing for that.
     """
-    loader = _open_decoders(config, inputs, num_workers)
+    loader = _open_decoders(config, inputs, num_workers, gpu)
     fetcher = open_fetcher(config)
     if fetcher is None:
         return loader
@@ -203,7 +211,9 @@ def open_fetcher(config: SessionConfig) -> ImageFetcher | None:
     return ImageFetcher(AllowedDomains.of(config.image_loading.allowed_domains), limits)
 
 
-def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
+def _open_decoders(
+    config: SessionConfig, inputs: ModelInputs, num_workers: int, gpu: int | None
+) -> ImageLoader:
     """Processes that decode images, or for none of them this one, which also reads features."""
     limits, processor = config.image_limits, inputs.processor.images
     loading = config.image_loading
@@ -215,7 +225,7 @@ def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int)
     open_device = None
     if loading.decoder == "gpu":
         check_gpu_decoder(config, inputs.processor)
-        open_device = gpu_decoder()
+        open_device = gpu_decoder() if gpu is None else gpu_decoder(f"cuda:{gpu}")
         slots += 2 * MAX_IMAGES  # a batch that is decoded, and the next
     recent_bytes = HostMemory.divide(config.host_memory).decoded
     return ImageWorkers(

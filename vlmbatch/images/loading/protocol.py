@@ -9,10 +9,8 @@ decodes on a device one batch.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
-import tempfile
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -95,17 +93,6 @@ def _read(connection: socket.socket, length: int) -> bytearray:
             raise EOFError
         view = view[count:]
     return data
-
-
-def anonymous_file(name: str) -> int:
-    """Descriptor of an empty file in memory (on disk where the system has no such files).
-
-    It has no path: it goes with the last process that has it open, however that process ends.
-    """
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create(name)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def file_identity(path: str) -> FileIdentity | None:
