@@ -41,7 +41,7 @@ class ErrorCode(StrEnum):
 
 
 _MEANINGS = {
-    ErrorCode.MANIFEST_LINE_INVALID: "the manifest line is not a JSON object in UTF-8, or too long",
+    ErrorCode.MANIFEST_LINE_INVALID: "the manifest's line is malformed, not UTF-8, or too long",
     ErrorCode.ID_DUPLICATE: "an earlier row of the stream has the same id",
     ErrorCode.REQUEST_INVALID: "a request, of a batch file or in Python, that cannot be answered",
     ErrorCode.PROMPT_INVALID: "the prompt (or messages) is missing, null or of the wrong type",

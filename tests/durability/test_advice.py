@@ -488,7 +488,20 @@ _PARTS = "of sharded runs: in tests/e2e/test_sharded_runs.py"
 _NAMES_IT = "names the option that was given, and advises none"
 _ENGINES = "of several engines: in tests/commands/test_refusals.py, tests/session/test_engines.py"
 _CLUSTER = "needs a cluster: in tests/ray_cluster/test_killed_machines.py"
+_FOLDERS = "of folders of images: in tests/manifest/test_image_folder.py"
+_PDFS = "of PDFs: in tests/manifest/test_pdf_rows.py"
+_TEXTS = "of answers as files: in tests/output/test_text_folder.py"
+_BASE = "of images elsewhere: in tests/manifest/test_image_base.py"
 ELSEWHERE = {
+    **dict.fromkeys(("sources --prompt", "sources --prompt-column", "sources --sidecar"), _FOLDERS),
+    **dict.fromkeys(("manifest --prompt", "manifest --sidecar", "rows --prompt"), _FOLDERS),
+    **dict.fromkeys(("image_folder --pages", "pages --pages"), _PDFS),
+    **dict.fromkeys(("pdf --dpi", "pdf --longest-side"), _PDFS),
+    **dict.fromkeys(("text_folder --id-column", "text_folder --overwrite"), _TEXTS),
+    **dict.fromkeys(("text_folder --write-text", "answer_texts --write-text"), _TEXTS),
+    **dict.fromkeys(("answer_texts --sidecar", "places --write-text"), _TEXTS),
+    **dict.fromkeys(("image_base --image-base", "manifest --image-base"), _BASE),
+    "rows --image-base": _BASE,
     "second_pass --incremental": "in test_changed_runs.py, while a model loads",
     "attention --attention-backend": "in tests/attention/test_make_backend.py",
     "attention --force-reinstall": "a command of pip, which changes the machine",

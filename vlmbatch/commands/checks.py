@@ -45,7 +45,7 @@ def checked_destination(options: OutputOptions, manifest: str, *, overwrite: boo
     if output is None and manifest == "-":
         output = "-"
     if output is None:
-        name = Path(manifest).name.partition(".")[0] or "answers"
+        name = Path(manifest).name.partition(".")[0].strip("*?") or "answers"
         raise UsageError(
             f"no output given: add -o {name}.answers.parquet for a Parquet file, "
             "or -o - for JSONL on standard output"

@@ -17,7 +17,13 @@ from vlmbatch.commands.checks import (
 )
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
-from vlmbatch.commands.places import check_places, output_places, report_places, session_places
+from vlmbatch.commands.places import (
+    check_places,
+    output_places,
+    report_places,
+    session_places,
+    text_places,
+)
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config import (
     JobConfig,
@@ -28,6 +34,7 @@ from vlmbatch.config import (
     SessionConfig,
     StdoutDestination,
 )
+from vlmbatch.errors import UsageError
 
 if TYPE_CHECKING:
     from vlmbatch.stats import RunStats
@@ -58,6 +65,7 @@ def run(
     check_places(
         [
             *output_places(destination),
+            *text_places(output.write_text),
             *report_places(summary_json=report.summary_json),
             *session_places(session, manifest, config_file),
         ],
@@ -65,7 +73,12 @@ def run(
     )
     to_stdout = isinstance(destination, StdoutDestination)
     check_stdout_use("--summary-json", report.summary_json, data_on_stdout=to_stdout)
-    job = JobConfig(session, manifest, destination, sampling, policy)
+    job = JobConfig(session, manifest, destination, sampling, policy, output.write_text)
+    if output.ray is not None and output.write_text is not None:
+        raise UsageError(
+            f"--write-text {output.write_text} and --ray {output.ray} contradict each other: "
+            "choose one"
+        )
     _run(job, Reporting(report, data_on_stdout=to_stdout), output.ray)
 
 

@@ -20,6 +20,7 @@ from vlmbatch.errors import EnginesLostError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.images.shared_memory import SharedMemory
+from vlmbatch.jobs.answer_texts import text_folder_of, write_finished_texts
 from vlmbatch.jobs.fingerprint import run_settings
 from vlmbatch.jobs.run_output import DurableOutput, Output
 from vlmbatch.jobs.stream_output import StreamOutput
@@ -29,6 +30,7 @@ from vlmbatch.output.kept_inputs import InputsWriter
 from vlmbatch.output.openai_lines import BatchLines, is_batch_output
 from vlmbatch.output.parts import check_folder, check_without_parts
 from vlmbatch.output.reader import changed_output
+from vlmbatch.output.text_writer import ResultTee, TextWriter
 from vlmbatch.output.work_folder import check_unlocked
 from vlmbatch.session.engines import EnginePlace, engine_places, several_engines
 from vlmbatch.session.host_memory import HostMemory
@@ -49,6 +51,7 @@ from vlmbatch.types import Result
 
 if TYPE_CHECKING:
     from vlmbatch.images.loading.loader import ImageLoader
+    from vlmbatch.output.text_folder import TextFolder
     from vlmbatch.replicas.replica import Replica, ReplicaStatus
 
 # They tokenize, and wait for room among the images under way. More of them would mostly take the
@@ -76,14 +79,20 @@ def run(config: JobConfig, stats: RunStats) -> None:
     stats.stage = opening_stage(config.session)
     inputs = open_job(config)
     stats.quantization = inputs.quantization(config.session.engine)
-    with open_output(config, inputs, stats) as output:
+    texts = text_folder_of(config, inputs)
+    with open_output(config, inputs, stats, texts) as output:
+        if texts is not None:
+            texts.claim()
         if not was_complete(output, stats):
             stats.stage = "loading the model"
             with _started(config, inputs) as (images, replica):
                 try:
-                    answer_manifest(config, inputs, replica, images, output, stats, stop)
+                    answer_manifest(config, inputs, replica, images, output, stats, stop, texts)
                 finally:
                     _count_shares(replica.status, stats)
+        elif texts is not None and isinstance(output, DurableOutput):
+            stats.stage = "writing texts"
+            write_finished_texts(output, inputs, texts)
     stats.finish()
 
 
@@ -163,10 +172,11 @@ def answer_manifest(
     output: Output,
     stats: RunStats,
     stop: StopRequest,
+    text_folder: TextFolder | None = None,
 ) -> None:
     """Stream the manifest's rows through ``replica`` into ``output``, and commit it.
 
-    ``images`` is closed at the end.
+    ``images`` is closed at the end. ``text_folder`` gets the answers as files.
 
     Raises:
         RunStoppedError: ``stop`` ended the run; what is done is kept where ``output`` can keep it.
@@ -202,6 +212,10 @@ def answer_manifest(
         writer = output.writer
         if config.manifest.keep_inputs and not inputs.streaming:
             writer = InputsWriter(writer, inputs.manifest.kept_inputs())
+        texts = None
+        if text_folder is not None:
+            texts = TextWriter(text_folder)
+            writer = ResultTee(writer, texts)
         sink = ResultSink(writer, tokenizer, stats, feed.release, output.journal, spill)
         try:
             try:
@@ -209,6 +223,8 @@ def answer_manifest(
             except EnginesLostError as error:  # what was answered before is kept
                 stop.request(RunStoppedError(str(error), error.exit_status))
             sink.flush()
+            if texts is not None and stop.reason is None:
+                texts.finish()
             stopped = stop.reason  # a signal that comes later finds nothing left to stop
             if stopped is None:
                 stats.stage = "writing the output"
@@ -236,8 +252,13 @@ def check_free(destination: DurableDestination) -> None:
     check_unlocked(destination.path)
 
 
-def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
-    """The output as the manifest's columns and the run's settings shape it."""
+def open_output(
+    config: JobConfig, inputs: Inputs, stats: RunStats, texts: TextFolder | None = None
+) -> Output:
+    """The output as the manifest's columns and the run's settings shape it.
+
+    ``texts`` is looked at for all rows, before anything is written.
+    """
     is_batch = inputs.manifest.format == "openai"
     lines = BatchLines.new(config.session.model) if is_batch else None
     prefix = config.manifest.column_prefix or ""
@@ -248,6 +269,11 @@ def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
     stats.rows_total = info.num_rows
     span = range(info.num_rows)
     destination = config.destination
+    if isinstance(destination, PartDestination):
+        span = inputs.manifest.select(destination.part)
+        stats.first_row, stats.rows_total = span.start, len(span)
+    if texts is not None:
+        texts.check(inputs.manifest.ids, span, overwrite=config.policy.overwrite)
     if isinstance(destination, StdoutDestination):
         return StreamOutput(lines, prefix)
     wants_batch = isinstance(destination, FileDestination) and is_batch_output(destination.path)
@@ -257,9 +283,6 @@ def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
             "requests, and JSONL files are written for these alone: choose a name that ends in "
             ".parquet, a folder, or - for JSONL on standard output"
         )
-    if isinstance(destination, PartDestination):
-        span = inputs.manifest.select(destination.part)
-        stats.first_row, stats.rows_total = span.start, len(span)
     settings = run_settings(config, inputs, info)
     quantization = inputs.quantization(config.session.engine)
     rows = inputs.manifest.rows

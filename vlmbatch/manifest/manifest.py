@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -21,6 +22,8 @@ from vlmbatch.manifest.columns import Columns, NamedColumns, missing_message, re
 from vlmbatch.manifest.division import rows_of_part, uses_within
 from vlmbatch.manifest.huggingface import image_value
 from vlmbatch.manifest.ids import SeenIds
+from vlmbatch.manifest.image_base import base_folder, read_base_url
+from vlmbatch.manifest.image_folder import ImageFolder
 from vlmbatch.manifest.jsonl import JsonlFile
 from vlmbatch.manifest.openai_batch import BatchRowBuilder, holds_requests
 from vlmbatch.manifest.partitions import without_partitions
@@ -34,15 +37,15 @@ from vlmbatch.types import Row
 @dataclass(frozen=True, slots=True)
 class ManifestInfo:
     """What the first pass found. ``num_rows``: that ``rows`` gives out. ``sha256`` is the digest of
-    the decompressed content; for a folder, of its files' names and digests. ``image_base``: where
-    relative image paths start; None where no row has one. ``manifest_rows``: with those that a
-    sample leaves out."""
+    the decompressed content; for a folder, of its files' names and digests. ``image_base``: the
+    folder or URL where relative image paths start; None where no row has one. ``manifest_rows``:
+    with those that a sample leaves out."""
 
     num_rows: int
     sha256: str
     extra_schema: pa.Schema
     files: tuple[str, ...]
-    image_base: Path | None
+    image_base: Path | str | None
     manifest_rows: int
 
 
@@ -61,7 +64,7 @@ class Manifest:
         files: Sequence[ManifestFile],
         builder: RowBuilder | BatchRowBuilder,
         limit: int | None,
-        image_base: Path,
+        image_base: Path | str,
         *,
         streaming: bool,
         sample: tuple[int, int] | None = None,
@@ -154,7 +157,7 @@ class Manifest:
             ManifestError: the first line of a file is not a JSON object, or the manifest changed
                 after ``scan``: before a row that it has not seen is given out.
         """
-        limit = self._limit if self._info is None else len(self._rows_wanted())
+        limit = self._limit if self._info is None else len(self.rows_wanted)
         index = 0
         named = NamedColumns(self._builder.columns.renamed)
         rows = self._checked_stream(named) if self._streaming else self._all_rows()
@@ -195,10 +198,11 @@ class Manifest:
                 kept[columns.image] = image_value(kept[columns.image])
             yield kept
             num_read = number + 1
-        if num_read < len(self._rows_wanted()):
+        if num_read < len(self.rows_wanted):
             raise self._changed(num_read)
 
-    def _rows_wanted(self) -> range:
+    @property
+    def rows_wanted(self) -> range:
         """Which rows passes after ``scan`` give out; before it, nobody knows the end."""
         if self._selected is not None:
             return self._selected
@@ -210,7 +214,7 @@ class Manifest:
         """Every record that is given out, with its number among these and in the manifest."""
         records = self._records(columns)
         if self._sampled is None:
-            first = self._rows_wanted().start
+            first = self.rows_wanted.start
             for index, file, record in records:
                 yield index - first, index, file, record
             return
@@ -220,11 +224,27 @@ class Manifest:
                     yield number, index, file, record
                     break
 
+    def ids(self) -> Iterator[str]:
+        """The id of every row of the whole manifest or its sample, also after ``select``.
+
+        Raises:
+            ManifestError: the manifest cannot be read, or has changed.
+        """
+        assert self._info is not None, "ids of a stream come with its rows"
+        column = self._builder.columns.id
+        records = enumerate(chain.from_iterable(file.records([column]) for file in self._files))
+        all_rows = range(self._info.num_rows)
+        for wanted in all_rows if self._sampled is None else self._sampled.tolist():
+            for index, (_, values) in records:
+                if index == wanted:
+                    yield record_id(values, column, index)
+                    break
+
     def _records(
         self, columns: Collection[str] | None = None
     ) -> Iterator[tuple[int, ManifestFile, Record]]:
         """Every record from the first wanted on, with its number in the manifest."""
-        first = self._rows_wanted().start
+        first = self.rows_wanted.start
         index = 0
         for place, file in enumerate(self._files):
             if first and index + self._file_rows[place] <= first:
@@ -303,6 +323,7 @@ def open_manifest(
     stdin: BinaryIO | None = None,
     domains: AllowedDomains = NO_DOMAINS,
     model: str = "",
+    longest_side: int | None = None,
 ) -> Manifest:
     """Find the manifest's files, and their format if it is not given.
 
@@ -312,7 +333,8 @@ def open_manifest(
     ``image_base``: where relative image paths start; by default the manifest's folder, for
     standard input the working directory. ``streaming`` reads standard input as it comes, without
     ``scan``: duplicate ids and reserved column names are then errors of their rows. Images may be
-    fetched from ``domains``; ``model`` answers OpenAI's requests.
+    fetched from ``domains``; ``model`` answers OpenAI's requests. ``longest_side``: of pages
+    of PDFs, in pixels.
 
     Raises:
         ManifestError: there is no manifest at ``config.source``, or none of a known kind.
@@ -331,10 +353,17 @@ def open_manifest(
         folder = Path()
         files = [stdin_file(stdin or _stdin(), config.max_line_bytes, spool=not streaming)]
     else:
-        source = Path(config.source)
-        files = find_files(source, config.max_line_bytes)
-        folder = source if source.is_dir() else source.parent
+        files, folder = find_files(config)
     folder = image_base or folder
+    base_url = None
+    if config.image_base is not None:
+        if any(isinstance(file, ImageFolder) for file in files):
+            raise ManifestError(
+                f"{config.source} is images, which are where they are: --image-base "
+                f"{config.image_base} is for the paths in a manifest"
+            )
+        if (base_url := read_base_url(config.image_base, domains)) is None:
+            folder = base_folder(config.image_base)
     builder: RowBuilder | BatchRowBuilder
     if _is_batch(config, bare := without_partitions(files), streaming=streaming):
         if config.keep_inputs:
@@ -342,19 +371,39 @@ def open_manifest(
                 f"{config.source}: --keep-inputs is for manifests of columns; prompts and images "
                 "of OpenAI's batch requests are in their bodies"
             )
+        if base_url is not None:
+            raise ManifestError(
+                f"{config.source}: --image-base {base_url} is for manifests of columns; OpenAI's "
+                "batch requests name images by whole URLs"
+            )
+        if config.prompt is not None:
+            raise ManifestError(
+                f"{config.source}: --prompt is for rows of your own; OpenAI's batch requests bring "
+                "theirs"
+            )
         files = bare  # a request has no columns
         builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model, config.column_prefix)
     else:
-        builder = RowBuilder(columns, defaults, folder, with_kept=streaming, domains=domains)
+        builder = RowBuilder(
+            *(columns, defaults, folder),
+            with_kept=streaming,
+            domains=domains,
+            prompt=config.prompt,
+            dpi=config.dpi,
+            longest_side=longest_side,
+            base_url=base_url,
+        )
     sample = None if config.sample is None else (config.sample, config.sample_seed)
-    return Manifest(files, builder, config.limit, folder, streaming=streaming, sample=sample)
+    return Manifest(
+        files, builder, config.limit, base_url or folder, streaming=streaming, sample=sample
+    )
 
 
 def _is_batch(config: ManifestConfig, files: Sequence[ManifestFile], *, streaming: bool) -> bool:
     if config.format == "openai":
         for file in files:
             if not isinstance(file, JsonlFile):
-                raise ManifestError(f"{file.name}: an OpenAI batch file is JSONL, not Parquet")
+                raise ManifestError(f"{file.name}: an OpenAI batch file is JSONL, and this is not")
         return True
     return config.format == "auto" and not streaming and holds_requests(files)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -157,6 +157,8 @@ def open_inputs(
     Raises:
         UsageError: model, image arguments or manifest cannot be used.
     """
+    if manifest.asks_in_chat and config.prompt.prompt_template is None:
+        config = replace(config, prompt=replace(config.prompt, chat=True))
     opened = open_model(config)
     rows = open_manifest(
         manifest,
@@ -164,6 +166,7 @@ def open_inputs(
         streaming=streaming,
         domains=AllowedDomains.of(config.image_loading.allowed_domains),
         model=config.model,
+        longest_side=config.image_arguments.resolution.longest_side,
     )
     return Inputs(opened.folder, opened.model, opened.processor, rows, streaming)
 

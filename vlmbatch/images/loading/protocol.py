@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmbatch.config import ImageResolution
-from vlmbatch.types import ImageRef, PixelImage
+from vlmbatch.types import ImageRef, Page, PixelImage
 
 # Of a file: device, inode, size in bytes, time of its last change in nanoseconds.
 FileIdentity = tuple[int, int, int, int]
@@ -32,6 +32,7 @@ def request_of(ref: ImageRef) -> dict[str, Any]:
         "num_bytes": None if ref.data is None else len(ref.data),
         "resolution": ref.resolution and astuple(ref.resolution),
         "row_images": ref.row_images,
+        "page": ref.page and astuple(ref.page),
     }
 
 
@@ -43,6 +44,7 @@ def ref_of(request: dict[str, Any], data: bytes) -> ImageRef:
         None if request["num_bytes"] is None else data,
         resolution=own and ImageResolution(*own),
         row_images=request["row_images"],
+        page=request["page"] and Page(*request["page"]),
     )
 
 
