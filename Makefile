@@ -4,7 +4,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-serve test test-gpu soak load-test lint docs bench clean
+.PHONY: help setup demo demo-serve test test-gpu test-ray soak load-test lint docs bench clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ test: $(READY) ## Run the tests
 test-gpu: $(READY) ## Run the tests that need a GPU, flash-attn and torchvision
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n6 tests/gpu --require-gpu -m 'not whole_gpu'
 	$(BIN)/python -m pytest -q -n0 tests/gpu --require-gpu -m whole_gpu
+
+test-ray: $(READY) ## Kill machines, engines and drivers of a Ray cluster in this machine
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n0 tests/ray_cluster -m ray
 
 soak: $(READY) ## Kill runs everywhere; run 200,000 rows: memory, journal, cost of a row
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/durability -m soak

@@ -106,7 +106,8 @@ def test_the_wheel_holds_what_the_repository_holds(wheel: Path) -> None:
     }
     markers = {"vlmbatch/py.typed", "vlmbatch_kernels/py.typed"}
     data = {f"vlmbatch/configs/{name}.toml" for name in NAMES} | {
-        "vlmbatch/configs/llava-1.5.jinja"
+        "vlmbatch/configs/llava-1.5.jinja",
+        *(f"vlmbatch/report/page.{kind}" for kind in ("html", "css", "js")),
     }
     assert names == modules | markers | data
 

@@ -18,6 +18,7 @@ import typer
 
 from vlmbatch import __version__, log
 from vlmbatch.commands.bench import bench
+from vlmbatch.commands.compare import compare
 from vlmbatch.commands.doctor import doctor
 from vlmbatch.commands.exits import (
     Terminated,
@@ -29,10 +30,14 @@ from vlmbatch.commands.exits import (
 )
 from vlmbatch.commands.features import features
 from vlmbatch.commands.merge import merge
+from vlmbatch.commands.plan import plan
+from vlmbatch.commands.ray_address import with_address
+from vlmbatch.commands.report import report
 from vlmbatch.commands.run import run
 from vlmbatch.commands.serve import serve
 from vlmbatch.commands.status import status
 from vlmbatch.commands.validate import validate
+from vlmbatch.commands.verify import verify
 from vlmbatch.errors import OutputError, VlmbatchError, is_shortage
 
 EPILOG = (
@@ -55,10 +60,14 @@ app = typer.Typer(
 )
 app.command(**COMMAND)(run)
 app.command(**COMMAND)(validate)
+app.command(**COMMAND)(plan)
 app.command(**COMMAND)(features)
 app.command(**COMMAND)(serve)
 app.command(**COMMAND)(bench)
 app.command(**COMMAND)(merge)
+app.command(**COMMAND)(report)
+app.command(**COMMAND)(compare)
+app.command(**COMMAND)(verify)
 app.command(context_settings=HELP_NAMES)(status)
 app.command(context_settings=HELP_NAMES)(doctor)
 
@@ -102,7 +111,11 @@ def _main(args: Sequence[str] | None) -> int:
         return OutputError.exit_status
     try:
         with stdout_failures():
-            exit_status = app(args, prog_name="vlmbatch", standalone_mode=False)
+            exit_status = app(
+                with_address(sys.argv[1:] if args is None else args),
+                prog_name="vlmbatch",
+                standalone_mode=False,
+            )
     except (KeyboardInterrupt, Terminated) as error:  # before or after the command's own work
         return status_of(error)
     except typer.Exit as end:

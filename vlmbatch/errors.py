@@ -41,7 +41,7 @@ class ErrorCode(StrEnum):
 
 
 _MEANINGS = {
-    ErrorCode.MANIFEST_LINE_INVALID: "the manifest line is not a JSON object in UTF-8, or too long",
+    ErrorCode.MANIFEST_LINE_INVALID: "the manifest's line is malformed, not UTF-8, or too long",
     ErrorCode.ID_DUPLICATE: "an earlier row of the stream has the same id",
     ErrorCode.REQUEST_INVALID: "a request, of a batch file or in Python, that cannot be answered",
     ErrorCode.PROMPT_INVALID: "the prompt (or messages) is missing, null or of the wrong type",
@@ -100,6 +100,12 @@ class OutputLockedError(VlmbatchError):
     """Another run is writing the same output."""
 
     exit_status = 75
+
+
+class EnginesLostError(VlmbatchError):
+    """Every engine process has ended, and was started again as often as it may be."""
+
+    exit_status = 74
 
 
 class UnfinishedError(VlmbatchError):

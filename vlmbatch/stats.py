@@ -5,10 +5,34 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlmbatch.types import Result
+
+ADDED_COUNTERS = (  # of the parts of a run
+    *("rows_earlier", "rows_done", "rows_resumed", "rows_begun", "images_done"),
+    *("prompt_tokens", "image_tokens", "completion_tokens", "cached_tokens"),
+    *("errors", "errors_resumed"),
+)
+_MAX_POINTS = 240
+
+
+@dataclass(slots=True)
+class Pace:
+    """How far work was, now and then: twice as rarely each time there are ``_MAX_POINTS``."""
+
+    points: list[tuple[float, int, int]] = field(default_factory=list)  # seconds, rows, tokens
+    _interval: float = 0.5
+
+    def note(self, seconds: float, rows: int, tokens: int) -> None:
+        """``seconds`` after work began so many rows are done, and tokens generated."""
+        if self.points and seconds - self.points[-1][0] < self._interval:
+            return
+        self.points.append((round(seconds, 2), rows, tokens))
+        if len(self.points) >= _MAX_POINTS:
+            del self.points[::2]
+            self._interval *= 2
 
 
 @dataclass(slots=True)
@@ -19,7 +43,7 @@ class RunStats:
     """
 
     stage: str = "starting"  # what is happening now, for people
-    quantization: str | None = None  # of the model, for people
+    quantization: str | None = None  # what is quantized, for people
     rows_total: int | None = None  # unknown while a stream is read
     first_row: int = 0  # where in the manifest the first of them stands
     rows_earlier: int = 0  # that an earlier run had finished when this one started
@@ -35,6 +59,8 @@ class RunStats:
     errors: Counter[str] = field(default_factory=Counter)
     errors_resumed: Counter[str] = field(default_factory=Counter)  # of these, the earlier run's
     error_examples: dict[str, str] = field(default_factory=dict)  # first message of each code
+    pace: Pace = field(default_factory=Pace)
+    engines: dict[str, dict[str, int]] = field(default_factory=dict)  # of several, what each did
     started: float = field(default_factory=time.monotonic)
     work_started: float | None = None  # when the first row was begun: loading is over
     finished: float | None = None
@@ -44,6 +70,8 @@ class RunStats:
         self.rows_done += 1
         if resumed:
             self.rows_resumed += 1
+        else:
+            self.pace.note(self.processing_seconds(), self.num_new, self.completion_tokens)
         if result.error_code is not None:
             self.errors_resumed[result.error_code] += resumed  # first: see num_new_errors
             self.errors[result.error_code] += 1
@@ -67,6 +95,23 @@ class RunStats:
         self.rows_earlier = self.rows_done = self.rows_resumed = num_rows
         self.errors, self.errors_resumed = Counter(errors), Counter(errors)
         self.error_examples = dict(examples)
+
+    def copy(self) -> RunStats:
+        """The counters as they are now, also while another thread counts."""
+        return replace(
+            self,
+            errors=Counter(dict(self.errors)),
+            errors_resumed=Counter(dict(self.errors_resumed)),
+            error_examples=dict(self.error_examples),
+        )
+
+    def add(self, part: RunStats) -> None:
+        """Count in the rows, images, tokens and errors of a part of this run."""
+        for name in ADDED_COUNTERS:
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        for code, example in part.error_examples.items():
+            self.error_examples.setdefault(code, example)
+        self.quantization = self.quantization or part.quantization
 
     @property
     def num_errors(self) -> int:
@@ -105,6 +150,7 @@ class RunStats:
         """The figures of ``--summary-json``; rates are per second of processing."""
         seconds = self.processing_seconds()
         rate = 1 / seconds if seconds else 0.0
+        engines = {"engines": self.engines} if self.engines else {}
         return {
             "rows": self.rows_done,
             "rows_total": self.rows_total,
@@ -123,5 +169,6 @@ class RunStats:
             "rows_per_second": round((self.rows_done - self.rows_resumed) * rate, 2),
             "images_per_second": round(self.images_done * rate, 2),
             "completion_tokens_per_second": round(self.completion_tokens * rate, 2),
+            **engines,
             **({} if self.quantization is None else {"quantization": self.quantization}),
         }

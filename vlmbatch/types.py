@@ -16,8 +16,20 @@ FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
+class Page:
+    """Which page of a document an image is, from 1, and how it is drawn: with its longer side of
+    ``longest_side`` pixels, else at ``dpi``, else as the reader of documents does."""
+
+    number: int
+    dpi: int | None = None
+    longest_side: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ImageRef:
     """Where an image's encoded bytes are: a path, the bytes (``path`` is then a label), or a URL.
+
+    ``page``: of the PDF that they are; None of a picture.
 
     ``url`` is http(s), of a host that the user has allowed. ``resolution``: its row's own, where it
     is another than the run's. ``row_images``: how many images its row shows, itself among them; the
@@ -28,6 +40,7 @@ class ImageRef:
     data: bytes | None = field(default=None, repr=False)
     url: str | None = None
     resolution: ImageResolution | None = None
+    page: Page | None = None
     row_images: int = field(default=1, compare=False, repr=False)
 
     @property

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmbatch_kernels.dispatch import triton_on_gpu
+from vlmbatch_kernels.paged_heads import read_heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +47,27 @@ def paged_attention(
     max_seqlen_q: int,
     layout: PageLayout,
     scores: Scores,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """Attend causally from each sequence's last queries to all its keys, its own included.
 
     ``query``: (T, H, D). ``key_cache`` and ``value_cache``: (S, K, D). ``block_table``: (B, pages)
     int32. ``cu_seqlens_q``: (B + 1,) and ``seqlens_k``: (B,) int32. The pool needs ``page_size``
-    slots behind its last; what they hold is never used. Returns (T, H, D), of which the rows
-    outside ``cu_seqlens_q`` hold anything.
+    slots behind its last; what they hold is never used. ``scales``: (2, K) float32, of keys and of
+    values in e4m3. Returns (T, H, D), of which the rows outside ``cu_seqlens_q`` hold anything.
     """
     out = torch.empty_like(query)
     group = query.shape[1] // key_cache.shape[1]
+    key_scales, value_scales = (None, None) if scales is None else scales
     bounds = cu_seqlens_q.tolist()
     for sequence, total in enumerate(seqlens_k.tolist()):
         token = torch.arange(total, device=query.device)
         page = block_table[sequence].long()[token // layout.page_size]
         slots = page * layout.granule + token % layout.page_size
-        key = key_cache[slots].float().repeat_interleave(group, dim=1)
-        value = value_cache[slots].float().repeat_interleave(group, dim=1)
+        key = read_heads(key_cache[slots], key_scales, torch.float32)
+        key = key.repeat_interleave(group, dim=1)
+        value = read_heads(value_cache[slots], value_scales, torch.float32)
+        value = value.repeat_interleave(group, dim=1)
         rows = slice(bounds[sequence], bounds[sequence + 1])
         products = torch.einsum("lhd,mhd->hlm", query[rows].float(), key) * scores.scale
         if scores.softcap:

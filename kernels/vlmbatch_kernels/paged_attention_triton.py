@@ -14,6 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vlmbatch_kernels.paged_decode_triton import LOG2_E
+from vlmbatch_kernels.paged_heads import check_caches
+from vlmbatch_kernels.paged_heads_triton import in_float16
 from vlmbatch_kernels.tiles import num_stages
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def _attend_keys(
         at = page * GRANULE + start % PAGE + tl.arange(0, BLOCK_N)
         key_place = at[None, :] * row_stride + columns[:, None]
         key = tl.load(keys + key_place, mask=in_row[:, None], other=0.0)
-        products = tl.dot(query, key, input_precision="ieee") * scale
+        products = tl.dot(query, key.to(query.dtype), input_precision="ieee") * scale
         if SOFTCAP:
             # tanh by exponentials of base 2: ``scale`` brings log2(e) along.
             products = softcap * (1.0 - 2.0 / (tl.exp2(products * (2.0 / softcap)) + 1.0))
@@ -74,7 +76,7 @@ def _attend_keys(
         state_sum = state_sum * decay + tl.sum(weights, 1)
         acc = acc * decay[:, None]
         value_place = at[:, None] * row_stride + columns[None, :]
-        value = tl.load(values + value_place, mask=is_value, other=0.0)
+        value = tl.load(values + value_place, mask=is_value, other=0.0).to(query.dtype)
         acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
         state_max = new_max
     return state_max, state_sum, acc
@@ -94,6 +96,7 @@ def _paged_attention(
     block_table,
     cu_seqlens_q,
     seqlens_k,
+    scales,
     table_stride,
     scale,
     softcap,
@@ -107,6 +110,7 @@ def _paged_attention(
     GRANULE: tl.constexpr,
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     tile = tl.num_programs(2) - 1 - tl.program_id(2)
     sequence = tl.program_id(1)
@@ -126,6 +130,11 @@ def _paged_attention(
     tile_query = tl.load(query + at, mask=inside, other=0.0)
 
     kv_head = head // (NUM_HEADS // NUM_KV_HEADS)
+    if SCALED:
+        scale *= tl.load(scales + kv_head)
+        if tile_query.dtype == tl.bfloat16:
+            tile_query, power = in_float16(tile_query)
+            scale *= power
     keys = key_cache + kv_head * HEAD_DIM
     values = value_cache + kv_head * HEAD_DIM
     table = block_table + sequence * table_stride
@@ -153,6 +162,8 @@ def _paged_attention(
         PAGE, GRANULE, WINDOW, SOFTCAP, True,
     )  # fmt: skip
     result = acc / state_sum[:, None]
+    if SCALED:
+        result *= tl.load(scales + NUM_KV_HEADS + kv_head)
     tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
 
 
@@ -166,10 +177,12 @@ def paged_attention(
     max_seqlen_q: int,
     layout: PageLayout,
     scores: Scores,
+    scales: Tensor | None = None,
 ) -> Tensor:
     _, num_heads, size = query.shape
     num_kv_heads = key_cache.shape[1]
-    assert query.is_contiguous() and key_cache.is_contiguous() and value_cache.is_contiguous()
+    assert query.is_contiguous()
+    check_caches(key_cache, value_cache, query.dtype, scales)
     assert num_heads % num_kv_heads == 0 and key_cache.shape[2] == size
     assert block_table.stride(1) == 1 and seqlens_k.shape == (block_table.shape[0],)
     out = torch.empty_like(query)
@@ -189,6 +202,7 @@ def paged_attention(
         block_table,
         cu_seqlens_q,
         seqlens_k,
+        scales,
         block_table.stride(0),
         scores.scale * LOG2_E.value,
         scores.softcap,
@@ -202,6 +216,7 @@ def paged_attention(
         GRANULE=layout.granule,
         WINDOW=scores.window,
         SOFTCAP=scores.softcap > 0,
+        SCALED=scales is not None,
         num_warps=8 if block_m == 128 else 4,
         num_stages=num_stages(2 * block_n * row_bytes, block_m * row_bytes, query.device),
     )

@@ -21,6 +21,7 @@ def paged_decode(
     seqlens_k: Tensor,
     layout: PageLayout,
     scores: Scores,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """Attend from each sequence's last token to all its keys, its own included.
 
@@ -28,5 +29,5 @@ def paged_decode(
     """
     starts = torch.arange(len(query) + 1, dtype=torch.int32, device=query.device)
     return paged_attention(
-        query, key_cache, value_cache, block_table, starts, seqlens_k, 1, layout, scores
+        query, key_cache, value_cache, block_table, starts, seqlens_k, 1, layout, scores, scales
     )

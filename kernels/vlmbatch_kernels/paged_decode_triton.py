@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vlmbatch_kernels.paged_heads import check_caches
+from vlmbatch_kernels.paged_heads_triton import in_float16
 from vlmbatch_kernels.tiles import num_stages
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def attend_keys(
     """Take keys ``first`` to ``length`` of a block table into the softmax's state.
 
     ``first`` begins a tile of ``BLOCK_N`` keys. The state: maximum of the products so far, times
-    log2(e); sum of the weights; values times their weights.
+    log2(e); sum of the weights; values, as they are stored, times their weights.
     """
     columns = tl.arange(0, BLOCK_D)
     in_row = columns < HEAD_DIM
@@ -66,7 +68,7 @@ def attend_keys(
             slots = (page * GRANULE + start % PAGE + tl.arange(0, BLOCK_N)).to(tl.int64)
             place = (slots * NUM_KV_HEADS + kv_head)[:, None] * HEAD_DIM + columns[None, :]
             key = tl.load(key_cache + place, mask=in_row[None, :], other=0.0)
-            products = tl.dot(heads, key.T, input_precision="ieee") * scale
+            products = tl.dot(heads, key.to(heads.dtype).T, input_precision="ieee") * scale
             if SOFTCAP:
                 # tanh by exponentials of base 2: ``scale`` brings log2(e) along.
                 products = softcap * (1.0 - 2.0 / (tl.exp2(products * (2.0 / softcap)) + 1.0))
@@ -83,7 +85,7 @@ def attend_keys(
             decay = tl.exp2(state_max - new_max)
             state_sum = state_sum * decay + tl.sum(weights, 1)
             acc = acc * decay[:, None]
-            value = tl.load(value_cache + place, mask=is_value, other=0.0)
+            value = tl.load(value_cache + place, mask=is_value, other=0.0).to(heads.dtype)
             acc = tl.dot(weights.to(value.dtype), value, acc, input_precision="ieee")
             state_max = new_max
     return state_max, state_sum, acc
@@ -106,6 +108,7 @@ def _paged_decode(
     shared_max: tl.tensor,
     shared_sum: tl.tensor,
     shared_acc: tl.tensor,
+    scales: tl.tensor,
     table_stride: tl.tensor,
     scale: tl.tensor,
     softcap: tl.tensor,
@@ -121,6 +124,7 @@ def _paged_decode(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SHARED: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     sequence = tl.program_id(0) // NUM_KV_HEADS
     kv_head = tl.program_id(0) % NUM_KV_HEADS
@@ -136,6 +140,11 @@ def _paged_decode(
     inside = (rows < group)[:, None] & in_row[None, :]
     heads = tl.load(query + at, mask=inside, other=0.0)
 
+    if SCALED:
+        scale *= tl.load(scales + kv_head)
+        if heads.dtype == tl.bfloat16:
+            heads, power = in_float16(heads)
+            scale *= power
     first = 0
     if WINDOW:
         first = tl.maximum(length - WINDOW, 0) // BLOCK_N * BLOCK_N
@@ -155,6 +164,8 @@ def _paged_decode(
         PAGES, PAGE, GRANULE, WINDOW, SOFTCAP,
     )  # fmt: skip
     result = acc / state_sum[:, None]
+    if SCALED:
+        result *= tl.load(scales + NUM_KV_HEADS + kv_head)
     tl.store(out + at, result.to(out.dtype.element_ty), mask=inside)
 
 
@@ -179,11 +190,13 @@ def paged_decode(
     seqlens_k: Tensor,
     layout: PageLayout,
     scores: Scores,
+    scales: Tensor | None = None,
     shared: SharedState | None = None,
 ) -> Tensor:
     batch, num_heads, size = query.shape
     num_kv_heads = key_cache.shape[1]
-    assert query.is_contiguous() and key_cache.is_contiguous() and value_cache.is_contiguous()
+    assert query.is_contiguous()
+    check_caches(key_cache, value_cache, query.dtype, scales)
     assert num_heads % num_kv_heads == 0 and key_cache.shape[2] == size
     assert block_table.stride(1) == 1 and seqlens_k.shape == (batch,) == block_table.shape[:1]
     assert shared is None or not scores.window
@@ -201,6 +214,7 @@ def paged_decode(
         block_table,
         seqlens_k,
         *(shared or (None,) * 4),
+        scales,
         block_table.stride(0),
         scores.scale * LOG2_E.value,
         scores.softcap,
@@ -216,6 +230,7 @@ def paged_decode(
         WINDOW=scores.window,
         SOFTCAP=scores.softcap > 0,
         SHARED=shared is not None,
+        SCALED=scales is not None,
         num_warps=1 if block_g == _MIN_ROWS and query.element_size() == 2 else 4,
         num_stages=num_stages(2 * block_n * row_bytes, block_g * row_bytes, query.device),
     )

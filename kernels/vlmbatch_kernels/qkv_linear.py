@@ -25,6 +25,7 @@ def project_qkv(
     query_norm: Tensor | None = None,
     key_norm: Tensor | None = None,
     eps: float = 0.0,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """Project to heads, normalise where there are norms, rotate, write keys and values
     to their slots, return the queries.
@@ -32,9 +33,9 @@ def project_qkv(
     ``x``: (T, in_features). ``weight``: ((H + 2K) * D, in_features), the rows of the query heads
     first, then those of keys and of values; ``bias``: ((H + 2K) * D,). ``cos`` and ``sin``:
     (T, 1, D), see ``apply_rotary``. ``key_cache`` and ``value_cache``: (S, K, D), written in place.
-    ``slot_mapping``: (T,) int64. ``query_norm`` and ``key_norm``: (D,), see ``rotary_and_cache``.
-    Returns (T, H, D).
+    ``slot_mapping``: (T,) int64. ``query_norm`` and ``key_norm``: (D,), and ``scales``: (2, K), see
+    ``rotary_and_cache``. Returns (T, H, D).
     """
     qkv = linear(x, weight, bias).view(len(x), -1, key_cache.shape[2])
-    rest = (key_cache, value_cache, slot_mapping, query_norm, key_norm, eps)
+    rest = (key_cache, value_cache, slot_mapping, query_norm, key_norm, eps, scales)
     return rotary_and_cache(qkv, cos, sin, *rest)

@@ -13,6 +13,8 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from vlmbatch_kernels.linear import linear
 from vlmbatch_kernels.multiprocessors import multiprocessors
+from vlmbatch_kernels.paged_heads import check_caches
+from vlmbatch_kernels.paged_heads_triton import scaled_heads
 from vlmbatch_kernels.persistent import ALIGNMENT, GROUP, MIN_ROWS, STAGES, is_hopper, place
 from vlmbatch_kernels.rotary import rotary_and_cache
 
@@ -36,6 +38,7 @@ def _project_qkv(
     slot_mapping: tl.tensor,
     query_norm: tl.tensor,
     key_norm: tl.tensor,
+    scales: tl.tensor,
     eps: tl.tensor,
     rows: tl.tensor,
     depth: tl.tensor,
@@ -45,6 +48,7 @@ def _project_qkv(
     HEAD_DIM: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     HAS_NORMS: tl.constexpr,
+    SCALED: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr,
@@ -76,7 +80,8 @@ def _project_qkv(
         slot = tl.load(slot_mapping + token, mask=is_token, other=0).to(tl.int32)
         head = n * 2
         if head < NUM_HEADS:
-            target = query
+            # Of one type in all branches: scaled, the query is no target among these.
+            target = key_cache if SCALED else query
             norm = query_norm
             row = token * NUM_HEADS
         elif head < NUM_HEADS + NUM_KV_HEADS:
@@ -103,8 +108,22 @@ def _project_qkv(
         cosine = tl.load(cos + angle, mask=is_turned[:, None], other=1.0)
         sine = tl.load(sin + angle + HALF, mask=is_turned[:, None], other=0.0)
         at = (row + head)[:, None] * HEAD_DIM + tl.arange(0, HEAD_DIM)[None, :]
-        tl.store(target + at, _turn(first, cosine, sine), mask=is_token[:, None])
-        tl.store(target + at + HEAD_DIM, _turn(second, cosine, sine), mask=is_token[:, None])
+        if SCALED:
+            # Queries and others are written by one way as well: to either, nothing is.
+            is_query = n * 2 < NUM_HEADS
+            is_asking = (token < tl.where(is_query, rows, 0))[:, None]
+            is_kept = (token < tl.where(is_query, 0, rows))[:, None]
+            own = scales + tl.where(is_query, 0, head + tl.where(is_value, NUM_KV_HEADS, 0))
+            turned = _turn(first, cosine, sine)
+            tl.store(query + at, turned, mask=is_asking)
+            tl.store(target + at, scaled_heads(turned, tl.load(own), target), mask=is_kept)
+            at += HEAD_DIM
+            turned = _turn(second, cosine, sine)
+            tl.store(query + at, turned, mask=is_asking)
+            tl.store(target + at, scaled_heads(turned, tl.load(own + 1), target), mask=is_kept)
+        else:
+            tl.store(target + at, _turn(first, cosine, sine), mask=is_token[:, None])
+            tl.store(target + at + HEAD_DIM, _turn(second, cosine, sine), mask=is_token[:, None])
 
 
 @triton.jit
@@ -140,6 +159,7 @@ def project_qkv(
     query_norm: Tensor | None = None,
     key_norm: Tensor | None = None,
     eps: float = 0.0,
+    scales: Tensor | None = None,
 ) -> Tensor:
     num_kv_heads, size = key_cache.shape[1:]
     num_heads = weight.shape[0] // size - 2 * num_kv_heads
@@ -150,7 +170,7 @@ def project_qkv(
         and x.shape[1] % ALIGNMENT == 0
         and max(key_cache.numel(), len(x) * num_heads * size) <= _MAX_OFFSET
     )
-    rest = (cos, sin, key_cache, value_cache, slot_mapping, query_norm, key_norm, eps)
+    rest = (cos, sin, key_cache, value_cache, slot_mapping, query_norm, key_norm, eps, scales)
     if fits and len(x) >= MIN_ROWS and is_hopper(x.device):
         return fused(x, weight, bias, *rest)
     qkv = linear(x, weight, bias).view(len(x), -1, size)
@@ -169,6 +189,7 @@ def fused(
     query_norm: Tensor | None = None,
     key_norm: Tensor | None = None,
     eps: float = 0.0,
+    scales: Tensor | None = None,
     block: tuple[int, int] = (_BLOCK_M, _BLOCK_K),
     group: int = GROUP,
     stages: int = STAGES,
@@ -180,14 +201,14 @@ def fused(
     assert num_heads > 0 and num_heads % 2 == num_kv_heads % 2 == 0
     assert weight.shape == ((num_heads + 2 * num_kv_heads) * size, depth)
     assert cos.shape == sin.shape == (rows, 1, size) and slot_mapping.shape == (rows,)
-    assert key_cache.shape == value_cache.shape
     assert max(key_cache.numel(), rows * num_heads * size) <= _MAX_OFFSET
     assert bias is None or (bias.shape == weight.shape[:1] and bias.is_contiguous())
     norms = [] if query_norm is None or key_norm is None else [query_norm, key_norm]
     assert all(norm.shape == (size,) for norm in norms)
-    packed = (x, weight, cos, sin, key_cache, value_cache, *norms)
+    packed = (x, weight, cos, sin, *norms)
     assert all(tensor.is_contiguous() for tensor in (*packed, slot_mapping))
     assert all(tensor.dtype == x.dtype for tensor in packed)
+    check_caches(key_cache, value_cache, x.dtype, scales)
     query = x.new_empty(rows, num_heads, size)
     block_m, block_k = block
     tiles = triton.cdiv(rows, block_m) * (num_heads + 2 * num_kv_heads) // 2
@@ -203,6 +224,7 @@ def fused(
         value_cache,
         slot_mapping,
         *(norms or (x, x)),
+        scales,
         eps,
         rows,
         depth,
@@ -212,6 +234,7 @@ def fused(
         HEAD_DIM=size,
         HAS_BIAS=bias is not None,
         HAS_NORMS=bool(norms),
+        SCALED=scales is not None,
         BLOCK_M=block_m,
         BLOCK_K=block_k,
         GROUP=group,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vlmbatch_kernels.dispatch import triton_on_gpu
+from vlmbatch_kernels.paged_heads import write_heads
 
 
 def apply_rotary(heads: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -35,21 +36,24 @@ def rotary_and_cache(
     query_norm: Tensor | None = None,
     key_norm: Tensor | None = None,
     eps: float = 0.0,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """Rotate query and key heads, write keys and values to their slots, return the queries.
 
     ``qkv``: (T, H + 2K, D); its tokens may stand any distance apart. ``key_cache`` and
     ``value_cache``: (S, K, D), written in place. ``slot_mapping``: (T,) int64. ``query_norm`` and
     ``key_norm``: (D,), the weights of an RMSNorm of each head before it is rotated, as in Qwen3;
-    both or neither. Returns (T, H, D).
+    both or neither. ``scales``: (2, K) float32, of keys and of values in e4m3, see ``write_heads``.
+    Returns (T, H, D).
     """
     num_kv_heads = key_cache.shape[1]
     heads = qkv[:, :-num_kv_heads]
     if query_norm is not None and key_norm is not None:
         heads = _normalise(heads, query_norm, key_norm, heads.shape[1] - num_kv_heads, eps)
     rotated = apply_rotary(heads, cos, sin)
-    key_cache.index_copy_(0, slot_mapping, rotated[:, -num_kv_heads:])
-    value_cache.index_copy_(0, slot_mapping, qkv[:, -num_kv_heads:])
+    key_scales, value_scales = (None, None) if scales is None else scales
+    write_heads(key_cache, slot_mapping, rotated[:, -num_kv_heads:], key_scales)
+    write_heads(value_cache, slot_mapping, qkv[:, -num_kv_heads:], value_scales)
     return rotated[:, :-num_kv_heads]
 
 

@@ -6,6 +6,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vlmbatch_kernels.paged_heads import check_caches
+from vlmbatch_kernels.paged_heads_triton import scaled_heads
+
 _HEADS = 8  # of one program
 
 
@@ -20,12 +23,14 @@ def _rotary_and_cache(
     slot_mapping: tl.tensor,
     query_norm: tl.tensor,
     key_norm: tl.tensor,
+    scales: tl.tensor,
     eps: tl.tensor,
     token_stride: tl.tensor,
     NUM_HEADS: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
     HAS_NORMS: tl.constexpr,
+    SCALED: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
 ):
@@ -39,19 +44,17 @@ def _rotary_and_cache(
         end = NUM_HEADS
         source = 0
         norm = query_norm
-        target = query + token * NUM_HEADS * 2 * HALF
+        row = token * NUM_HEADS * 2 * HALF
     else:
-        slot = tl.load(slot_mapping + token) * NUM_KV_HEADS * 2 * HALF
+        row = tl.load(slot_mapping + token) * NUM_KV_HEADS * 2 * HALF
         end = NUM_KV_HEADS
         norm = key_norm
         if part < query_parts + key_parts:
             first = (part - query_parts) * BLOCK_HEADS
             source = NUM_HEADS
-            target = key_cache + slot
         else:
             first = (part - query_parts - key_parts) * BLOCK_HEADS
             source = NUM_HEADS + NUM_KV_HEADS
-            target = value_cache + slot
 
     heads = first + tl.arange(0, BLOCK_HEADS)[:, None]
     columns = tl.arange(0, BLOCK_HALF)[None, :]
@@ -80,8 +83,37 @@ def _rotary_and_cache(
             wide_high = wide_high.to(high.dtype).to(tl.float32)
         low = (wide_low * cos_low + wide_high * sin_low).to(low.dtype)
         high = (wide_high * cos_high + wide_low * sin_high).to(high.dtype)
-    tl.store(target + at, low, mask=inside)
-    tl.store(target + at + HALF, high, mask=inside)
+    if part < query_parts:
+        tl.store(query + row + at, low, mask=inside)
+        tl.store(query + row + at + HALF, high, mask=inside)
+    elif part < query_parts + key_parts:
+        target = key_cache + row + at
+        _store(target, low, high, scales, heads, inside, HALF, NUM_KV_HEADS, 0, SCALED)
+    else:
+        target = value_cache + row + at
+        _store(target, low, high, scales, heads, inside, HALF, NUM_KV_HEADS, NUM_KV_HEADS, SCALED)
+
+
+@triton.jit
+def _store(
+    target: tl.tensor,
+    low: tl.tensor,
+    high: tl.tensor,
+    scales: tl.tensor,
+    heads: tl.tensor,
+    inside: tl.tensor,
+    HALF: tl.constexpr,
+    NUM_KV_HEADS: tl.constexpr,
+    FIRST: tl.constexpr,
+    SCALED: tl.constexpr,
+):
+    """Write both halves of key-value heads, with the scales from ``FIRST`` on."""
+    if SCALED:
+        scale = tl.load(scales + FIRST + heads, mask=heads < NUM_KV_HEADS, other=1.0)
+        low = scaled_heads(low, scale, target)
+        high = scaled_heads(high, scale, target)
+    tl.store(target, low, mask=inside)
+    tl.store(target + HALF, high, mask=inside)
 
 
 def rotary_and_cache(
@@ -94,6 +126,7 @@ def rotary_and_cache(
     query_norm: Tensor | None = None,
     key_norm: Tensor | None = None,
     eps: float = 0.0,
+    scales: Tensor | None = None,
 ) -> Tensor:
     tokens, all_heads, size = qkv.shape
     num_kv_heads = key_cache.shape[1]
@@ -101,11 +134,11 @@ def rotary_and_cache(
     assert num_heads > 0 and size % 2 == 0, f"qkv of shape {tuple(qkv.shape)}"
     assert qkv.stride()[1:] == (size, 1), f"qkv of strides {qkv.stride()}"
     assert cos.shape == sin.shape == (tokens, 1, size), f"{tuple(cos.shape)}, {tuple(sin.shape)}"
-    assert key_cache.shape == value_cache.shape and key_cache.shape[2] == size
+    assert key_cache.shape[2] == size
     assert slot_mapping.shape == (tokens,), f"{tuple(slot_mapping.shape)} slots, {tokens} tokens"
-    packed = (cos, sin, key_cache, value_cache, slot_mapping)
-    assert all(tensor.is_contiguous() for tensor in packed)
-    assert all(tensor.dtype == qkv.dtype for tensor in packed[:-1])
+    assert all(tensor.is_contiguous() for tensor in (cos, sin, slot_mapping))
+    assert cos.dtype == sin.dtype == qkv.dtype
+    check_caches(key_cache, value_cache, qkv.dtype, scales)
     for norm in (query_norm, key_norm):
         assert (norm is None) == (query_norm is None), "one norm without the other"
         assert norm is None or (norm.shape == (size,) and norm.is_contiguous())
@@ -122,12 +155,14 @@ def rotary_and_cache(
         slot_mapping,
         cos if query_norm is None else query_norm,
         cos if key_norm is None else key_norm,
+        scales,
         eps,
         qkv.stride(0),
         NUM_HEADS=num_heads,
         NUM_KV_HEADS=num_kv_heads,
         HALF=size // 2,
         HAS_NORMS=query_norm is not None,
+        SCALED=scales is not None,
         BLOCK_HEADS=_HEADS,
         BLOCK_HALF=triton.next_power_of_2(size // 2),
         num_warps=4,

@@ -26,6 +26,7 @@ def shared_decode(
     tiles: Tensor,
     layout: PageLayout,
     scores: Scores,
+    scales: Tensor | None = None,
 ) -> Tensor:
     """Attend as ``paged_decode`` does; the rows of a tile read their first keys through one table.
 
@@ -44,4 +45,4 @@ def shared_decode(
         shared = int(shared_lens[first]) // layout.granule
         granules[first : first + count, :shared] = granules[first, :shared].clone()
     layout = PageLayout(layout.granule, layout.granule)
-    return paged_decode(query, key_cache, value_cache, granules, seqlens_k, layout, scores)
+    return paged_decode(query, key_cache, value_cache, granules, seqlens_k, layout, scores, scales)

@@ -15,6 +15,8 @@ import triton.language as tl
 from torch import Tensor
 
 from vlmbatch_kernels.paged_decode_triton import LOG2_E, SharedState, attend_keys, paged_decode
+from vlmbatch_kernels.paged_heads import check_caches
+from vlmbatch_kernels.paged_heads_triton import in_float16
 from vlmbatch_kernels.shared_decode import MAX_TILE_ROWS
 from vlmbatch_kernels.tiles import num_stages
 
@@ -40,6 +42,7 @@ def _attend_prefixes(
     block_table: tl.tensor,
     shared_lens: tl.tensor,
     tiles: tl.tensor,
+    scales: tl.tensor,
     table_stride: tl.tensor,
     scale: tl.tensor,
     softcap: tl.tensor,
@@ -54,6 +57,7 @@ def _attend_prefixes(
     PAGE: tl.constexpr,
     GRANULE: tl.constexpr,
     SOFTCAP: tl.constexpr,
+    SCALED: tl.constexpr,
 ):
     tile = tl.program_id(0) // NUM_KV_HEADS
     kv_head = tl.program_id(0) % NUM_KV_HEADS
@@ -75,6 +79,11 @@ def _attend_prefixes(
     inside = is_head[:, None] & (columns < HEAD_DIM)[None, :]
     heads = tl.load(query + at, mask=inside, other=0.0)
 
+    if SCALED:
+        scale *= tl.load(scales + kv_head)
+        if heads.dtype == tl.bfloat16:
+            heads, power = in_float16(heads)
+            scale *= power
     state_max, state_sum, acc = attend_keys(
         tl.full((BLOCK_M,), -float("inf"), tl.float32),
         tl.zeros((BLOCK_M,), tl.float32),
@@ -98,10 +107,12 @@ def shared_decode(
     tiles: Tensor,
     layout: PageLayout,
     scores: Scores,
+    scales: Tensor | None = None,
 ) -> Tensor:
     batch, num_heads, size = query.shape
     num_kv_heads = key_cache.shape[1]
-    assert query.is_contiguous() and key_cache.is_contiguous() and value_cache.is_contiguous()
+    assert query.is_contiguous()
+    check_caches(key_cache, value_cache, query.dtype, scales)
     assert num_heads % num_kv_heads == 0 and key_cache.shape[2] == size
     assert block_table.stride(1) == 1 and shared_lens.shape == (batch,) == block_table.shape[:1]
     assert tiles.shape[1:] == (2,) and tiles.is_contiguous()
@@ -129,6 +140,7 @@ def shared_decode(
         block_table,
         shared_lens,
         tiles,
+        scales,
         block_table.stride(0),
         scores.scale * LOG2_E.value,
         scores.softcap,
@@ -143,10 +155,11 @@ def shared_decode(
         PAGE=layout.page_size,
         GRANULE=layout.granule,
         SOFTCAP=scores.softcap > 0,
+        SCALED=scales is not None,
         num_warps=4 if exact else min(8, block_m // 16),
         num_stages=num_stages(2 * block_n * row_bytes, queries_and_weights, query.device),
     )
     shared = SharedState(shared_lens, state_max, state_sum, acc)
     return paged_decode(
-        query, key_cache, value_cache, block_table, seqlens_k, layout, scores, shared
+        query, key_cache, value_cache, block_table, seqlens_k, layout, scores, scales, shared
     )

@@ -27,13 +27,25 @@ INTEGER = (int, np.integer, np.ndarray, torch.Tensor)  # arrays and tensors of o
 TAKEN = {
     **dict.fromkeys(("revision", "image_processor_revision", "dtype", "quantize", "device"), TEXT),
     **dict.fromkeys(("attention_backend", "engine", "image_decoder", "image_input_type"), TEXT),
+    "kv_cache_dtype": TEXT,
     **dict.fromkeys(("model", "tokenizer", "image_processor", "chat_template", "image_root"), PATH),
     **dict.fromkeys(("image_token_id", "image_feature_size", "max_model_len"), INTEGER),
     **dict.fromkeys(("max_num_seqs", "max_num_batched_tokens", "kv_cache_tokens"), INTEGER),
-    **dict.fromkeys(("cpu_threads", "max_image_pixels", "image_workers", "host_memory"), INTEGER),
+    **dict.fromkeys(
+        (
+            "cpu_threads",
+            "replicas",
+            "tensor_parallel_size",
+            "max_image_pixels",
+            "image_workers",
+            "host_memory",
+        ),
+        INTEGER,
+    ),
     **dict.fromkeys(("max_pixels", "min_pixels", "longest_side"), INTEGER),
     **dict.fromkeys(("disable_image_processor", "strict_image_tokens"), (bool,)),
     "enable_prefix_caching": (bool,),
+    "gpus": (str, int),
     "image_input_shape": (str, list, tuple),
     "image_timeout_s": NUMBER,
 }

@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
+from fp8_kv_cases import attend_in_e4m3
 from paged_batch import make_pool, make_step, write_and_attend
 from torch import Tensor
 
+from vlmbatch.attention import triton_paged
 from vlmbatch.attention.base import AttentionSpec, SharedPrefixes
 
 SPEC = AttentionSpec(4, 2, 8, 0.3)
@@ -82,3 +84,16 @@ def test_flash_attn_without_triton(calls: list[str], monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys.modules["vlmbatch.attention.flash"], "has_triton", lambda: False)
     decode_steps((3, SPEC), (600, SPEC))
     assert calls == ["flash-attn", "flash-attn"]
+
+
+@pytest.mark.parametrize("lengths", [[(1, 5), (1, 300)], [(1, 90), (20, 20), (9, 260)]])
+def test_ours_where_keys_are_in_e4m3(
+    calls: list[str], lengths: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Few decodes as well, and chunks, in every step."""
+    module = sys.modules["vlmbatch.attention.flash"]
+    monkeypatch.setattr(module, "decode", triton_paged.decode)
+    backend = module.FlashAttnBackend()
+    for _ in range(2):
+        torch.testing.assert_close(*attend_in_e4m3(backend, lengths, SPEC))
+    assert calls == []

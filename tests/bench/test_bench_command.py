@@ -70,6 +70,19 @@ def test_the_sample_model(temporary: Path, tmp_path: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("option", "told"), [("--replicas", "2 engines"), ("--tensor-parallel", "1 engine of 2 ranks")]
+)
+def test_several_engines_compute_an_image_once(temporary: Path, option: str, told: str) -> None:
+    done = bench(temporary, option, "2", "--workloads", "vqa", "--rows", "16", "--json", "-")
+    assert done.returncode == 0, done.stderr
+    assert f"tiny-llava: float32 on CPU, {told}, " in done.stderr
+    figures = json.loads(done.stdout)
+    vqa = figures["workloads"]["vqa"]
+    assert (figures["num_engines"], vqa["rows"], vqa["errors"]) == (int(told[0]), 16, 0)
+    assert 14 * 80 < vqa["cached_tokens"] <= 14 * 101
+
+
 def test_random_weights_and_start_of_a_process(temporary: Path, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
     config.write_text(json.dumps(SMALL_CONFIG))

@@ -10,11 +10,13 @@ import torch
 from pixel_scaling import scaling
 
 from vlmbatch.attention import make_backend
-from vlmbatch.bench.bounds import ModelCosts, model_costs, workload_bounds
-from vlmbatch.bench.device_rates import DeviceRates, measure_rates
+from vlmbatch.bench.bounds import workload_bounds
+from vlmbatch.bench.device_rates import measure_rates
 from vlmbatch.bench.random_checkpoint import prepare_checkpoint
 from vlmbatch.bench.workloads import WORKLOADS
 from vlmbatch.config import ImageArguments, PromptConfig
+from vlmbatch.costs.model import ModelCosts, model_costs
+from vlmbatch.costs.rates import DeviceRates
 from vlmbatch.models.config import ModelConfig, with_quantization
 from vlmbatch.models.family import load_model_config, load_processor
 from vlmbatch.models.registry import build_model
@@ -174,3 +176,9 @@ def test_rates_of_this_machine_are_positive() -> None:
     rates = measure_rates(torch.device("cpu"), torch.float32)
     assert rates.flops_per_second > 1e8
     assert rates.bytes_per_second > 1e8
+
+
+def test_keys_and_values_may_be_of_fewer_bytes(llava: ModelConfig) -> None:
+    plain, fewer = model_costs(llava, 2, GRID), model_costs(llava, 2, GRID, kv_itemsize=1)
+    assert 2 * fewer.kv_bytes_per_token == plain.kv_bytes_per_token
+    assert fewer == replace(plain, kv_bytes_per_token=fewer.kv_bytes_per_token)

@@ -11,10 +11,10 @@ from rich.console import Console
 
 from vlmbatch.bench.bench import BenchResult, WorkloadResult
 from vlmbatch.bench.bounds import Bounds
-from vlmbatch.bench.device_rates import DeviceRates
 from vlmbatch.bench.report import as_json, print_report
 from vlmbatch.bench.timed_run import Measurement
 from vlmbatch.bench.workloads import WORKLOADS
+from vlmbatch.costs.rates import DeviceRates
 
 
 def make_result(device: str = "NVIDIA H100", errors: int = 0) -> BenchResult:
@@ -103,6 +103,7 @@ def test_json_has_every_figure() -> None:
         "random_weights",
         "device",
         "num_cores",
+        "num_engines",
         "dtype",
         "kv_cache_tokens",
         "flops_per_second",
@@ -138,3 +139,11 @@ def test_json_has_every_figure() -> None:
     assert bounds["arithmetic_share"] == pytest.approx(30 / 80)
     assert bounds["bytes_share"] == pytest.approx(30 / 50)
     assert bounds["serial_share"] == pytest.approx(30 * (1 / 80 + 1 / 50))
+
+
+def test_what_is_quantized_is_said() -> None:
+    result = make_result()
+    assert "quantized" not in shown(result) and "quantization" not in as_json(result)
+    result = replace(result, quantization="KV cache in FP8 (e4m3)")
+    assert "\nquantized: KV cache in FP8 (e4m3)\n" in shown(result)
+    assert as_json(result)["quantization"] == "KV cache in FP8 (e4m3)"

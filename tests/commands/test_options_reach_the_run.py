@@ -22,6 +22,7 @@ RUN = ("run", "m.jsonl", "-m", "x", "-o", "out.parquet", "-q")
 REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--output", "other.parquet"), {"destination.path": Path("other.parquet")}),
     (("--shard-rows", "7"), {"destination.shard_rows": 7}),
+    (("--write-text", "texts"), {"text_folder": Path("texts")}),
     (("--overwrite",), {"policy.overwrite": True}),
     (("--retry-failed",), {"policy.retry_failed": True}),
     (("--incremental",), {"policy.incremental": True}),
@@ -29,6 +30,13 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--deadline", "2h"), {"policy.deadline_s": 7200.0}),
     (("--max-error-rate", "5%"), {"policy.max_error_rate": 0.05}),
     (("--limit", "7"), {"manifest.limit": 7}),
+    (("--sample", "7"), {"manifest.sample": 7}),
+    (("--sample-seed", "7"), {"manifest.sample_seed": 7}),
+    (("--prompt", "Who?"), {"manifest.prompt": "Who?"}),
+    (("--sidecar", ".txt", "--sidecar", ".json"), {"manifest.sidecars": (".txt", ".json")}),
+    (("--image-base", "images"), {"manifest.image_base": "images"}),
+    (("--pages", "1-20"), {"manifest.pages": "1-20"}),
+    (("--dpi", "300"), {"manifest.dpi": 300}),
     (("--prompt-column", "q"), {"manifest.prompt_column": "q"}),
     (("--image-column", "photo"), {"manifest.image_column": "photo"}),
     (("--id-column", "key"), {"manifest.id_column": "key"}),
@@ -42,7 +50,11 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--engine", "transformers"), {"session.engine.engine": "transformers"}),
     (("--dtype", "float16"), {"session.engine.dtype": "float16"}),
     (("--quantize", "fp8"), {"session.engine.quantize": "fp8"}),
+    (("--kv-cache-dtype", "fp8"), {"session.engine.kv_cache_dtype": "fp8"}),
     (("--device", "cpu"), {"session.engine.device": "cpu"}),
+    (("--gpus", "0,2"), {"session.engine.gpus": "0,2"}),
+    (("--replicas", "7"), {"session.engine.replicas": 7}),
+    (("--tensor-parallel", "7"), {"session.engine.tensor_parallel": 7}),
     (("--attention-backend", "torch"), {"session.engine.attention_backend": "torch"}),
     (
         ("--image-input-type", "image_features"),
@@ -103,10 +115,10 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--no-prefix-caching",), {"session.engine.enable_prefix_caching": False}),
     (("--host-memory", "4GiB"), {"session.host_memory": 4 * 2**30}),
 ]
-# What is printed, and the file of options; parts need a folder: test_array_task.
+# What is printed, and the file of options; parts need a folder: test_array_task, test_ray_options.
 REACH_NO_RUN = {
     *("--quiet", "--verbose", "--no-progress", "--log-format", "--summary-json", "--exit-zero"),
-    *("--config", "--help", "--shard"),
+    *("--config", "--help", "--shard", "--ray"),
 }
 
 

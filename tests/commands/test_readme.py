@@ -79,6 +79,10 @@ def test_options_exist(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
         ["status"],
         ["bench"],
         ["merge"],
+        ["plan"],
+        ["report"],
+        ["compare"],
+        ["verify"],
         [],
     ):
         assert call([*command, "--help"]) == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,7 +27,15 @@ class Refusal:
 
 REFUSALS = (
     Refusal("manifests/missing.jsonl", ("missing.jsonl", "no such manifest")),
-    Refusal("manifests/folder", ("manifests/folder", "holds no file that ends in")),
+    Refusal("manifests/folder", ("manifests/folder", "no file that ends in")),
+    Refusal("manifests/utf-16.csv", ("utf-16.csv:1:", "the header is not UTF-8")),
+    Refusal("manifests/repeated.csv", ("repeated.csv:1:", 'two columns are called "prompt"')),
+    Refusal("manifests/reserved.tsv", ("reserved.tsv:2", '"status"', "reserves")),
+    Refusal("manifests/cut.tar", ("cut.tar", "cut short")),
+    Refusal("manifests/out-of-order.tar", ('duplicate id "a"', ".tar:1", ".tar:3")),
+    Refusal("manifests/{a,b}.tar", ("manifests/a.tar", "no such manifest")),
+    Refusal("images", ("corpus/images", "images without prompts", "--prompt")),
+    Refusal("manifests/*.png", ("*.png", "the pattern matches no image")),
     Refusal("manifests/notes.txt", ("notes.txt", "of no known kind")),
     Refusal("manifests/not-json.jsonl", ("not-json.jsonl:1:", "not JSON")),
     Refusal("manifests/array.jsonl", ("array.jsonl:1:", "an array")),
@@ -65,8 +74,29 @@ def refused_manifests() -> Iterator[tuple[str, bytes]]:
     yield "not.parquet", _lines(row)
     yield "encrypted.parquet", b"PARE" + bytes(100) + b"PARE"
 
+    members = ("a.txt", "b.txt", "a.json")
+    yield "cut.tar", _tar(*members)[:1300]
+    yield "out-of-order.tar", _tar(*members)
+    yield "utf-16.csv", "prompt,image\nHello.,a.jpg\n".encode("utf-16")
+    yield "repeated.csv", b"prompt,prompt\na,b\n"
+    yield "reserved.tsv", b"prompt\tstatus\na\tb\n"
+
+
+BAD_CSV_ROWS = {  # by the line on which they begin
+    3: "has 2 cells, and the header has 3",
+    4: "has 4 cells, and the header has 3",
+    5: 'column "prompt" is not UTF-8: byte 0xe9',
+    6: "',' expected after",
+    9: "a quote opens in the row and is not closed",
+}
+
 
 def accepted_manifests() -> Iterator[tuple[str, bytes]]:
+    yield (
+        "bad-rows.csv",
+        b"id,prompt,note\na,Hello.,1\nb,too few\nc,too,many,cells\nd,caf\xe9,1\n"
+        b'e,"a quote" too early,1\nf,"of two\nlines",2\ng,"not closed,3\nh,swallowed,4\n',
+    )
     yield "empty.jsonl", b""
     yield "blank.jsonl", b"\n \r\n\n"
     yield "empty.parquet", parquet([], pa.schema({"id": pa.string(), "prompt": pa.string()}))
@@ -93,6 +123,16 @@ def _code() -> bytes:
 def parquet(rows: list[dict[str, str]], schema: pa.Schema | None = None) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema), buffer)
+    return buffer.getvalue()
+
+
+def _tar(*names: str) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as file:
+        for name in names:
+            member = tarfile.TarInfo(name)
+            member.size = 2
+            file.addfile(member, io.BytesIO(b"{}"))
     return buffer.getvalue()
 
 

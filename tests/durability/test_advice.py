@@ -486,7 +486,22 @@ _RESOLUTION = "needs a model whose images vary: in tests/e2e/test_resolution.py"
 _SERVER = "of the server: in tests/serve"
 _PARTS = "of sharded runs: in tests/e2e/test_sharded_runs.py"
 _NAMES_IT = "names the option that was given, and advises none"
+_ENGINES = "of several engines: in tests/commands/test_refusals.py, tests/session/test_engines.py"
+_CLUSTER = "needs a cluster: in tests/ray_cluster/test_killed_machines.py"
+_FOLDERS = "of folders of images: in tests/manifest/test_image_folder.py"
+_PDFS = "of PDFs: in tests/manifest/test_pdf_rows.py"
+_TEXTS = "of answers as files: in tests/output/test_text_folder.py"
+_BASE = "of images elsewhere: in tests/manifest/test_image_base.py"
 ELSEWHERE = {
+    **dict.fromkeys(("sources --prompt", "sources --prompt-column", "sources --sidecar"), _FOLDERS),
+    **dict.fromkeys(("manifest --prompt", "manifest --sidecar", "rows --prompt"), _FOLDERS),
+    **dict.fromkeys(("image_folder --pages", "pages --pages"), _PDFS),
+    **dict.fromkeys(("pdf --dpi", "pdf --longest-side"), _PDFS),
+    **dict.fromkeys(("text_folder --id-column", "text_folder --overwrite"), _TEXTS),
+    **dict.fromkeys(("text_folder --write-text", "answer_texts --write-text"), _TEXTS),
+    **dict.fromkeys(("answer_texts --sidecar", "places --write-text"), _TEXTS),
+    **dict.fromkeys(("image_base --image-base", "manifest --image-base"), _BASE),
+    "rows --image-base": _BASE,
     "second_pass --incremental": "in test_changed_runs.py, while a model loads",
     "attention --attention-backend": "in tests/attention/test_make_backend.py",
     "attention --force-reinstall": "a command of pip, which changes the machine",
@@ -503,12 +518,18 @@ ELSEWHERE = {
     "config --longest-side": _RESOLUTION,
     "config --quantize": _NAMES_IT,
     "quantization --quantize": "describes what a run was asked for, and advises nothing",
+    **dict.fromkeys(("engine --gpus", "engine --replicas", "engine --device"), _ENGINES),
+    **dict.fromkeys(("engines --gpus", "engines --replicas", "engines --device"), _ENGINES),
+    "engines --tensor-parallel": "tells what was asked for: in tests/session/test_engines.py",
+    "device_feed --image-decoder": "tells what is done instead: in tests/images",
+    "machine --image-decoder": "tells what a package is for: in tests/commands/test_doctor.py",
     "image_processor --max-pixels": _RESOLUTION,
     "shrink --max-pixels": _RESOLUTION,
     "loading --device": "points to `vlmbatch doctor`: in tests/commands/test_doctor.py",
     "checkpoint --max-model-len": "needs a model of no known context: in tests/hf",
     "options --engine": _NAMES_IT,
     "options --max-num-seqs": "tells what has the refused option's place: in tests/hf",
+    "kv_cache --kv-cache-dtype": "needs a GPU that is too old: in tests/engine/test_memory.py",
     "memory --max-batched-tokens": "needs a GPU that is too small",
     "memory --max-model-len": "needs a GPU that is too small",
     "pool --image-workers": "in tests/images/test_image_worker_faults.py",
@@ -539,8 +560,25 @@ ELSEWHERE = {
     "array_task --array": "of sbatch",
     "array_task --shard": "in tests/commands/test_array_task.py",
     "checks --shard": _NAMES_IT,
+    "checks --sample": _NAMES_IT,
+    "manifest --sample": _NAMES_IT,
+    "plan --sample": "advises to time a run: tests/manifest/test_sample.py runs one",
+    "checks --page": "names the option of a page: in tests/report",
+    "inputs --manifest": "in tests/report/test_answer_page.py",
+    "inputs --keep-inputs": "in tests/report/test_answer_page.py",
     "checks --incremental": _NAMES_IT,
     "checks --retry-failed": _NAMES_IT,
+    "checks --gpus": _NAMES_IT,
+    "checks --ray": _NAMES_IT,
+    "checks --replicas": _NAMES_IT,
+    "checks --tensor-parallel": _NAMES_IT,
+    "cluster --device": _NAMES_IT,
+    "cluster --head": "of `ray start`",
+    "cluster --ray": _CLUSTER,
+    "parts_status --ray": "how a command of a cluster's run is known",
+    "ray_address --ray": "the option itself",
+    "run --incremental": _CLUSTER,
+    "run --shard-rows": _CLUSTER,
     "doctor --json": "the option itself",
 }
 # Modules whose strings are options and their help, or the arguments of a command that they start.

@@ -43,7 +43,7 @@ def test_readers_of_a_folder_pass_the_work_folder_by(new_run, volume):
     assert run.attempt(crash_at="output.published:2") == -signal.SIGKILL
     assert (volume / "_vlmbatch/run.json").exists()
     assert pq.read_table(volume).num_rows == 2 * SHARD_ROWS
-    names = [file.name for file in find_files(volume, 2**20)]
+    names = [file.name for file in find_files(ManifestConfig(str(volume)))[0]]
     assert names == [str(volume / f"part-00000{number}.parquet") for number in range(2)]
     with pytest.raises(ManifestError, match="output reserves"):  # its columns were read
         open_manifest(ManifestConfig(str(volume)), None).scan()

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,33 @@ def test_validate_finds_the_same_errors(corpus: Corpus, decode: bool) -> None:
     assert {row["line"] for row in found} == {row["row_index"] + 1 for row in found}
 
 
+def test_plan_counts_the_same_errors(
+    corpus: Corpus, weightless: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert call(["plan", corpus.manifest, "-m", weightless, "--json", "-q"]) == 1
+    found = json.loads(capfd.readouterr().out)
+    expected = Counter(
+        record["error_code"]
+        for record in corpus.records
+        if record["status"] == "error" and not any(name in record["id"] for name in CUT_SHORT)
+    )
+    assert (found["rows"], found["errors"]) == (len(corpus.records), expected)
+
+
+def test_a_page_shows_every_row_of_the_corpus(corpus: Corpus, tmp_path: Path) -> None:
+    output, page = tmp_path / "out.parquet", tmp_path / "page.html"
+    options = ["-m", MODEL, "--max-tokens", 1, "-q"]
+    assert call(["run", corpus.manifest, "-o", output, *options]) == 1
+    assert call(["report", output, "-o", page, "-q"]) == 0
+    data = json.loads(page.read_text().partition('id="data">')[2].partition("</script>")[0])
+    shown = {row["id"]: row for row in data["rows"]}
+    assert shown.keys() == {record["id"] for record in corpus.records}
+    for record in corpus.records:
+        pictures = shown[record["id"]]["images"]
+        if record["status"] == "ok" and record["image_tokens"]:
+            assert pictures and all(url.startswith("data:image/jpeg;base64,") for url in pictures)
+
+
 @pytest.fixture(scope="module")
 def weightless(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model without its weights: who tries to load it meets another error."""
@@ -166,7 +194,7 @@ def test_refused_before_the_model_is_loaded(
     refusal: Refusal, weightless: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     manifest, output = CORPUS / refusal.manifest, tmp_path / "out.parquet"
-    for command in (["run", manifest, "-o", output], ["validate", manifest]):
+    for command in (["run", manifest, "-o", output], ["validate", manifest], ["plan", manifest]):
         assert call([*command, "-m", weightless]) == 2
         said = capfd.readouterr()
         assert said.out == ""

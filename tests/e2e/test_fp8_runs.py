@@ -4,42 +4,69 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from fp8_checkpoints import Format, write_fp8
 from held_out_rows import MAX_TOKENS, SAMPLES, HeldOut, as_on_a_gpu
 from real_command import run
+from sample_model import answer
 
 from vlmbatch.config import EngineConfig
 
 NUM_ROWS = {"llava": 200, "qwen": 110}
-NUM_LOGITS, NUM_RUN = 33, 55  # rows
+NUM_LOGITS, NUM_RUN, NUM_CUT_UP = 33, 55, 16  # rows
 FP8 = EngineConfig(quantize="fp8")
+FP8_KV = EngineConfig(kv_cache_dtype="fp8")
+BOTH = EngineConfig(quantize="fp8", kv_cache_dtype="fp8")
 
 
 @pytest.fixture(scope="module", params=["llava", "qwen"])
 def held_out(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> HeldOut:
     folder = tmp_path_factory.mktemp("held-out")
-    return getattr(HeldOut, request.param)(NUM_ROWS[request.param], folder)
+    held_out: HeldOut = getattr(HeldOut, request.param)(NUM_ROWS[request.param], folder)
+    held_out.encode_once()
+    return held_out
 
 
 def test_accuracy_is_at_most_a_point_lower(held_out: HeldOut) -> None:
     exact = held_out.accuracy(EngineConfig())
     assert exact >= 0.95
     with as_on_a_gpu():
-        assert held_out.accuracy(FP8) >= exact - 0.01
+        for settings in (FP8, FP8_KV, BOTH):
+            assert held_out.accuracy(settings) >= exact - 0.01
 
 
 def test_logits_are_near_those_of_float32(held_out: HeldOut) -> None:
     exact = held_out.first_logits(EngineConfig(), NUM_LOGITS)
-    weights = held_out.first_logits(FP8, NUM_LOGITS)
+    plain = [held_out.first_logits(settings, NUM_LOGITS) for settings in (FP8_KV, FP8)]
     with as_on_a_gpu():
-        both = held_out.first_logits(FP8, NUM_LOGITS)
-    off = [float((logits - exact).norm() / exact.norm()) for logits in (weights, both)]
-    assert 0.01 < off[0] < 0.04
-    assert off[0] < off[1] < 0.06
+        multiplied = [held_out.first_logits(settings, NUM_LOGITS) for settings in (FP8, BOTH)]
+    cache, weights, activations, everything = (
+        float((logits - exact).norm() / exact.norm()) for logits in (*plain, *multiplied)
+    )
+    assert 0.01 < cache < 0.04
+    assert 0.01 < weights < 0.04
+    assert weights < activations < 0.06
+    assert everything < 0.06
+
+
+def test_answers_do_not_depend_on_how_the_work_is_cut_up(held_out: HeldOut) -> None:
+    """What attends reads e4m3 whether it is of this step or of one before."""
+    requests = held_out.requests[:NUM_CUT_UP]
+    twice = [*requests, *requests]
+
+    def tokens(**options: Any) -> list[list[int]]:
+        return answer(held_out.engine(replace(FP8_KV, **options)), twice)[0]
+
+    expected = tokens()
+    assert expected[:NUM_CUT_UP] == expected[NUM_CUT_UP:], "the second found the first's blocks"
+    assert tokens(max_batched_tokens=48) == expected
+    assert tokens(max_batched_tokens=300, kv_cache_tokens=320) == expected, "preempted"
+    assert tokens(max_num_seqs=3, enable_prefix_caching=False) == expected
 
 
 @pytest.mark.parametrize("kind", ["compressed-tensors", "fp8"])
@@ -83,6 +110,26 @@ def test_a_quantized_run_is_another_run(manifest: Path, tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "quantize: " in refused.stderr
     assert run(*command, "--quantize", "fp8").returncode == 0
+
+
+def test_a_run_with_keys_and_values_in_fp8_is_another_run(manifest: Path, tmp_path: Path) -> None:
+    model, output = SAMPLES / "tiny-llava", tmp_path / "a.parquet"
+    command = ["run", manifest, "-m", model, "-o", output]
+    options = ["--kv-cache-dtype", "fp8", "--summary-json", tmp_path / "s.json"]
+    done = run(*command, *options)
+    assert done.returncode == 0
+    said = "KV cache in FP8 (e4m3), a scale a layer and KV head"
+    assert said in done.stderr
+    assert pq.read_schema(output).metadata[b"vlmbatch.quantization"].decode() == said
+    assert json.loads((tmp_path / "s.json").read_text())["quantization"] == said
+    refused = run(*command)
+    assert refused.returncode == 2
+    assert "kv_cache_dtype: " in refused.stderr
+    done = run(*command, *options, "--quantize", "fp8", "--overwrite")
+    assert done.returncode == 0
+    linear = "linear layers of the decoder in FP8 (e4m3), a scale an output channel"
+    assert json.loads((tmp_path / "s.json").read_text())["quantization"].startswith(linear)
+    assert json.loads((tmp_path / "s.json").read_text())["quantization"].endswith(f"; {said}")
 
 
 def test_without_the_option_nothing_is_said(manifest: Path, tmp_path: Path) -> None:

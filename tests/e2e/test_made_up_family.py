@@ -18,7 +18,6 @@ from made_up_checkpoint import IMAGE_TOKEN_ID, PACKAGE
 from PIL import Image
 
 from vlmbatch import LLM, ImageFeatureData, ImagePixelData
-from vlmbatch.bench.bounds import model_costs
 from vlmbatch.bench.inputs import write_inputs
 from vlmbatch.bench.random_checkpoint import prepare_checkpoint
 from vlmbatch.bench.workloads import WORKLOADS
@@ -29,6 +28,7 @@ from vlmbatch.config import (
     PromptConfig,
     SamplingParams,
 )
+from vlmbatch.costs.model import model_costs
 from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ConfigError, ErrorCode
 from vlmbatch.jobs.run import run

@@ -30,6 +30,7 @@ from vlmbatch.images.loading.process import WorkerProcess
 from vlmbatch.jobs.features import ImageReader
 from vlmbatch.manifest.manifest import Manifest
 from vlmbatch.manifest.validate import validate_rows
+from vlmbatch.models.family import EncodedPrompt
 from vlmbatch.models.processor import PromptProcessor
 from vlmbatch.output.feature_folder import FeatureFolder
 from vlmbatch.stages.answer import to_result
@@ -155,8 +156,8 @@ class StubEncoder:
     def tokenize(self, row: Row) -> Any:
         return None
 
-    def place(self, tokens: object, grids: object) -> None:
-        pass
+    def place(self, tokens: object, grids: object) -> EncodedPrompt:
+        return EncodedPrompt([1])
 
 
 @every_kind

@@ -13,11 +13,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from llava_7b import TEXT
 from torch import Tensor
+from vlmbatch_kernels.quantized_rows import E4M3
 
 from vlmbatch.attention import make_backend
 from vlmbatch.attention.base import AttentionMetadata, LayerKVCache
 from vlmbatch.config import EngineConfig, ImageArguments, PromptConfig
-from vlmbatch.engine.kv_cache import KVCache, kv_bytes_per_token
+from vlmbatch.engine.kv_cache import (
+    KVCache,
+    kv_bytes_per_token,
+    pool_granules,
+    resolve_kv_dtype,
+)
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside, kv_tokens_within, run_largest_step
 from vlmbatch.errors import ConfigError
@@ -101,6 +107,15 @@ def test_an_80_gb_gpu_holds_118_000_tokens_beside_llava_7b() -> None:
     assert tokens * kv_bytes_per_token(TEXT, torch.bfloat16) <= left
 
 
+def test_twice_as_many_tokens_are_held_in_e4m3() -> None:
+    dtypes = torch.bfloat16, E4M3
+    few, many = (kv_tokens_within(2**36, TEXT, ON_CUDA, 16, each) for each in dtypes)
+    assert many == 2 * few == 2**36 // 2**18
+    text = replace(TEXT, num_layers=2)
+    few, many = (pool_granules(None, text, ON_CUDA, 16, each) for each in dtypes)
+    assert many == 2 * few == 2**30 // 2**14 // 16
+
+
 def test_no_more_is_taken_than_steps_can_use() -> None:
     few = replace(ON_CUDA, max_num_seqs=3, max_model_len=100)
     assert kv_tokens_within(2**40, TEXT, few, 16, torch.bfloat16) == 3 * 112
@@ -131,9 +146,10 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     return state
 
 
+@pytest.mark.parametrize("kv_dtype", [torch.float32, E4M3], ids=str)
 @pytest.mark.parametrize("pixels", [True, False])
 def test_what_the_step_takes_and_images_and_graphs_is_left_free(
-    gpu: dict[str, int], pixels: bool
+    gpu: dict[str, int], pixels: bool, kv_dtype: torch.dtype
 ) -> None:
     config = load_model_config(SAMPLE)
     backend = make_backend("torch", "cpu")
@@ -142,12 +158,13 @@ def test_what_the_step_takes_and_images_and_graphs_is_left_free(
     model = random_model(config, processor.images, CPU, torch.float32, backend)
     limits = Limits(10**6, 256, 512, vision_tokens=200)
     largest = processor.largest_image()
-    tokens = kv_tokens_beside(model, config, limits, backend, CPU, torch.float32, largest)
+    dtypes = torch.float32, kv_dtype
+    tokens = kv_tokens_beside(model, config, limits, backend, CPU, *dtypes, largest)
     images = limits.cached_image_tokens * config.text.hidden_size * 4
     left = gpu["free"] - 2 * 2**30 - images - 3 * 2**29
-    per_token = kv_bytes_per_token(config.text, torch.float32)
+    per_token = kv_bytes_per_token(config.text, kv_dtype)
     assert tokens == left // per_token // 16 * 16
-    given = (model, config, limits, backend, CPU, torch.float32, largest)
+    given = (model, config, limits, backend, CPU, *dtypes, largest)
     fewer = kv_tokens_beside(*given, reserved_bytes=2**29)
     assert fewer == (left - 2**29) // per_token // 16 * 16
 
@@ -159,10 +176,11 @@ def test_a_step_that_finds_no_room_is_refused_with_both_numbers(gpu: dict[str, i
 
     gpu["free"] = 2**29
     limits = Limits(4, 64, 32, vision_tokens=12)
+    dtypes = torch.float64, torch.float64
     message = "0.5 GiB, too little for a step of 64 tokens; .*--max-batched-tokens"
     with pytest.raises(ConfigError, match=message):
         kv_tokens_beside(
-            LargeModel(), fake_config(), limits, FakeBackend(), CPU, torch.float64, fake_image(1)
+            LargeModel(), fake_config(), limits, FakeBackend(), CPU, *dtypes, fake_image(1)
         )
 
 
@@ -172,3 +190,34 @@ def test_a_kv_cache_beyond_all_memory_is_refused(tokens: int) -> None:
         KVCache(TEXT, tokens, 16, 16, torch.bfloat16, CPU)
     assert f"a KV cache of {tokens} tokens" in str(caught.value)
     assert "lower --kv-cache-tokens" in str(caught.value)
+
+
+def test_granules_in_e4m3_are_copied_as_they_are() -> None:
+    text = replace(TEXT, num_layers=2, num_kv_heads=2, head_dim=4)
+    scales = [torch.ones(2, 2)] * 2
+    cache = KVCache(text, 64, 16, 16, E4M3, CPU, scales)
+    for layer in cache.layers:
+        for pool in (layer.key, layer.value):
+            pool.view(torch.uint8).random_(256)
+    before = [layer.key.view(torch.uint8).clone() for layer in cache.layers]
+    cache.copy(torch.tensor([0, 3]), torch.tensor([2, 1]))
+    for layer, old in zip(cache.layers, before, strict=True):
+        new = layer.key.view(torch.uint8)
+        assert torch.equal(new[32:48], old[:16]) and torch.equal(new[16:32], old[48:64])
+        assert torch.equal(new[:16], old[:16]) and torch.equal(new[48:], old[48:])
+
+
+def test_a_gpu_that_does_not_convert_e4m3_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    assert resolve_kv_dtype("auto", torch.bfloat16, device) == torch.bfloat16
+    message = "--kv-cache-dtype fp8 needs a GPU of capability 8.9, this one has 8.6"
+    with pytest.raises(ConfigError, match=message):
+        resolve_kv_dtype("fp8", torch.bfloat16, device)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
+    monkeypatch.setattr("vlmbatch.engine.kv_cache.has_triton", lambda: False)
+    with pytest.raises(ConfigError, match="--kv-cache-dtype fp8 needs triton"):
+        resolve_kv_dtype("fp8", torch.bfloat16, device)
+    monkeypatch.setattr("vlmbatch.engine.kv_cache.has_triton", lambda: True)
+    assert resolve_kv_dtype("fp8", torch.bfloat16, device) == E4M3
+    assert resolve_kv_dtype("fp8", torch.bfloat16, CPU) == E4M3

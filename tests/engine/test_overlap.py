@@ -36,7 +36,7 @@ def scheduler_with(running: int, max_tokens: int, waiting: int = 100, same: bool
 
 @pytest.fixture
 def policy() -> OverlapPolicy:
-    return OverlapPolicy(TEXT, 2)
+    return OverlapPolicy(TEXT, 2, 2)
 
 
 def test_long_answers_are_decoded_beside_prompts(policy: OverlapPolicy) -> None:

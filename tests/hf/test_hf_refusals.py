@@ -98,6 +98,7 @@ def test_image_options_without_a_meaning(
     ("arguments", "message"),
     [
         ({"attention_backend": "torch"}, "--attention-backend torch cannot"),
+        ({"kv_cache_dtype": "fp8"}, "--kv-cache-dtype fp8 cannot"),
         ({"max_batched_tokens": 9}, "--max-batched-tokens 9 cannot"),
         ({"kv_cache_tokens": 9}, "--kv-cache-tokens 9 cannot"),
         ({"enable_prefix_caching": False}, "--no-prefix-caching cannot"),

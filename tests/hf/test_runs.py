@@ -63,6 +63,19 @@ def test_a_killed_run_is_resumed(case: Case, many: Path, tmp_path: Path) -> None
     assert "sampling.temperature" in other.stderr
 
 
+def test_several_processes_answer_as_one(case: Case, tmp_path: Path) -> None:
+    """In batches of one row, whose answers depend on no other row."""
+    rows = [{**case.manifest_row(row), "id": f"{index}"} for index, row in enumerate(ROWS)]
+    manifest = write_manifest(tmp_path / "manifest.jsonl", rows)
+    options = ("run", manifest, "-m", case.folder, "--max-tokens", 4, "--image-workers", 1)
+    outputs = [tmp_path / "one.parquet", tmp_path / "two.parquet"]
+    for output, several in zip(outputs, ((), ("--replicas", 2)), strict=True):
+        done = real_command.run(*options, "--max-num-seqs", 1, "-o", output, *several)
+        assert done.returncode == 0, done.stderr
+    assert "engines  replica 0: " in done.stderr
+    assert read(outputs[1]) == read(outputs[0])
+
+
 def test_a_run_is_stopped_within_a_batch(case: Case, many: Path, tmp_path: Path) -> None:
     """A batch of rows that take long does not hold it up."""
     output = tmp_path / "out.parquet"

@@ -26,7 +26,7 @@ def test_the_most_recently_used_are_kept_within_the_bound(
 ) -> None:
     recent, model = RecentImages(max_bytes=100), list[tuple[int, Decoded]]()
     for operation, number, num_bytes in operations:
-        key = str(number), None, None, ""
+        key = str(number), None, None, "", None
         found = next((image for name, image in model if name == number), None)
         if operation == "get":
             assert recent.get(key) is found
@@ -42,10 +42,10 @@ def test_the_most_recently_used_are_kept_within_the_bound(
             model.pop(0)
     for number in range(6):
         expected = next((image for name, image in model if name == number), None)
-        assert recent.get((str(number), None, None, "")) is expected
+        assert recent.get((str(number), None, None, "", None)) is expected
 
 
 def test_an_image_above_the_bound_is_not_kept() -> None:
     recent = RecentImages(max_bytes=0)
-    recent.put(("a", None, None, ""), decoded(1))
-    assert recent.get(("a", None, None, "")) is None
+    recent.put(("a", None, None, "", None), decoded(1))
+    assert recent.get(("a", None, None, "", None)) is None

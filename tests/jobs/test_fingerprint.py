@@ -54,6 +54,8 @@ def job(tmp_path: Path, qwen: Path) -> JobConfig:
         values |= {"bos_token": "</s>", "image_mean": [0.4, 0.4, 0.4]}
         path.write_text(json.dumps(values))
     (tmp_path / "images").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/a.png").touch()
     (tmp_path / "own.jinja").write_text(f"{TEMPLATE} ")
     row = {"prompt": "<image>x", "image": "a.png", "question": "y", "picture": "b.png"}
     lines = [json.dumps({**row, "key": number}) for number in range(3)]
@@ -106,12 +108,21 @@ DECIDES = {
     "session.model": Change("other"),
     "session.tokenizer": Change("other"),
     "manifest.source": Change("other.jsonl"),
+    "manifest.prompt": Change("<image>What?"),
+    "manifest.sidecars": Change(
+        (".txt",), beside={"manifest.source": "photos", "manifest.prompt": "<image>What?"}
+    ),
+    "manifest.image_base": Change("photos"),
+    "manifest.pages": Change("1-20"),
+    "manifest.dpi": Change(300),
     "manifest.prompt_column": Change("question"),
     "manifest.image_column": Change("picture"),
     "manifest.id_column": Change("key"),
     "manifest.column_prefix": Change("answer_"),
     "manifest.keep_inputs": Change(True),
     "manifest.limit": Change(2),
+    "manifest.sample": Change(2),
+    "manifest.sample_seed": Change(2, beside={"manifest.sample": 2}),
     "manifest.format": Change("openai"),
     "sampling.max_tokens": Change(9),
     "sampling.temperature": Change(0.5),
@@ -131,6 +142,7 @@ DECIDES = {
     "session.engine.engine": Change("transformers"),
     "session.engine.dtype": Change("float16"),
     "session.engine.quantize": Change("fp8"),
+    "session.engine.kv_cache_dtype": Change("fp8"),
     "session.engine.max_model_len": Change(99),
     "session.engine.random_weights": Change(True),
     "session.image_arguments.image_input_type": Change("image_features"),
@@ -170,6 +182,9 @@ DECIDES_NOTHING = {
         {"session.image_arguments.image_input_type": "image_features"},
     ),
     "session.engine.device": Change("cpu", _ROUNDING),
+    "session.engine.gpus": Change("2", _ROUNDING),
+    "session.engine.replicas": Change(2, _ROUNDING),
+    "session.engine.tensor_parallel": Change(2, _ROUNDING),
     "session.engine.attention_backend": Change("torch", _ROUNDING),
     "session.engine.max_num_seqs": Change(9, _ROUNDING),
     "session.engine.max_batched_tokens": Change(99, _ROUNDING),
@@ -189,6 +204,7 @@ DECIDES_NOTHING = {
     "policy.grace_s": Change(9.0, _WHICH_ROWS),
     "policy.deadline_s": Change(9.0, _WHICH_ROWS),
     "session.image_loading.workers": Change(9, _PACE),
+    "text_folder": Change(Path("texts"), "it decides where the same answers are written too"),
     "queue_rows": Change(9, _PACE),
     "session.host_memory": Change(2**30, _PACE),
 }
@@ -207,11 +223,14 @@ def before_and_after(job: JobConfig, name: str, change: Change) -> tuple[JobConf
     return before, changed(before, name, placed(change.value, folder))
 
 
+_PLACED = ("other", "other.jsonl", "qwen", "photos")
+
+
 def placed(value: Any, folder: Path) -> Any:
     """The files and folders of a table's values lie beside the manifest."""
     if isinstance(value, Path):
         return folder / value
-    return str(folder / value) if value in ("other", "other.jsonl", "qwen") else value
+    return str(folder / value) if value in _PLACED else value
 
 
 @pytest.mark.parametrize("name", DECIDES)

@@ -37,9 +37,9 @@ class TestFinding:
             opened("a\0.jsonl")
 
     def test_unknown_kind(self, tmp_path):
-        (tmp_path / "m.csv").write_text("prompt\n")
+        (tmp_path / "m.ods").write_text("prompt\n")
         with pytest.raises(ManifestError, match=r"must end in .*\.jsonl"):
-            opened(tmp_path / "m.csv")
+            opened(tmp_path / "m.ods")
 
     @pytest.mark.timeout(20)
     def test_named_pipe_does_not_hang(self, tmp_path):
@@ -65,8 +65,8 @@ class TestFinding:
 
     def test_folder_without_manifests(self, tmp_path):
         (tmp_path / "_hidden.jsonl").write_text("{}")
-        (tmp_path / "image.jpg").write_text("")
-        with pytest.raises(ManifestError, match="holds no file"):
+        (tmp_path / "notes.txt").write_text("")
+        with pytest.raises(ManifestError, match="and no file that ends in"):
             opened(tmp_path)
 
     def test_folder_of_both_kinds(self, tmp_path):

@@ -105,7 +105,10 @@ def test_a_link_to_a_folder_above_ends(tmp_path: Path) -> None:
 
 def test_only_plain_folders_in_a_folder(tmp_path: Path) -> None:
     write(tmp_path / "plain/a.jsonl", [{"prompt": "x"}])
-    with pytest.raises(ManifestError, match="only those called key=value are read"):
+    with pytest.raises(
+        ManifestError,
+        match="only those in the folder itself and in folders called key=value are read",
+    ):
         opened(tmp_path)
 
 

@@ -13,7 +13,7 @@ from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.decode import decode_image, probe_image
 from vlmbatch.manifest import validate
 from vlmbatch.manifest.validate import validate_rows
-from vlmbatch.models.family import Tokens
+from vlmbatch.models.family import EncodedPrompt, Tokens
 from vlmbatch.types import ImageGrid, ImageRef, Row
 
 LIMITS = ImageLimits()
@@ -27,9 +27,11 @@ class Encoder:
             raise RowError(ErrorCode.PROMPT_TOO_LONG, "9 tokens, over the limit of 8")
         return Tokens([1])
 
-    def place(self, tokens: Tokens, grids: Sequence[ImageGrid]) -> None:
-        if sum(grid.num_tokens for grid in grids) > 8:
+    def place(self, tokens: Tokens, grids: Sequence[ImageGrid]) -> EncodedPrompt:
+        num_tokens = sum(grid.num_tokens for grid in grids)
+        if num_tokens > 8:
             raise RowError(ErrorCode.PROMPT_TOO_LONG, "over the limit of 8")
+        return EncodedPrompt([1] * (1 + num_tokens))
 
 
 @pytest.fixture

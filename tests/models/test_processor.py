@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import subprocess
 import sys
 from itertools import combinations
@@ -242,6 +243,12 @@ def test_chat_template_from_a_file(folder: Path) -> None:
     own.write_text("Q: {{ messages[0].content }} A:")
     processor = load(folder, PromptConfig(chat=True, chat_template=own))
     assert decoded(processor, row("What?", num_images=1)) == "<s>Q: <image>\nWhat? A:"
+
+
+def test_a_processor_that_has_read_its_template_goes_to_another_process(folder: Path) -> None:
+    processor = load(folder, PromptConfig(chat=True))
+    tokens = processor.tokenize(row("Hi")).token_ids
+    assert pickle.loads(pickle.dumps(processor)).tokenize(row("Hi")).token_ids == tokens
 
 
 def test_prompt_template(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,12 @@ from vlmbatch.models.family import load_model_config
 from vlmbatch.models.llava.config import LlavaConfig
 from vlmbatch.models.llava.model import Model as LlavaModel
 from vlmbatch.models.registry import build_model, load_model, load_vision, random_model
-from vlmbatch.models.weights import materialise, random_weights, weight_slots
+from vlmbatch.models.weights import (
+    describe_weights,
+    materialise,
+    random_weights,
+    weight_slots,
+)
 
 Q_PROJ = "language_model.model.layers.1.self_attn.q_proj.weight"
 
@@ -229,6 +235,19 @@ def test_shards_load_like_one_file(folder: Path, original: Path) -> None:
     whole = dict(load(original).named_parameters())
     for name, parameter in load(folder).named_parameters():
         assert torch.equal(parameter, whole[name]), name
+
+
+def test_files_are_described_by_what_changes_with_them(folder: Path) -> None:
+    before = describe_weights(folder)
+    assert before == describe_weights(folder)
+    assert before.startswith("1 file of ")
+    file = folder / "model.safetensors"
+    os.utime(file, (1, 1))
+    changed = describe_weights(folder)
+    assert changed != before and changed.endswith(", changed at 1.000")
+    file.write_bytes(file.read_bytes()[:-1])
+    os.utime(file, (1, 1))
+    assert describe_weights(folder) != changed
 
 
 def test_missing_shard(folder: Path) -> None:

@@ -183,7 +183,7 @@ def test_the_format_is_found_by_the_first_line(tmp_path):
 def test_parquet_is_no_batch_file(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     config = ManifestConfig(str(tmp_path / "a.parquet"), format="openai")
-    with pytest.raises(ManifestError, match="not Parquet"):
+    with pytest.raises(ManifestError, match="is JSONL"):
         open_manifest(config, SamplingParams())
 
 

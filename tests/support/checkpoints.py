@@ -48,6 +48,7 @@ def make_checkpoint(
     layout: Layout = "llava-hf",
     rope: Rope = "default",
     seed: int = 0,
+    tower_heads: int = 2,
 ) -> LlavaForConditionalGeneration:
     """Write a checkpoint with tokenizer and processor files; return transformers' own model.
 
@@ -58,7 +59,7 @@ def make_checkpoint(
     torch.manual_seed(seed)
     config = transformers.LlavaConfig(
         text_config=_text_config(kind, rope),
-        vision_config=_vision_config(tower),
+        vision_config=_vision_config(tower, tower_heads),
         image_token_index=IMAGE_TOKEN_ID,
         image_seq_length=num_image_tokens(tower),
         vision_feature_layer=-2 if tower == "clip" else [-1, 1],
@@ -111,13 +112,13 @@ def _text_config(kind: TextKind, rope: Rope) -> transformers.PretrainedConfig:
     return transformers.Qwen2Config(**sizes, tie_word_embeddings=True)
 
 
-def _vision_config(tower: Tower) -> transformers.PretrainedConfig:
+def _vision_config(tower: Tower, heads: int) -> transformers.PretrainedConfig:
     config = transformers.CLIPVisionConfig if tower == "clip" else transformers.SiglipVisionConfig
     return config(
         hidden_size=24,
         intermediate_size=40,
         num_hidden_layers=3,
-        num_attention_heads=2,
+        num_attention_heads=heads,
         image_size=IMAGE_SIZE,
         patch_size=PATCH_SIZE,
     )

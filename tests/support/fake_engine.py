@@ -40,8 +40,10 @@ class FakeEngine:
         self.seconds = 0.0  # of processor time in ``step``
         self._waiting: deque[Sequence] = deque()
         self._running: dict[Sequence, list[int]] = {}
+        self._begun: set[Sequence] = set()
 
     device = SimpleNamespace(type="cpu")
+    on_launch: Callable[[list[Sequence]], None] | None = None
 
     @property
     def num_unfinished(self) -> int:
@@ -81,6 +83,7 @@ class FakeEngine:
         while self._waiting and len(self._running) < self._max_num_seqs:
             sequence = self._waiting.popleft()
             self._running[sequence] = tokens_of(sequence.request.token_ids)
+        self._launch()
         outputs: list[TokenOutput | SequenceFailure] = []
         for sequence, tokens in self._running.items():
             if self._endless_from is not None and sequence.request.index >= self._endless_from:
@@ -100,23 +103,38 @@ class FakeEngine:
         ]
         for sequence in ended:
             del self._running[sequence]
+            self._begun.discard(sequence)
         if ended:
             self._computed([sequence.request.index for sequence in ended])
         return outputs
+
+    def _launch(self) -> None:
+        self._begun.update(self._running)
+        if self.on_launch is not None:
+            self.on_launch(list(self._running))
 
     def drop_waiting(self) -> list[Sequence]:
         dropped = list(self._waiting)
         self._waiting.clear()
         return dropped
 
+    def take_back(self, most: int) -> list[Sequence]:
+        new = [sequence for sequence in self._waiting if sequence not in self._begun]
+        taken = new[max(0, len(new) - most) :]
+        for sequence in taken:
+            self._waiting.remove(sequence)
+        return taken
+
     def reset(self) -> None:
         self._waiting.clear()
         self._running.clear()
+        self._begun.clear()
 
     def finish(self, sequence: Sequence, reason: FinishReason | None) -> None:
         if sequence in self._waiting:
             self._waiting.remove(sequence)
         self._running.pop(sequence, None)
+        self._begun.discard(sequence)
 
 
 def tokens_of(prompt: list[int]) -> list[int]:

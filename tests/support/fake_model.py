@@ -113,6 +113,9 @@ class FakeModel:
         assert first == len(embeds) == int(metadata.cu_seqlens_q[-1])
         return hidden if metadata.sampled is None else hidden[metadata.sampled.tokens]
 
+    def kv_scales(self) -> list[Tensor]:
+        return [torch.ones(2, 1)]
+
     def compute_logits(self, hidden: Tensor) -> Tensor:
         distance = (torch.arange(VOCAB).double()[None] - hidden).abs()
         return (-distance).float()
@@ -195,7 +198,7 @@ def small_engine(
 
 class FixedPolicy(OverlapPolicy):
     def __init__(self, overlaps: list[bool]) -> None:
-        super().__init__(fake_config().text, 8)
+        super().__init__(fake_config().text, 8, 8)
         self._overlaps = cycle(overlaps)
 
     def wants_overlap(self, scheduler: Scheduler, overlapping: bool) -> bool:

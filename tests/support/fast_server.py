@@ -29,6 +29,7 @@ from typing import Any, NoReturn
 
 import fake_job
 import in_process  # noqa: F401 - the commands, once for all
+import process_engines
 import pyarrow.compute  # what a run may import, once for all
 import pyarrow.parquet  # noqa: F401
 from failing_files import FaultyFiles, UnsyncedFiles, WriteBehindFiles
@@ -41,6 +42,7 @@ import vlmbatch.images.loading.worker
 import vlmbatch.jobs.run
 import vlmbatch.models.chat
 import vlmbatch.models.llava.processor
+import vlmbatch.session.engines
 import vlmbatch.stages.answer_loop
 import vlmbatch.stages.sink
 from vlmbatch import log
@@ -49,6 +51,8 @@ from vlmbatch.durable import crash_points, durable_file, journal_writer
 from vlmbatch.durable.spill import Spill
 from vlmbatch.output import parquet_writer as writer
 from vlmbatch.output import work_folder
+from vlmbatch.replicas import pool
+from vlmbatch.replicas.replica import Event, NewTokens
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.types import Result
 
@@ -121,6 +125,18 @@ class ToldJournal(journal_writer.JournalWriter):
             self._pending.clear()
 
 
+class ToldPool(pool.ReplicaPool):
+    """Tells which rows its engines have ended."""
+
+    tell: Tell
+
+    def poll(self) -> list[Event]:
+        events = super().poll()
+        if ended := [event.index for event in events if not isinstance(event, NewTokens)]:
+            ToldPool.tell("computed", ended)
+        return events
+
+
 def surround(around: Surroundings, tell: Tell) -> None:
     """Put the surroundings in the place of the real ones."""
 
@@ -139,6 +155,11 @@ def surround(around: Surroundings, tell: Tell) -> None:
 
     begin, vars(vlmbatch.commands.run)["_run"] = vlmbatch.commands.run._run, start
     vars(vlmbatch.jobs.run)["load_engine"] = load_engine
+    vars(vlmbatch.session.engines)["load_for_pool"] = partial(
+        process_engines.of_a_run, around.max_num_seqs, around.step_seconds, around.endless_from
+    )
+    vars(pool)["ReplicaPool"] = ToldPool
+    ToldPool.tell = tell
     ToldJournal.tell = tell
     ToldJournal.mutation = around.mutation
     vars(work_folder)["JournalWriter"] = ToldJournal

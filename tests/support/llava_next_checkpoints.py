@@ -34,15 +34,17 @@ TEMPLATE = """\
 {% endif %}"""
 
 
-def make_checkpoint(name: str, folder: Path, *, published: bool = True) -> Any:
+def make_checkpoint(
+    name: str, folder: Path, *, published: bool = True, four_heads: bool = False
+) -> Any:
     """Write a checkpoint with its tokenizer and processor; return transformers' own model.
 
     ``published``: tensors are named as the published checkpoints name them, else as a model of
-    transformers 5 does.
+    transformers 5 does. ``four_heads``: of decoder and tower, for ranks that divide them.
     """
     torch.manual_seed(0)
     kind, text = KINDS[name]
-    config = _config(kind, text)
+    config = _config(kind, text, four_heads)
     model = transformers.AutoModelForImageTextToText.from_config(
         config, attn_implementation="eager", dtype=torch.float32
     ).eval()
@@ -84,14 +86,14 @@ def _pinpoints(kind: str) -> list[list[int]]:
     return [[sides[0], sides[1]], [sides[1], sides[0]], [sides[1], sides[1]], [sides[2], sides[0]]]
 
 
-def _config(kind: str, text: str) -> Any:
+def _config(kind: str, text: str, four_heads: bool) -> Any:
     siglip = kind == "llava_onevision"
     vision = {
         "model_type": "siglip_vision_model" if siglip else "clip_vision_model",
         "hidden_size": 32,
         "intermediate_size": 40,
         "num_hidden_layers": 3,
-        "num_attention_heads": 2,
+        "num_attention_heads": 4 if four_heads else 2,
         "image_size": TILE,
         "patch_size": 7 if siglip else 8,  # with some pixels over, as 14 into 384
     }
@@ -102,7 +104,7 @@ def _config(kind: str, text: str) -> Any:
     more = {"vision_aspect_ratio": f"anyres_max_{MAX_TILES}"} if siglip else {}
     return classes[kind](
         vision_config=vision,
-        text_config=_text_config(text),
+        text_config=_text_config(text, four_heads),
         image_token_index=IMAGE_TOKEN_ID,
         image_grid_pinpoints=_pinpoints(kind),
         tie_word_embeddings=text == "qwen2",
@@ -110,14 +112,14 @@ def _config(kind: str, text: str) -> Any:
     )
 
 
-def _text_config(text: str) -> dict[str, Any]:
+def _text_config(text: str, four_heads: bool) -> dict[str, Any]:
     return {
         "model_type": text,
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 48,
         "intermediate_size": 64,
         "num_hidden_layers": 3,
-        "num_attention_heads": 3,
+        "num_attention_heads": 4 if four_heads else 3,
         "num_key_value_heads": 1,
         "max_position_embeddings": 512,
         "bos_token_id": 0,

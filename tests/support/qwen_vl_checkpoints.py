@@ -33,16 +33,18 @@ _CLASSES = {
 }
 
 
-def make_checkpoint(kind: str, folder: Path, *, published: bool = True) -> Any:
+def make_checkpoint(
+    kind: str, folder: Path, *, published: bool = True, four_heads: bool = False
+) -> Any:
     """Write a checkpoint with its tokenizer and processor; return transformers' own model.
 
     ``published``: tensors are named as the published checkpoints name them, else as a model of
-    transformers 5 does.
+    transformers 5 does. ``four_heads``: of the decoder, for ranks that divide them.
     """
     torch.manual_seed(0)
     make_config, make_model = _CLASSES[kind]
     config = make_config(
-        text_config=_text_config(kind),
+        text_config=_text_config(kind, four_heads),
         vision_config=_vision_config(kind),
         image_token_id=IMAGE_TOKEN_ID,
         video_token_id=SPECIAL_TOKENS.index("<|video_pad|>"),
@@ -79,15 +81,16 @@ def _patch_size(kind: str) -> int:
     return 16 if kind == "qwen3_vl" else 14
 
 
-def _text_config(kind: str) -> dict[str, Any]:
+def _text_config(kind: str, four_heads: bool) -> dict[str, Any]:
     qwen3 = kind == "qwen3_vl"
+    sections = [4, 2, 2] if qwen3 else [2, 2, 2] if four_heads else [2, 3, 3]
     return {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 48,
         "intermediate_size": 64,
         "num_hidden_layers": 3,
-        "num_attention_heads": 4 if qwen3 else 3,
-        "num_key_value_heads": 2 if qwen3 else 1,
+        "num_attention_heads": 4 if qwen3 or four_heads else 3,
+        "num_key_value_heads": 2 if qwen3 or four_heads else 1,
         "max_position_embeddings": 512,
         "bos_token_id": 0,
         "eos_token_id": EOS_TOKEN_ID,
@@ -96,7 +99,7 @@ def _text_config(kind: str) -> dict[str, Any]:
         "rope_parameters": {
             "rope_type": "default",
             "rope_theta": 1e4,
-            "mrope_section": [4, 2, 2] if qwen3 else [2, 3, 3],
+            "mrope_section": sections,
         },
     }
 

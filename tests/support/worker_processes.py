@@ -27,8 +27,11 @@ PROCESSOR = LlavaImageProcessor(
 )
 
 
-def worker_pids(parent: int, module: bytes = b"images.loading.worker") -> set[int]:
-    """Live worker processes that ``parent`` started."""
+IMAGE_WORKER, ENGINE = b"vlmbatch.images.loading.worker", b"vlmbatch.replicas.worker_main"
+
+
+def worker_pids(parent: int, module: bytes = IMAGE_WORKER) -> set[int]:
+    """Live processes of ``module`` that ``parent`` started."""
     found = set()
     for folder in Path("/proc").iterdir():
         if not folder.name.isdigit():

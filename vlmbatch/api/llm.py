@@ -1,4 +1,4 @@
-"""``LLM``: one model on one device, for Python programs."""
+"""``LLM``: one model, for Python programs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Self, overload
 
@@ -25,6 +25,7 @@ from vlmbatch.config import (
     ImageDecoder,
     ImageInputType,
     ImageLimits,
+    KVCacheDType,
     Quantize,
     SamplingParams,
     SessionConfig,
@@ -34,16 +35,22 @@ from vlmbatch.config.option import build
 from vlmbatch.errors import UsageError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.hf.replica import HfReplica
+from vlmbatch.images.loading.shared_loader import SharedLoader
+from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.models.chat import Message
 from vlmbatch.replicas.choices import ChoiceReplica
 from vlmbatch.replicas.local import LocalReplica
+from vlmbatch.replicas.pool import ReplicaPool
 from vlmbatch.session.cores import default_image_workers
+from vlmbatch.session.engines import engine_places, several_engines
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.session.load import load_engine, load_with_transformers
 from vlmbatch.session.open import open_images, open_model
+from vlmbatch.stages.answer_loop import GATHER_SECONDS
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
+    from vlmbatch.images.loading.loader import ImageLoader
     from vlmbatch.replicas.replica import Replica
 
 
@@ -54,7 +61,7 @@ Conversation = Sequence[Message]
 
 
 class LLM:
-    """Answers prompts about images with one model on one device.
+    """Answers prompts about images with one model.
 
     >>> llm = LLM("samples/tiny-llava")
     >>> outputs = llm.generate({
@@ -72,9 +79,13 @@ class LLM:
     ``image_feature_size`` are the model's; where given, they must agree with it. ``max_pixels``,
     ``min_pixels`` and ``longest_side`` say how large a model whose images vary sees them. With
     ``image_input_type`` "image_features" images are ``ImageFeatureData``, and the vision tower is
-    not loaded. ``engine`` "transformers" answers with the checkpoint's own class there, as "auto"
-    does where we have no family for it. ``quantize`` "fp8" quantizes the decoder while it loads.
-    ``None`` and "auto" elsewhere stand for what suits model and device.
+    not loaded. ``gpus`` ("all", 2 or "0,2,3") runs an engine on each of these GPUs, and
+    ``replicas`` several on a CPU, in processes of their own; absent: one, in this process.
+    ``tensor_parallel_size`` divides the model of each over so many GPUs, or processes on a CPU.
+    ``engine`` "transformers" answers with the checkpoint's own class there, as "auto" does where we
+    have no family for it. ``quantize`` "fp8" quantizes the decoder while it loads, and
+    ``kv_cache_dtype`` "fp8" keys and values. ``None`` and "auto" elsewhere stand for what suits
+    model and device.
 
     Each call keeps the engine full: all its requests are batched, and images are decoded and
     prompts tokenized while the model works. One call at a time: not from several threads, and not
@@ -108,11 +119,15 @@ class LLM:
         dtype: DType = "auto",
         quantize: Quantize | None = None,
         device: Device = "auto",
+        gpus: str | int | None = None,
+        replicas: int | None = None,
+        tensor_parallel_size: int = 1,
         attention_backend: AttentionBackendName = "auto",
         max_model_len: int | None = None,
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
         kv_cache_tokens: int | None = None,
+        kv_cache_dtype: KVCacheDType = "auto",
         enable_prefix_caching: bool = True,
         cpu_threads: int | None = None,
         max_image_pixels: int = _LIMITS.max_pixels,
@@ -134,8 +149,15 @@ class LLM:
         inputs = open_model(config)
         self.model_config = inputs.model
         self._processor = inputs.processor
-        self._engine: Engine | HfReplica | None  # None once it is closed
-        if isinstance(inputs.model, HfConfig):
+        self._engine: Engine | HfReplica | ReplicaPool | None  # None once it is closed
+        places = engine_places(config.engine, "one")
+        processes = ExitStack()
+        if places:
+            memory = processes.enter_context(closing(SharedMemory()))
+            several = several_engines(config, inputs, places, memory, gather_seconds=GATHER_SECONDS)
+            self._engine = processes.enter_context(several)
+            on_cpu = self._engine.limits.on_cpu
+        elif isinstance(inputs.model, HfConfig):
             self._engine = load_with_transformers(config, inputs)
             on_cpu = self._engine.on_cpu
         else:
@@ -146,18 +168,25 @@ class LLM:
         self._on_cpu = on_cpu
         num_workers = config.image_loading.workers
         if num_workers is None:
-            num_workers = default_image_workers(engine_on_cpu=on_cpu)
+            num_workers = default_image_workers(on_cpu, len(places) or 1)
         self._memory = HostMemory.divide(config.host_memory)
         self._prepare_threads = max(2, 2 * num_workers)  # most of them wait for an image
-        self._images = HeldImageLoader(
-            self._processor, partial(open_images, config, inputs, num_workers)
+        gpu = places[0].first_gpu if places else None
+        self._images: ImageLoader = HeldImageLoader(
+            self._processor,
+            partial(
+                open_images, config, inputs, num_workers, places[0].first_gpu if places else None
+            ),
         )
+        if isinstance(self._engine, ReplicaPool) and not isinstance(inputs.model, HfConfig):
+            self._images = SharedLoader(self._images, self._engine.memory)
+        processes.callback(self._images.close)
         self._reader = RequestReader(
             ImageReader(image_input_type, self._processor.feature_grid, config.image_limits)
         )
         self._in_use = threading.Lock()
         self._calls: weakref.WeakSet[Generator[RequestOutput]] = weakref.WeakSet()
-        self._end = weakref.finalize(self, self._images.close)
+        self._end = weakref.finalize(self, processes.close)
 
     @overload
     def generate(
@@ -304,6 +333,12 @@ class LLM:
         """
         return self._answer(prompts, sampling_params, strict, in_order=False)
 
+    def answer(self, source: RowSource) -> Generator[RequestOutput]:
+        """Answer rows that something else has read, in their order; otherwise as ``generate``."""
+        call = self._call(source, strict=False, in_order=True)
+        self._calls.add(call)
+        return call
+
     def close(self) -> None:
         """End unfinished iterators and free what the model holds. The object is of no use then.
 
@@ -367,7 +402,11 @@ class LLM:
             if self._engine is None:
                 raise UsageError("this LLM is closed")
             tokenizer, engine = self._processor.tokenizer, self._engine
-            replica = engine if isinstance(engine, HfReplica) else LocalReplica(engine, tokenizer)
+            replica: Replica
+            if isinstance(engine, HfReplica | ReplicaPool):
+                replica = engine
+            else:
+                replica = LocalReplica(engine, tokenizer)
             yield ChoiceReplica(replica, tokenizer, self._eos_token_ids)
         finally:
             self._in_use.release()

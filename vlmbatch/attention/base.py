@@ -27,10 +27,14 @@ class AttentionSpec:
 
 @dataclass(frozen=True, slots=True)
 class LayerKVCache:
-    """One layer's share of the paged pool; ``key`` and ``value``: (S, K, D)."""
+    """One layer's share of the paged pool; ``key`` and ``value``: (S, K, D).
+
+    ``scales``: (2, K) float32, of keys and of values, where they are in e4m3.
+    """
 
     key: Tensor
     value: Tensor
+    scales: Tensor | None = None
 
 
 @dataclass(slots=True)

@@ -22,7 +22,7 @@ from vlmbatch_kernels.paged_attention import PageLayout
 
 from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, LayerKVCache
 from vlmbatch.attention.paged import PagedBackend, is_plain
-from vlmbatch.attention.triton_paged import decode, shared_prefixes
+from vlmbatch.attention.triton_paged import attend_chunks, decode, shared_prefixes
 
 # Programs of ``paged_decode`` that fill a GPU. Fewer leave some of it idle: flash-attn then divides
 # the keys of a sequence among several.
@@ -39,6 +39,8 @@ class _ChunkPlan(NamedTuple):
 
 class FlashAttnBackend(PagedBackend):
     """Prefills with flash-attn's variable-length kernel, decodes with its split-KV one or ours.
+
+    Keys and values in e4m3, which flash-attn does not read, are left to our kernels.
 
     The pool needs ``block_size`` tokens of slack behind the last one it hands out.
     """
@@ -89,10 +91,13 @@ class FlashAttnBackend(PagedBackend):
         decodes = metadata.num_decodes
         if decodes == len(metadata.query_lens):
             return self._attend_decodes(query, cache, metadata, spec)
-        out = torch.empty_like(query)
+        if cache.scales is None:
+            out = torch.empty_like(query)
+            self._attend_chunks(query[decodes:], cache, metadata, spec, out[decodes:])
+        else:  # flash-attn reads no e4m3
+            out = attend_chunks(query, cache, metadata, spec, self._layout)
         if decodes:
             out[:decodes] = self._attend_decodes(query[:decodes], cache, metadata, spec)
-        self._attend_chunks(query[decodes:], cache, metadata, spec, out[decodes:])
         return out
 
     def _attend_decodes(
@@ -103,7 +108,7 @@ class FlashAttnBackend(PagedBackend):
         spec: AttentionSpec,
     ) -> Tensor:
         decodes = metadata.num_decodes
-        if shared_prefixes(metadata, spec) is not None:
+        if cache.scales is not None or shared_prefixes(metadata, spec) is not None:
             return decode(query, cache, metadata, spec, self._layout)
         if has_triton() and (
             decodes * spec.num_kv_heads >= _MIN_PROGRAMS

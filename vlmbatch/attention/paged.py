@@ -25,7 +25,8 @@ class PagedBackend(ABC):
         spec: AttentionSpec,
         sampled: SampledQueries | None = None,
     ) -> Tensor:
-        assert cache.key.dtype == query.dtype, f"cache of {cache.key.dtype}, {query.dtype} queries"
+        same = cache.key.dtype == query.dtype
+        assert same or cache.scales is not None, f"{cache.key.dtype} keys, {query.dtype} queries"
         if sampled is not None:
             query, metadata = query[sampled.tokens], sampled.metadata
         if not metadata.query_lens:

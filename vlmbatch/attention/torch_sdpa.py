@@ -12,6 +12,8 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from vlmbatch_kernels.paged_heads import read_heads
+from vlmbatch_kernels.quantized_rows import E4M3
 
 from vlmbatch.attention.base import AttentionMetadata, AttentionSpec, LayerKVCache
 from vlmbatch.attention.paged import PagedBackend
@@ -76,8 +78,11 @@ class TorchSdpaBackend(PagedBackend):
         """Attend with the n * R queries of a block: (n * R, H, D) to the same."""
         group = spec.num_heads // spec.num_kv_heads
         heads = (spec.num_kv_heads, group, spec.head_dim)
+        key_scales, value_scales = (None, None) if cache.scales is None else cache.scales
         key = self._gather("key", cache.key, block, spec)
+        key = read_heads(key, key_scales, query.dtype).transpose(1, 2)
         value = self._gather("value", cache.value, block, spec)
+        value = read_heads(value, value_scales, query.dtype).transpose(1, 2)
         grouped = query.reshape(block.size, block.rows, *heads).permute(0, 2, 3, 1, 4)
         grouped = grouped.reshape(block.size, spec.num_kv_heads, group * block.rows, spec.head_dim)
         if spec.softcap is None:
@@ -90,12 +95,14 @@ class TorchSdpaBackend(PagedBackend):
         return out.permute(0, 3, 1, 2, 4).reshape(-1, spec.num_heads, spec.head_dim)
 
     def _gather(self, name: str, pool: Tensor, block: Block, spec: AttentionSpec) -> Tensor:
-        """Return a block's keys or values as (n, K, L, D), valid until the next call."""
+        """Return a block's keys or values as (n, L, K, D), valid until the next call."""
         chunks = pool.view(-1, self.granule, spec.num_kv_heads, spec.head_dim)
         shape = (block.chunks.numel(), *chunks.shape[1:])
-        pages = self._buffer(name, shape, pool)
-        torch.index_select(chunks, 0, block.chunks, out=pages)
-        return pages.view(block.size, -1, spec.num_kv_heads, spec.head_dim).transpose(1, 2)
+        pages = out = self._buffer(name, shape, pool)
+        if pool.dtype == E4M3:
+            chunks, out = chunks.view(torch.uint8), pages.view(torch.uint8)
+        torch.index_select(chunks, 0, block.chunks, out=out)
+        return pages.view(block.size, -1, spec.num_kv_heads, spec.head_dim)
 
     def _buffer(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:
         """Return memory kept from call to call: fresh pages cost more than the copy into them."""

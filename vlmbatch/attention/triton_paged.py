@@ -55,21 +55,38 @@ class TritonBackend(PagedBackend):
         decodes = metadata.num_decodes
         if decodes == len(metadata.query_lens):
             return decode(query, cache, metadata, spec, self._layout)
-        assert spec.causal, spec
-        out = paged_attention(
-            query,
-            cache.key,
-            cache.value,
-            metadata.block_table[decodes:],
-            metadata.cu_seqlens_q[decodes:],
-            metadata.seqlens_k[decodes:],
-            metadata.max_seqlen_q,
-            self._layout,
-            scores(spec),
-        )
+        out = attend_chunks(query, cache, metadata, spec, self._layout)
         if decodes:
             out[:decodes] = decode(query[:decodes], cache, metadata, spec, self._layout)
         return out
+
+
+def attend_chunks(
+    query: Tensor,
+    cache: LayerKVCache,
+    metadata: AttentionMetadata,
+    spec: AttentionSpec,
+    layout: PageLayout,
+) -> Tensor:
+    """Attend with the queries of all sequences but the first ``num_decodes``.
+
+    ``query``: (T, H, D), those of the first included. Returns (T, H, D), of which theirs are
+    anything.
+    """
+    assert spec.causal, spec
+    decodes = metadata.num_decodes
+    return paged_attention(
+        query,
+        cache.key,
+        cache.value,
+        metadata.block_table[decodes:],
+        metadata.cu_seqlens_q[decodes:],
+        metadata.seqlens_k[decodes:],
+        metadata.max_seqlen_q,
+        layout,
+        scores(spec),
+        cache.scales,
+    )
 
 
 def decode(
@@ -83,13 +100,13 @@ def decode(
 
     ``query``: (B, H, D). Returns (B, H, D).
     """
-    decodes = metadata.num_decodes
+    decodes, scales = metadata.num_decodes, cache.scales
     tables = metadata.block_table[:decodes], metadata.seqlens_k[:decodes]
     shared = shared_prefixes(metadata, spec)
     if shared is None:
-        return paged_decode(query, cache.key, cache.value, *tables, layout, scores(spec))
-    tiles = shared.lens, shared.tiles
-    return shared_decode(query, cache.key, cache.value, *tables, *tiles, layout, scores(spec))
+        return paged_decode(query, cache.key, cache.value, *tables, layout, scores(spec), scales)
+    places = *tables, shared.lens, shared.tiles
+    return shared_decode(query, cache.key, cache.value, *places, layout, scores(spec), scales)
 
 
 def shared_prefixes(metadata: AttentionMetadata, spec: AttentionSpec) -> SharedPrefixes | None:

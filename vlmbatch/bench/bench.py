@@ -9,9 +9,10 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from vlmbatch.bench.bounds import Bounds, model_costs, workload_bounds
+from vlmbatch.bench.bounds import Bounds, workload_bounds
 from vlmbatch.bench.config import BenchConfig
-from vlmbatch.bench.device_rates import DeviceRates, measure_rates
+from vlmbatch.bench.device_rates import measure_rates
+from vlmbatch.bench.engines import BenchEngines, bench_engines
 from vlmbatch.bench.process_start import seconds_to_first_row, write_random_weights
 from vlmbatch.bench.setup import (
     Job,
@@ -22,12 +23,15 @@ from vlmbatch.bench.setup import (
 )
 from vlmbatch.bench.timed_run import Measurement, timed_run
 from vlmbatch.bench.workloads import Workload
+from vlmbatch.costs.model import ModelCosts, model_costs
+from vlmbatch.costs.rates import DeviceRates
+from vlmbatch.engine.kv_cache import resolve_kv_dtype
 from vlmbatch.engine.loading import resolve_device, resolve_dtype
 from vlmbatch.log import logger
 from vlmbatch.models.config import with_quantization
-from vlmbatch.models.family import load_model_config
+from vlmbatch.models.family import ImageProcessor, load_model_config
 from vlmbatch.session.cores import available_cores
-from vlmbatch.session.load import freeze_loaded, load_engine
+from vlmbatch.session.engines import engine_places
 from vlmbatch.session.open import open_model
 
 
@@ -58,6 +62,8 @@ class BenchResult:
     engine_start: float  # weights onto the device, and the KV pool
     process_starts: tuple[float, ...]  # to the first row: a first process, then a second
     workloads: tuple[WorkloadResult, ...]
+    quantization: str | None = None  # what is quantized, for people
+    num_engines: int = 1  # each has a KV cache, and on GPUs the rates above
 
     @property
     def num_errors(self) -> int:
@@ -65,7 +71,7 @@ class BenchResult:
 
 
 def bench(config: BenchConfig) -> BenchResult:
-    """Make inputs in a temporary folder and measure every workload on one engine.
+    """Make inputs in a temporary folder and measure every workload on one engine, or several.
 
     Raises:
         UsageError: model, device or sizes cannot be used.
@@ -77,6 +83,7 @@ def bench(config: BenchConfig) -> BenchResult:
 
 
 def _bench(config: BenchConfig, folder: Path) -> BenchResult:
+    places = engine_places(config.engine, "one")
     device = resolve_device(config.engine.device)
     name, random_weights = resolve_bench_model(config, device.type)
     config = replace(config, engine=replace(config.engine, random_weights=random_weights))
@@ -84,7 +91,8 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
     stored = load_model_config(checkpoint)
     model = with_quantization(stored, config.engine.quantize)
     dtype = resolve_dtype(config.engine.dtype, model, device)
-    jobs = make_jobs(config, checkpoint, folder, device.type)
+    kv_dtype = resolve_kv_dtype(config.engine.kv_cache_dtype, dtype, device)
+    jobs = make_jobs(config, checkpoint, folder, device.type, len(places) or 1)
     process_starts: tuple[float, ...] = ()
     if config.startup:
         if random_weights:
@@ -99,41 +107,69 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
     started = time.perf_counter()
     session = jobs[0].timed.session
     inputs = open_model(session)
-    engine = load_engine(session, inputs)
-    freeze_loaded(engine)
-    engine_start = time.perf_counter() - started
-
-    def measure(job: Job) -> WorkloadResult:
-        workload = job.workload
-        logger.info("%s: warming up", workload.name)
-        warmup = timed_run(job.warmup, workload, engine, device)
-        logger.info("%s: answering %d rows", workload.name, job.num_images * workload.questions)
-        measured = timed_run(job.timed, workload, engine, device)
-        assert inputs.processor.images is not None
-        grid = workload.grid(inputs.processor.images)
-        costs = model_costs(model, dtype.itemsize, grid)
-        bounds = workload_bounds(
-            workload, measured.rows, costs, grid.num_tokens, engine.kv_cache_tokens, rates
-        )
-        return WorkloadResult(
-            workload=workload,
-            num_images=job.num_images,
-            image_bytes=job.image_bytes,
-            prompt_tokens=grid.num_tokens + workload.text_tokens,
-            warmup_rows=warmup.rows,
-            measured=measured,
-            bounds=bounds,
+    with bench_engines(session, inputs, places, device) as engines:
+        engine_start = time.perf_counter() - started
+        images = inputs.processor.images
+        assert images is not None
+        measured = []
+        for job in jobs:
+            costs = model_costs(model, dtype.itemsize, job.workload.grid(images), kv_dtype.itemsize)
+            measured.append(_measure(job, images, engines, costs, rates))
+        return BenchResult(
+            model=name,
+            random_weights=random_weights,
+            device=_device_name(device, engines),
+            num_cores=available_cores(),
+            dtype=str(dtype).removeprefix("torch."),
+            kv_cache_tokens=engines.kv_cache_tokens,
+            rates=rates,
+            engine_start=engine_start,
+            process_starts=process_starts,
+            workloads=tuple(measured),
+            quantization=inputs.quantization(session.engine),
+            num_engines=engines.number,
         )
 
-    return BenchResult(
-        model=name,
-        random_weights=random_weights,
-        device=torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
-        num_cores=available_cores(),
-        dtype=str(dtype).removeprefix("torch."),
-        kv_cache_tokens=engine.kv_cache_tokens,
-        rates=rates,
-        engine_start=engine_start,
-        process_starts=process_starts,
-        workloads=tuple(map(measure, jobs)),
+
+def _measure(
+    job: Job,
+    images: ImageProcessor,
+    engines: BenchEngines,
+    costs: ModelCosts,
+    rates: DeviceRates,
+) -> WorkloadResult:
+    workload = job.workload
+    logger.info("%s: warming up", workload.name)
+    warmup = timed_run(job.warmup, workload, engines)
+    logger.info("%s: answering %d rows", workload.name, job.num_images * workload.questions)
+    measured = timed_run(job.timed, workload, engines)
+    image_tokens = workload.grid(images).num_tokens
+    devices = len(engines.devices)
+    bounds = workload_bounds(
+        workload,
+        -(-measured.rows * engines.ranks // devices),
+        costs,
+        image_tokens,
+        engines.kv_cache_tokens,
+        rates.of_several(devices),
     )
+    return WorkloadResult(
+        workload=workload,
+        num_images=job.num_images,
+        image_bytes=job.image_bytes,
+        prompt_tokens=image_tokens + workload.text_tokens,
+        warmup_rows=warmup.rows,
+        measured=measured,
+        bounds=bounds,
+    )
+
+
+def _device_name(device: torch.device, engines: BenchEngines) -> str:
+    divided = f", {engines.ranks} an engine" if engines.ranks > 1 else ""
+    if device.type != "cuda":
+        if engines.number == engines.ranks == 1:
+            return "CPU"
+        number = f"{engines.number} engine{'s' * (engines.number > 1)}"
+        return f"CPU, {number}" + (f" of {engines.ranks} ranks" if divided else "")
+    name, number_of_gpus = torch.cuda.get_device_name(device), len(engines.devices)
+    return name if number_of_gpus == 1 else f"{number_of_gpus} x {name}{divided}"

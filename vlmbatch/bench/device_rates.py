@@ -4,26 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from vlmbatch_kernels.fp8_linear import channel_linear, multiplies
 from vlmbatch_kernels.quantized_rows import quantize_rows
 
+from vlmbatch.costs.rates import DeviceRates
+
 _SECONDS = 0.3  # of each measurement, after a first round that counts for nothing
 _MIN_ROUNDS = 3
-
-
-@dataclass(frozen=True, slots=True)
-class DeviceRates:
-    """Floating-point operations a second of a matrix product, bytes a second of a copy.
-
-    ``fp8_flops_per_second``: of a product in e4m3, where the device has it and it is asked for.
-    """
-
-    flops_per_second: float
-    bytes_per_second: float
-    fp8_flops_per_second: float | None = None
 
 
 @torch.inference_mode()

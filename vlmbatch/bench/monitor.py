@@ -7,6 +7,7 @@ import resource
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,18 +25,21 @@ class Monitor:
     """Samples this process and its children while the block runs. Read it after the block.
 
     ``peak_rss``: bytes; pages that processes share count once for each. ``cpu_share``: of the time
-    of all cores. ``gpu_share``: None without a GPU, or where its driver does not tell.
+    of all cores. ``gpu_share``: of ``devices``, on average; None without a GPU, or where its driver
+    does not tell.
 
     Raises what ended the sampling early, when the block ends without an error of its own.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, *devices: torch.device) -> None:
         self.peak_rss = 0
         self.cpu_share = 0.0
         self.gpu_share: float | None = None
-        self._gpu: GpuUsage | None = None
-        if device.type == "cuda":
-            self._gpu = GpuUsage(str(torch.cuda.get_device_properties(device).uuid))
+        self._gpus = [
+            GpuUsage(str(torch.cuda.get_device_properties(device).uuid))
+            for device in devices
+            if device.type == "cuda"
+        ]
         self._gpu_samples: list[float] = []
         self._stop = threading.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="monitor")
@@ -62,19 +66,15 @@ class Monitor:
             self._watching.result()
 
     def _watch(self) -> None:
-        if self._gpu is None:
-            self._sample(None)
-            return
-        with self._gpu as gpu:
-            self._sample(gpu)
+        with ExitStack() as stack:
+            self._sample([stack.enter_context(gpu) for gpu in self._gpus])
 
-    def _sample(self, gpu: GpuUsage | None) -> None:
+    def _sample(self, gpus: list[GpuUsage]) -> None:
         while True:
             self.peak_rss = max(self.peak_rss, resident_bytes())
             ended = self._stop.wait(_SAMPLE_SECONDS)
-            share = None if gpu is None else gpu.read()
-            if share is not None:
-                self._gpu_samples.append(share)
+            shares = (gpu.read() for gpu in gpus)
+            self._gpu_samples += [share for share in shares if share is not None]
             if ended:
                 return
 

@@ -35,8 +35,12 @@ def seconds_to_first_row(config: JobConfig) -> float:
     command += ["--model", session.model, "--max-tokens", str(config.sampling.max_tokens)]
     command += ["--device", engine.device, "--dtype", engine.dtype]
     command += ["--attention-backend", engine.attention_backend]
+    if engine.device != "cpu" and torch.cuda.is_available():
+        command += ["--gpus", engine.gpus or str(engine.tensor_parallel)]
+    command += ["--tensor-parallel", str(engine.tensor_parallel)]
     if engine.quantize is not None:
         command += ["--quantize", engine.quantize]
+    command += ["--kv-cache-dtype", engine.kv_cache_dtype]
     command += ["--ignore-eos", "--quiet"]
     started = time.perf_counter()
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:

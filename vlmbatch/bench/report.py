@@ -25,7 +25,7 @@ CPU_CAPTION = " CPU busy: share of the time of all cores."
 
 def print_report(result: BenchResult, console: Console) -> None:
     """One line a workload, and below what it was measured with."""
-    on_gpu = result.device != "CPU"
+    on_gpu = not result.device.startswith("CPU")
     weights = ", random weights" if result.random_weights else ""
     table = Table(
         title=f"{Path(result.model).name}{weights}: {result.dtype} on {result.device}, "
@@ -46,13 +46,16 @@ def print_report(result: BenchResult, console: Console) -> None:
     for line in result.workloads:
         table.add_row(*_cells(line, on_gpu))
     console.print(table)
+    if result.quantization is not None:
+        console.print(f"quantized: {result.quantization}", soft_wrap=True)
     rates = result.rates
     fp8 = rates.fp8_flops_per_second
     in_fp8 = "" if fp8 is None else f", {_scaled(fp8, 'FLOP/s')} in those of FP8"
     console.print(
         f"measured: {_scaled(rates.flops_per_second, 'FLOP/s')} in matrix products{in_fp8}, "
         f"{_scaled(rates.bytes_per_second, 'B/s')} in copies; engine ready in "
-        f"{result.engine_start:.1f} s; KV cache of {result.kv_cache_tokens:,} tokens",
+        f"{result.engine_start:.1f} s; KV cache of {result.kv_cache_tokens:,} tokens"
+        f"{' each' if result.num_engines > 1 else ''}",
         soft_wrap=True,
     )
     if result.process_starts:
@@ -82,7 +85,9 @@ def as_json(result: BenchResult) -> dict[str, Any]:
         "random_weights": result.random_weights,
         "device": result.device,
         "num_cores": result.num_cores,
+        "num_engines": result.num_engines,
         "dtype": result.dtype,
+        **({} if result.quantization is None else {"quantization": result.quantization}),
         "kv_cache_tokens": result.kv_cache_tokens,
         "flops_per_second": result.rates.flops_per_second,
         "fp8_flops_per_second": result.rates.fp8_flops_per_second,

@@ -79,8 +79,10 @@ def open_checkpoint(model: str, *, random_weights: bool, folder: Path) -> Path:
     return folder
 
 
-def make_jobs(config: BenchConfig, checkpoint: Path, folder: Path, device: str) -> list[Job]:
-    """Write every workload's inputs below ``folder``.
+def make_jobs(
+    config: BenchConfig, checkpoint: Path, folder: Path, device: str, num_engines: int = 1
+) -> list[Job]:
+    """Write every workload's inputs below ``folder``; each of several GPUs has as many rows as one.
 
     Raises:
         UsageError: the checkpoint cannot be used, or its context is too short for a workload.
@@ -112,8 +114,8 @@ def make_jobs(config: BenchConfig, checkpoint: Path, folder: Path, device: str) 
         )
 
     def job(workload: Workload) -> Job:
-        rows = config.rows or (workload.gpu_rows if on_gpu else workload.cpu_rows)
-        warmup_rows = min(rows, _GPU_WARMUP_ROWS if on_gpu else _CPU_WARMUP_ROWS)
+        rows = config.rows or (workload.gpu_rows * num_engines if on_gpu else workload.cpu_rows)
+        warmup_rows = min(rows, (_GPU_WARMUP_ROWS if on_gpu else _CPU_WARMUP_ROWS) * num_engines)
         num_images = workload.num_images(rows)
         logger.info("%s: making %d images", workload.name, num_images)
         warmup = run_config(workload, workload.num_images(warmup_rows), "warmup")

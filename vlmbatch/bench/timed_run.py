@@ -7,15 +7,14 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import pyarrow.parquet as pq
-import torch
 
+from vlmbatch.bench.engines import BenchEngines
 from vlmbatch.bench.monitor import Monitor
 from vlmbatch.bench.workloads import Workload
 from vlmbatch.config import FileDestination, JobConfig
-from vlmbatch.engine.engine import Engine
 from vlmbatch.images.loading.pool import ImageWorkers
+from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.jobs.run import answer_manifest, open_output
-from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.session.load import start_images
 from vlmbatch.session.open import open_job
 from vlmbatch.stages.stopping import StopRequest
@@ -45,9 +44,7 @@ class Measurement:
         return self.output_tokens / self.seconds
 
 
-def timed_run(
-    config: JobConfig, workload: Workload, engine: Engine, device: torch.device
-) -> Measurement:
+def timed_run(config: JobConfig, workload: Workload, engines: BenchEngines) -> Measurement:
     """Answer the manifest of ``config`` and check that every row did the workload's work.
 
     Raises:
@@ -57,14 +54,16 @@ def timed_run(
     inputs = open_job(config)
     stats = RunStats()
     stop = StopRequest(config.policy.grace_s)
-    replica = LocalReplica(engine, inputs.processor.tokenizer)
-    with closing(start_images(config.session, inputs)) as images:
-        if isinstance(images, ImageWorkers):
-            images.wait_ready()  # as they are in a run, where the engine takes longer to load
-        with Monitor(device) as monitor:
+    with closing(
+        start_images(config.session, inputs, engines.number, engines.devices[0].index)
+    ) as workers:
+        if isinstance(workers, ImageWorkers):
+            workers.wait_ready()  # as they are in a run, where the engine takes longer to load
+        images = workers if engines.memory is None else SharedLoader(workers, engines.memory)
+        with Monitor(*engines.devices) as monitor:
             started = time.perf_counter()
             with open_output(config, inputs, stats) as output:
-                answer_manifest(config, inputs, replica, images, output, stats, stop)
+                answer_manifest(config, inputs, engines.replica, images, output, stats, stop)
             seconds = time.perf_counter() - started
     answered = stats.rows_done - stats.num_errors
     assert inputs.processor.images is not None

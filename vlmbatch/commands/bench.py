@@ -29,12 +29,13 @@ _WORKLOADS = Opt(
     "large images; pages: scanned pages, the longest answers.",
 )
 _JSON = Opt("FILE", "Write all figures as JSON; - is standard output.")
+_OF_RUNS = without("allow_domain", "image_timeout", "engine")
 _QUIET = without("no_progress", "log_format", "summary_json", "exit_zero")
 
 
 @with_options
 def bench(
-    config: Annotated[BenchConfig, without("allow_domain", "image_timeout", "engine")],
+    config: Annotated[BenchConfig, _OF_RUNS],
     report: Annotated[ReportOptions, _QUIET],
     config_file: Path | None,
     workloads: Annotated[str, _WORKLOADS] = ",".join(WORKLOADS),

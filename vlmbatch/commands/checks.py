@@ -11,8 +11,10 @@ from vlmbatch.commands.array_task import chosen_part
 from vlmbatch.commands.places import is_stream
 from vlmbatch.config import (
     Destination,
+    EngineConfig,
     FileDestination,
     FolderDestination,
+    ManifestConfig,
     OutputOptions,
     Part,
     PartDestination,
@@ -23,6 +25,7 @@ from vlmbatch.durable.run_paths import WORK_SUFFIX, real_output, temporary_path,
 from vlmbatch.errors import UsageError
 
 DEFAULT_SHARD_ROWS = 100_000
+DEFAULT_PART_ROWS = 10_000  # minutes of one engine's work: what a machine that dies holds up
 _FILE_SUFFIXES = (".parquet", ".jsonl")  # the latter for OpenAI's batch requests
 
 
@@ -42,11 +45,13 @@ def checked_destination(options: OutputOptions, manifest: str, *, overwrite: boo
     if output is None and manifest == "-":
         output = "-"
     if output is None:
-        name = Path(manifest).name.partition(".")[0] or "answers"
+        name = Path(manifest).name.partition(".")[0].strip("*?") or "answers"
         raise UsageError(
             f"no output given: add -o {name}.answers.parquet for a Parquet file, "
             "or -o - for JSONL on standard output"
         )
+    if options.ray is not None:
+        return _parts_destination(options, output, manifest)
     if part is not None:
         return _part_destination(output, part, shard_rows)
     if output == "-":
@@ -58,6 +63,48 @@ def checked_destination(options: OutputOptions, manifest: str, *, overwrite: boo
     if shard_rows is not None or is_folder(output):
         return FolderDestination(Path(output), shard_rows or DEFAULT_SHARD_ROWS)
     return FileDestination(Path(output))
+
+
+def _parts_destination(options: OutputOptions, output: str, manifest: str) -> FolderDestination:
+    """Where the machines of a cluster write their parts."""
+    if options.shard is not None:
+        raise UsageError(
+            f"--ray and --shard {options.shard} contradict each other: Ray gives the parts to "
+            "machines, or your scheduler does. Choose one"
+        )
+    if manifest == "-":
+        raise UsageError(
+            "--ray needs a manifest that all nodes can read: standard input is this machine's"
+        )
+    if output == "-" or (not Path(output).is_dir() and not is_folder(output)):
+        what = "standard output is one stream" if output == "-" else f"{output} names a file"
+        raise UsageError(
+            f"--ray needs a folder that all nodes see, for the parts that they write: {what}. Give "
+            "one, such as -o answers/, and join the parts with `vlmbatch merge`"
+        )
+    with _looking_at(f"output {output}"):
+        _check_place(output, overwrite=True, sharded=True)
+        return FolderDestination(Path(output), options.shard_rows or DEFAULT_PART_ROWS)
+
+
+def check_cluster_engines(ray: str | None, engine: EngineConfig) -> None:
+    """Refuse what says how many engines one machine has, or GPUs an engine, where Ray does.
+
+    Raises:
+        UsageError: names the options.
+    """
+    if ray is not None and engine.tensor_parallel > 1:
+        raise UsageError(
+            f"--ray and --tensor-parallel {engine.tensor_parallel} contradict each other: on a "
+            "cluster every engine has one GPU. Choose one"
+        )
+    given = "--gpus" if engine.gpus is not None else "--replicas"
+    value = engine.gpus if engine.gpus is not None else engine.replicas
+    if ray is not None and value is not None:
+        raise UsageError(
+            f"--ray and {given} {value} contradict each other: every engine gets a GPU of the "
+            "cluster's, and Ray says which. Choose one"
+        )
 
 
 def _part_destination(output: str, part: Part, shard_rows: int | None) -> PartDestination:
@@ -164,6 +211,24 @@ def check_merged_file(output: str | None, folder: Path, *, overwrite: bool) -> P
     return Path(output)
 
 
+def checked_page(page: str | None, output: str, *, overwrite: bool) -> Path:
+    """Where a page goes, refused before an output is read.
+
+    Raises:
+        UsageError: none given, or no page can be there, or something is in the way.
+    """
+    if page is None:
+        raise UsageError(f"no page given: add -o {Path(output).name.partition('.')[0]}.html")
+    path = Path(page)
+    if path.suffix not in (".html", ".htm") or is_stream(page):
+        raise UsageError(f"page {page}: choose the name of a file that ends in .html")
+    check_report_file("--page", page)
+    with _looking_at(f"page {page}"):
+        if os.path.lexists(path) and not overwrite:
+            raise UsageError(f"page {page} exists: add --overwrite to replace it")
+    return path
+
+
 def checked_feature_folder(output: str | None) -> str:
     """Where features go.
 
@@ -200,6 +265,22 @@ def check_resume_options(destination: Destination, policy: RunPolicy) -> None:
         raise UsageError(f"{' and '.join(chosen)} contradict each other: choose one")
     if isinstance(destination, StdoutDestination) and chosen and not policy.overwrite:
         raise UsageError(f"{chosen[0]} needs an output file: standard output keeps nothing")
+
+
+def check_sample(destination: Destination, manifest: ManifestConfig, ray: str | None) -> None:
+    """Refuse a sample in parts.
+
+    Raises:
+        UsageError: names both options.
+    """
+    if manifest.sample is None:
+        return
+    parts = f"--shard {destination.part}" if isinstance(destination, PartDestination) else None
+    if parts or ray is not None:
+        raise UsageError(
+            f"--sample {manifest.sample} and {parts or '--ray'} contradict each other: a sample is "
+            "answered whole by one task. Choose one"
+        )
 
 
 def check_report_file(option: str, path: str | None) -> None:

@@ -86,11 +86,11 @@ def _wanted(item: OptField) -> str:
 
 
 def _suggestion(key: str, value: Any) -> str:
+    if isinstance(value, dict):
+        return "; keys stand at the top level of the file, not in [tables]"
     close = difflib.get_close_matches(key.replace("-", "_").lower(), KEYS, n=1)
     if close:
         return f"; did you mean '{close[0]}'?"
-    if isinstance(value, dict):
-        return "; keys stand at the top level of the file, not in [tables]"
     return "; keys are the option names of `vlmbatch run`, such as max_tokens for --max-tokens"
 
 

@@ -32,18 +32,21 @@ _FOLDER = Opt(
     panel="Input and output",
     short="-o",
 )
+# Of every image something is wanted, and nothing is answered.
+_MANIFEST = without("format", "column_prefix", "keep_inputs", "sample", "sample_seed")
 # Prompts are not looked at, and no token is computed.
 _TOWER = without(
     *("tokenizer", "image_input_type", "image_token_id", "strict_image_tokens"),
     *("disable_image_processor", "chat", "chat_template", "prompt_template"),
     *("system_prompt", "max_num_seqs", "max_batched_tokens", "kv_cache_tokens", "max_model_len"),
-    *("no_prefix_caching", "host_memory", "quantize"),
+    *("kv_cache_dtype", "no_prefix_caching", "host_memory", "gpus", "replicas", "quantize"),
+    "tensor_parallel",
 )
 
 
 @with_options
 def features(
-    manifest: Annotated[ManifestConfig, without("format", "column_prefix", "keep_inputs")],
+    manifest: Annotated[ManifestConfig, _MANIFEST],
     session: Annotated[SessionConfig, _TOWER],
     report: ReportOptions,
     config_file: Path | None,

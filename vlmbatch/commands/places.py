@@ -71,6 +71,11 @@ def feature_places(output: str) -> list[Place]:
     return [Place(f"output {output}", output, written=True, is_ours=True)]
 
 
+def text_places(folder: Path | None) -> list[Place]:
+    """Where answers are written as files: among what else a user has there."""
+    return [] if folder is None else [Place(f"--write-text {folder}", str(folder))]
+
+
 def report_places(**paths: str | None) -> list[Place]:
     """Files of figures or errors, by the names of their options' parameters."""
     return [

@@ -8,14 +8,22 @@ from typing import TYPE_CHECKING
 
 from vlmbatch import log
 from vlmbatch.commands.checks import (
+    check_cluster_engines,
     check_report_file,
     check_resume_options,
+    check_sample,
     check_stdout_use,
     checked_destination,
 )
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
-from vlmbatch.commands.places import check_places, output_places, report_places, session_places
+from vlmbatch.commands.places import (
+    check_places,
+    output_places,
+    report_places,
+    session_places,
+    text_places,
+)
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config import (
     JobConfig,
@@ -26,6 +34,7 @@ from vlmbatch.config import (
     SessionConfig,
     StdoutDestination,
 )
+from vlmbatch.errors import UsageError
 
 if TYPE_CHECKING:
     from vlmbatch.stats import RunStats
@@ -50,10 +59,13 @@ def run(
     """
     destination = checked_destination(output, manifest.source, overwrite=policy.overwrite)
     check_resume_options(destination, policy)
+    check_cluster_engines(output.ray, session.engine)
+    check_sample(destination, manifest, output.ray)
     check_report_file("--summary-json", report.summary_json)
     check_places(
         [
             *output_places(destination),
+            *text_places(output.write_text),
             *report_places(summary_json=report.summary_json),
             *session_places(session, manifest, config_file),
         ],
@@ -61,13 +73,17 @@ def run(
     )
     to_stdout = isinstance(destination, StdoutDestination)
     check_stdout_use("--summary-json", report.summary_json, data_on_stdout=to_stdout)
-    job = JobConfig(session, manifest, destination, sampling, policy)
-    _run(job, Reporting(report, data_on_stdout=to_stdout))
+    job = JobConfig(session, manifest, destination, sampling, policy, output.write_text)
+    if output.ray is not None and output.write_text is not None:
+        raise UsageError(
+            f"--write-text {output.write_text} and --ray {output.ray} contradict each other: "
+            "choose one"
+        )
+    _run(job, Reporting(report, data_on_stdout=to_stdout), output.ray)
 
 
-def _run(config: JobConfig, report: Reporting) -> None:
+def _run(config: JobConfig, report: Reporting, ray: str | None) -> None:
     from vlmbatch.display.summary import print_run_summary
-    from vlmbatch.jobs.run import run as answer_all
     from vlmbatch.stages.stopping import RunStoppedError
     from vlmbatch.stats import RunStats
 
@@ -82,7 +98,7 @@ def _run(config: JobConfig, report: Reporting) -> None:
     ):
         try:
             with report.display(stats):
-                answer_all(config, stats)
+                _answer_all(config, stats, ray)
         except RunStoppedError as error:
             done = what_is_done(config, stats)
             stopped = RunStoppedError(f"{error}. {done[:1].upper()}{done[1:]}", error.exit_status)
@@ -90,10 +106,26 @@ def _run(config: JobConfig, report: Reporting) -> None:
         stats,
         details,
         lambda: print_run_summary(
-            stats, log.console(), str(config.destination), stopped=stopped is not None
+            stats,
+            log.console(),
+            str(config.destination),
+            stopped=stopped is not None,
+            in_parts=ray is not None,
         ),
         stopped,
     )
+
+
+def _answer_all(config: JobConfig, stats: RunStats, ray: str | None) -> None:
+    """The job, on this machine or on a cluster."""
+    if ray is None:
+        from vlmbatch.jobs.run import run as answer_here
+
+        answer_here(config, stats)
+    else:
+        from vlmbatch.ray.run import run as answer_on_cluster
+
+        answer_on_cluster(config, ray, stats)
 
 
 def what_is_done(config: JobConfig, stats: RunStats) -> str:

@@ -24,7 +24,7 @@ _WHOLE_IMAGES = Opt(
 # What answers rows plays no part.
 _TO_LOOK = without(
     *("dtype", "quantize", "device", "attention_backend", "max_num_seqs", "max_batched_tokens"),
-    *("kv_cache_tokens", "no_prefix_caching", "host_memory"),
+    *("kv_cache_tokens", "kv_cache_dtype", "no_prefix_caching", "host_memory"),
 )
 
 

@@ -6,6 +6,7 @@ from vlmbatch.config.engine import (
     DType,
     EngineConfig,
     EngineName,
+    KVCacheDType,
     Quantize,
 )
 from vlmbatch.config.images import (
@@ -54,6 +55,7 @@ __all__ = [
     "ImageLoading",
     "ImageResolution",
     "JobConfig",
+    "KVCacheDType",
     "ManifestConfig",
     "ManifestFormat",
     "OutputOptions",

@@ -7,11 +7,13 @@ from functools import partial
 from typing import Annotated, Literal
 
 from vlmbatch.config.option import Opt, check_bounds
+from vlmbatch.errors import ConfigError
 
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 Device = Literal["auto", "cuda", "cpu"]
 AttentionBackendName = Literal["auto", "flash-attn", "triton", "torch"]
 Quantize = Literal["fp8"]
+KVCacheDType = Literal["auto", "fp8"]
 EngineName = Literal["auto", "vlmbatch", "transformers"]
 
 _model = partial(Opt, panel="Model")
@@ -44,6 +46,27 @@ class EngineConfig:
         ),
     ] = None
     device: Annotated[Device, _model("NAME", "auto, cuda or cpu.")] = "auto"
+    gpus: Annotated[
+        str | None,
+        _engine(
+            "GPUS",
+            "An engine on each of these GPUs: all, a number of them, or a list such as 0,2,3; "
+            "absent: all, of a server one.",
+            unit="gpus",
+        ),
+    ] = None
+    replicas: Annotated[
+        int | None, _engine("N", "Engines on a CPU, which share its cores; absent: 1.", minimum=1)
+    ] = None
+    tensor_parallel: Annotated[
+        int,
+        _engine(
+            "N",
+            "GPUs that one engine divides the model over, where one cannot hold it.",
+            argument="tensor_parallel_size",
+            minimum=1,
+        ),
+    ] = 1
     attention_backend: Annotated[
         AttentionBackendName, _model("NAME", "auto, flash-attn, triton or torch.")
     ] = "auto"
@@ -63,6 +86,13 @@ class EngineConfig:
     kv_cache_tokens: Annotated[
         int | None, _engine("N", "Size of the KV cache; absent: what memory allows.", minimum=1)
     ] = None
+    kv_cache_dtype: Annotated[
+        KVCacheDType,
+        _engine(
+            "NAME",
+            "auto: what the model computes in; fp8: e4m3, which has room for twice the tokens.",
+        ),
+    ] = "auto"
     max_model_len: Annotated[
         int | None, _engine("N", "Context length; absent: the model's own.", minimum=1)
     ] = None
@@ -88,3 +118,19 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.gpus is None:
+            return
+        if self.device == "cpu":
+            raise ConfigError(
+                f"--gpus {self.gpus} with --device cpu, which uses none: --replicas N is for CPUs"
+            )
+        if self.replicas is not None:
+            raise ConfigError(
+                f"--gpus {self.gpus} with --replicas {self.replicas}, which is for CPUs: give one "
+                "of them"
+            )
+
+    @property
+    def several_asked_for(self) -> bool:
+        """Whether it says how many engines, or parts of them, there are to be."""
+        return self.gpus is not None or self.replicas is not None or self.tensor_parallel > 1

@@ -90,6 +90,25 @@ class OutputOptions:
             filled=True,
         ),
     ] = None
+    write_text: Annotated[
+        Path | None,
+        _output(
+            "FOLDER",
+            "Write each answer to a text file too, called like its row's id: of a/b.jpg "
+            "FOLDER/a/b.txt.",
+            filled=True,
+        ),
+    ] = None
+    ray: Annotated[
+        str | None,
+        _output(
+            "[ADDRESS]",
+            "Answer parts of N rows (--shard-rows) on the machines of a Ray cluster, into a folder "
+            "that all of them see; ADDRESS: HOST:PORT, local, or auto (default): RAY_ADDRESS or "
+            "this machine's.",
+            filled=True,
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         check_bounds(self)
@@ -148,4 +167,5 @@ class JobConfig:
     destination: Destination
     sampling: SamplingParams = field(default_factory=SamplingParams)
     policy: RunPolicy = field(default_factory=RunPolicy)
+    text_folder: Path | None = None  # where answers are written as files too
     queue_rows: int = 128  # prepared rows that may wait for the engine

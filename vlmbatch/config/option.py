@@ -9,7 +9,7 @@ from __future__ import annotations
 import collections.abc
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -171,6 +171,18 @@ def build(config: type[C], values: Mapping[str, Any], key: str = "name") -> C:
     return _construct(config, nested)
 
 
+def option_values(config: Any) -> dict[str, Any]:
+    """The options of a configuration by their names in Python, ready for JSON.
+
+    ``build`` with ``key="argument"`` makes of them the configuration again.
+    """
+    values: dict[str, Any] = {}
+    for item in opt_fields(type(config)):
+        value = reduce(getattr, item.path, config)
+        values[item.argument] = str(value) if isinstance(value, Path) else value
+    return values
+
+
 def _construct(config: type[C], values: Mapping[str, Any]) -> C:
     hints = get_type_hints(config)
     ready = {
@@ -202,6 +214,11 @@ def _value(item: OptField, name: str, value: Any) -> Any:
         if NoneType in get_args(item.kind):
             return None
         raise ConfigError(item.opt.absent or f"{name} must be {_wanted(item)}, got None")
+    if item.opt.unit is not None and item.plain_kind is str and not isinstance(value, str):
+        if type(value) is not int:
+            wanted = UNITS[item.opt.unit].in_files
+            raise ConfigError(f"{name} must be {wanted}, got {typed.shown(value)}")
+        value = str(value)  # text that may be a number alone
     if item.opt.unit is not None and isinstance(value, str):
         return _parsed(name, item.opt.unit, value)
     if item.item_kind is not None:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from vlmbatch.errors import ConfigError
 
-UnitName = Literal["time", "size", "share", "shape"]
+UnitName = Literal["time", "size", "share", "shape", "gpus"]
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _MAX_SIZE = 2**63  # bytes, what the system's own sizes end at
@@ -117,6 +117,25 @@ def show_image_shape(shape: tuple[int, ...]) -> str:
     return ",".join(map(str, shape))
 
 
+def parse_gpus(text: str) -> str:
+    """GPUs as people write them: "all", a number of them, or "0,2,3"; without blanks.
+
+    Raises:
+        ConfigError: no such text, or a GPU that is named twice.
+    """
+    parts = [part.strip().lower() for part in text.split(",")]
+    if parts == ["all"]:
+        return "all"
+    written_so = all(part.isascii() and part.isdigit() for part in parts)
+    if not written_so or (len(parts) == 1 and int(parts[0]) == 0):
+        raise ConfigError(f'must be all, a number of GPUs, or a list such as 0,2,3, got "{text}"')
+    numbers = [int(part) for part in parts]
+    for index, number in enumerate(numbers):
+        if number in numbers[:index]:
+            raise ConfigError(f'must name each GPU once, got "{text}"')
+    return ",".join(map(str, numbers))
+
+
 UNITS: dict[UnitName, Unit] = {
     "time": Unit(
         parse_duration, show_duration, 'a number of seconds, or a string such as "2h"', (int, float)
@@ -131,4 +150,5 @@ UNITS: dict[UnitName, Unit] = {
         'an array of integers, or a string such as "1,3,336,336"',
         (list,),
     ),
+    "gpus": Unit(parse_gpus, str, 'a number of GPUs, or a string such as "all" or "0,2,3"', (int,)),
 }

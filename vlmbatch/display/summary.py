@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vlmbatch.display.progress import duration
-from vlmbatch.durable.run_paths import work_folder_path
+from vlmbatch.durable.run_paths import parts_work_folder, work_folder_path
 from vlmbatch.errors import OutputError
 from vlmbatch.log import printable
 from vlmbatch.output.openai_lines import errors_path, is_batch_output
@@ -22,11 +22,17 @@ from vlmbatch.stats import RunStats
 
 
 def print_run_summary(
-    stats: RunStats, console: Console, output: str, *, stopped: bool = False
+    stats: RunStats,
+    console: Console,
+    output: str,
+    *,
+    stopped: bool = False,
+    in_parts: bool = False,
 ) -> None:
     """Rows, rates, errors with an example each, and where the output is.
 
-    ``stopped``: the run ended early, so that there is no output yet.
+    ``stopped``: the run ended early, so that there is no output yet. ``in_parts``: it is a folder
+    of parts, which are yet to be joined.
     """
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
@@ -35,11 +41,12 @@ def print_run_summary(
     if stats.rows_done > stats.rows_resumed:
         _add_rates(table, stats)
     if stats.quantization is not None:
-        table.add_row("weights", stats.quantization)
+        table.add_row("quantized", stats.quantization)
     if output == "-":
         table.add_row("output", "standard output")
     elif stopped:
-        table.add_row("kept in", Text(printable(str(work_folder_path(Path(output))))))
+        kept = parts_work_folder(Path(output)) if in_parts else work_folder_path(Path(output))
+        table.add_row("kept in", Text(printable(str(kept))))
     else:
         table.add_row("output", Text(printable(output)))
         if is_batch_output(Path(output)) and stats.num_errors:
@@ -53,6 +60,10 @@ def print_run_summary(
         console.print()
         retry = "--retry-failed answers the error rows again, " if stats.num_errors else ""
         console.print(f"{retry}--overwrite starts anew")
+    if in_parts and not stopped:
+        console.print()
+        join = f"next: join the parts with `vlmbatch merge {output} -o FILE`"
+        console.print(Text(printable(join)), soft_wrap=True)
 
 
 def _rows(stats: RunStats, stopped: bool) -> str:
@@ -79,6 +90,9 @@ def _add_rates(table: Table, stats: RunStats) -> None:
         f"{figures['completion_tokens']:,} generated: "
         f"{figures['completion_tokens_per_second']:,.0f}/s",
     )
+    if stats.engines:
+        shares = (f"{name}: {share['rows']:,}" for name, share in stats.engines.items())
+        table.add_row("engines", f"{', '.join(shares)} rows")
 
 
 def print_merge_summary(stats: RunStats, console: Console, folder: str, output: str) -> None:

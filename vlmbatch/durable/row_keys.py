@@ -68,9 +68,12 @@ def _sampling_values(sampling: SamplingParams | None) -> list[Any]:
 
 
 def _image_values(image: ImageRef) -> list[Any]:
+    values = _source_values(image)
+    if image.page is not None:
+        values = [*values, "page", *astuple(image.page)]
     if image.resolution is None:  # as in versions where rows had none of their own
-        return _source_values(image)
-    return [*_source_values(image), *astuple(image.resolution)]
+        return values
+    return [*values, *astuple(image.resolution)]
 
 
 def _source_values(image: ImageRef) -> list[Any]:

@@ -5,13 +5,14 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+from vlmbatch_kernels.quantized_rows import E4M3
 
 from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.config import EngineConfig
 from vlmbatch.engine.batch import build_step_inputs
 from vlmbatch.engine.block_pool import BlockPool
 from vlmbatch.engine.engine import Engine
-from vlmbatch.engine.kv_cache import KVCache, pool_granules
+from vlmbatch.engine.kv_cache import KVCache, pool_granules, resolve_kv_dtype
 from vlmbatch.engine.lanes import Lanes, make_lanes
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.model_runner import ModelRunner
@@ -19,6 +20,7 @@ from vlmbatch.engine.overlap import OverlapPolicy
 from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.family import VisionLanguageModel
+from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
 
 
 def make_engine(
@@ -32,27 +34,33 @@ def make_engine(
     ahead: bool | None = None,
     lanes: Lanes | None = None,
     overlap: OverlapPolicy | None = None,
+    parallel: ParallelContext = SINGLE_DEVICE,
 ) -> Engine:
     """An engine around ``model``, whose weights are on ``device`` in ``dtype``.
 
     ``ahead``: prepare a step while the one before is computed; None: on a GPU. ``lanes``: to run
     prefill beside decode in; None: as the device and ``config`` allow. ``overlap``: when to use
-    them; None: where it pays by the shape of the model.
+    them; None: where it pays by the shape of the model. ``parallel``: this rank, whose heads
+    ``model_config`` counts, of those that divide the model.
 
     Raises:
-        ConfigError: the KV cache that ``config`` asks for is less than a granule.
+        ConfigError: the KV cache that ``config`` asks for is less than a granule, or of a type that
+            ``device`` does not read.
     """
     text = model_config.text
     limits = Limits.resolve(config, text, device.type)
     granule, block_size = backend.granule, backend.block_size
-    granules = pool_granules(config.kv_cache_tokens, text, limits, granule, dtype)
-    kv_cache = KVCache(text, granules * granule, granule, block_size, dtype, device)
+    kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype, device)
+    granules = pool_granules(config.kv_cache_tokens, text, limits, granule, kv_dtype)
+    scales = model.kv_scales() if kv_dtype == E4M3 else None
+    kv_cache = KVCache(text, granules * granule, granule, block_size, kv_dtype, device, scales)
     runner = ModelRunner(
         model,
         kv_cache,
         device,
         cached_image_tokens=limits.cached_image_tokens,
         vision_tokens=limits.vision_tokens,
+        parallel=parallel,
     )
     main, own_lanes = make_lanes(
         config, backend, device, limits.max_num_seqs, limits.max_model_len, kv_cache.spare_slot
@@ -76,9 +84,10 @@ def make_engine(
         ),
         main,
         lanes or own_lanes,
-        overlap or OverlapPolicy(text, dtype.itemsize),
+        overlap or OverlapPolicy(text, dtype.itemsize, kv_dtype.itemsize),
         limits,
         eos_token_ids=frozenset(model_config.eos_token_ids),
         device=device,
         ahead=device.type == "cuda" if ahead is None else ahead,
+        recovers=parallel.world_size == 1,
     )

@@ -54,12 +54,14 @@ class Engine:
         eos_token_ids: frozenset[int],
         device: torch.device,
         ahead: bool,
+        recovers: bool = True,
     ) -> None:
         """The parts come from ``assembly.make_engine``.
 
         ``make_scheduler`` gives one whose pool is as large as the runner's KV cache. ``main`` is
         for steps of all kinds, ``lanes`` for prefill beside decode where ``overlap`` wants it.
-        ``ahead``: launch a step before the results of the one before are in.
+        ``ahead``: launch a step before the results of the one before are in. ``recovers``: go on
+        when a step fails; ranks that share a step cannot, as it may fail on one of them alone.
         """
         self.runner = runner
         self._make_scheduler = make_scheduler
@@ -73,7 +75,10 @@ class Engine:
         self._eos_token_ids = eos_token_ids
         self.device = device
         self._ahead = ahead
+        self._recovers = recovers
         self._failures = 0  # sequences given up since a step went well
+        # Told of the sequences of each step before it is launched: what they were, if it kills us.
+        self.on_launch: Callable[[list[Sequence]], None] | None = None
 
     @property
     def max_model_len(self) -> int:
@@ -207,12 +212,16 @@ class Engine:
     ) -> Exception | None:
         """Launch a step, behind all that ``after`` has launched; returns what it failed with."""
         before = lane.under_way[-1] if lane.under_way else None
+        if self.on_launch is not None:
+            self.on_launch([chunk.sequence for chunk in chunks])
         try:
             with lane.current(after):
                 step = self.runner.launch(self._inputs(chunks), before, lane.graphs)
         except torch.AcceleratorError:
             raise
         except _STEP_FAILURES as error:
+            if not self._recovers:
+                raise
             return error
         lane.push(step, [chunk.sequence for chunk in chunks])
         return None
@@ -285,6 +294,14 @@ class Engine:
         for sequence in dropped:
             self.scheduler.finish(sequence, None)
         return dropped
+
+    def take_back(self, most: int) -> list[Sequence]:
+        """Give up sequences that nothing was ever computed of, the last ``most`` of them."""
+        new = [each for each in self.scheduler.waiting if each.num_cached_tokens is None]
+        taken = new[max(0, len(new) - most) :]
+        for sequence in taken:
+            self.scheduler.finish(sequence, None)
+        return taken
 
     def reset(self) -> None:
         """Give up every sequence and cached prefix: an interrupted step leaves them half done."""

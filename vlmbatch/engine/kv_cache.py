@@ -3,18 +3,51 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+from vlmbatch_kernels.dispatch import has_triton
 from vlmbatch_kernels.granules import copy_granules
+from vlmbatch_kernels.quantized_rows import E4M3
 
+from vlmbatch.attention import INSTALL_TRITON
 from vlmbatch.attention.base import LayerKVCache
+from vlmbatch.config import KVCacheDType
 from vlmbatch.engine.limits import Limits
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import TextConfig
 
 _DEFAULT_BYTES = 2**30
+_E4M3_CAPABILITY = (8, 9)  # Ada: the first GPUs that convert it
+
+
+def resolve_kv_dtype(name: KVCacheDType, dtype: torch.dtype, device: torch.device) -> torch.dtype:
+    """What keys and values are stored in, of a model that computes in ``dtype``.
+
+    Raises:
+        ConfigError: ``device`` is a GPU on which our kernels do not read e4m3.
+    """
+    if name == "auto":
+        return dtype
+    if device.type == "cuda":
+        _check_reads_e4m3(device)
+    return E4M3
+
+
+def _check_reads_e4m3(device: torch.device) -> None:
+    capability = torch.cuda.get_device_capability(device)
+    if capability < _E4M3_CAPABILITY:
+        need, have = (f"{major}.{minor}" for major, minor in (_E4M3_CAPABILITY, capability))
+        raise ConfigError(
+            f"--kv-cache-dtype fp8 needs a GPU of capability {need}, this one has {have}; leave "
+            "it out"
+        )
+    if not has_triton():
+        raise ConfigError(
+            f"--kv-cache-dtype fp8 needs triton on a GPU; try: {INSTALL_TRITON}, or leave it out"
+        )
 
 
 def kv_bytes_per_token(text: TextConfig, dtype: torch.dtype) -> int:
@@ -82,8 +115,11 @@ class KVCache:
         slack: int,
         dtype: torch.dtype,
         device: torch.device,
+        scales: Sequence[Tensor] | None = None,
     ) -> None:
         """``slack``: tokens behind the last page that a backend may read past its end.
+
+        ``scales``: of each layer's keys and values, where ``dtype`` is e4m3; see ``LayerKVCache``.
 
         The pool starts as zeros: what lies there is masked, but a NaN would come through the mask.
 
@@ -100,12 +136,16 @@ class KVCache:
                 f"no memory for a KV cache of {num_tokens} tokens, which takes "
                 f"{num_bytes / 2**30:,.1f} GiB: lower --kv-cache-tokens"
             ) from error
+        assert (scales is not None) == (dtype == E4M3)
         self.layers = [
-            LayerKVCache(pool[0, layer], pool[1, layer]) for layer in range(text.num_layers)
+            LayerKVCache(pool[0, layer], pool[1, layer], None if scales is None else scales[layer])
+            for layer in range(text.num_layers)
         ]
         self.spare_slot = num_tokens
         size = granule * text.num_kv_heads * text.head_dim
-        self._granules = pool.view(2 * text.num_layers, -1, size)
+        # Of e4m3 torch copies no rows by index, but bytes.
+        copied = pool if scales is None else pool.view(torch.uint8)
+        self._granules = copied.view(2 * text.num_layers, -1, size)
 
     def copy(self, source: Tensor, target: Tensor) -> None:
         """Overwrite granules ``target`` with granules ``source``, both (n,) int64, all apart."""

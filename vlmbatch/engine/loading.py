@@ -10,16 +10,23 @@ from typing import Protocol
 
 import torch
 
+from vlmbatch import __version__
 from vlmbatch.attention import make_backend
+from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.config import Device, DType, EngineConfig
 from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.kv_cache import resolve_kv_dtype
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside
+from vlmbatch.engine.process_group import check_agreement, join
+from vlmbatch.engine.rank import ALONE, Rank
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import ModelConfig, WeightDType
 from vlmbatch.models.family import ImageProcessor, Processor, VisionModel
+from vlmbatch.models.parallel import SINGLE_DEVICE, own_heads
 from vlmbatch.models.registry import load_model, load_vision, random_model
+from vlmbatch.models.weights import describe_weights
 
 logger = logging.getLogger(__name__)
 
@@ -37,16 +44,18 @@ def build_engine(
     config: EngineConfig,
     processor: Processor,
     *,
+    rank: Rank = ALONE,
     reserved_bytes: int = 0,
 ) -> Engine:
     """Load the checkpoint in ``folder`` onto the device and build an engine around it.
 
     Where ``processor`` has images come as features, the tower is neither loaded nor allocated.
-    ``reserved_bytes`` of a GPU's memory are left to other processes.
+    ``rank``: of the processes that divide the model, all of which call this and then take the same
+    requests and steps. ``reserved_bytes`` of a GPU's memory are left to other processes.
 
     Raises:
-        ConfigError: the device, data type or attention backend is not to be had here, or the
-            device's memory is too small.
+        ConfigError: the device, data type or attention backend is not to be had here, the
+            device's memory is too small, or the model cannot be divided over the ranks.
         CheckpointError: the weights do not fit the configuration.
     """
     assert config.quantize is None or model_config.quantization is not None, "see open_model"
@@ -54,11 +63,24 @@ def build_engine(
     if device.type == "cpu" and config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
     dtype = resolve_dtype(config.dtype, model_config, device)
+    kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype, device)
     backend = make_backend(config.attention_backend, device.type, dtype)
+    parallel = SINGLE_DEVICE
+    if rank.count > 1:
+        parallel = join(rank, device)
+        weights = "random" if config.random_weights else describe_weights(folder)
+        check_agreement(parallel, _facts(model_config, weights, device, dtype, backend))
+        # No step has run beside another, or from a graph, with sums over ranks within it.
+        config = replace(config, cuda_graphs=False, overlap_prefill=False)
     make_model = random_model if config.random_weights else partial(load_model, folder)
     try:
         model = make_model(
-            model_config, processor.images, device=device, dtype=dtype, backend=backend
+            model_config,
+            processor.images,
+            device=device,
+            dtype=dtype,
+            backend=backend,
+            parallel=parallel,
         )
     except torch.OutOfMemoryError as error:
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
@@ -66,6 +88,8 @@ def build_engine(
             f"the weights in {str(dtype).removeprefix('torch.')} do not fit into the memory of "
             f"the GPU: {total:.1f} GiB, of which {free:.1f} GiB were left when it ran out"
         ) from error
+    if rank.count > 1:
+        model_config = replace(model_config, text=own_heads(model_config.text, parallel))
     if device.type == "cuda" and config.kv_cache_tokens is None:
         limits = Limits.resolve(config, model_config.text, device.type)
         tokens = kv_tokens_beside(
@@ -75,11 +99,13 @@ def build_engine(
             backend,
             device,
             dtype,
+            kv_dtype,
             processor.largest_image(),
             reserved_bytes,
+            parallel,
         )
         config = replace(config, kv_cache_tokens=tokens)
-    engine = make_engine(model, model_config, config, backend, device, dtype)
+    engine = make_engine(model, model_config, config, backend, device, dtype, parallel=parallel)
     logger.debug(
         "engine on %s in %s: %s attention, a KV cache of %d tokens, context length %d",
         device,
@@ -89,6 +115,25 @@ def build_engine(
         engine.max_model_len,
     )
     return engine
+
+
+def _facts(
+    model_config: ModelConfig,
+    weights: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    backend: AttentionBackend,
+) -> dict[str, str]:
+    """What ranks must have in common to divide a model."""
+    return {
+        "version of vlmbatch": __version__,
+        "version of torch": str(torch.__version__),
+        "configuration": repr(model_config),
+        "weights": weights,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
+        "data type": str(dtype).removeprefix("torch."),
+        "attention backend": backend.name,
+    }
 
 
 def build_vision(

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from vlmbatch_kernels.quantized_rows import E4M3
 
 from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.config import SamplingParams
@@ -24,6 +25,7 @@ from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import ModelConfig, TextConfig
 from vlmbatch.models.family import VisionLanguageModel
+from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
 from vlmbatch.types import ImageInput, ImageSpan, Request
 
 # What no single step shows: CUDA graphs with the logits that each of them keeps, a decode step
@@ -40,11 +42,15 @@ def kv_tokens_beside(
     backend: AttentionBackend,
     device: torch.device,
     dtype: torch.dtype,
+    kv_dtype: torch.dtype,
     largest_image: ImageInput,
     reserved_bytes: int = 0,
+    parallel: ParallelContext = SINGLE_DEVICE,
 ) -> int:
     """Tokens of KV cache that the GPU ``device`` holds beside the weights and any step.
 
+    Where ranks divide the model, each measures its own, and all get the least.
+    ``dtype``: that the model computes in; ``kv_dtype``: that the cache is to be in.
     ``largest_image``: of which no image has more tokens; see ``Processor``. ``reserved_bytes``: for
     other processes, whether they have taken them yet or not.
 
@@ -57,7 +63,9 @@ def kv_tokens_beside(
     reserved = torch.cuda.memory_reserved(device)
     torch.cuda.reset_peak_memory_stats(device)
     try:
-        run_largest_step(model, model_config, limits, backend, device, dtype, largest_image)
+        run_largest_step(
+            model, model_config, limits, backend, device, kv_dtype, largest_image, parallel
+        )
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"GPU memory left beside the weights is {free / 2**30:.1f} GiB, too little for a step "
@@ -71,18 +79,19 @@ def kv_tokens_beside(
     cached_tokens = max(limits.cached_image_tokens, largest_image.grid.num_tokens)
     images = cached_tokens * model_config.image_embedding_size * dtype.itemsize
     left = free - step - images - reserved_bytes - _MARGIN_BYTES
-    return kv_tokens_within(left, model_config.text, limits, backend.granule, dtype)
+    tokens = kv_tokens_within(left, model_config.text, limits, backend.granule, kv_dtype)
+    return parallel.least(tokens, device)
 
 
 def kv_tokens_within(
-    num_bytes: int, text: TextConfig, limits: Limits, granule: int, dtype: torch.dtype
+    num_bytes: int, text: TextConfig, limits: Limits, granule: int, kv_dtype: torch.dtype
 ) -> int:
     """Tokens that ``num_bytes`` hold, whole granules of them and no more than steps can use.
 
     Raises:
         ConfigError: fewer than one sequence of full length takes.
     """
-    allowed = max(0, num_bytes) // kv_bytes_per_token(text, dtype)
+    allowed = max(0, num_bytes) // kv_bytes_per_token(text, kv_dtype)
     if allowed // granule < full_length(limits, granule):
         raise ConfigError(
             f"GPU memory left for the KV cache holds {allowed} tokens, fewer than the context "
@@ -97,8 +106,9 @@ def run_largest_step(
     limits: Limits,
     backend: AttentionBackend,
     device: torch.device,
-    dtype: torch.dtype,
+    kv_dtype: torch.dtype,
     largest_image: ImageInput,
+    parallel: ParallelContext = SINGLE_DEVICE,
 ) -> None:
     """Run a step with as many tokens, sampled tokens and new image tokens as any may have.
 
@@ -106,11 +116,17 @@ def run_largest_step(
     what it computes means nothing. Afterwards the kernels of prefill are compiled and loaded.
     """
     page = backend.block_size
-    cache = KVCache(model_config.text, page, backend.granule, page, dtype, device)
-    runner = ModelRunner(model, cache, device, limits.cached_image_tokens, limits.vision_tokens)
+    text = model_config.text
+    # As good as the model's own, which take memory for a moment.
+    ones = [torch.ones(2, text.num_kv_heads, device=device)] * text.num_layers
+    scales = ones if kv_dtype == E4M3 else None
+    cache = KVCache(text, page, backend.granule, page, kv_dtype, device, scales)
+    runner = ModelRunner(
+        model, cache, device, limits.cached_image_tokens, limits.vision_tokens, parallel
+    )
     count = max(1, limits.vision_tokens // largest_image.grid.num_tokens)
     images = [replace(largest_image, content_hash=b"%d" % index) for index in range(count)]
-    chunks = _largest_chunks(model_config.text, limits, images)
+    chunks = _largest_chunks(text, limits, images)
     for chunk in chunks:
         chunk.sequence.blocks = [Block(0, page // backend.granule)] * -(-chunk.length // page)
     inputs = build_step_inputs(chunks, page, backend.granule, device)

@@ -17,6 +17,7 @@ from vlmbatch.engine.logprobs import StepLogprobs
 from vlmbatch.engine.sampler import sample
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.models.family import Embedded, VisionLanguageModel
+from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
 from vlmbatch.types import TokenLogprob
 
 
@@ -59,7 +60,7 @@ class LaunchedStep:
 
 
 class ModelRunner:
-    """Holds the model and its caches on one device."""
+    """Holds the model and its caches on one device; ``parallel``: which part of the model."""
 
     def __init__(
         self,
@@ -68,8 +69,10 @@ class ModelRunner:
         device: torch.device,
         cached_image_tokens: int,
         vision_tokens: int,
+        parallel: ParallelContext = SINGLE_DEVICE,
     ) -> None:
         self._model = model
+        self._parallel = parallel
         self._kv_cache = kv_cache
         self._device = device
         self.encoder_cache = EncoderCache(
@@ -92,26 +95,38 @@ class ModelRunner:
             self._kv_cache.copy(*inputs.copies)
         if before is not None and inputs.pending_tokens:
             self._take_pending(inputs, before)
-        logits = self._logits(inputs, graphs)
+        hidden = self._hidden(inputs, graphs)
         if not inputs.sampled:
             return LaunchedStep.of([], torch.empty(0, dtype=torch.int64, device=self._device))
-        requests = [sequence.request for sequence in inputs.sampled]
-        params = [request.sampling for request in requests]
-        scores = logits
-        if inputs.penalised is not None:
-            scores = inputs.penalised.apply(logits, inputs.input_ids)
-        tokens = sample(scores, params, inputs.sample_positions)
-        logprobs = StepLogprobs.launch(logits, tokens, requests)
+        tokens, logprobs = self._sampled(hidden, inputs)
         return LaunchedStep.of(inputs.sampled, tokens, logprobs)
 
-    def _logits(self, inputs: StepInputs, graphs: DecodeGraphs | None) -> Tensor:
-        """(n, V) of the queries behind which a token is sampled."""
+    def _sampled(self, hidden: Tensor, inputs: StepInputs) -> tuple[Tensor, StepLogprobs | None]:
+        """Token ids (n,) int64, and what is told of their logits.
+
+        Where ranks divide the model, the tokens are the first one's choice, which alone tells more.
+        """
+        logprobs = None
+        if self._parallel.rank == 0:
+            requests = [sequence.request for sequence in inputs.sampled]
+            params = [request.sampling for request in requests]
+            scores = logits = self._model.compute_logits(hidden)
+            if inputs.penalised is not None:
+                scores = inputs.penalised.apply(logits, inputs.input_ids)
+            tokens = sample(scores, params, inputs.sample_positions)
+            logprobs = StepLogprobs.launch(logits, tokens, requests)
+        else:
+            tokens = torch.empty(len(inputs.sampled), dtype=torch.int64, device=self._device)
+        if self._parallel.world_size > 1:
+            tokens = self._parallel.broadcast(tokens)
+        return tokens, logprobs
+
+    def _hidden(self, inputs: StepInputs, graphs: DecodeGraphs | None) -> Tensor:
+        """(n, E) of the queries behind which a token is sampled."""
         if graphs is not None and inputs.is_decode:
             # The logits are no part of a graph: each would keep its own, as wide as the vocabulary.
-            hidden = graphs.run(inputs, self._decode)
-        else:
-            hidden = self._forward(self._embed(inputs), inputs.positions, inputs.metadata)
-        return self._model.compute_logits(hidden)
+            return graphs.run(inputs, self._decode)
+        return self._forward(self._embed(inputs), inputs.positions, inputs.metadata)
 
     def _decode(self, token_ids: Tensor, positions: Tensor, metadata: AttentionMetadata) -> Tensor:
         return self._forward(self._model.embed(token_ids), positions, metadata)

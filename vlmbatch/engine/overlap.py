@@ -23,12 +23,13 @@ class OverlapPolicy:
     decoding tokens ride along with prefill at no cost, on the whole GPU.
     """
 
-    def __init__(self, text: TextConfig, bytes_per_number: int) -> None:
+    def __init__(self, text: TextConfig, weight_bytes: int, kv_bytes: int) -> None:
+        """``weight_bytes``, ``kv_bytes``: of a number of the weights and of the KV cache."""
         weights = text.num_layer_weights
         kv_numbers = 2 * text.num_layers * text.num_kv_heads * text.head_dim
         self._prefill_token_s = 2 * weights / _OPERATIONS_PER_SECOND
-        self._weights_s = weights * bytes_per_number / _BYTES_PER_SECOND
-        self._kv_token_s = kv_numbers * bytes_per_number / _BYTES_PER_SECOND
+        self._weights_s = weights * weight_bytes / _BYTES_PER_SECOND
+        self._kv_token_s = kv_numbers * kv_bytes / _BYTES_PER_SECOND
         self._num_finished = 0
         self._mean_output = 0.0
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from vlmbatch.types import Request
+from vlmbatch.types import ProcessedInputs, Request
 
 # The model's arguments that have a column a token: (1, T) or (1, T, ...).
 _BY_TOKEN = {
@@ -28,7 +29,7 @@ def signature(request: Request) -> Hashable:
     assert inputs is not None
     parts = []
     for name, value in sorted(inputs.tensors.items()):
-        if not isinstance(value, Tensor) or value.ndim == 0:
+        if not isinstance(value, Tensor | np.ndarray) or value.ndim == 0:
             return request.index
         shape = value.shape[2:] if name in _BY_TOKEN else value.shape[1:]
         parts.append((name, value.dtype, value.ndim, tuple(shape)))
@@ -41,7 +42,7 @@ def collate(requests: Sequence[Request], pad_token_id: int) -> dict[str, Any]:
 
     Each is what the processor made of the row alone: no row's images are padded to another's.
     """
-    rows = [request.inputs.tensors for request in requests if request.inputs is not None]
+    rows = [_tensors(request.inputs) for request in requests if request.inputs is not None]
     assert len(rows) == len(requests)
     longest = max(len(request.token_ids) for request in requests)
     batch: dict[str, Any] = {}
@@ -54,6 +55,14 @@ def collate(requests: Sequence[Request], pad_token_id: int) -> dict[str, Any]:
         else:
             batch[name] = torch.cat([row[name] for row in rows])
     return batch
+
+
+def _tensors(inputs: ProcessedInputs) -> dict[str, Any]:
+    """The row's tensors, which are arrays where they have come from another process."""
+    return {
+        name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value
+        for name, value in inputs.tensors.items()
+    }
 
 
 def _padded(value: Tensor, length: int, fill: int) -> Tensor:

@@ -25,9 +25,11 @@ _REASONS = {
     "image_processor_revision": "it is a part of the checkpoint's processor",
     "tokenizer": "it is a part of the checkpoint's processor",
     "quantize": "transformers loads weights as they are",
+    "tensor_parallel": "transformers runs on one device",
     "attention_backend": "transformers chooses its own",
     "max_batched_tokens": "a batch is bounded by --max-num-seqs",
     "kv_cache_tokens": "transformers makes a cache for each batch",
+    "kv_cache_dtype": "transformers makes a cache for each batch",
     "enable_prefix_caching": "there is no prefix cache",
 }
 

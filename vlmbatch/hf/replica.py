@@ -17,7 +17,14 @@ from vlmbatch.hf.failures import BatchFailedError
 from vlmbatch.hf.row import RowUnderWay
 from vlmbatch.log import logger
 from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.replicas.replica import Completion, Event, NewTokens, ReplicaStatus, RowFailure
+from vlmbatch.replicas.replica import (
+    Completion,
+    Event,
+    NewTokens,
+    OnBegin,
+    ReplicaStatus,
+    RowFailure,
+)
 from vlmbatch.types import Request, TokenLogprob
 
 _POLL_SECONDS = 0.1  # that a poll waits for news
@@ -44,7 +51,7 @@ class HfReplica:
 
     Rows whose ``signature`` is equal may be in one batch. ``on_start`` is called on the generating
     thread before the first. ``on_cpu`` tells where the model is. An idle replica waits
-    ``gather_seconds`` for requests beside those it has.
+    ``gather_seconds`` for requests beside those it has. ``on_begin`` is told of each batch's rows.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class HfReplica:
         on_cpu: bool = True,
         on_start: Callable[[], None] = lambda: None,
         gather_seconds: float = _GATHER_SECONDS,
+        on_begin: OnBegin | None = None,
     ) -> None:
         self.max_model_len = max_model_len
         self.on_cpu = on_cpu
@@ -69,12 +77,13 @@ class HfReplica:
         self._max_num_seqs = max_num_seqs
         self._on_start = on_start
         self._gather_seconds = gather_seconds
+        self._on_begin = on_begin
         self._no_more = False  # requests are to come
         self._first_at = self._last_at = 0.0  # when the requests that wait were submitted
         self._rows: dict[int, RowUnderWay] = {}  # that have not ended, by index
         self._waiting: dict[int, RowUnderWay] = {}  # of these, in no batch yet; oldest first
         self._waiting_bytes = 0
-        self._prompt_tokens = self._generation_tokens = 0
+        self._prompt_tokens = self._generation_tokens = self._answered = 0
         # Between this thread and the generating one.
         self._batches: queue.SimpleQueue[list[RowUnderWay] | None] = queue.SimpleQueue()
         self._news: queue.SimpleQueue[tuple[RowUnderWay, Event] | VlmbatchError | None] = (
@@ -86,15 +95,17 @@ class HfReplica:
         self._thread: threading.Thread | None = None
 
     @property
+    def max_waiting(self) -> int:
+        """Requests that may usefully wait, to choose batches from."""
+        return _WINDOW_BATCHES * self._max_num_seqs
+
+    @property
     def num_unfinished(self) -> int:
         return len(self._rows)
 
     @property
     def wants_requests(self) -> bool:
-        return (
-            len(self._waiting) < _WINDOW_BATCHES * self._max_num_seqs
-            and self._waiting_bytes < _WAITING_BYTES
-        )
+        return len(self._waiting) < self.max_waiting and self._waiting_bytes < _WAITING_BYTES
 
     @property
     def fills_step(self) -> bool:
@@ -107,6 +118,7 @@ class HfReplica:
             waiting=len(self._waiting),
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
+            answered=self._answered,
         )
 
     def submit(self, request: Request, *, stream: bool = False) -> None:
@@ -156,6 +168,13 @@ class HfReplica:
         for row in list(self._waiting.values()):
             self._forget(row)
 
+    def take_back(self, most: int) -> list[int]:
+        rows = list(self._waiting.values())
+        taken = rows[max(0, len(rows) - most) :]
+        for row in taken:
+            self._forget(row)
+        return [row.request.index for row in taken]
+
     def expect_no_more(self) -> None:
         self._no_more = True
 
@@ -187,6 +206,7 @@ class HfReplica:
         if isinstance(event, Completion):
             self._prompt_tokens += row.num_prompt_tokens
             self._generation_tokens += len(event.token_ids)
+            self._answered += 1
         self._forget(row)
         return [event]
 
@@ -212,6 +232,8 @@ class HfReplica:
             del self._waiting[row.request.index]
             self._waiting_bytes -= _num_bytes(row)
         self._generating = True
+        if self._on_begin is not None:
+            self._on_begin([row.request.index for row in batch])
         if self._thread is None:
             # A daemon: a program that forgets to close its model shall end all the same.
             self._thread = threading.Thread(target=self._work, name="transformers", daemon=True)

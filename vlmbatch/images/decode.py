@@ -25,6 +25,7 @@ from vlmbatch.images.formats import (
     open_decoder,
     video_format,
 )
+from vlmbatch.images.pdf import page_size, render_page
 from vlmbatch.images.tensor_file import NPY_MAGIC, is_safetensors
 from vlmbatch.models.reduced import Reduced
 from vlmbatch.types import ImageRef
@@ -81,6 +82,8 @@ def probe_image(ref: ImageRef, limits: ImageLimits) -> ImageHeader:
     Raises:
         RowError: an image code; the message names the path and the cause.
     """
+    if ref.page is not None:
+        return ImageHeader("PDF", *page_size(ref, limits)[::-1])
     with _opened(ref, limits) as image:
         assert image.format is not None
         height, width = _upright(image.height, image.width, image)
@@ -100,11 +103,14 @@ def jpeg_layout(ref: ImageRef, limits: ImageLimits) -> tuple[int, int, int | Non
 def decode_image(ref: ImageRef, limits: ImageLimits) -> Image.Image:
     """Decode an image to mode RGB, upright by its EXIF orientation; an animation's first frame.
 
-    Alpha is composed over white, 16-bit grey rescaled. Safe to call from many threads.
+    Alpha is composed over white, 16-bit grey rescaled, a page of a PDF rendered. Safe to call
+    from many threads.
 
     Raises:
         RowError: an image code; the message names the path and the cause.
     """
+    if ref.page is not None:
+        return render_page(ref, limits)
     with _opened(ref, limits) as image:
         rgb = _upright_rgb(image)
         rgb.info = {}  # nothing may rotate it again
@@ -123,6 +129,8 @@ def decode_scaled(
     Raises:
         RowError: an image code; the message names the path and the cause. What ``needed`` raises.
     """
+    if ref.page is not None:
+        return render_page(ref, limits), None
     with _opened(ref, limits) as image:
         scale = 1
         height, width = _upright(image.height, image.width, image)
@@ -215,7 +223,13 @@ def _check_pixels(image: Image.Image, label: str, limits: ImageLimits) -> None:
 
 
 def _unknown_format(label: str, head: bytes) -> RowError:
-    if foreign := foreign_format(head):
+    foreign = foreign_format(head)
+    if foreign == "PDF":
+        return RowError(
+            ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
+            f"{label}: a PDF: name a page of it, as in {label}#1, or run on its folder",
+        )
+    if foreign:
         return RowError(
             ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
             f"{label}: {foreign} is not read: convert it to one of {', '.join(DECODERS)}",

@@ -25,7 +25,8 @@ _FILE_KINDS = {
 def image_label(ref: ImageRef) -> str:
     """What to call the image in messages."""
     name = ref.path if ref.url is None else ref.url
-    return _shown(name) if name is not None else "embedded image"
+    label = _shown(name) if name is not None else "embedded image"
+    return label if ref.page is None else f"{label}#{ref.page.number}"
 
 
 def _shown(path: str | Path) -> str:

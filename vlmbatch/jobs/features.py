@@ -169,7 +169,8 @@ class ImageReader:
     def _context(self, ref: ImageRef) -> bytes:
         """Digest of what decides an image's features beside its file."""
         fingerprint = self._processor.at(ref.resolution, ref.row_images).fingerprint
-        context = repr((self._checkpoint, fingerprint, *self._loading))
+        page = () if ref.page is None else (ref.page,)
+        context = repr((self._checkpoint, fingerprint, *self._loading, *page))
         return hashlib.blake2b(context.encode()).digest()
 
     def _bytes(self, ref: ImageRef) -> bytes:

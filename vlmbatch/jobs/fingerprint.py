@@ -31,22 +31,37 @@ def run_settings(config: JobConfig, inputs: Inputs, info: ManifestInfo) -> dict[
     shape: dict[str, Any] = {}
     if manifest.column_prefix:
         shape["column_prefix"] = manifest.column_prefix
+    if manifest.prompt is not None:
+        shape["prompt"] = manifest.prompt
+    if manifest.dpi is not None:
+        shape["dpi"] = manifest.dpi
+    if manifest.pages is not None:
+        shape["pages"] = manifest.pages
+    if manifest.sidecars:
+        shape["sidecars"] = list(manifest.sidecars)
     if manifest.keep_inputs:
         shape["keep_inputs"] = True
+    if manifest.sample is not None:
+        shape |= {"sample": manifest.sample, "sample_seed": manifest.sample_seed}
     if session.engine.quantize is not None:
         shape["quantize"] = session.engine.quantize
+    if session.engine.kv_cache_dtype != "auto":
+        shape["kv_cache_dtype"] = session.engine.kv_cache_dtype
     if isinstance(inputs.model, HfConfig):
         shape["engine"] = f"transformers {inputs.model.version}"
     if session.image_loading.decoder != "exact":
         shape["image_decoder"] = session.image_loading.decoder
     resolution = asdict(session.image_arguments.resolution)
     shape |= {name: value for name, value in resolution.items() if value is not None}
+    images_from = info.image_base
+    if isinstance(images_from, Path):
+        images_from = str(images_from.resolve())
     return {
         **shape,
         "schema": SCHEMA_VERSION,
         "manifest": info.sha256,
         "format": inputs.manifest.format,
-        "images_from": None if info.image_base is None else str(info.image_base.resolve()),
+        "images_from": images_from,
         "columns": [
             config.manifest.prompt_column,
             config.manifest.image_column,

@@ -13,6 +13,8 @@ from vlmbatch.jobs.status import RunStatus, read_status
 from vlmbatch.output.all_parts import numbers_text, several_counts
 from vlmbatch.output.parts import parts_named
 
+_SAME_COMMAND = "run the same command again to resume"
+
 
 @dataclass(frozen=True, slots=True)
 class PartsStatus:
@@ -93,6 +95,8 @@ class PartsStatus:
     def next_step(self) -> str:
         """What the user may do now."""
         left = sorted([*self.interrupted, *self.missing])
+        if left and any(" --ray" in (part.command or "") for part in self.known):
+            return "wait until the run ends" if self.running else _SAME_COMMAND
         if left:
             tasks = "task of part" if len(left) == 1 else "tasks of parts"
             waits = ", and wait for those that are running" if self.running else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -16,8 +16,11 @@ from vlmbatch.config import (
     StdoutDestination,
 )
 from vlmbatch.durable.spill import Spill
-from vlmbatch.errors import UsageError
+from vlmbatch.errors import EnginesLostError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
+from vlmbatch.images.loading.shared_loader import SharedLoader
+from vlmbatch.images.shared_memory import SharedMemory
+from vlmbatch.jobs.answer_texts import text_folder_of, write_finished_texts
 from vlmbatch.jobs.fingerprint import run_settings
 from vlmbatch.jobs.run_output import DurableOutput, Output
 from vlmbatch.jobs.stream_output import StreamOutput
@@ -28,7 +31,9 @@ from vlmbatch.output.kept_inputs import InputsWriter
 from vlmbatch.output.openai_lines import BatchLines, is_batch_output
 from vlmbatch.output.parts import check_folder, check_without_parts
 from vlmbatch.output.reader import changed_output
+from vlmbatch.output.text_writer import ResultTee, TextWriter
 from vlmbatch.output.work_folder import check_unlocked
+from vlmbatch.session.engines import EnginePlace, engine_places, several_engines
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.session.load import (
     freeze_loaded,
@@ -41,13 +46,14 @@ from vlmbatch.session.open import (
     open_job,
     opening_stage,
 )
-from vlmbatch.stages.stopping import StopRequest
+from vlmbatch.stages.stopping import RunStoppedError, StopRequest
 from vlmbatch.stats import RunStats
 from vlmbatch.types import Result
 
 if TYPE_CHECKING:
     from vlmbatch.images.loading.loader import ImageLoader
-    from vlmbatch.replicas.replica import Replica
+    from vlmbatch.output.text_folder import TextFolder
+    from vlmbatch.replicas.replica import Replica, ReplicaStatus
 
 # They tokenize, and wait for room among the images under way. More of them would mostly take the
 # interpreter lock from each other, and from who launches steps.
@@ -65,43 +71,108 @@ def run(config: JobConfig, stats: RunStats) -> None:
         RunStoppedError: a signal, the deadline or the error budget ended the run early.
     """
     policy = config.policy
+    engine = config.session.engine
+    if engine.several_asked_for:
+        engine_places(engine, "all")  # what is not there is refused before anything is read
     stop = StopRequest(policy.grace_s, policy.deadline_s, policy.max_error_rate)
     if not isinstance(config.destination, StdoutDestination):
         check_free(config.destination)  # before a large manifest is read
     stats.stage = opening_stage(config.session)
     inputs = open_job(config)
-    stats.quantization = inputs.quantization
-    with open_output(config, inputs, stats) as output:
-        if isinstance(output, DurableOutput) and output.complete:
-            earlier = finished_counts(output.path)
-            if earlier.num_rows != stats.rows_total:
-                raise changed_output(output.path)
-            stats.count_earlier(earlier.num_rows, earlier.errors, earlier.error_examples)
-        else:
-            stats.rows_earlier = output.num_known
+    stats.quantization = inputs.quantization(config.session.engine)
+    texts = text_folder_of(config, inputs)
+    with open_output(config, inputs, stats, texts) as output:
+        if texts is not None:
+            texts.claim()
+        if not was_complete(output, stats):
             stats.stage = "loading the model"
-            with (
-                closing(start_images(config.session, inputs)) as images,
-                _loaded_replica(config, inputs) as replica,
-            ):
-                answer_manifest(config, inputs, replica, images, output, stats, stop)
+            with _started(config, inputs) as (images, replica):
+                try:
+                    answer_manifest(config, inputs, replica, images, output, stats, stop, texts)
+                finally:
+                    _count_shares(replica.status, stats)
+        elif texts is not None and isinstance(output, DurableOutput):
+            stats.stage = "writing texts"
+            write_finished_texts(output, inputs, texts)
     stats.finish()
 
 
+def was_complete(output: Output, stats: RunStats) -> bool:
+    """Whether nothing is left to do for an output; what an earlier run did is counted in ``stats``.
+
+    Raises:
+        UsageError: something else has changed the output.
+        OutputError: it cannot be read.
+    """
+    if not isinstance(output, DurableOutput) or not output.complete:
+        stats.rows_earlier = output.num_known
+        return False
+    earlier = finished_counts(output.path)
+    if earlier.num_rows != stats.rows_total:
+        raise changed_output(output.path)
+    stats.count_earlier(earlier.num_rows, earlier.errors, earlier.error_examples)
+    return True
+
+
 @contextmanager
-def _loaded_replica(config: JobConfig, inputs: Inputs) -> Iterator[Replica]:
+def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, Replica]]:
+    """What decodes images, and what answers: one engine in this process, or several."""
+    from vlmbatch.stages.answer_loop import GATHER_SECONDS
+
+    places: tuple[EnginePlace, ...] = ()
+    if not isinstance(inputs.model, HfConfig) or config.session.engine.several_asked_for:
+        places = engine_places(config.session.engine, "all")
+    with ExitStack() as stack:
+        started = start_images(
+            config.session, inputs, len(places) or 1, places[0].first_gpu if places else None
+        )
+        images: ImageLoader = stack.enter_context(closing(started))
+        if not places:
+            yield images, stack.enter_context(loaded_replica(config, inputs))
+            return
+        memory = stack.enter_context(closing(SharedMemory()))
+        pool = several_engines(
+            config.session, inputs, places, memory, gather_seconds=GATHER_SECONDS
+        )
+        replica: Replica = stack.enter_context(pool)
+        if not isinstance(inputs.model, HfConfig):  # whose images stay in this process
+            images = SharedLoader(images, memory)
+            replica = with_choices(replica, inputs)
+        yield images, replica
+
+
+@contextmanager
+def loaded_replica(config: JobConfig, inputs: Inputs) -> Iterator[Replica]:
     """What answers: the engine of this process, or transformers."""
     if isinstance(inputs.model, HfConfig):
         with closing(load_with_transformers(config.session, inputs)) as replica:
             yield replica
         return
-    from vlmbatch.replicas.choices import ChoiceReplica
     from vlmbatch.replicas.local import LocalReplica
 
     engine = load_engine(config.session, inputs)
     freeze_loaded(engine)
-    tokenizer = inputs.processor.tokenizer
-    yield ChoiceReplica(LocalReplica(engine, tokenizer), tokenizer, inputs.model.eos_token_ids)
+    yield with_choices(LocalReplica(engine, inputs.processor.tokenizer), inputs)
+
+
+def with_choices(replica: Replica, inputs: Inputs) -> Replica:
+    """``replica``, which is of a model of our own, for rows that may have classes to choose from."""
+    from vlmbatch.replicas.choices import ChoiceReplica
+
+    assert not isinstance(inputs.model, HfConfig)
+    return ChoiceReplica(replica, inputs.processor.tokenizer, inputs.model.eos_token_ids)
+
+
+def _count_shares(status: ReplicaStatus, stats: RunStats) -> None:
+    """What each of several engines has done."""
+    stats.engines = {
+        name: {
+            "rows": part.answered,
+            "prompt_tokens": part.prompt_tokens,
+            "completion_tokens": part.generation_tokens,
+        }
+        for name, part in status.parts
+    }
 
 
 def answer_manifest(
@@ -112,10 +183,11 @@ def answer_manifest(
     output: Output,
     stats: RunStats,
     stop: StopRequest,
+    text_folder: TextFolder | None = None,
 ) -> None:
     """Stream the manifest's rows through ``replica`` into ``output``, and commit it.
 
-    ``images`` is closed at the end.
+    ``images`` is closed at the end. ``text_folder`` gets the answers as files.
 
     Raises:
         RunStoppedError: ``stop`` ended the run; what is done is kept where ``output`` can keep it.
@@ -151,10 +223,19 @@ def answer_manifest(
         writer = output.writer
         if config.manifest.keep_inputs and not inputs.streaming:
             writer = InputsWriter(writer, inputs.manifest.kept_inputs())
+        texts = None
+        if text_folder is not None:
+            texts = TextWriter(text_folder)
+            writer = ResultTee(writer, texts)
         sink = ResultSink(writer, tokenizer, stats, feed.release, output.journal, spill)
         try:
-            AnswerLoop(feed, replica, sink, stats, stop).run()
+            try:
+                AnswerLoop(feed, replica, sink, stats, stop).run()
+            except EnginesLostError as error:  # what was answered before is kept
+                stop.request(RunStoppedError(str(error), error.exit_status))
             sink.flush()
+            if texts is not None and stop.reason is None:
+                texts.finish()
             stopped = stop.reason  # a signal that comes later finds nothing left to stop
             if stopped is None:
                 stats.stage = "writing the output"
@@ -182,18 +263,28 @@ def check_free(destination: DurableDestination) -> None:
     check_unlocked(destination.path)
 
 
-def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
-    """The output as the manifest's columns and the run's settings shape it."""
+def open_output(
+    config: JobConfig, inputs: Inputs, stats: RunStats, texts: TextFolder | None = None
+) -> Output:
+    """The output as the manifest's columns and the run's settings shape it.
+
+    ``texts`` is looked at for all rows, before anything is written.
+    """
     is_batch = inputs.manifest.format == "openai"
     lines = BatchLines.new(config.session.model) if is_batch else None
     prefix = config.manifest.column_prefix or ""
     if inputs.streaming:
         return StreamOutput(lines, prefix, asked_columns(config.sampling))
     stats.stage = "reading the manifest"
-    info = inputs.manifest.scan()
+    info = inputs.manifest.scanned()
     stats.rows_total = info.num_rows
     span = range(info.num_rows)
     destination = config.destination
+    if isinstance(destination, PartDestination):
+        span = inputs.manifest.select(destination.part)
+        stats.first_row, stats.rows_total = span.start, len(span)
+    if texts is not None:
+        texts.check(inputs.manifest.ids, span, overwrite=config.policy.overwrite)
     if isinstance(destination, StdoutDestination):
         return StreamOutput(lines, prefix, asked_columns(config.sampling))
     wants_batch = isinstance(destination, FileDestination) and is_batch_output(destination.path)
@@ -203,10 +294,7 @@ def open_output(config: JobConfig, inputs: Inputs, stats: RunStats) -> Output:
             "requests, and JSONL files are written for these alone: choose a name that ends in "
             ".parquet, a folder, or - for JSONL on standard output"
         )
-    if isinstance(destination, PartDestination):
-        span = inputs.manifest.select(destination.part)
-        stats.first_row, stats.rows_total = span.start, len(span)
     settings = run_settings(config, inputs, info)
-    return DurableOutput(
-        config, destination, info, inputs.manifest.rows, settings, span, inputs.quantization
-    )
+    quantization = inputs.quantization(config.session.engine)
+    rows = inputs.manifest.rows
+    return DurableOutput(config, destination, info, rows, settings, span, quantization, stats.pace)

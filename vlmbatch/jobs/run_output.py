@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -18,6 +19,7 @@ from vlmbatch.config import (
     JobConfig,
     PartDestination,
 )
+from vlmbatch.config.option import option_values
 from vlmbatch.durable.journal_writer import JournalWriter
 from vlmbatch.durable.lock import LockHolder
 from vlmbatch.durable.row_keys import RowKeyWriter, copy_row_keys, rows_match
@@ -43,6 +45,7 @@ from vlmbatch.output.parquet_writer import ParquetResultWriter, ResultWriter
 from vlmbatch.output.parts import PartInfo, other_run, read_part
 from vlmbatch.output.shards import ShardedParquetWriter
 from vlmbatch.output.work_folder import FINGERPRINT_KEY, RUN_ID_KEY, WorkFolder
+from vlmbatch.stats import Pace
 from vlmbatch.types import Result, Row
 
 Rows = Callable[[], Iterator[Row]]  # one pass over the manifest
@@ -90,7 +93,8 @@ class DurableOutput:
     For OpenAI's batch requests a ``.jsonl`` file, with one of errors beside it; else Parquet.
     ``span``: which rows of the manifest ``rows`` are; of a part not all of them.
 
-    ``quantization``: of the model's weights, for the output's metadata. ``complete``: an earlier
+    ``quantization``: what is quantized, for the output's metadata. ``pace``: how fast rows were
+    answered, which the record of the finished run keeps. ``complete``: an earlier
     run has finished it already, and nothing is opened for writing.
 
     Raises:
@@ -112,8 +116,10 @@ class DurableOutput:
         settings: dict[str, Any],
         span: range,
         quantization: str | None = None,
+        pace: Pace | None = None,
     ) -> None:
         self._config = config
+        self._pace = pace
         self._quantization = quantization
         self._policy = config.policy
         self._destination = destination
@@ -153,7 +159,10 @@ class DurableOutput:
         self.journal.close()
         self._keys.close()
         self.writer.close()
-        self._work.complete(self._record)
+        record = self._record
+        if self._pace is not None:
+            record = replace(record, about={**record.about, "pace": self._pace.points})
+        self._work.complete(record)
 
     def _begin(self, rows: Rows, settings: dict[str, Any]) -> RunRecord:
         """The run to resume, or a new one in the folder's name."""
@@ -208,6 +217,10 @@ class DurableOutput:
             "manifest": self._config.manifest.source,
             "shard_rows": shard_rows,
             "command": LockHolder.this_process().command,
+            "options": [
+                option_values(part)
+                for part in (self._config.session, self._config.manifest, self._config.sampling)
+            ],
         }
 
     def _has_errors(self, record: RunRecord) -> bool:

@@ -26,14 +26,17 @@ def rows_of_part(part: Part, num_rows: int, last_uses: NDArray[np.int64] | None)
     return range(start, _boundary(part.number + 1, part.count, num_rows, last_uses))
 
 
-def uses_within(last_uses: NDArray[np.int64] | None, rows: range) -> NDArray[np.int64] | None:
-    """``last_uses`` of these rows alone, which are numbered from 0.
+def uses_within(
+    last_uses: NDArray[np.int64] | None, rows: range | NDArray[np.int64]
+) -> NDArray[np.int64] | None:
+    """``last_uses`` of these rows alone, ascending, which are numbered from 0.
 
     None where no image is of more than one of them.
     """
     if last_uses is None:
         return None
-    _, images = np.unique(last_uses[rows.start : rows.stop], return_inverse=True)
+    chosen = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
+    _, images = np.unique(last_uses[chosen], return_inverse=True)
     own = np.arange(len(images))
     last_of_image = np.empty(len(images), np.int64)
     last_of_image[images] = own  # of equal indexes the last assignment stays, as numpy documents

@@ -56,6 +56,8 @@ def image_type(data_type: pa.DataType) -> pa.DataType:
 
 def image_value(value: Any) -> Any:
     """A value of the image column in that type."""
+    if isinstance(value, str):  # a file's name may be no text
+        return value.encode(errors="surrogateescape").decode(errors="backslashreplace")
     if isinstance(value, bytes):
         return {"bytes": value, "path": None}
     if isinstance(value, list):

@@ -110,9 +110,28 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
         RowError: an object, but with invalid UTF-8, lone surrogates, a key twice, a number that
             float64 does not hold, or nested too deeply.
     """
+    values = _decoded(raw, where)
+    if not isinstance(values, dict):
+        raise NotAnObjectError(f"{where}: not a JSON object but {_kind(values)}")
+    _check(values, raw, where)
+    return values
+
+
+def parse_value(raw: bytes, where: str) -> Any:
+    """As ``parse_object``, of a value of any kind.
+
+    Raises:
+        RowError: not JSON, or as ``parse_object``.
+    """
+    value = _decoded(raw, where)
+    _check(value, raw, where)
+    return value
+
+
+def _decoded(raw: bytes, where: str) -> Any:
     raw = raw.rstrip(b"\r\n")  # or an error at the end would count as column 1 of a next line
     try:
-        values = _DECODER.decode(raw.decode())
+        return _DECODER.decode(raw.decode())
     except UnicodeDecodeError as error:
         message = f"{where}: not UTF-8: byte {raw[error.start]:#04x} at byte {error.start + 1}"
         if not raw.lstrip().startswith(b"{"):
@@ -126,19 +145,19 @@ def parse_object(raw: bytes, where: str) -> dict[str, Any]:
         raise _too_deep(where) from error
     except ValueError as error:  # NaN, 1e400, a key twice, an integer of thousands of digits
         raise RowError(ErrorCode.MANIFEST_LINE_INVALID, f"{where}: {error}") from error
-    if not isinstance(values, dict):
-        raise NotAnObjectError(f"{where}: not a JSON object but {_kind(values)}")
-    if raw.count(b"{") + raw.count(b"[") > MAX_NESTING and _nesting(values) > MAX_NESTING:
+
+
+def _check(value: Any, raw: bytes, where: str) -> None:
+    if raw.count(b"{") + raw.count(b"[") > MAX_NESTING and _nesting(value) > MAX_NESTING:
         raise _too_deep(where)
     if b"\\ud" in raw or b"\\uD" in raw:
         try:
-            json.dumps(values, ensure_ascii=False).encode()
+            json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as error:
             raise RowError(
                 ErrorCode.MANIFEST_LINE_INVALID,
                 f"{where}: a lone surrogate (half of a \\uD8xx\\uDCxx pair) is not a character",
             ) from error
-    return values
 
 
 def _refuse_constant(name: str) -> NoReturn:

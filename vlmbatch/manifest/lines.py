@@ -23,7 +23,7 @@ class Hasher(Protocol):
 
 
 class Line(NamedTuple):
-    """A line that is not blank. ``raw`` is cut short when it is not ``complete``."""
+    """A line. ``raw`` is cut short when it is not ``complete``."""
 
     number: int  # from 1, blank lines counted
     raw: bytes
@@ -31,9 +31,14 @@ class Line(NamedTuple):
 
 
 def read_lines(
-    stream: BinaryIO, name: str, max_bytes: int, hasher: Hasher | None = None
+    stream: BinaryIO,
+    name: str,
+    max_bytes: int,
+    hasher: Hasher | None = None,
+    *,
+    with_blank: bool = False,
 ) -> Iterator[Line]:
-    """Yield the lines that are not blank; a line over ``max_bytes`` is skipped, not held.
+    """Yield the lines that are not blank, or all; a line over ``max_bytes`` is skipped, not held.
 
     A byte order mark at the start is dropped. ``hasher`` sees every byte up to the last line
     yielded, line ends and blank lines included.
@@ -71,5 +76,5 @@ def read_lines(
         if number == 1 and raw.startswith(codecs.BOM_UTF8):
             raw = raw.removeprefix(codecs.BOM_UTF8)
             blank = not raw or raw.isspace()
-        if not blank:
+        if with_blank or not blank:
             yield Line(number, raw, complete)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
@@ -21,10 +22,13 @@ from vlmbatch.manifest.columns import Columns, NamedColumns, missing_message, re
 from vlmbatch.manifest.division import rows_of_part, uses_within
 from vlmbatch.manifest.huggingface import image_value
 from vlmbatch.manifest.ids import SeenIds
+from vlmbatch.manifest.image_base import base_folder, read_base_url
+from vlmbatch.manifest.image_folder import ImageFolder
 from vlmbatch.manifest.jsonl import JsonlFile
 from vlmbatch.manifest.openai_batch import BatchRowBuilder, holds_requests
 from vlmbatch.manifest.partitions import without_partitions
 from vlmbatch.manifest.rows import NO_DOMAINS, RowBuilder
+from vlmbatch.manifest.sample import sampled_rows
 from vlmbatch.manifest.scan import ManifestFile, Record, Scan, record_id
 from vlmbatch.manifest.schema import asked_columns
 from vlmbatch.manifest.sources import find_files, stdin_file
@@ -33,22 +37,25 @@ from vlmbatch.types import Row
 
 @dataclass(frozen=True, slots=True)
 class ManifestInfo:
-    """What the first pass found. ``sha256`` is the digest of the decompressed content; for a
-    folder, of its files' names and digests. ``image_base``: where relative image paths start; None
-    where no row has one."""
+    """What the first pass found. ``num_rows``: that ``rows`` gives out. ``sha256`` is the digest of
+    the decompressed content; for a folder, of its files' names and digests. ``image_base``: the
+    folder or URL where relative image paths start; None where no row has one. ``manifest_rows``:
+    with those that a sample leaves out."""
 
     num_rows: int
     sha256: str
     extra_schema: pa.Schema
     files: tuple[str, ...]
-    image_base: Path | None
+    image_base: Path | str | None
+    manifest_rows: int
 
 
 class Manifest:
     """Rows in order, from one or more files, in bounded memory.
 
     ``scan`` is the first pass, ``rows`` the second, which must not overlap. ``last_image_uses`` is
-    what ``ImageUses`` says after ``scan``, of the rows that ``select`` has chosen.
+    what ``ImageUses`` says after ``scan``, of the rows that ``select`` or a sample has chosen. The
+    rows of a sample are numbered from 0; their ids and seeds are as in the whole manifest.
     """
 
     last_image_uses: NDArray[np.int64] | None = None
@@ -58,18 +65,23 @@ class Manifest:
         files: Sequence[ManifestFile],
         builder: RowBuilder | BatchRowBuilder,
         limit: int | None,
-        image_base: Path,
+        image_base: Path | str,
         *,
         streaming: bool,
+        sample: tuple[int, int] | None = None,
     ) -> None:
+        """``sample``: its number of rows, and its seed."""
         self._files = files
         self._builder = builder
         self._image_base = image_base
         self._limit = limit
         self._streaming = streaming
+        self._sample = sample
+        self._sampled: NDArray[np.int64] | None = None  # by scan
         self._info: ManifestInfo | None = None
         self._file_rows: list[int] = []  # by scan
         self._selected: range | None = None
+        self._all_image_uses: NDArray[np.int64] | None = None  # by scan, of the whole manifest
 
     @property
     def format(self) -> Literal["manifest", "openai"]:
@@ -99,24 +111,44 @@ class Manifest:
         if repeated := scan.ids.repeated():
             self._refuse_duplicates(repeated, scan.num_rows)
         self.last_image_uses = scan.images.last_uses()
+        num_rows = scan.num_rows
+        if self._sample is not None:
+            self._sampled = sampled_rows(num_rows, *self._sample)
+            self.last_image_uses = uses_within(self.last_image_uses, self._sampled)
+            num_rows = len(self._sampled)
+        self._all_image_uses = self.last_image_uses
         self._info = ManifestInfo(
-            scan.num_rows,
+            num_rows,
             self._combined(digests),
             scan.extras.schema(),
             tuple(file.name for file in self._files),
             self._image_base if scan.has_relative_images else None,
+            scan.num_rows,
         )
         return self._info
+
+    def scanned(self) -> ManifestInfo:
+        """What ``scan`` has found; scans where nobody has.
+
+        Raises:
+            ManifestError: as of ``scan``.
+        """
+        return self._info or self.scan()
+
+    def rows_of(self, part: Part) -> range:
+        """Which rows of the manifest are the part's; after ``scan``."""
+        assert self._info is not None, "which rows a part has is known after the scan"
+        return rows_of_part(part, self._info.num_rows, self._all_image_uses)
 
     def select(self, part: Part) -> range:
         """Let further passes give the rows of one part alone, and return which these are.
 
         They are numbered from 0; ids and seeds that come of a row's number are as in a run on the
-        whole manifest. To be called once, after ``scan``.
+        whole manifest. To be called after ``scan``, and again for another part.
         """
-        assert self._info is not None, "which rows a part has is known after the scan"
-        self._selected = rows_of_part(part, self._info.num_rows, self.last_image_uses)
-        self.last_image_uses = uses_within(self.last_image_uses, self._selected)
+        assert self._sampled is None, "a sample has no parts"
+        self._selected = self.rows_of(part)
+        self.last_image_uses = uses_within(self._all_image_uses, self._selected)
         return self._selected
 
     def rows(self) -> Iterator[Row]:
@@ -126,7 +158,7 @@ class Manifest:
             ManifestError: the first line of a file is not a JSON object, or the manifest changed
                 after ``scan``: before a row that it has not seen is given out.
         """
-        limit = self._limit if self._info is None else len(self._rows_wanted())
+        limit = self._limit if self._info is None else len(self.rows_wanted)
         index = 0
         named = NamedColumns(self._builder.columns.renamed)
         rows = self._checked_stream(named) if self._streaming else self._all_rows()
@@ -142,13 +174,12 @@ class Manifest:
 
     def rows_with_values(self) -> Iterator[tuple[Row, dict[str, Any]]]:
         """Yield every row with the values it was built from, none where its line has none."""
-        first = self._rows_wanted().start
-        for index, file, (line, values) in self._records():
+        for number, index, file, (line, values) in self._wanted_records():
             if index == self._limit:
                 return
             row = self._builder.build(index, file.name, line, values)
-            if first:
-                row = replace(row, index=index - first)
+            if number != index:
+                row = replace(row, index=number)
             yield row, {} if isinstance(values, RowError) else values
 
     def kept_inputs(self) -> Iterator[dict[str, Any]]:
@@ -161,27 +192,60 @@ class Manifest:
         assert self._info is not None, "what a stream keeps is in its rows"
         columns = self._builder.columns
         num_read = 0
-        for index, _, (_, values) in self._records(columns.kept):
+        for number, _, _, (_, values) in self._wanted_records(columns.kept):
             kept = {} if isinstance(values, RowError) else dict(values)
             kept = {name: value for name, value in kept.items() if name in columns.kept}
             if columns.image in kept:
                 kept[columns.image] = image_value(kept[columns.image])
             yield kept
-            num_read = index + 1
-        if num_read < self._rows_wanted().stop:
+            num_read = number + 1
+        if num_read < len(self.rows_wanted):
             raise self._changed(num_read)
 
-    def _rows_wanted(self) -> range:
+    @property
+    def rows_wanted(self) -> range:
         """Which rows passes after ``scan`` give out; before it, nobody knows the end."""
         if self._selected is not None:
             return self._selected
         return range(0 if self._info is None else self._info.num_rows)
 
+    def _wanted_records(
+        self, columns: Collection[str] | None = None
+    ) -> Iterator[tuple[int, int, ManifestFile, Record]]:
+        """Every record that is given out, with its number among these and in the manifest."""
+        records = self._records(columns)
+        if self._sampled is None:
+            first = self.rows_wanted.start
+            for index, file, record in records:
+                yield index - first, index, file, record
+            return
+        for number, wanted in enumerate(self._sampled.tolist()):
+            for index, file, record in records:
+                if index == wanted:
+                    yield number, index, file, record
+                    break
+
+    def ids(self) -> Iterator[str]:
+        """The id of every row of the whole manifest or its sample, also after ``select``.
+
+        Raises:
+            ManifestError: the manifest cannot be read, or has changed.
+        """
+        assert self._info is not None, "ids of a stream come with its rows"
+        column = self._builder.columns.id
+        records = enumerate(chain.from_iterable(file.records([column]) for file in self._files))
+        all_rows = range(self._info.num_rows)
+        for wanted in all_rows if self._sampled is None else self._sampled.tolist():
+            for index, (_, values) in records:
+                if index == wanted:
+                    yield record_id(values, column, index)
+                    break
+
     def _records(
         self, columns: Collection[str] | None = None
     ) -> Iterator[tuple[int, ManifestFile, Record]]:
         """Every record from the first wanted on, with its number in the manifest."""
-        first = self._rows_wanted().start
+        first = self.rows_wanted.start
         index = 0
         for place, file in enumerate(self._files):
             if first and index + self._file_rows[place] <= first:
@@ -260,6 +324,7 @@ def open_manifest(
     stdin: BinaryIO | None = None,
     domains: AllowedDomains = NO_DOMAINS,
     model: str = "",
+    longest_side: int | None = None,
 ) -> Manifest:
     """Find the manifest's files, and their format if it is not given.
 
@@ -269,7 +334,8 @@ def open_manifest(
     ``image_base``: where relative image paths start; by default the manifest's folder, for
     standard input the working directory. ``streaming`` reads standard input as it comes, without
     ``scan``: duplicate ids and reserved column names are then errors of their rows. Images may be
-    fetched from ``domains``; ``model`` answers OpenAI's requests.
+    fetched from ``domains``; ``model`` answers OpenAI's requests. ``longest_side``: of pages
+    of PDFs, in pixels.
 
     Raises:
         ManifestError: there is no manifest at ``config.source``, or none of a known kind.
@@ -277,16 +343,28 @@ def open_manifest(
         OutputError: standard input does not fit the temporary folder.
     """
     assert config.source == "-" or not streaming, "only standard input is streamed"
+    if streaming and config.sample is not None:
+        raise ManifestError(
+            f"--sample {config.sample} needs the number of rows first, and standard input is read "
+            "as it comes: name a file as MANIFEST, or for `run` a file as output"
+        )
     columns = Columns.from_config(config, asked_columns(defaults))
     files: Sequence[ManifestFile]
     if config.source == "-":
         folder = Path()
         files = [stdin_file(stdin or _stdin(), config.max_line_bytes, spool=not streaming)]
     else:
-        source = Path(config.source)
-        files = find_files(source, config.max_line_bytes)
-        folder = source if source.is_dir() else source.parent
+        files, folder = find_files(config)
     folder = image_base or folder
+    base_url = None
+    if config.image_base is not None:
+        if any(isinstance(file, ImageFolder) for file in files):
+            raise ManifestError(
+                f"{config.source} is images, which are where they are: --image-base "
+                f"{config.image_base} is for the paths in a manifest"
+            )
+        if (base_url := read_base_url(config.image_base, domains)) is None:
+            folder = base_folder(config.image_base)
     builder: RowBuilder | BatchRowBuilder
     if _is_batch(config, bare := without_partitions(files), streaming=streaming):
         if config.keep_inputs:
@@ -294,18 +372,39 @@ def open_manifest(
                 f"{config.source}: --keep-inputs is for manifests of columns; prompts and images "
                 "of OpenAI's batch requests are in their bodies"
             )
+        if base_url is not None:
+            raise ManifestError(
+                f"{config.source}: --image-base {base_url} is for manifests of columns; OpenAI's "
+                "batch requests name images by whole URLs"
+            )
+        if config.prompt is not None:
+            raise ManifestError(
+                f"{config.source}: --prompt is for rows of your own; OpenAI's batch requests bring "
+                "theirs"
+            )
         files = bare  # a request has no columns
         builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model, config.column_prefix)
     else:
-        builder = RowBuilder(columns, defaults, folder, with_kept=streaming, domains=domains)
-    return Manifest(files, builder, config.limit, folder, streaming=streaming)
+        builder = RowBuilder(
+            *(columns, defaults, folder),
+            with_kept=streaming,
+            domains=domains,
+            prompt=config.prompt,
+            dpi=config.dpi,
+            longest_side=longest_side,
+            base_url=base_url,
+        )
+    sample = None if config.sample is None else (config.sample, config.sample_seed)
+    return Manifest(
+        files, builder, config.limit, base_url or folder, streaming=streaming, sample=sample
+    )
 
 
 def _is_batch(config: ManifestConfig, files: Sequence[ManifestFile], *, streaming: bool) -> bool:
     if config.format == "openai":
         for file in files:
             if not isinstance(file, JsonlFile):
-                raise ManifestError(f"{file.name}: an OpenAI batch file is JSONL, not Parquet")
+                raise ManifestError(f"{file.name}: an OpenAI batch file is JSONL, and this is not")
         return True
     return config.format == "auto" and not streaming and holds_requests(files)
 

@@ -17,6 +17,7 @@ from vlmbatch.manifest.huggingface import (
     read_features,
 )
 from vlmbatch.manifest.stored_types import stored_type
+from vlmbatch.manifest.text_columns import TextColumn
 
 _BATCH_ROWS = 4096
 _BATCH_BYTES = 32 * 2**20
@@ -26,9 +27,9 @@ MAX_COLUMNS = 1000
 class ExtraColumns:
     """The union of the columns of all rows that the output has too, in order of first appearance.
 
-    Columns of JSONL rows are typed from their values, by batch; a column without a common type is
-    written as JSON text (see ``JSON_TEXT``). Columns of Parquet files keep their types, and what
-    Hugging Face's datasets says of them.
+    Columns of text, as of CSV, are typed by ``TextColumn``, columns of JSONL rows from their
+    values, by batch: one without a common type is written as JSON text (see ``JSON_TEXT``). Columns
+    of Parquet files keep their types, and what Hugging Face's datasets says of them.
     """
 
     def __init__(self, columns: Columns) -> None:
@@ -37,6 +38,7 @@ class ExtraColumns:
         self._columns = columns
         self._inferred: dict[str, InferredColumn] = {}
         self._features: dict[str, Any] = {}
+        self._texts: dict[str, TextColumn] = {}
         self._declared: dict[str, tuple[pa.DataType, str]] = {}
         self._rows = 0
         self._bytes = 0
@@ -56,6 +58,8 @@ class ExtraColumns:
                 self.inputs.add(name)
                 if name not in kept:
                     continue
+            if name in self._texts:  # of a partition, and the row has its own
+                continue
             column = inferred.get(name)
             if column is None:
                 self._check_name(name, len(inferred), where)
@@ -65,6 +69,27 @@ class ExtraColumns:
         self._bytes += num_bytes
         if self._rows >= _BATCH_ROWS or self._bytes >= _BATCH_BYTES:
             self._flush()
+
+    def add_cells(self, cells: Mapping[str, str], where: str) -> dict[str, TextColumn]:
+        """Take in one row of text; returns its columns, which know their types after the scan.
+
+        Inputs that are kept are given to ``add_values``.
+
+        Raises:
+            ManifestError: a reserved name, or too many columns.
+        """
+        found = {}
+        for name, cell in cells.items():
+            if name in self._columns.inputs:
+                self.inputs.add(name)
+                continue
+            column = self._texts.get(name)
+            if column is None:
+                self._check_name(name, len(self._texts), where)
+                column = self._texts[name] = TextColumn(name)
+            column.add(cell)
+            found[name] = column
+        return found
 
     def add_schema(self, schema: pa.Schema, where: str) -> None:
         """Take in the columns of one Parquet file.
@@ -105,15 +130,16 @@ class ExtraColumns:
     @property
     def names(self) -> list[str]:
         """All columns that were met."""
-        return [*self._declared, *self._inferred, *sorted(self.inputs)]
+        return [*self._declared, *self._texts, *self._inferred, *sorted(self.inputs)]
 
     def schema(self) -> pa.Schema:
         """The pass-through part of the output's schema."""
         self._flush()
         declared = [pa.field(name, known[0]) for name, known in self._declared.items()]
+        texts = [pa.field(name, column.type) for name, column in self._texts.items()]
         inferred = [column.field() for column in self._inferred.values()]
         features = {name: one for name, one in self._features.items() if one is not None}
-        return pa.schema([*declared, *inferred], features_metadata(features) or None)
+        return pa.schema([*declared, *texts, *inferred], features_metadata(features) or None)
 
     def _add_feature(self, name: str, feature: Any, data_type: pa.DataType, is_image: bool) -> None:
         """Take in the feature of a column in one file; files that disagree leave it without one."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from vlmbatch.config import ImageResolution, SamplingParams
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
@@ -21,7 +22,8 @@ from vlmbatch.manifest.columns import (
     is_request,
 )
 from vlmbatch.manifest.ids import read_id, unknown_id
-from vlmbatch.types import ImageRef, Row
+from vlmbatch.manifest.page_names import page_of
+from vlmbatch.types import ImageRef, Page, Row
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _READ_AS_URL = re.compile("(?:data:|https?://)", re.IGNORECASE)
@@ -37,7 +39,9 @@ class RowBuilder:
     """Reads rows by the names of ``columns``; relative image paths start from ``image_base``.
 
     ``with_kept``: inputs that are kept are among the values that pass through. ``domains``: hosts
-    that images may be fetched from.
+    that images may be fetched from. ``prompt``: of rows that bring neither prompt nor messages.
+    ``dpi`` and ``longest_side``: how pages of PDFs are drawn. ``base_url``, which ends with a
+    slash: where relative paths start in place of ``image_base``.
     """
 
     def __init__(
@@ -48,11 +52,18 @@ class RowBuilder:
         *,
         with_kept: bool = False,
         domains: AllowedDomains = NO_DOMAINS,
+        prompt: str | None = None,
+        dpi: int | None = None,
+        longest_side: int | None = None,
+        base_url: str | None = None,
     ) -> None:
         self.columns = columns
+        self._default_prompt = prompt
+        self._dpi, self._longest_side = dpi, longest_side
         self._left_out = columns.dropped if with_kept else columns.inputs
         self._defaults = defaults
         self._image_base = image_base
+        self._base_url = base_url
         self._urls = ImageUrls(domains)
 
     def build(self, index: int, file: str, line: int, values: dict[str, Any] | RowError) -> Row:
@@ -78,13 +89,15 @@ class RowBuilder:
         prompt = values.get(column)
         messages = values.get(MESSAGES_COLUMN)
         if messages is None:
+            prompt = self._default_prompt if prompt is None else prompt
             if isinstance(prompt, str):
                 return prompt, None
             if column not in values:
                 present = ", ".join(f'"{name}"' for name in values) or "none"
                 message = (
                     f'no column "{column}" or "{MESSAGES_COLUMN}" (present: {present:.200}); '
-                    "name the prompt's column with --prompt-column"
+                    "name the prompt's column with --prompt-column, or give all rows one with "
+                    "--prompt"
                 )
                 if is_request(values):
                     message += ", or read OpenAI's batch requests with --format openai"
@@ -136,9 +149,31 @@ class RowBuilder:
         """The image of a path, a ``data:`` URL or an http(s) URL of an allowed host."""
         if _READ_AS_URL.match(text):
             return self._urls.read(text, f'column "{self.columns.image}"')
+        page = page_of(text)
+        if self._base_url is not None and not text.startswith("/"):
+            return self._remote(self._base_url, text, is_page=page is not None)
+        if page is not None:
+            path, number = page
+            return ImageRef(self._path(path), page=Page(number, self._dpi, self._longest_side))
         return ImageRef(self._path(text))
 
+    def _remote(self, base_url: str, path: str, *, is_page: bool) -> ImageRef:
+        """The image of that name below a URL."""
+        self._check_path(path)
+        if is_page:
+            raise RowError(ErrorCode.IMAGE_INVALID, f"{path:.200}: PDFs are read from files alone")
+        if ".." in path.split("/"):
+            raise RowError(
+                ErrorCode.IMAGE_FORBIDDEN, f"{path:.200}: leads out of --image-base {base_url:.200}"
+            )
+        url = base_url + quote(path, errors="surrogateescape")
+        return self._urls.read(url, f'column "{self.columns.image}"')
+
     def _path(self, path: str) -> str:
+        self._check_path(path)
+        return str(self._image_base / path)
+
+    def _check_path(self, path: str) -> None:
         if not path or "\0" in path:
             cause = "contains a NUL character" if path else "is empty"
             raise RowError(ErrorCode.IMAGE_INVALID, f"the image path {path!r:.200} {cause}")
@@ -154,7 +189,6 @@ class RowBuilder:
                 f"{path[:20]}… is no path but looks like base64: put data:image/jpeg;base64, (or "
                 "the like) before it, or store bytes in Parquet",
             )
-        return str(self._image_base / path)
 
 
 def row_sampling(defaults: SamplingParams, values: dict[str, Any], index: int) -> SamplingParams:

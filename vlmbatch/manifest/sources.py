@@ -1,67 +1,152 @@
-"""Where a manifest's bytes come from: a file, the files of a folder, standard input."""
+"""Where a manifest's rows come from: a file, the files of a folder, standard input, images."""
 
 from __future__ import annotations
 
-import io
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
+import glob
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, BinaryIO, cast
+from typing import BinaryIO
 
-from vlmbatch.errors import ManifestError, OutputError
+from vlmbatch.config import ManifestConfig
+from vlmbatch.errors import ManifestError
+from vlmbatch.log import logger
+from vlmbatch.manifest.braces import expand_braces, is_brace_pattern
+from vlmbatch.manifest.columns import Columns
 from vlmbatch.manifest.compressed import BUFFER_BYTES, open_stream
+from vlmbatch.manifest.csv_file import CsvFile
+from vlmbatch.manifest.image_folder import ImageFolder
+from vlmbatch.manifest.image_tree import (
+    IMAGE_SUFFIXES,
+    ImageTree,
+    is_document_name,
+    is_image_name,
+    is_pattern,
+    split_pattern,
+)
 from vlmbatch.manifest.jsonl import JsonlFile
 from vlmbatch.manifest.parquet import ParquetFile
 from vlmbatch.manifest.partitions import PartitionedFile, is_partition, partition_of
 from vlmbatch.manifest.scan import ManifestFile
-
-if TYPE_CHECKING:
-    from _typeshed import WriteableBuffer
+from vlmbatch.manifest.spool import spool as spooled
+from vlmbatch.manifest.tar_file import TarFile
 
 _PARQUET_SUFFIX = ".parquet"
-_JSONL_SUFFIXES = tuple(
-    suffix + compression for suffix in (".jsonl", ".ndjson") for compression in ("", ".gz", ".zst")
-)
-_KINDS = ".parquet, .jsonl or .ndjson (the last two also .gz or .zst)"
+_COMPRESSIONS = ("", ".gz", ".zst")
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_KINDS = ".parquet, .tar, .jsonl, .ndjson, .csv or .tsv (the last four also .gz or .zst)"
 
 
-def find_files(source: Path, max_line_bytes: int) -> Sequence[ManifestFile]:
-    """The manifest's files: ``source`` itself, or those of the folder, sorted by name.
+def _with_compression(*suffixes: str) -> tuple[str, ...]:
+    return tuple(suffix + compression for suffix in suffixes for compression in _COMPRESSIONS)
 
-    Of folders in it, those called ``key=value`` are read too, and so on below. Other files and
-    folders, and names that start with a dot or an underscore, are left out.
+
+# Kinds of manifests, of which a folder holds one: names to the ends of their files' names.
+_SUFFIXES = {
+    "Parquet": (_PARQUET_SUFFIX,),
+    "JSONL": _with_compression(".jsonl", ".ndjson"),
+    "WebDataset": (".tar",),
+    "CSV": _with_compression(*_DELIMITERS),
+}
+
+
+def find_files(config: ManifestConfig) -> tuple[Sequence[ManifestFile], Path]:
+    """The manifest's files, and the folder where relative image paths start.
+
+    The files are the source itself, or those of the folder, sorted by name. Of folders in it, those
+    called ``key=value`` are read too, and so on below. Other files and folders, and names that
+    start with a dot or an underscore, are left out. A folder without such files is one of images,
+    and so is a pattern.
 
     Raises:
         ManifestError: nothing there, or nothing of one known kind.
     """
+    source = Path(config.source)
     try:
         if source.is_dir():
-            paths = _folder_files(source)
-        elif not source.exists():
+            if paths := _folder_files(source):
+                return _partitioned(paths, source, config), source
+            return _images(config, source, ImageTree(source))
+        if not source.exists():
+            if is_brace_pattern(config.source):
+                named = [Path(each) for each in expand_braces(config.source)]
+                _check_named(named)
+                _refuse_sidecars(config)
+                return [_manifest_file(path, config) for path in named], named[0].parent
+            if is_pattern(config.source):
+                base, patterns = split_pattern(config.source)
+                return _images(config, base, ImageTree(base, patterns))
             raise ManifestError(f"{source}: no such manifest")
-        elif not source.is_file():
+        if not source.is_file():
             raise ManifestError(f"{source}: not a file; to read JSONL from a pipe, use -")
-        elif not _is_manifest(source):
+        if is_image_name(source.name) or is_document_name(source.name):
+            name = glob.escape(source.name)
+            return _images(config, source.parent, ImageTree(source.parent, [name]))
+        if not _is_manifest(source):
             raise ManifestError(f"{source}: of no known kind: the name must end in {_KINDS}")
-        else:
-            return [_manifest_file(source, max_line_bytes)]
-        return [
-            PartitionedFile(_manifest_file(path, max_line_bytes), partition)
-            if (partition := partition_of(path, source))
-            else _manifest_file(path, max_line_bytes)
-            for path in paths
-        ]
+        _refuse_sidecars(config)
+        return [_manifest_file(source, config)], source.parent
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
-        raise ManifestError(f"{str(source)!r}: cannot be read: {error}") from error
+        raise ManifestError(f"{config.source!r}: cannot be read: {error}") from error
 
 
-def _manifest_file(path: Path, max_line_bytes: int) -> ManifestFile:
-    if _is_parquet(path):
+def _partitioned(paths: list[Path], folder: Path, config: ManifestConfig) -> list[ManifestFile]:
+    _refuse_sidecars(config)
+    if config.prompt is not None and next(ImageTree(folder).paths(), None) is not None:
+        logger.info(
+            "%s holds a manifest, %s, and is read as one; for all images in it name them, as in %s",
+            *(folder, paths[0].relative_to(folder), folder / "**" / "*"),
+        )
+    return [
+        PartitionedFile(_manifest_file(path, config), partition)
+        if (partition := partition_of(path, folder))
+        else _manifest_file(path, config)
+        for path in paths
+    ]
+
+
+def _images(
+    config: ManifestConfig, base: Path, tree: ImageTree
+) -> tuple[Sequence[ManifestFile], Path]:
+    source = config.source
+    if next(tree.paths(), None) is None:
+        what = f"no image ({', '.join(IMAGE_SUFFIXES)}) and no .pdf"
+        if Path(source).is_dir():
+            raise ManifestError(
+                f"{source}: the folder holds {what}, and no file that ends in {_KINDS}; of these, "
+                "only those in the folder itself and in folders called key=value are read"
+            )
+        raise ManifestError(f"{source}: the pattern matches {what}")
+    if config.prompt is None and not config.sidecars:
+        raise ManifestError(
+            f"{source} is images without prompts: ask the same of all with --prompt, such as "
+            '--prompt "Describe the picture."; or read prompts beside them, such as with --sidecar '
+            ".txt --prompt-column txt"
+        )
+    return [ImageFolder(source, base, tree, config)], base
+
+
+def _refuse_sidecars(config: ManifestConfig) -> None:
+    if config.sidecars:
+        raise ManifestError(
+            f"{config.source}: --sidecar {config.sidecars[0]} is for folders of images, and this "
+            "is a manifest: what it has beside an image is in its columns"
+        )
+
+
+def _manifest_file(path: Path, config: ManifestConfig) -> ManifestFile:
+    kind = _kind(path)
+    if kind == "Parquet":
         return ParquetFile(path)
-    return JsonlFile(str(path), partial(open_stream, path), max_line_bytes)
+    if kind == "WebDataset":
+        return TarFile(path, config.max_line_bytes)
+    name, open_file, limit = str(path), partial(open_stream, path), config.max_line_bytes
+    if kind == "JSONL":
+        return JsonlFile(name, open_file, limit)
+    suffix = next(each for each in path.suffixes[::-1] if each.lower() in _DELIMITERS).lower()
+    empty_prompt = "" if config.prompt is None else None
+    columns = Columns.from_config(config)
+    return CsvFile(name, open_file, _DELIMITERS[suffix], columns, limit, empty_prompt)
 
 
 def is_part_of_folder(path: Path, folder: Path) -> bool:
@@ -77,26 +162,35 @@ def stdin_file(stdin: BinaryIO, max_line_bytes: int, *, spool: bool) -> Manifest
     Raises:
         OutputError: the copy does not fit the temporary folder.
     """
-    open_stdin = _spooled(stdin) if spool else lambda: stdin
+    chunks = iter(partial(stdin.read, BUFFER_BYTES), b"")
+    open_stdin = spooled(chunks, "standard input") if spool else lambda: stdin
     return JsonlFile("<stdin>", open_stdin, max_line_bytes)
 
 
 def _folder_files(folder: Path) -> list[Path]:
     paths = sorted(_files_below(folder, folder))
-    if not paths:
-        raise ManifestError(
-            f"{folder}: the folder holds no file that ends in {_KINDS}; of folders in it, only "
-            "those called key=value are read"
-        )
-    first = paths[0]
     for path in paths:
-        if _is_parquet(path) != _is_parquet(first):
+        if _kind(path) != _kind(first := paths[0]):
             raise ManifestError(
-                f"{folder}: the folder holds both Parquet and JSONL "
+                f"{folder}: the folder holds both {_kind(first)} and {_kind(path)} "
                 f"({first.relative_to(folder)} and {path.relative_to(folder)}): name one file, or "
                 "keep one kind in the folder"
             )
     return paths
+
+
+def _check_named(paths: list[Path]) -> None:
+    """The files of a brace pattern: all there, of one kind."""
+    for path in paths:
+        if not path.is_file():
+            raise ManifestError(f"{path}: no such manifest, and the pattern names it")
+        if not _is_manifest(path):
+            raise ManifestError(f"{path}: of no known kind: the name must end in {_KINDS}")
+        if _kind(path) != _kind(paths[0]):
+            raise ManifestError(
+                f"{path} is {_kind(path)}, and {paths[0]} {_kind(paths[0])}: a pattern must name "
+                "files of one kind"
+            )
 
 
 def _files_below(folder: Path, manifest: Path) -> Iterator[Path]:
@@ -110,39 +204,11 @@ def _files_below(folder: Path, manifest: Path) -> Iterator[Path]:
             yield path
 
 
-def _is_parquet(path: Path) -> bool:
-    return path.suffix.lower() == _PARQUET_SUFFIX
+def _kind(path: Path) -> str | None:
+    """What a file is by its name, of ``_SUFFIXES``; None of other files."""
+    name = path.name.lower()
+    return next((kind for kind, ends in _SUFFIXES.items() if name.endswith(ends)), None)
 
 
 def _is_manifest(path: Path) -> bool:
-    return path.name.lower().endswith((_PARQUET_SUFFIX, *_JSONL_SUFFIXES))
-
-
-def _spooled(source: BinaryIO) -> Callable[[], BinaryIO]:
-    try:
-        spool = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the manifest
-        shutil.copyfileobj(source, spool, BUFFER_BYTES)
-        spool.flush()
-    except OSError as error:
-        raise OutputError(
-            f"standard input could not be copied to {tempfile.gettempdir()} ({error.strerror}): "
-            "free some space there, or set TMPDIR to a folder on another disk"
-        ) from error
-
-    return lambda: cast(BinaryIO, io.BufferedReader(_SpoolReader(spool), BUFFER_BYTES))
-
-
-class _SpoolReader(io.RawIOBase):
-    """Reads a file from its start; others may read it meanwhile."""
-
-    def __init__(self, spool: IO[bytes]) -> None:
-        self._spool = spool
-        self._offset = 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: WriteableBuffer) -> int:
-        count = os.preadv(self._spool.fileno(), [buffer], self._offset)
-        self._offset += count
-        return count
+    return _kind(path) is not None

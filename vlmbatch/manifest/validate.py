@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
 from vlmbatch.errors import RowError
 from vlmbatch.images.read_ahead import read_ahead
-from vlmbatch.models.family import Tokens
+from vlmbatch.models.family import EncodedPrompt, Tokens
 from vlmbatch.types import ImageGrid, ImageRef, Row
 
 _WINDOW = 64
@@ -21,7 +22,15 @@ class PromptEncoder(Protocol):
 
     def tokenize(self, row: Row, /) -> Tokens: ...
 
-    def place(self, tokens: Tokens, grids: Sequence[ImageGrid], /) -> object: ...
+    def place(self, tokens: Tokens, grids: Sequence[ImageGrid], /) -> EncodedPrompt: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RowSize:
+    """``prompt_tokens``: with those of its images. None: an image behind a URL is not known."""
+
+    prompt_tokens: int | None
+    grids: tuple[ImageGrid, ...]
 
 
 def validate_rows(
@@ -30,21 +39,32 @@ def validate_rows(
     check_image: Callable[[ImageRef], ImageGrid | None],
     threads: int = 4,  # headers are small: more than one because files may lie on a network
 ) -> Generator[tuple[Row, RowError | None]]:
-    """Yield every row, in order, with the first thing that is wrong with it.
+    """Yield every row, in order, with the first thing that is wrong with it; as ``sized_rows``."""
+    for row, found in sized_rows(rows, encoder, check_image, threads):
+        yield row, found if isinstance(found, RowError) else None
+
+
+def sized_rows(
+    rows: Iterable[Row],
+    encoder: PromptEncoder,
+    check_image: Callable[[ImageRef], ImageGrid | None],
+    threads: int = 4,
+) -> Generator[tuple[Row, RowSize | RowError]]:
+    """Yield every row, in order, with its size, or the first thing that is wrong with it.
 
     ``check_image`` raises RowError, or says what the model makes of an image, None of one that is
     behind a URL, which the run alone fetches; it runs on ``threads`` threads, at most ``_WINDOW``
     rows or ``_WINDOW_BYTES`` of images ahead. Tokenizers stay on the caller's thread.
     """
-    check = partial(_image_error, encoder=encoder, check_image=check_image)
+    check = partial(_with_images, encoder=encoder, check_image=check_image)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="validate")
 
-    def start(row: Row) -> Future[RowError | None]:
+    def start(row: Row) -> Future[RowSize | RowError]:
         outcome = row.error or _tokenized(row, encoder)
         if row.images and not isinstance(outcome, RowError):
             return pool.submit(check, row, outcome)
-        known: Future[RowError | None] = Future()
-        known.set_result(outcome if isinstance(outcome, RowError) else None)
+        known: Future[RowSize | RowError] = Future()
+        known.set_result(outcome if isinstance(outcome, RowError) else check(row, outcome))
         return known
 
     try:
@@ -60,16 +80,16 @@ def _tokenized(row: Row, encoder: PromptEncoder) -> Tokens | RowError:
         return error
 
 
-def _image_error(
+def _with_images(
     row: Row,
     tokens: Tokens,
     encoder: PromptEncoder,
     check_image: Callable[[ImageRef], ImageGrid | None],
-) -> RowError | None:
+) -> RowSize | RowError:
     try:
         grids = [grid for image in row.images if (grid := check_image(image)) is not None]
-        if len(grids) == len(row.images):
-            encoder.place(tokens, grids)
+        if len(grids) < len(row.images):
+            return RowSize(None, tuple(grids))
+        return RowSize(len(encoder.place(tokens, grids).token_ids), tuple(grids))
     except RowError as error:
         return error
-    return None

@@ -5,6 +5,9 @@ Letters in shapes: T tokens of a step, M image tokens among them, E hidden size.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +25,7 @@ from vlmbatch.attention.base import (
 )
 from vlmbatch.models.config import TextConfig
 from vlmbatch.models.family import Embedded
+from vlmbatch.models.kv_scales import kv_scales
 from vlmbatch.models.layers import Embedding, GatedMLP, RMSNorm, RotaryTable
 from vlmbatch.models.linear import QKVLinear, RowLinear
 from vlmbatch.models.parallel import ParallelContext
@@ -66,22 +70,30 @@ class DecoderAttention(nn.Module):
         backend: AttentionBackend,
         sampled: SampledQueries | None,
     ) -> Tensor:
-        places = (cos, sin, cache.key, cache.value, metadata.slot_mapping, *self._norms)
+        places = (cos, sin, cache.key, cache.value, metadata.slot_mapping)
+        numbers = (*self._norms, cache.scales)
         if self.qkv_proj.fp8 is not None:
             heads = self.qkv_proj(x).unflatten(1, (-1, self.spec.head_dim))
-            query = rotary_and_cache(heads, *places)
+            query = rotary_and_cache(heads, *places, *numbers)
         else:
             assert isinstance(x, Tensor)
-            query = project_qkv(x, self.qkv_proj.weight, self.qkv_proj.bias, *places)
+            weight, bias = self.qkv_proj.weight, self.qkv_proj.bias
+            query = project_qkv(x, weight, bias, *places, *numbers)
         out = backend.attend(query, cache, metadata, self.spec, sampled)
         projected: Tensor = self.o_proj(out.flatten(1))
         return projected
 
+    def kv_scales(self, input_norm: RMSNorm) -> Tensor:
+        """(2, K) float32, see ``VisionLanguageModel``; ``input_norm``: what comes before."""
+        keys_and_values = self.qkv_proj.rows_from(1)
+        key_norm = None if self.k_norm is None else self.k_norm.weight
+        return kv_scales(*keys_and_values, input_norm.weight, key_norm, self.spec.head_dim)
+
     @property
-    def _norms(self) -> tuple[Tensor, Tensor, float] | tuple[()]:
+    def _norms(self) -> tuple[Tensor | None, Tensor | None, float]:
         """Weights of the norms of query and key heads, where there are any, and their epsilon."""
         if self.q_norm is None or self.k_norm is None:
-            return ()
+            return None, None, 0.0
         return self.q_norm.weight, self.k_norm.weight, self.q_norm.eps
 
 
@@ -185,6 +197,11 @@ class Decoder(nn.Module):
                 x = x + _spread(deep[index], feature_rows)
         assert residual is not None
         return self.norm.add(x, residual)[0]
+
+    def kv_scales(self) -> list[Tensor]:
+        """See ``VisionLanguageModel``."""
+        layers = cast(Iterable[DecoderLayer], self.layers)
+        return [layer.self_attn.kv_scales(layer.input_layernorm) for layer in layers]
 
 
 def _spread(level: Tensor, feature_rows: Tensor) -> Tensor:

@@ -263,6 +263,10 @@ class VisionLanguageModel(VisionModel, Protocol):
         """(n, E) to (n, V), in any float dtype."""
         ...
 
+    def kv_scales(self) -> list[Tensor]:
+        """Of keys and values in e4m3: (2, K) float32 a layer, whatever the input."""
+        ...
+
 
 class ImageFlops(NamedTuple):
     """Floating-point operations for one image."""

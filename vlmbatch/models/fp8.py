@@ -59,9 +59,9 @@ class Fp8Weight(nn.Module):
         product = block_linear if self.config.blocks else channel_linear
         return product(x, self.values, self.scales, bias)
 
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """The matrix (N, K)."""
-        parts = [dequantize(*part, dtype) for part in self._divided()]
+    def dequantized(self, dtype: torch.dtype, part: int = 0) -> Tensor:
+        """The matrix (N, K), from the ``part``-th part on."""
+        parts = [dequantize(*each, dtype) for each in self._divided()[part:]]
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def weight_slots(

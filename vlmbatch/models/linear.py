@@ -55,6 +55,14 @@ class ColumnLinear(nn.Module):
         assert isinstance(x, Tensor)
         return linear(x, self.weight, self.bias)
 
+    def rows_from(self, part: int) -> tuple[Tensor, Tensor | None]:
+        """Rows of the ``part``-th projection and those behind it, dequantized, and their bias."""
+        first = sum(each.share.count for each in self.parts[:part])
+        bias = None if self.bias is None else self.bias[first:]
+        if self.fp8 is not None:
+            return self.fp8.dequantized(torch.float32, part), bias
+        return self.weight[first:], bias
+
     def checkpoint_names(self, path: str) -> list[str]:
         """The layers that the checkpoint has in the place of this one, which we call ``path``."""
         parent = path.rpartition(".")[0]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from vlmbatch.errors import ConfigError
+from vlmbatch.models.text_config import TextConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,5 +53,27 @@ class ParallelContext:
         dist.all_reduce(partial)
         return partial
 
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Overwrite ``tensor`` with that of rank 0, of the same shape and dtype."""
+        dist.broadcast(tensor, src=0)
+        return tensor
+
+    def least(self, number: int, device: torch.device) -> int:
+        """The least of what the ranks give; ``device``: this rank's."""
+        if self.world_size == 1:
+            return number
+        numbers = torch.tensor([number], device=device)
+        dist.all_reduce(numbers, op=dist.ReduceOp.MIN)
+        return int(numbers.item())
+
 
 SINGLE_DEVICE = ParallelContext()
+
+
+def own_heads(text: TextConfig, parallel: ParallelContext) -> TextConfig:
+    """``text`` with the numbers of heads that a rank has: those that its KV cache holds."""
+    return replace(
+        text,
+        num_heads=parallel.share(text.num_heads).count,
+        num_kv_heads=parallel.share(text.num_kv_heads, repeat=True).count,
+    )

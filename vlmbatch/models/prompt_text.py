@@ -47,6 +47,11 @@ class PromptText:
         if self._names_template:
             _ = self.chat_template  # a missing or bad template is an error before the run
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the compiled template, which cannot be pickled: it is read again where needed."""
+        compiled = ("chat_template", "_template_or_problem")
+        return {name: value for name, value in vars(self).items() if name not in compiled}
+
     @cached_property
     def chat_template(self) -> ChatTemplate:
         """Read when first needed: only chat rows need one.

@@ -74,6 +74,11 @@ class TextModel(CheckpointModel):
         head = self.language_model.embed_tokens if self.lm_head is None else self.lm_head
         return linear(hidden, head.weight)
 
+    @torch.inference_mode()
+    def kv_scales(self) -> list[Tensor]:
+        """See ``VisionLanguageModel``; of this rank's heads."""
+        return self.language_model.kv_scales()
+
     @property
     def attention_specs(self) -> list[AttentionSpec]:
         """What each layer asks of attention; ``num_kv_heads`` are this rank's."""

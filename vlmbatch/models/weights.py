@@ -63,6 +63,22 @@ def load_weights(
             _check_quantized(slots)
 
 
+def describe_weights(folder: Path) -> str:
+    """The safetensors files of a checkpoint in words that differ when the files do.
+
+    Raises:
+        CheckpointError: there are none, or one is missing.
+    """
+    files = [folder / file for file in _shard_files(folder)]
+    try:
+        found = [file.stat() for file in files]
+    except OSError as error:
+        raise CheckpointError(f"{error.filename} cannot be read: {error.strerror}") from error
+    size, changed = sum(each.st_size for each in found), max(each.st_mtime for each in found)
+    plural = "s" if len(files) > 1 else ""
+    return f"{len(files)} file{plural} of {size:,} bytes, changed at {changed:.3f}"
+
+
 def random_weights(model: nn.Module, seed: int, std: float = 0.02) -> None:
     """Fill a materialised model with normal numbers, and normalisation weights with ones."""
     device = next(model.parameters()).device

@@ -9,14 +9,12 @@ from vlmbatch.config import Part
 from vlmbatch.durable.lock import lock_holder
 from vlmbatch.durable.run_paths import (
     LOCK_FILE,
-    RECORD_FILE,
     parts_work_folder,
     work_folder_path,
 )
-from vlmbatch.durable.run_record import read_record
 from vlmbatch.errors import OutputLockedError, UnfinishedError, UsageError
 from vlmbatch.output.changes import explained
-from vlmbatch.output.parts import PartFile, parts_named, read_part
+from vlmbatch.output.parts import PartFile, is_answered_again, parts_named, read_part
 
 
 def all_parts(folder: Path) -> list[PartFile]:
@@ -79,9 +77,7 @@ def _whole_part(path: Path) -> PartFile | None:
                 "again"
             )
         return None
-    record = read_record(work_folder_path(path) / RECORD_FILE)
-    is_old = record is not None and record.state == "running" and record.id != found.run_id
-    return None if is_old else found
+    return None if is_answered_again(found) else found
 
 
 def _check_finished(folder: Path, found: Sequence[PartFile | None]) -> None:

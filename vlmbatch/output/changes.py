@@ -8,7 +8,10 @@ from pathlib import Path
 from vlmbatch.errors import UsageError
 
 # What --incremental allows to change.
-_MANIFEST_SETTINGS = ("manifest", "limit", "images_from")
+_MANIFEST_SETTINGS = (
+    *("manifest", "limit", "sample", "sample_seed", "images_from"),
+    *("prompt", "sidecars", "pages", "dpi"),
+)
 
 # What has changed where a setting's name does not say it. Some values are digests of content.
 _EXPLANATIONS = {

@@ -113,7 +113,8 @@ def read_part(path: Path) -> PartFile | None:
 
 
 def finished_part(folder: Path, part: Part, fingerprint: str, rows: range) -> PartFile | None:
-    """The part of a run on these ``rows`` with this fingerprint, where it is done already.
+    """The part of a run on these ``rows`` with this fingerprint, where it is done already, and is
+    not being answered again.
 
     Raises:
         OutputError: the file cannot be read.
@@ -121,7 +122,17 @@ def finished_part(folder: Path, part: Part, fingerprint: str, rows: range) -> Pa
     found = read_part(folder / part.file_name)
     if found is None or (found.fingerprint, found.rows) != (fingerprint, rows):
         return None
-    return found
+    return None if is_answered_again(found) else found
+
+
+def is_answered_again(part: PartFile) -> bool:
+    """Whether another run than the one that wrote the part was begun on it, and is not done.
+
+    Raises:
+        OutputError: its record cannot be read.
+    """
+    record = read_record(work_folder_path(part.path) / RECORD_FILE)
+    return record is not None and record.state == "running" and record.id != part.run_id
 
 
 def parts_named(folder: Path) -> list[Part]:

@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 from vlmbatch.errors import OutputError, UsageError
 from vlmbatch.manifest.parquet_file import LocalParquetFile
 from vlmbatch.manifest.schema import RESULT_SCHEMA, column_prefix, detail_name
-from vlmbatch.output.parts import read_part
+from vlmbatch.output.all_parts import all_parts
+from vlmbatch.output.parts import parts_named, read_part
 from vlmbatch.output.shards import finished_shards
 
 
@@ -36,11 +37,15 @@ class OutputReader:
         self._file: pq.ParquetFile | None = None
         self.details: list[str] = []  # columns beyond those of every output
         starts = [0]
-        files = [shard.path for shard in finished_shards(output)] if output.is_dir() else [output]
-        for path in files:
+        self.extra_schema = pa.schema([])  # of the columns that passed through
+        self.metadata: dict[bytes, bytes] = {}
+        for path in _files(output):
             file = self._open(path)
-            self._check_columns(path, file.schema_arrow)
-            names = map(detail_name, file.schema_arrow)
+            schema = file.schema_arrow
+            self._check_columns(path, schema)
+            self.extra_schema = pa.schema(list(schema)[len(RESULT_SCHEMA) :])
+            self.metadata = schema.metadata or {}
+            names = map(detail_name, schema)
             self.details = [name for name in names if name is not None]  # the same in every file
             for group in range(file.num_row_groups):
                 self._groups.append((path, group))
@@ -69,13 +74,16 @@ class OutputReader:
 
     def read(self, group: int, columns: Sequence[str]) -> pa.Table:
         """Some columns of a row group, in the order of the schema."""
+        path, _ = self._groups[group]
+        prefix = column_prefix(self._open(path).metadata.metadata)
+        table = self.read_extra(group, [f"{prefix}{name}" for name in columns])
+        return table.rename_columns([name.removeprefix(prefix) for name in table.column_names])
+
+    def read_extra(self, group: int, names: Sequence[str]) -> pa.Table:
+        """Columns of a row group by the names that they have in the file."""
         path, number = self._groups[group]
-        file = self._open(path)
-        prefix = column_prefix(file.metadata.metadata)
-        names = [f"{prefix}{name}" for name in columns]
         try:
-            table = file.read_row_group(number, columns=names, use_threads=False)
-            return table.rename_columns([name.removeprefix(prefix) for name in table.column_names])
+            return self._open(path).read_row_group(number, columns=names, use_threads=False)
         except (pa.ArrowException, OSError) as error:
             raise unreadable_output(path, error) from error
 
@@ -109,6 +117,15 @@ class OutputReader:
                 f"{path} does not start with the columns of an output: it was changed by something "
                 "else, or is none. Put the original back, or run with --overwrite to start anew"
             )
+
+
+def _files(output: Path) -> list[Path]:
+    """The files of an output, in the manifest's order."""
+    if not output.is_dir():
+        return [output]
+    if parts_named(output):
+        return [part.path for part in all_parts(output)]
+    return [shard.path for shard in finished_shards(output)]
 
 
 @dataclass(slots=True)

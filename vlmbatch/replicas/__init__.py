@@ -1,1 +1,1 @@
-"""Where requests are answered: one interface, and the engine of this process behind it."""
+"""Where requests are answered: one interface, and one engine or several behind it."""

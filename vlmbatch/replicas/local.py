@@ -9,7 +9,14 @@ from vlmbatch.engine.outputs import SequenceFailure
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.errors import RowError
 from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.replicas.replica import Completion, Event, NewTokens, ReplicaStatus, RowFailure
+from vlmbatch.replicas.replica import (
+    Completion,
+    Event,
+    NewTokens,
+    OnBegin,
+    ReplicaStatus,
+    RowFailure,
+)
 from vlmbatch.replicas.stop_strings import StopChecker
 from vlmbatch.types import FinishReason, Request, TokenLogprob
 
@@ -34,13 +41,19 @@ class _UnderWay:
 class LocalReplica:
     """A ``Replica`` whose ``poll`` runs a step of ``engine``."""
 
-    def __init__(self, engine: Engine, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: Tokenizer, on_begin: OnBegin | None = None
+    ) -> None:
         self._engine = engine
         self._tokenizer = tokenizer
         self._under_way: dict[Sequence, _UnderWay] = {}
         self._sequences: dict[int, Sequence] = {}  # the same by the request's index
         self._refused: list[RowFailure] = []  # that ``poll`` has not returned yet
-        self._prompt_tokens = self._cached_tokens = self._generation_tokens = 0
+        self._prompt_tokens = self._cached_tokens = self._generation_tokens = self._answered = 0
+        self._begun: set[Sequence] = set()  # told to ``on_begin``
+        self._on_begin = on_begin
+        if on_begin is not None:
+            engine.on_launch = self._launching
 
     @property
     def num_unfinished(self) -> int:
@@ -66,6 +79,7 @@ class LocalReplica:
             cached_tokens=self._cached_tokens,
             generation_tokens=self._generation_tokens,
             preemptions=engine.preemptions,
+            answered=self._answered,
         )
 
     def submit(self, request: Request, *, stream: bool = False) -> None:
@@ -127,6 +141,9 @@ class LocalReplica:
         for sequence in self._engine.drop_waiting():
             self._forget(self._under_way[sequence])
 
+    def take_back(self, most: int) -> list[int]:
+        return [self._forget(self._under_way[each]) for each in self._engine.take_back(most)]
+
     def expect_no_more(self) -> None:
         self._engine.expect_no_more()
 
@@ -134,7 +151,14 @@ class LocalReplica:
         self._under_way.clear()
         self._sequences.clear()
         self._refused.clear()
+        self._begun.clear()
         self._engine.reset()
+
+    def _launching(self, sequences: list[Sequence]) -> None:
+        new = [each for each in sequences if each not in self._begun and each in self._under_way]
+        if new and self._on_begin is not None:
+            self._begun.update(new)
+            self._on_begin([each.request.index for each in new])
 
     def _begin(self, state: _UnderWay) -> None:
         state.first_token_at = time.monotonic()
@@ -155,6 +179,7 @@ class LocalReplica:
         if state.checker is not None:
             del token_ids[state.num_checked :]  # of steps that were handed out with this one
         assert state.first_token_at is not None
+        self._answered += 1
         return Completion(
             self._forget(state),
             tuple(token_ids),
@@ -168,6 +193,7 @@ class LocalReplica:
     def _forget(self, state: _UnderWay) -> int:
         """Drop the state of a request that has ended; its index."""
         del self._under_way[state.sequence]
+        self._begun.discard(state.sequence)
         index = state.sequence.request.index
         del self._sequences[index]
         return index

@@ -6,6 +6,7 @@ told of them are named by ``Request.index``, so that the engine may be in anothe
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,7 +59,8 @@ Event = NewTokens | Completion | RowFailure
 class ReplicaStatus:
     """A replica between two calls of ``poll``.
 
-    Tokens are totals since the start, except those of the pool; so are ``preemptions``.
+    Tokens are totals since the start, except those of the pool; so are ``preemptions`` and
+    ``answered``. ``parts``: of the engines that it is the sum of, by name.
     """
 
     running: int = 0
@@ -69,6 +71,8 @@ class ReplicaStatus:
     cached_tokens: int = 0  # of the prompt tokens, those found in the prefix cache
     generation_tokens: int = 0
     preemptions: int = 0
+    answered: int = 0  # requests, without those that failed
+    parts: tuple[tuple[str, ReplicaStatus], ...] = ()
 
 
 class Replica(Protocol):
@@ -123,4 +127,19 @@ class Replica(Protocol):
 
     def reset(self) -> None:
         """Give up every request and cached prefix, also after ``poll`` was interrupted."""
+        ...
+
+
+OnBegin = Callable[[list[int]], None]
+"""Told of the requests, by index, that the next step computes something of for the first time."""
+
+
+class EngineReplica(Replica, Protocol):
+    """One engine, as the process around it drives it."""
+
+    def take_back(self, most: int) -> list[int]:
+        """Give up requests that nothing has been computed of, at most so many: the last ones.
+
+        Returns their indexes.
+        """
         ...

@@ -17,6 +17,22 @@ _PATHS = {CHAT_PATH, COMPLETIONS_PATH, MODELS_PATH, HEALTH_PATH, METRICS_PATH}
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320, 640)
 
+# Name, help, and the field of ``ReplicaStatus``. Of several engines they are sums, and there is one
+# more of each with the engine's name as a label.
+_GAUGES = (
+    ("requests_running", "Requests that take part in the engine's steps.", "running"),
+    ("requests_waiting", "Requests that wait to take part.", "waiting"),
+    ("kv_cache_used_tokens", "Tokens held in the KV pool.", "kv_used_tokens"),
+    ("kv_cache_tokens", "Tokens that the KV pool can hold.", "kv_total_tokens"),
+)
+_COUNTERS = (
+    ("prompt_tokens", "Prompt tokens, image tokens included.", "prompt_tokens"),
+    ("cached_tokens", "Prompt tokens from the prefix cache.", "cached_tokens"),
+    ("generation_tokens", "Tokens generated.", "generation_tokens"),
+    ("preemptions", "Requests put back for want of KV pool.", "preemptions"),
+    ("answered", "Requests that the engine has answered.", "answered"),
+)
+
 
 class ServerMetrics:
     """Counters of one server; ``engine_status`` is asked for the engine's at each scrape."""
@@ -67,19 +83,15 @@ class _EngineCollector(Collector):
 
     def collect(self) -> Iterable[Metric]:
         status = self._status()
-        gauges = (
-            ("requests_running", "Requests that take part in the engine's steps.", status.running),
-            ("requests_waiting", "Requests that wait to take part.", status.waiting),
-            ("kv_cache_used_tokens", "Tokens held in the KV pool.", status.kv_used_tokens),
-            ("kv_cache_tokens", "Tokens that the KV pool can hold.", status.kv_total_tokens),
-        )
-        for name, help_text, value in gauges:
-            yield GaugeMetricFamily(f"vlmbatch_{name}", help_text, value)
-        counters = (
-            ("prompt_tokens", "Prompt tokens, image tokens included.", status.prompt_tokens),
-            ("cached_tokens", "Prompt tokens from the prefix cache.", status.cached_tokens),
-            ("generation_tokens", "Tokens generated.", status.generation_tokens),
-            ("preemptions", "Requests put back for want of KV pool.", status.preemptions),
-        )
-        for name, help_text, value in counters:
-            yield CounterMetricFamily(f"vlmbatch_{name}", help_text, value)
+        for name, help_text, field in _GAUGES:
+            yield GaugeMetricFamily(f"vlmbatch_{name}", help_text, getattr(status, field))
+        for name, help_text, field in _COUNTERS:
+            yield CounterMetricFamily(f"vlmbatch_{name}", help_text, getattr(status, field))
+        if not status.parts:
+            return
+        for kind, metrics in ((GaugeMetricFamily, _GAUGES), (CounterMetricFamily, _COUNTERS)):
+            for name, help_text, field in metrics:
+                shares = kind(f"vlmbatch_engine_{name}", help_text, labels=("engine",))
+                for engine, part in status.parts:
+                    shares.add_metric((engine,), getattr(part, field))
+                yield shares

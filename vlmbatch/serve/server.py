@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -18,10 +18,13 @@ from vlmbatch.errors import ConfigError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.hf.replica import HfReplica
 from vlmbatch.images.fetch import ImageFetcher
+from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.images.loading.url_loader import UrlLoader
+from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.log import logger
 from vlmbatch.replicas.local import LocalReplica
+from vlmbatch.replicas.pool import ReplicaPool
 from vlmbatch.serve.app import make_app
 from vlmbatch.serve.completions import RequestSlots, Service
 from vlmbatch.serve.config import ServeConfig
@@ -30,6 +33,7 @@ from vlmbatch.serve.hosts import is_loopback
 from vlmbatch.serve.metrics import ServerMetrics
 from vlmbatch.serve.preparation import Preparation
 from vlmbatch.session.cores import default_image_workers
+from vlmbatch.session.engines import EnginePlace, engine_places, several_engines
 from vlmbatch.session.load import (
     SWITCH_INTERVAL_S,
     freeze_loaded,
@@ -41,7 +45,10 @@ from vlmbatch.session.signals import ending_signals
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
+    from vlmbatch.replicas.messages import EngineLimits
     from vlmbatch.replicas.replica import Replica
+
+    AnyEngine = Engine | HfReplica | ReplicaPool
 
 _KEEP_ALIVE_S = 75  # beyond what clients keep idle connections for, so that they close them
 _LAST_WORDS_S = 2.0  # for responses that say that the grace time is over
@@ -60,20 +67,38 @@ def serve(config: ServeConfig) -> int:
     with _bind(config.host, config.port) as listener:
         inputs = open_model(config.session)
         _ = inputs.processor.chat_template  # one that is missing or bad is an error now
-        engine: Engine | HfReplica
-        if isinstance(inputs.model, HfConfig):
-            engine = load_with_transformers(config.session, inputs)
-        else:
-            engine = load_engine(config.session, inputs)
-            freeze_loaded(engine)
-            check_context(engine)
-        # On a CPU too: the engine's thread gives up the interpreter with each operation, and those
-        # that read and prepare requests would keep it for 5 ms.
-        sys.setswitchinterval(SWITCH_INTERVAL_S)
-        return asyncio.run(_serve(config, inputs, engine, domains, listener))
+        places = engine_places(config.session.engine, "one")
+        with _loaded(config, inputs, places) as engine:
+            # On a CPU too: the engine's thread gives up the interpreter with each operation, and
+            # those that read and prepare requests would keep it for 5 ms.
+            sys.setswitchinterval(SWITCH_INTERVAL_S)
+            gpu = places[0].first_gpu if places else None
+            return asyncio.run(_serve(config, inputs, engine, domains, listener, gpu))
 
 
-def check_context(engine: Engine) -> None:
+@contextmanager
+def _loaded(
+    config: ServeConfig, inputs: ModelInputs, places: tuple[EnginePlace, ...]
+) -> Iterator[AnyEngine]:
+    """What answers: an engine of ours here, several in processes of their own, or transformers."""
+    session = config.session
+    if places:
+        with (
+            closing(SharedMemory()) as memory,
+            several_engines(session, inputs, places, memory) as pool,
+        ):
+            check_context(pool.limits)
+            yield pool
+    elif isinstance(inputs.model, HfConfig):
+        yield load_with_transformers(session, inputs)
+    else:
+        engine = load_engine(session, inputs)
+        freeze_loaded(engine)
+        check_context(engine)
+        yield engine
+
+
+def check_context(engine: Engine | EngineLimits) -> None:
     """See that every prompt that fits the context also fits the KV cache.
 
     Raises:
@@ -87,25 +112,40 @@ def check_context(engine: Engine) -> None:
 
 
 def make_service(
-    config: ServeConfig, inputs: ModelInputs, engine: Engine | HfReplica, domains: AllowedDomains
+    config: ServeConfig,
+    inputs: ModelInputs,
+    engine: AnyEngine,
+    domains: AllowedDomains,
+    gpu: int | None = None,
 ) -> Service:
-    """Start what answers requests: threads and worker processes. On the event loop."""
+    """Start what answers requests: threads and worker processes. On the event loop.
+
+    ``gpu``: see ``open_images``.
+    """
     session = config.session
     tokenizer = inputs.processor.tokenizer
     replica: Replica
     if isinstance(engine, HfReplica):
-        replica, on_cpu = engine, engine.on_cpu
+        replica, on_cpu, max_model_len = engine, engine.on_cpu, engine.max_model_len
+    elif isinstance(engine, ReplicaPool):
+        replica, on_cpu = engine, engine.limits.on_cpu
+        max_model_len = engine.limits.max_model_len
     else:
         replica, on_cpu = LocalReplica(engine, tokenizer), engine.device.type == "cpu"
+        max_model_len = engine.max_model_len
     num_workers = session.image_loading.workers
     if num_workers is None:
-        num_workers = default_image_workers(engine_on_cpu=on_cpu)
-    loader = UrlLoader(open_images(session, inputs, num_workers), ImageFetcher(domains))
+        num_engines = engine.num_engines if isinstance(engine, ReplicaPool) else 1
+        num_workers = default_image_workers(on_cpu, num_engines)
+    images = open_images(session, inputs, num_workers, gpu)
+    if isinstance(engine, ReplicaPool) and not isinstance(inputs.model, HfConfig):
+        images = SharedLoader(images, engine.memory)
+    loader = UrlLoader(images, ImageFetcher(domains))
     engine_thread = EngineThread(replica)
     return Service(
         config=config,
         tokenizer=tokenizer,
-        max_model_len=engine.max_model_len,
+        max_model_len=max_model_len,
         preparation=Preparation(
             inputs.processor,
             loader,
@@ -132,11 +172,12 @@ def _image_limit(config: ServeConfig, inputs: ModelInputs) -> int | None:
 async def _serve(
     config: ServeConfig,
     inputs: ModelInputs,
-    engine: Engine | HfReplica,
+    engine: AnyEngine,
     domains: AllowedDomains,
     listener: socket.socket,
+    gpu: int | None,
 ) -> int:
-    service = make_service(config, inputs, engine, domains)
+    service = make_service(config, inputs, engine, domains, gpu)
     try:
         app = make_app(service, listener.getsockname()[0])
         server = _Server(app, config.grace_s, lambda: _announce(config, listener))

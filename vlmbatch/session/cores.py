@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-# Each takes some 40 MB. More are given by hand where images are large and the model small.
+# For one engine. Each takes some 40 MB. More are given by hand where images are large and the model
+# is small.
 _MAX_IMAGE_WORKERS = 32
 _CUDA_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/nvmap", "/dev/nvgpu", "/dev/nvhost-gpu")
 
@@ -23,10 +24,15 @@ def available_cores() -> int:
     return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
-def default_image_workers(engine_on_cpu: bool) -> int:
-    """Processes that decode: nearly all cores for a GPU, few where the engine itself needs them."""
+def default_image_workers(engine_on_cpu: bool, num_engines: int = 1) -> int:
+    """Processes that decode: nearly all cores for GPUs, few where the engine itself needs them.
+
+    An engine on a GPU takes a core.
+    """
     cores = available_cores()
-    return max(1, min(cores // 4 if engine_on_cpu else cores - 1, _MAX_IMAGE_WORKERS))
+    if engine_on_cpu:
+        return max(1, min(cores // 4, _MAX_IMAGE_WORKERS))
+    return max(1, min(cores - num_engines, _MAX_IMAGE_WORKERS * num_engines))
 
 
 def may_have_cuda() -> bool:

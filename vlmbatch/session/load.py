@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vlmbatch.config import SessionConfig
+from vlmbatch.engine.rank import ALONE, Rank
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.log import logger
 from vlmbatch.models.config import ModelConfig
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
     from vlmbatch.hf.replica import HfReplica
     from vlmbatch.images.loading.loader import ImageLoader
+    from vlmbatch.replicas.replica import OnBegin
 
 # Beside a GPU, a thread that wants the interpreter lock gets it after so long from one that only
 # computes: the default of 5 ms is a whole decode step.
@@ -29,10 +31,12 @@ SWITCH_INTERVAL_S = 0.001
 HF_BATCH = {"cpu": 8, "cuda": 32}  # rows: a batch ends with its longest answer
 
 
-def start_images(config: SessionConfig, inputs: ModelInputs) -> ImageLoader:
-    """What decodes images beside an engine that is yet to be loaded: processes start meanwhile.
+def start_images(
+    config: SessionConfig, inputs: ModelInputs, num_engines: int = 1, gpu: int | None = None
+) -> ImageLoader:
+    """What decodes images beside engines that are yet to be loaded: processes start meanwhile.
 
-    Where that is a CPU's, without waiting for torch.
+    Where these are a CPU's, without waiting for torch. ``gpu``: see ``open_images``.
 
     Raises:
         ConfigError: the device is not to be had here.
@@ -44,12 +48,12 @@ def start_images(config: SessionConfig, inputs: ModelInputs) -> ImageLoader:
             from vlmbatch.engine.loading import resolve_device
 
             on_cpu = resolve_device(device).type == "cpu"
-        num_workers = default_image_workers(engine_on_cpu=on_cpu)
-    return open_images(config, inputs, num_workers)
+        num_workers = default_image_workers(on_cpu, num_engines)
+    return open_images(config, inputs, num_workers, gpu)
 
 
-def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
-    """Load the weights onto the device and build the engine around them.
+def load_engine(config: SessionConfig, inputs: ModelInputs, rank: Rank = ALONE) -> Engine:
+    """Load the weights onto the device, or this rank's, and build the engine around them.
 
     Raises:
         ConfigError: what the settings ask for is not to be had here.
@@ -67,6 +71,7 @@ def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
         inputs.model,
         settings,
         inputs.processor,
+        rank=rank,
         reserved_bytes=reserved_bytes(config, inputs.processor),
     )
     if engine.device.type == "cuda":
@@ -74,8 +79,12 @@ def load_engine(config: SessionConfig, inputs: ModelInputs) -> Engine:
     return engine
 
 
-def load_with_transformers(config: SessionConfig, inputs: ModelInputs) -> HfReplica:
+def load_with_transformers(
+    config: SessionConfig, inputs: ModelInputs, on_begin: OnBegin | None = None
+) -> HfReplica:
     """Load the checkpoint's own class of transformers onto the device; to be closed.
+
+    ``on_begin``: see ``HfReplica``.
 
     Raises:
         ConfigError: the device is not to be had here, or its memory is too small.
@@ -124,6 +133,7 @@ def load_with_transformers(config: SessionConfig, inputs: ModelInputs) -> HfRepl
         max_num_seqs=settings.max_num_seqs or HF_BATCH[device.type],
         on_cpu=on_cpu,
         on_start=on_start,
+        on_begin=on_begin,
     )
 
 

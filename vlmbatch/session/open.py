@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmbatch.config import (
+    EngineConfig,
     ImageArguments,
     JobConfig,
     ManifestConfig,
@@ -48,12 +49,15 @@ class ModelInputs:
     model: ModelConfig | HfConfig
     processor: Processor
 
-    @property
-    def quantization(self) -> str | None:
-        """Which weights are quantized, and how; None: none, or transformers knows."""
-        if isinstance(self.model, HfConfig) or self.model.quantization is None:
+    def quantization(self, engine: EngineConfig) -> str | None:
+        """What is quantized, and how; None: nothing, or transformers knows."""
+        if isinstance(self.model, HfConfig):
             return None
-        return self.model.quantization.description
+        weights = self.model.quantization
+        parts = [] if weights is None else [weights.description]
+        if engine.kv_cache_dtype == "fp8":
+            parts.append("KV cache in FP8 (e4m3), a scale a layer and KV head")
+        return "; ".join(parts) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,8 @@ def open_inputs(
     Raises:
         UsageError: model, image arguments or manifest cannot be used.
     """
+    if manifest.asks_in_chat and config.prompt.prompt_template is None:
+        config = replace(config, prompt=replace(config.prompt, chat=True))
     opened = open_model(config)
     if isinstance(opened.model, HfConfig) and sampling is not None and sampling.choices:
         raise ConfigError("--choices cannot be used where transformers answers")
@@ -162,6 +168,7 @@ def open_inputs(
         streaming=streaming,
         domains=AllowedDomains.of(config.image_loading.allowed_domains),
         model=config.model,
+        longest_side=config.image_arguments.resolution.longest_side,
     )
     return Inputs(opened.folder, opened.model, opened.processor, rows, streaming)
 
@@ -177,13 +184,17 @@ def open_job(config: JobConfig) -> Inputs:
     return open_inputs(config.session, config.manifest, config.sampling, streaming=streaming)
 
 
-def open_images(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
+def open_images(
+    config: SessionConfig, inputs: ModelInputs, num_workers: int, gpu: int | None = None
+) -> ImageLoader:
     """What decodes images, and fetches them first where hosts are allowed.
+
+    ``gpu``: which one decodes, where one is to; None: torch's own choice.
 
     Raises:
         ConfigError: a GPU is to decode them, and something is missing for that.
     """
-    loader = _open_decoders(config, inputs, num_workers)
+    loader = _open_decoders(config, inputs, num_workers, gpu)
     fetcher = open_fetcher(config)
     if fetcher is None:
         return loader
@@ -202,7 +213,9 @@ def open_fetcher(config: SessionConfig) -> ImageFetcher | None:
     return ImageFetcher(AllowedDomains.of(config.image_loading.allowed_domains), limits)
 
 
-def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int) -> ImageLoader:
+def _open_decoders(
+    config: SessionConfig, inputs: ModelInputs, num_workers: int, gpu: int | None
+) -> ImageLoader:
     """Processes that decode images, or for none of them this one, which also reads features."""
     limits, processor = config.image_limits, inputs.processor.images
     loading = config.image_loading
@@ -214,7 +227,7 @@ def _open_decoders(config: SessionConfig, inputs: ModelInputs, num_workers: int)
     open_device = None
     if loading.decoder == "gpu":
         check_gpu_decoder(config, inputs.processor)
-        open_device = gpu_decoder()
+        open_device = gpu_decoder() if gpu is None else gpu_decoder(f"cuda:{gpu}")
         slots += 2 * MAX_IMAGES  # a batch that is decoded, and the next
     recent_bytes = HostMemory.divide(config.host_memory).decoded
     return ImageWorkers(

@@ -15,7 +15,7 @@ from vlmbatch.stats import RunStats
 _IDLE_SECONDS = 0.5  # between looks at the sink and the stop request while no row is ready
 # What an idle engine waits for rows beside the first, so that its first step is a full one: a small
 # step would keep the rows behind it waiting, and its launch competes with their preparation.
-_GATHER_SECONDS = 0.02
+GATHER_SECONDS = 0.02
 
 
 class AnswerSink(Protocol):
@@ -85,7 +85,7 @@ class AnswerLoop:
                 break
             self._admit(prepared)
             if timeout and self._replica.num_unfinished:
-                gather_until = gather_until or time.monotonic() + _GATHER_SECONDS
+                gather_until = gather_until or time.monotonic() + GATHER_SECONDS
                 is_full = self._replica.fills_step
                 timeout = 0.0 if is_full else max(0.0, gather_until - time.monotonic())
         if self._feed.exhausted and not self._told_of_end:

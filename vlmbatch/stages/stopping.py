@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -78,8 +79,12 @@ class StopRequest:
         """Within, a first ending signal stops gracefully, a second gives up rows under way.
 
         Neither is raised, except by ``interruptible``: anywhere else it could leave a lock held or
-        a thread without its end.
+        a thread without its end. On another thread than the main one, where no signal arrives,
+        nothing is changed.
         """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
         before = {number: signal.getsignal(number) for number in ending_signals()}
 
         def stop(number: int, frame: FrameType | None) -> None:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import mmap
 import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
-from vlmbatch.images.loading.protocol import anonymous_file, receive, send
+from vlmbatch.images.loading.protocol import receive, send
+from vlmbatch.processes import (
+    anonymous_file,
+    beyond_standard,
+    cause_of_death,
+    error_file,
+    search_path,
+)
 
 _EXIT_SECONDS = 5.0  # a killed process that takes longer is stuck in the kernel
-_TAIL_BYTES = 4096
 
 _SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 # For the kernel to clear 50 MB anew takes a third of the time of decoding a large photo into them.
@@ -54,15 +58,14 @@ class ChildProcess:
         self._connection, theirs = socket.socketpair()
         mine.enter_context(self._connection)
         with theirs, contextlib.ExitStack() as passed:
-            self._stderr = anonymous_file("vlmbatch-worker-stderr")
+            self._stderr = error_file("vlmbatch-worker-stderr")
             mine.callback(os.close, self._stderr)
-            fcntl.fcntl(self._stderr, fcntl.F_SETFL, os.O_APPEND)
             pixels = anonymous_file("vlmbatch-pixels")
             passed.callback(os.close, pixels)
             os.ftruncate(pixels, shared_bytes)
             self._pixels = mine.enter_context(mmap.mmap(pixels, 0))
             command = [sys.executable, "-P", "-W", "ignore", "-m", module]
-            descriptors = [_beyond_standard(each, passed) for each in (theirs.fileno(), pixels)]
+            descriptors = [beyond_standard(each, passed) for each in (theirs.fileno(), pixels)]
             self._process = subprocess.Popen(
                 [*command, *map(str, descriptors)],
                 stdin=subprocess.DEVNULL,
@@ -105,30 +108,12 @@ class ChildProcess:
         """What the process died of; closes."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_EXIT_SECONDS)
-        status = self._process.poll()
-        size = os.fstat(self._stderr).st_size
-        tail = os.pread(self._stderr, _TAIL_BYTES, max(0, size - _TAIL_BYTES))
+        cause = cause_of_death(self._process.poll(), self._stderr)
         self.close()
-        if status is None:
-            return "it closed its connection"
-        if status < 0:
-            hint = ": memory may be short" if status == -9 else ""
-            return f"signal {-status}{hint}"
-        last_words = tail.decode(errors="replace").strip().rpartition("\n")[2]
-        return f"exit status {status}: {last_words}" if last_words else f"exit status {status}"
-
-
-def _beyond_standard(descriptor: int, closing: contextlib.ExitStack) -> int:
-    """A duplicate that is above 2: below, the process has its standard streams.
-
-    In a program that has closed its own, as daemons do, files get these numbers.
-    """
-    duplicate = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
-    closing.callback(os.close, duplicate)
-    return duplicate
+        return cause
 
 
 def _environment() -> dict[str, str]:
     """This process's, with the modules that it can import; made for decoding."""
-    search_path = os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
-    return {**os.environ, **_SINGLE_THREADED, **_KEEP_FREED_MEMORY, "PYTHONPATH": search_path}
+    variables = {**_SINGLE_THREADED, **_KEEP_FREED_MEMORY, "PYTHONPATH": search_path()}
+    return {**os.environ, **variables}

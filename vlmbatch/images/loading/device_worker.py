@@ -102,6 +102,8 @@ def _batches(
     batch: list[_Job] = []
     pixels = num_bytes = 0
     for slot, ref in enumerate(refs):
+        if ref.page is not None:
+            continue
         # Before the file is opened: if it is replaced in between, it is read anew next time.
         identity = None if ref.data is not None else file_identity(ref.path or "")
         try:

@@ -101,7 +101,7 @@ class ImageWorkers:
         """
         digest = None if ref.data is None else content_digest(ref.data)
         alike = self._processor.at(None, ref.row_images).fingerprint
-        key = ref.path, digest, ref.resolution, alike
+        key = ref.path, digest, ref.resolution, alike, ref.page
         while True:
             with self._lock:
                 self._room.wait_for(lambda: self._is_at_hand(key) or self._has_room())

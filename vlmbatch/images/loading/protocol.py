@@ -9,16 +9,14 @@ decodes on a device one batch.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import struct
-import tempfile
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from vlmbatch.config import ImageResolution
-from vlmbatch.types import ImageRef, PixelImage
+from vlmbatch.types import ImageRef, Page, PixelImage
 
 # Of a file: device, inode, size in bytes, time of its last change in nanoseconds.
 FileIdentity = tuple[int, int, int, int]
@@ -34,6 +32,7 @@ def request_of(ref: ImageRef) -> dict[str, Any]:
         "num_bytes": None if ref.data is None else len(ref.data),
         "resolution": ref.resolution and astuple(ref.resolution),
         "row_images": ref.row_images,
+        "page": ref.page and astuple(ref.page),
     }
 
 
@@ -45,6 +44,7 @@ def ref_of(request: dict[str, Any], data: bytes) -> ImageRef:
         None if request["num_bytes"] is None else data,
         resolution=own and ImageResolution(*own),
         row_images=request["row_images"],
+        page=request["page"] and Page(*request["page"]),
     )
 
 
@@ -93,17 +93,6 @@ def _read(connection: socket.socket, length: int) -> bytearray:
             raise EOFError
         view = view[count:]
     return data
-
-
-def anonymous_file(name: str) -> int:
-    """Descriptor of an empty file in memory (on disk where the system has no such files).
-
-    It has no path: it goes with the last process that has it open, however that process ends.
-    """
-    if hasattr(os, "memfd_create"):
-        return os.memfd_create(name)
-    with tempfile.TemporaryFile() as file:
-        return os.dup(file.fileno())
 
 
 def file_identity(path: str) -> FileIdentity | None:

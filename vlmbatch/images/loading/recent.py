@@ -6,10 +6,11 @@ from collections import OrderedDict
 
 from vlmbatch.config import ImageResolution
 from vlmbatch.images.loading.process import Decoded
+from vlmbatch.types import Page
 
 # A path, for embedded images the digest of the bytes, the row's own resolution, and the fingerprint
-# of the image processor for as many images as the row has.
-ImageKey = tuple[str | None, bytes | None, ImageResolution | None, str]
+# of the image processor for as many images as the row has, and the page of a document.
+ImageKey = tuple[str | None, bytes | None, ImageResolution | None, str, Page | None]
 
 
 class RecentImages:

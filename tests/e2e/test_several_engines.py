@@ -1,0 +1,188 @@
+"""One table from one engine and from several, on real models; and engines that are killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import real_command
+from checkpoints import make_checkpoint
+from PIL import Image
+from server_process import ServerProcess, chat_body, serving
+from worker_processes import ENGINE, wait_until, worker_pids
+
+from vlmbatch import LLM, ImagePixelData, SamplingParams
+
+NUM_ROWS = 60
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model, and rows of which some share images, are sampled, or are errors."""
+    folder = tmp_path_factory.mktemp("several")
+    make_checkpoint("llama", "clip", folder / "model")
+    rng = random.Random(0)
+    for number in range(9):
+        picture = Image.frombytes("RGB", (30, 20), rng.randbytes(1800))
+        picture.save(folder / f"{number}.png")
+    (folder / "3.png").write_bytes(b"no picture")
+    with (folder / "manifest.jsonl").open("w") as file:
+        for index in range(NUM_ROWS):
+            row: dict[str, Any] = {
+                "prompt": f"<image>What is {index}?",
+                "image": f"{index % 9}.png",
+            }
+            row["max_tokens"] = 1 + index % 12
+            if index % 3 == 1:
+                row |= {"temperature": 0.9, "top_p": 0.9, "seed": index}
+            if index % 5 == 2:
+                row |= {"prompt": f"Say {index}", "image": None}
+            if index % 7 == 3:
+                row["stop"] = ["a", "0"]
+            file.write(json.dumps(row) + "\n")
+    return folder
+
+
+def start(folder: Path, name: str, *options: object) -> Any:
+    output = folder / f"{name}.parquet"
+    return real_command.start(
+        *("run", folder / "manifest.jsonl", "-m", folder / "model", "-o", output),
+        *("--image-workers", 1, "--temperature", 0.5, *options),
+    )
+
+
+@pytest.fixture(scope="module")
+def of_one(folder: Path) -> Any:
+    command = start(folder, "one")
+    assert command.wait(120) == 1, command.stderr
+    return pq.read_table(folder / "one.parquet")
+
+
+def check_equal(folder: Path, name: str, of_one: Any) -> None:
+    table = pq.read_table(folder / f"{name}.parquet")
+    assert table.equals(of_one)
+    ids = b"vlmbatch.run_id"
+    metadata, expected = (dict(each.schema.metadata) for each in (table, of_one))
+    assert metadata.pop(ids) != expected.pop(ids)
+    assert metadata == expected
+
+
+def test_the_table_is_that_of_one_engine(folder: Path, of_one: Any) -> None:
+    assert len(set(of_one["text"].to_pylist())) > NUM_ROWS // 2, "answers can be told apart"
+    command = start(folder, "three", "--replicas", 3, "--summary-json", folder / "three.json")
+    assert command.wait(120) == 1, command.stderr
+    check_equal(folder, "three", of_one)
+    shares = json.loads((folder / "three.json").read_text())["engines"]
+    assert [*shares] == ["replica 0", "replica 1", "replica 2"]
+    assert all(share["rows"] for share in shares.values())
+    assert "engines  replica 0: " in command.stderr
+
+
+def test_an_engine_that_is_killed_changes_nothing(folder: Path, of_one: Any) -> None:
+    command = start(folder, "killed", "--replicas", 2)
+    command.wait_until(lambda: len(worker_pids(command.pid, ENGINE)) == 2)
+    os.kill(max(worker_pids(command.pid, ENGINE)), signal.SIGKILL)
+    assert command.wait(120) == 1, command.stderr
+    assert "replica 1 has ended (signal 9: memory may be short): it is started" in command.stderr
+    check_equal(folder, "killed", of_one)
+
+
+def test_a_divided_model_gives_the_table_of_one_engine(folder: Path, of_one: Any) -> None:
+    """With prompts in chunks, and a rank that is killed while it loads."""
+    command = start(folder, "divided", "--tensor-parallel", 2, "--max-batched-tokens", 48)
+
+    def ranks() -> set[int]:
+        first = worker_pids(command.pid, ENGINE)
+        return first.union(*(worker_pids(pid, ENGINE) for pid in first))
+
+    command.wait_until(lambda: len(ranks()) == 2)
+    started = ranks()
+    os.kill(max(started), signal.SIGKILL)
+    assert command.wait(120) == 1, command.stderr
+    expected = "replica 0 has ended (rank 1 of 2: signal 9: memory may be short): it is started"
+    assert expected in command.stderr
+    check_equal(folder, "divided", of_one)
+    assert not any(Path("/proc", str(pid)).exists() for pid in started)
+
+
+def test_a_model_that_cannot_be_divided_is_refused(folder: Path) -> None:
+    command = start(folder, "refused", "--tensor-parallel", 3)
+    assert command.wait(120) == 2
+    said = "--tensor-parallel 3: the model has 4 attention heads, which 3 does not divide"
+    assert said in command.stderr
+
+
+def test_a_checkpoint_that_cannot_be_used_is_told_as_by_one_engine(folder: Path) -> None:
+    told = []
+    broken = folder / "broken"
+    make_checkpoint("llama", "clip", broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    for options in ((), ("--replicas", 2)):
+        command = real_command.start(
+            *("run", folder / "manifest.jsonl", "-m", broken, "-o", "-", "-q", *options)
+        )
+        assert command.wait(120) == 2
+        told.append(command.stderr)
+    assert told[0] == told[1]
+
+
+def test_from_python(folder: Path) -> None:
+    """Calls one after another, one of them left in the middle, as with one engine."""
+    images = [ImagePixelData(folder / f"{number}.png") for number in range(3)]
+    prompts = [
+        {"prompt": f"<image>{index}", "multi_modal_data": images[index % 3]} for index in range(12)
+    ]
+    params = SamplingParams(max_tokens=6)
+    answers = []
+    several: tuple[tuple[int, dict[str, Any]], ...] = (
+        (0, {}),
+        (2, {"replicas": 2}),
+        (1, {"tensor_parallel_size": 2}),
+    )
+    for number, options in several:
+        with LLM(folder / "model", image_workers=0, **options) as llm:
+            unfinished = llm.generate(iter(prompts), params)
+            next(unfinished)
+            if "tensor_parallel_size" in options:  # a rank ends in the middle of a step
+                (first,) = worker_pids(os.getpid(), ENGINE)
+                (second,) = worker_pids(first, ENGINE)
+                os.kill(second, signal.SIGKILL)
+                assert len(list(unfinished)) == len(prompts) - 1
+            unfinished.close()
+            outputs = llm.generate(prompts, params)
+            answers.append([output.outputs[0].token_ids for output in outputs])
+            engines = worker_pids(os.getpid(), ENGINE)
+            assert len(engines) == number
+    assert answers[0] == answers[1] == answers[2]
+    assert not worker_pids(os.getpid(), ENGINE)
+
+
+def test_a_server_goes_on_without_an_engine_and_counts_for_each() -> None:
+    with serving("--replicas", "2", "--image-workers", "0") as server:
+        for _ in range(2):
+            assert server_answer(server) == "92"
+        name = 'engine_answered_total{engine="replica 0"}'
+        assert server.metric("answered_total") == 2 == server.metric(name)
+        os.kill(min(worker_pids(server.process.pid, ENGINE)), signal.SIGKILL)
+        assert server_answer(server) == "92"
+        other = name.replace("0", "1")
+        wait_until(lambda: server.metric(other) == 1)
+
+
+def server_answer(server: ServerProcess) -> str:
+    request = urllib.request.Request(
+        f"{server.url}/v1/chat/completions",
+        json.dumps(chat_body()).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        text: str = json.load(response)["choices"][0]["message"]["content"]
+    return text

@@ -1,0 +1,100 @@
+"""What a node refuses before it answers: it would answer something else."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import vlmbatch.ray.worker
+from vlmbatch.config import FolderDestination, JobConfig, ManifestConfig, RunPolicy, SessionConfig
+from vlmbatch.config.part import Part
+from vlmbatch.errors import OutputError, UsageError
+from vlmbatch.jobs.fingerprint import run_settings
+from vlmbatch.output.parts import read_part
+from vlmbatch.ray.worker import PartWorker, WorkerJob
+from vlmbatch.session.open import open_job
+from vlmbatch.stages.stopping import RunStoppedError
+
+
+@pytest.fixture(autouse=True)
+def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a worker changes in its process, given back; and no patience."""
+    monkeypatch.setattr("sys.argv", ["pytest"])
+    monkeypatch.chdir(Path.cwd())
+    monkeypatch.setattr(vlmbatch.ray.worker, "_SEEN_SECONDS", 0.0)
+
+
+@pytest.fixture
+def job(folder: Path, samples: Path) -> WorkerJob:
+    manifest = folder / "manifest.jsonl"
+    manifest.write_bytes((samples / "manifest.jsonl").read_bytes())
+    out = folder / "out"
+    out.mkdir()
+    config = JobConfig(
+        SessionConfig(str(samples / "tiny-llava")),
+        ManifestConfig("manifest.jsonl"),
+        FolderDestination(out, 10),
+    )
+    probe = out / "probe"
+    probe.write_text("seen")
+    inputs = open_job(replace(config, manifest=ManifestConfig(str(manifest))))
+    settings = run_settings(config, inputs, inputs.manifest.scan())
+    command = ("vlmbatch", "run")
+    return WorkerJob(config, out, str(folder), command, (probe, "seen"), settings, num_cpus=1)
+
+
+def refusal(job: WorkerJob) -> str:
+    opened = PartWorker(job).open()
+    assert isinstance(opened.error, UsageError) and opened.node
+    return str(opened.error)
+
+
+def test_a_folder_that_is_not_seen(job: WorkerJob) -> None:
+    missing = replace(job, probe=(job.folder / "other", "seen"))
+    assert "other that it has put there is not seen there (No such file" in refusal(missing)
+    assert "has another content there" in refusal(replace(job, probe=(job.probe[0], "new")))
+
+
+def test_another_version_manifest_or_model(job: WorkerJob) -> None:
+    assert "and the driver 9.9" in refusal(replace(job, version="9.9"))
+    others = {**job.settings, "manifest": "0" * 64, "model": "1" * 64}
+    told = refusal(replace(job, settings=others))
+    assert "manifest: its rows are others" in told and "model: the files" in told
+
+
+def test_one_engine_answers_part_after_part(job: WorkerJob) -> None:
+    worker = PartWorker(job)
+    assert worker.open().error is None
+    policy = RunPolicy()
+    parts = [Part(number, 3) for number in range(3)]
+    outcomes = [worker.answer(part, policy) for part in parts[1:]]
+    engine = worker._replica
+    worker.stop("stopped by the driver", 143)
+    stopped = worker.answer(parts[0], policy)
+    assert isinstance(stopped.error, RunStoppedError) and stopped.error.exit_status == 143
+    assert worker._replica is engine
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert [outcome.stats.rows_done for outcome in outcomes] == [10, 10]
+    found = [read_part(job.folder / part.file_name) for part in parts]
+    assert [part is not None and part.num_rows for part in found] == [False, 10, 10]
+    worker.close()
+
+
+def test_what_is_done_needs_no_engine(job: WorkerJob) -> None:
+    first, second = PartWorker(job), PartWorker(job)
+    for worker in (first, second):
+        assert worker.open().error is None
+        outcome = worker.answer(Part(0, 3), RunPolicy())
+        assert outcome.error is None and outcome.stats.rows_done == 10
+    assert second._replica is None
+    first.close()
+
+
+def test_what_cannot_be_written_is_told(job: WorkerJob) -> None:
+    worker = PartWorker(job)
+    assert worker.open().error is None
+    (job.folder / "_vlmbatch").write_text("in the way")
+    outcome = worker.answer(Part(0, 3), RunPolicy())
+    assert isinstance(outcome.error, OutputError)

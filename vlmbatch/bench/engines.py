@@ -1,0 +1,67 @@
+"""What is measured: one engine in this process, or several in processes of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from vlmbatch.config import SessionConfig
+from vlmbatch.images.shared_memory import SharedMemory
+from vlmbatch.replicas.local import LocalReplica
+from vlmbatch.replicas.replica import Replica
+from vlmbatch.session.engines import EnginePlace, several_engines
+from vlmbatch.session.load import freeze_loaded, load_engine
+from vlmbatch.session.open import ModelInputs
+from vlmbatch.stages.answer_loop import GATHER_SECONDS
+
+
+@dataclass(frozen=True, slots=True)
+class BenchEngines:
+    """Engines that are loaded. ``kv_cache_tokens``: of each.
+
+    ``memory``: what images are in where engines have processes of their own. ``ranks``: processes
+    that divide the model of each.
+    """
+
+    replica: Replica
+    number: int
+    kv_cache_tokens: int
+    devices: tuple[torch.device, ...]
+    memory: SharedMemory | None = None
+    ranks: int = 1
+
+
+@contextmanager
+def bench_engines(
+    session: SessionConfig,
+    inputs: ModelInputs,
+    places: Sequence[EnginePlace],
+    device: torch.device,
+) -> Iterator[BenchEngines]:
+    """Load them at ``places``, or where there are none a single one on ``device``."""
+    if not places:
+        engine = load_engine(session, inputs)
+        freeze_loaded(engine)
+        replica = LocalReplica(engine, inputs.processor.tokenizer)
+        yield BenchEngines(replica, 1, engine.kv_cache_tokens, (device,))
+        return
+    gpus = [gpu for place in places for gpu in place.gpus]
+    devices = [torch.device("cuda", gpu) for gpu in gpus] or [device]
+    with (
+        closing(SharedMemory()) as memory,
+        several_engines(
+            session, inputs, tuple(places), memory, gather_seconds=GATHER_SECONDS
+        ) as pool,
+    ):
+        limits = pool.limits
+        yield BenchEngines(
+            pool,
+            len(places),
+            limits.kv_cache_tokens,
+            tuple(devices),
+            memory,
+            session.engine.tensor_parallel,
+        )

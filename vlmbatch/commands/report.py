@@ -1,0 +1,93 @@
+"""``vlmbatch report``: a page that shows answers beside their prompts and images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from vlmbatch import log
+from vlmbatch.commands.checks import checked_page
+from vlmbatch.commands.command import with_options, without
+from vlmbatch.commands.exits import early_exits
+from vlmbatch.commands.places import Place, check_places
+from vlmbatch.commands.reporting import Reporting, ReportOptions
+from vlmbatch.config.option import Opt, check_bounds
+
+PANEL = "Input and output"
+MAX_ROWS = 10_000
+WITHOUT_FIGURES = without("summary_json", "exit_zero")
+
+
+@dataclass(frozen=True, slots=True)
+class PageOptions:
+    """What a page shows, and where it goes."""
+
+    output: Annotated[
+        str,
+        Opt(
+            "OUTPUT",
+            "The output of a run: a .parquet file, a folder of shards or of parts, or a .jsonl "
+            "file of OpenAI's batch results.",
+            flag="--output",
+            positional=True,
+            filled=True,
+        ),
+    ]
+    page: Annotated[
+        str | None, Opt("FILE", "An .html file.", panel=PANEL, short="-o", flag="--page")
+    ] = None
+    rows: Annotated[
+        int,
+        Opt("N", "Rows on the page at most.", panel=PANEL, minimum=1, maximum=MAX_ROWS),
+    ] = 500
+    manifest: Annotated[
+        str | None,
+        Opt(
+            "MANIFEST",
+            "Where prompts and images are; absent: in the manifest that the run has read.",
+            panel=PANEL,
+            filled=True,
+        ),
+    ] = None
+    no_images: Annotated[bool, Opt("", "Show no pictures.", panel=PANEL)] = False
+    overwrite: Annotated[bool, Opt("", "Replace the page that is there.", panel=PANEL)] = False
+
+    def __post_init__(self) -> None:
+        check_bounds(self)
+
+
+@with_options
+def report(
+    options: PageOptions,
+    reporting: Annotated[ReportOptions, WITHOUT_FIGURES],
+) -> None:
+    """Write a page that shows the answers of OUTPUT beside their prompts and images.
+
+    One file that needs no network, with search, filters, figures of all rows and
+    examples of errors. Of a large output it shows rows spread over all of it.
+    """
+    page = checked_page(options.page, options.output, overwrite=options.overwrite)
+    check_places(
+        [
+            Place(f"output {options.output}", options.output, is_ours=True),
+            Place(f"page {page}", str(page), written=True),
+            *([] if options.manifest is None else [Place("the manifest", options.manifest)]),
+        ]
+    )
+    from vlmbatch.jobs.report import ReportConfig
+    from vlmbatch.jobs.report import report as write
+    from vlmbatch.stats import RunStats
+
+    stats = RunStats()
+    config = ReportConfig(options.rows, options.manifest, not options.no_images)
+    with early_exits(lambda: f"{page} is as it was"):
+        with Reporting(reporting, data_on_stdout=False).display(stats):
+            written = write(Path(options.output), page, config, stats)
+        if not reporting.quiet:
+            log.console().print(
+                f"{log.printable(str(page))}: {written.shown:,} of {written.rows:,} rows, "
+                f"{written.num_bytes / 1e6:,.1f} MB",
+                markup=False,
+                soft_wrap=True,
+            )

@@ -1,0 +1,273 @@
+"""What a run will take, from its rows and its model's configuration: no GPU, no weights."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from vlmbatch.config import ManifestConfig, SamplingParams, SessionConfig
+from vlmbatch.costs.model import ModelCosts, model_costs
+from vlmbatch.costs.rates import Gpu, reached_share
+from vlmbatch.costs.work import Work, bound, kv_cache_tokens
+from vlmbatch.errors import ErrorCode, RowError, UsageError
+from vlmbatch.hf.checkpoint import HfConfig
+from vlmbatch.manifest.validate import RowSize, sized_rows
+from vlmbatch.models.config import ModelConfig
+from vlmbatch.models.family import family_of
+from vlmbatch.session.open import ModelInputs, image_prober, open_inputs, opening_stage
+from vlmbatch.stats import RunStats
+from vlmbatch.types import ImageGrid, Row
+
+_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+_TOWER_BYTES = 10**9  # about, where the checkpoint's files do not tell
+_START_SECONDS = 15.0  # of a process with its weights at hand, as measured
+_MAX_BARS = 12
+
+
+@dataclass(frozen=True, slots=True)
+class PlanConfig:
+    """``answer_tokens``: generated tokens that a row is taken to have; None: its ``max_tokens``.
+    ``price_per_hour``: of one GPU."""
+
+    gpus: tuple[Gpu, ...]
+    answer_tokens: int | None = None
+    price_per_hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class GpuPlan:
+    """One GPU's part. ``seconds``: from process start to the last row; None: the model, or a row
+    of its context's length, does not fit. ``cost``: in the currency of the price."""
+
+    name: str
+    label: str
+    is_measured: bool
+    memory: int
+    kv_cache_tokens: int
+    batch: int = 0
+    rows_per_second: float | None = None
+    seconds: float | None = None
+    cost: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Sizes are in bytes, times in seconds. ``rows_looked_at``: of ``rows``; counts are of these.
+
+    ``histograms``: bars of (first value, last value, rows) by name. ``unknown``: rows with images
+    behind URLs, which are taken to be as the others.
+    """
+
+    model: str
+    rows: int
+    rows_looked_at: int
+    errors: dict[str, int]
+    error_examples: dict[str, str]
+    over_context: int
+    context: int
+    unknown: int
+    prompt_tokens: int
+    image_tokens: int
+    generated_tokens: int
+    distinct_images: int
+    histograms: dict[str, list[tuple[int, int, int]]]
+    weight_bytes: int
+    kv_bytes_per_token: int
+    gpus: tuple[GpuPlan, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def plan(
+    session: SessionConfig,
+    manifest: ManifestConfig,
+    sampling: SamplingParams,
+    config: PlanConfig,
+    stats: RunStats,
+) -> Plan:
+    """Look at every row, or at those of a sample, and sum up what they take.
+
+    Raises:
+        UsageError: model or manifest cannot be used, or transformers would answer.
+    """
+    stats.stage = opening_stage(session)
+    inputs = open_inputs(session, manifest, sampling)
+    if isinstance(inputs.model, HfConfig):
+        raise UsageError(
+            f"{session.model} has no family of its own and is answered by transformers: what that "
+            "takes is not known. Time a run with --sample 200"
+        )
+    stats.stage = "reading the manifest"
+    info = inputs.manifest.scan()
+    stats.rows_total = info.num_rows
+    stats.stage, stats.work_started = "looking at rows", time.monotonic()
+    found = _Rows(inputs.model, config.answer_tokens)
+    rows = inputs.manifest.rows()
+    with closing(sized_rows(rows, inputs.processor, image_prober(session, inputs))) as sizes:
+        for row, size in sizes:
+            stats.rows_done += 1
+            found.add(row, size)
+            if isinstance(size, RowError):
+                stats.errors[size.code] += 1
+    total = info.manifest_rows
+    weights = _weight_bytes(session, inputs, inputs.model)
+    kv_itemsize = 1 if session.engine.kv_cache_dtype == "fp8" else None
+    costs = found.costs(_itemsize(session, inputs.model), kv_itemsize)
+    scale = total / max(1, stats.rows_done)
+    answered = round(scale * (found.work.rows + found.unknown))
+    result = Plan(
+        model=session.model,
+        rows=total,
+        rows_looked_at=stats.rows_done,
+        errors=dict(stats.errors.most_common()),
+        error_examples=found.examples,
+        over_context=stats.errors[ErrorCode.PROMPT_TOO_LONG],
+        context=inputs.processor.max_model_len,
+        unknown=found.unknown,
+        prompt_tokens=found.prompt.total(),
+        image_tokens=found.image.total(),
+        generated_tokens=found.work.head_tokens,
+        distinct_images=found.distinct_images,
+        histograms=found.histograms(),
+        weight_bytes=weights,
+        kv_bytes_per_token=costs.kv_bytes_per_token,
+        gpus=tuple(
+            _on_gpu(gpu, found.work, answered, costs, inputs.model, weights, config, session)
+            for gpu in config.gpus
+        ),
+    )
+    stats.finish()
+    return result
+
+
+def _on_gpu(
+    gpu: Gpu,
+    work: Work,
+    rows: int,
+    costs: ModelCosts,
+    model: ModelConfig,
+    weights: int,
+    config: PlanConfig,
+    session: SessionConfig,
+) -> GpuPlan:
+    tokens = kv_cache_tokens(gpu.memory, weights, model, costs, _itemsize(session, model))
+    fits = GpuPlan(gpu.name, gpu.label, gpu.is_measured, gpu.memory, tokens)
+    longest = session.engine.max_model_len or model.text.max_position_embeddings
+    if tokens < longest:
+        return fits
+    least = bound(work, costs, gpu.rates, session.engine.kv_cache_tokens or tokens, rows)
+    seconds = least.serial_seconds / reached_share(model.model_type)
+    whole = seconds + _START_SECONDS
+    price = config.price_per_hour
+    return GpuPlan(
+        *(gpu.name, gpu.label, gpu.is_measured, gpu.memory, tokens, least.batch),
+        rows_per_second=rows / seconds if seconds else None,
+        seconds=whole,
+        cost=None if price is None else price * whole / 3600,
+    )
+
+
+class _Rows:
+    """What the rows looked at take together."""
+
+    def __init__(self, model: ModelConfig, answer_tokens: int | None) -> None:
+        self._model = model
+        self._answer_tokens = answer_tokens
+        self._image_flops: dict[ImageGrid, int] = {}
+        self._seen: set[int] = set()  # hashes of images
+        self.work = Work()
+        self.prompt, self.image, self.patches = _Lengths(), _Lengths(), _Lengths()
+        self.unknown = 0
+        self.examples: dict[str, str] = {}
+
+    @property
+    def distinct_images(self) -> int:
+        return len(self._seen)
+
+    def add(self, row: Row, size: RowSize | RowError) -> None:
+        if isinstance(size, RowError):
+            self.examples.setdefault(size.code, f"row {row.index} (id {row.id}): {size.message}")
+            return
+        if size.prompt_tokens is None:
+            self.unknown += 1
+            return
+        image_tokens = sum(grid.num_tokens for grid in size.grids)
+        self.prompt.add(size.prompt_tokens)
+        self.image.add(image_tokens)
+        flops = shared = 0
+        for place, (ref, grid) in enumerate(zip(row.images, size.grids, strict=True)):
+            self.patches.add(grid.num_tokens)
+            # By path, as a run tells images apart before it reads them; embedded ones by content.
+            key = hash((ref.path if ref.data is None else None, ref.data, ref.resolution))
+            if key in self._seen:
+                shared += grid.num_tokens if place == 0 else 0  # a prefix of both prompts
+            else:
+                self._seen.add(key)
+                flops += self._flops(grid)
+        assert row.sampling is not None
+        room = self._model.text.max_position_embeddings - size.prompt_tokens
+        generated = min(self._answer_tokens or row.sampling.max_tokens, max(1, room))
+        self.work.add(size.prompt_tokens, generated, flops, shared)
+
+    def costs(self, itemsize: int, kv_itemsize: int | None) -> ModelCosts:
+        """The model's costs; what an image takes is in ``work``."""
+        any_grid = next(iter(self._image_flops), ImageGrid(1, 1, 1, 3))
+        return model_costs(self._model, itemsize, any_grid, kv_itemsize)
+
+    def histograms(self) -> dict[str, list[tuple[int, int, int]]]:
+        lengths = {
+            "prompt tokens": self.prompt,
+            "image tokens of a row": self.image,
+            "tokens of an image": self.patches,
+        }
+        return {name: [*found.bars()] for name, found in lengths.items() if found.counts}
+
+    def _flops(self, grid: ImageGrid) -> int:
+        if grid not in self._image_flops:
+            flops = family_of(self._model).image_flops(self._model, grid)
+            self._image_flops[grid] = flops.tower + flops.projector
+        return self._image_flops[grid]
+
+
+class _Lengths:
+    """Counts of values."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[int] = Counter()
+
+    def add(self, value: int) -> None:
+        self.counts[value] += 1
+
+    def total(self) -> int:
+        return sum(value * count for value, count in self.counts.items())
+
+    def bars(self) -> Iterator[tuple[int, int, int]]:
+        """Bars of equal width: first value, last value, how many."""
+        values = np.array(sorted(self.counts))
+        weights = np.array([self.counts[value] for value in values.tolist()])
+        low, high = int(values[0]), int(values[-1])
+        width = -(-(high - low + 1) // _MAX_BARS)
+        for number, count in enumerate(np.bincount((values - low) // width, weights).tolist()):
+            first = low + number * width
+            yield first, min(high, first + width - 1), int(count)
+
+
+def _itemsize(session: SessionConfig, model: ModelConfig) -> int:
+    dtype = session.engine.dtype
+    return _BYTES[model.dtype if dtype == "auto" else dtype]
+
+
+def _weight_bytes(session: SessionConfig, inputs: ModelInputs, model: ModelConfig) -> int:
+    """Of the checkpoint's files where they are as they will be loaded, else as counted."""
+    files = sum(path.stat().st_size for path in inputs.folder.glob("*.safetensors"))
+    if files and session.engine.quantize is None and session.engine.dtype == "auto":
+        return files
+    costs = model_costs(model, _itemsize(session, model), ImageGrid(1, 1, 1, 3))
+    return costs.decoder_bytes + _TOWER_BYTES

@@ -1,0 +1,187 @@
+"""What runs on a node of the cluster: one engine, which answers one part after another."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+import time
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vlmbatch import __version__
+from vlmbatch.config import JobConfig, Part, PartDestination, RunPolicy
+from vlmbatch.durable.run_record import RunRecord
+from vlmbatch.errors import UsageError, VlmbatchError
+from vlmbatch.jobs.fingerprint import fingerprint, run_settings
+from vlmbatch.jobs.run import answer_manifest, loaded_replica, open_output, was_complete
+from vlmbatch.output.changes import explained
+from vlmbatch.session.load import start_images
+from vlmbatch.session.open import Inputs, open_job
+from vlmbatch.stages.stopping import RunStoppedError, StopRequest
+from vlmbatch.stats import RunStats
+
+if TYPE_CHECKING:
+    from vlmbatch.replicas.replica import Replica
+
+_SEEN_SECONDS = 10.0  # within which a network file system shows a new file to other machines
+_MAX_IMAGE_WORKERS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerJob:
+    """What every worker of a run is told, once.
+
+    ``probe``: a file that the driver has written into the output folder, with its content.
+    ``settings``: those of the run as the driver sees model and manifest.
+    """
+
+    config: JobConfig
+    folder: Path
+    working_folder: str
+    command: tuple[str, ...]
+    probe: tuple[Path, str]
+    settings: dict[str, Any]
+    num_cpus: int
+    version: str = __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Which node a worker is on, and why it cannot answer there, if so."""
+
+    node: str
+    error: VlmbatchError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PartOutcome:
+    """What became of a part: its figures, and what ended it early, if anything."""
+
+    stats: RunStats
+    error: VlmbatchError | None = None
+
+
+class PartWorker:
+    """An engine of its own, loaded for the first part that has rows to answer.
+
+    ``open`` comes first. ``answer`` is called on one and the same thread, ``progress`` and ``stop``
+    meanwhile on others.
+    """
+
+    def __init__(self, job: WorkerJob) -> None:
+        self._job = job
+        self._config = _on_share(job.config, job.num_cpus)
+        self._resources = ExitStack()
+        self._inputs: Inputs | None = None
+        self._replica: Replica | None = None
+        self._part: Part | None = None
+        self._stats = RunStats()
+        self._stop: StopRequest | None = None
+        self._stopped: RunStoppedError | None = None
+
+    def open(self) -> Opened:
+        """Read model and manifest as they are seen from this node, and compare."""
+        node = socket.gethostname()
+        try:
+            self._open()
+        except VlmbatchError as error:
+            return Opened(node, error)
+        return Opened(node)
+
+    def answer(self, part: Part, policy: RunPolicy) -> PartOutcome:
+        """Answer what is left of a part, and commit it."""
+        assert self._inputs is not None, "open comes first"
+        stats = RunStats()
+        self._part, self._stats = part, stats
+        stop = self._stop = StopRequest(policy.grace_s)
+        if self._stopped is not None:  # it came between two parts
+            stop.request(self._stopped)
+        destination = PartDestination(self._job.folder, part)
+        config = replace(self._config, destination=destination, policy=policy)
+        try:
+            with open_output(config, self._inputs, stats) as output:
+                if not was_complete(output, stats):
+                    replica = self._loaded(stats)
+                    with closing(start_images(config.session, self._inputs)) as images:
+                        answer_manifest(config, self._inputs, replica, images, output, stats, stop)
+            stats.finish()
+        except VlmbatchError as error:
+            return PartOutcome(stats, error)
+        finally:
+            self._stop = None
+            if self._replica is not None and self._replica.num_unfinished:
+                self._replica.reset()
+        return PartOutcome(stats)
+
+    def progress(self) -> tuple[Part | None, RunStats]:
+        """The part under way, or the last one, and how far it is."""
+        part = self._part
+        return part, self._stats.copy()
+
+    def stop(self, message: str, exit_status: int) -> None:
+        """Admit no more rows; those under way get the time of grace."""
+        self._stopped = RunStoppedError(message, exit_status)
+        if (stop := self._stop) is not None:
+            stop.request(self._stopped)
+
+    def close(self) -> None:
+        """Free the engine."""
+        self._resources.close()
+        self._replica = None
+
+    def _open(self) -> None:
+        job = self._job
+        sys.argv = list(job.command)  # what locks and records say of who holds them
+        with contextlib.suppress(OSError):  # absolute paths do without
+            os.chdir(job.working_folder)
+        if job.version != __version__:
+            raise UsageError(f"it has vlmbatch {__version__}, and the driver {job.version}")
+        self._see_probe()
+        inputs = open_job(self._config)
+        settings = run_settings(self._config, inputs, inputs.manifest.scanned())
+        if fingerprint(settings) != fingerprint(job.settings):
+            seen_here = RunRecord.new(job.settings, "", 0).changes(settings)
+            lines = "".join(f"\n  {explained(change)}" for change in seen_here)
+            raise UsageError(f"model or manifest are others there than for the driver:{lines}")
+        self._inputs = inputs
+
+    def _see_probe(self) -> None:
+        path, content = self._job.probe
+        deadline = time.monotonic() + _SEEN_SECONDS
+        while True:
+            try:
+                if path.read_text() == content:
+                    return
+                seen = "has another content there"
+            except OSError as error:
+                seen = f"is not seen there ({error.strerror})"
+            if time.monotonic() > deadline:
+                raise UsageError(
+                    f"output {self._job.folder} is not the folder that the driver writes to: the "
+                    f"file {path.name} that it has put there {seen}. All nodes have to mount the "
+                    "output folder under the same path"
+                )
+            time.sleep(0.2)
+
+    def _loaded(self, stats: RunStats) -> Replica:
+        if self._replica is None:
+            assert self._inputs is not None
+            stats.stage = "loading the model"
+            self._replica = self._resources.enter_context(
+                loaded_replica(self._config, self._inputs)
+            )
+        return self._replica
+
+
+def _on_share(config: JobConfig, num_cpus: int) -> JobConfig:
+    """The job within a worker's share of its node's cores."""
+    session = config.session
+    if session.image_loading.workers is not None:
+        return config
+    cores = num_cpus // 4 if session.engine.device == "cpu" else num_cpus - 1
+    loading = replace(session.image_loading, workers=max(1, min(cores, _MAX_IMAGE_WORKERS)))
+    return replace(config, session=replace(session, image_loading=loading))

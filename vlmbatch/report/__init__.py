@@ -1,0 +1,1 @@
+"""The page that shows answers, and what it is made of."""
