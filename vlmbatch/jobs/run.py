@@ -156,7 +156,7 @@ def loaded_replica(config: JobConfig, inputs: Inputs) -> Iterator[Replica]:
 
 
 def with_choices(replica: Replica, inputs: Inputs) -> Replica:
-    """``replica``, which is of a model of our own, for rows that may have classes to choose from."""
+    """``replica``, of a model of our own, for rows that may have classes to choose from."""
     from vlmbatch.replicas.choices import ChoiceReplica
 
     assert not isinstance(inputs.model, HfConfig)
