@@ -141,7 +141,7 @@ def test_from_python(folder: Path) -> None:
         {"prompt": f"<image>{index}", "multi_modal_data": images[index % 3]} for index in range(12)
     ]
     params = SamplingParams(max_tokens=6)
-    classes = SamplingParams(max_tokens=6, choices=("yes", "no"), logprobs=1)
+    classes, told = SamplingParams(choices=("yes", "no")), SamplingParams(max_tokens=2, logprobs=1)
     answers: list[list[tuple[int, ...]]] = []
     probabilities: list[list[float]] = []
     several: tuple[tuple[int, dict[str, Any]], ...] = (
@@ -161,9 +161,12 @@ def test_from_python(folder: Path) -> None:
             unfinished.close()
             outputs = llm.generate(prompts, params)
             answers.append([output.outputs[0].token_ids for output in outputs])
-            first_answers = [output.outputs[0] for output in llm.generate(prompts[:4], classes)]
-            assert all(answer.logprobs and answer.choices for answer in first_answers)
-            probabilities.append([answer.choices["yes"] for answer in first_answers])
+            chosen = [output.outputs[0].choices for output in llm.generate(prompts[:4], classes)]
+            outputs = llm.generate(prompts[:4], told)
+            tokens = [each for output in outputs for each in output.outputs[0].logprobs or ()]
+            assert len(tokens) == 8
+            probabilities.append([each["yes"] for each in chosen if each is not None])
+            probabilities[-1] += [token.logprob for token in tokens]
             engines = worker_pids(os.getpid(), ENGINE)
             assert len(engines) == number
     assert answers[0] == answers[1] == answers[2]
