@@ -163,7 +163,8 @@ class Request:
     ``inputs``: what there is in the place of images where transformers answers. ``positions``: of
     the prompt's T tokens, (T,) or (3, T) int64, where a model's processor counts them itself;
     ``None`` stands for 0 to T - 1. Token i of the answer is at ``next_position`` + i, in all three
-    rows; ``None`` stands for T.
+    rows; ``None`` stands for T. ``scored``: tokens whose log-probabilities are told with each token
+    of the answer, in the place of the likeliest ones.
     """
 
     index: int
@@ -174,6 +175,7 @@ class Request:
     positions: NDArray[np.int64] | None = field(default=None, repr=False)
     next_position: int | None = None
     inputs: ProcessedInputs | None = None
+    scored: tuple[int, ...] = ()
 
     @property
     def num_image_tokens(self) -> int:
@@ -190,9 +192,23 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token of an answer with its log-probability, by the model's own logits in float32.
+
+    ``top``: the likeliest tokens in its place with theirs, likeliest first.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Result:
     """One output row, in the terms of the output schema.
 
+    ``details``: values of columns that are there where a run asks for them, by name, as JSON has
+    them.
     ``error_param`` and ``error_api_code`` are those of a ``RequestError``, for batch files alone.
     """
 
@@ -206,6 +222,7 @@ class Result:
     error_code: ErrorCode | None = None
     error_message: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
+    details: dict[str, Any] = field(default_factory=dict)
     error_param: str | None = None
     error_api_code: str | None = None
 

@@ -34,14 +34,16 @@ def sample_tokens(
     top_p: Tensor,
     seeds: Tensor,
     positions: Tensor,
+    min_p: Tensor | None = None,
 ) -> Tensor:
     """Choose one token a row: the likeliest where ``temperature`` is 0, else by inverse CDF.
 
-    ``logits``: (B, V) of any float dtype. ``temperature`` and ``top_p``: (B,) float32, ``top_k``:
-    (B,) int64, 0 for all; these three on the host, since they decide what is computed. ``seeds``
-    and ``positions``: (B,) int64, on either. The host never waits for the device.
-    Tokens that tie with the last one kept by ``top_k`` or ``top_p`` are kept too. Returns (B,)
-    int64 on the device of ``logits``.
+    ``logits``: (B, V) of any float dtype. ``temperature``, ``top_p`` and ``min_p``: (B,) float32,
+    ``top_k``: (B,) int64, 0 for all; these four on the host, since they decide what is computed.
+    ``seeds`` and ``positions``: (B,) int64, on either. The host never waits for the device.
+    Tokens that tie with the last one kept by ``top_k`` or ``top_p`` are kept too; of those kept,
+    the ones that are less likely than ``min_p`` times the likeliest are left out
+    (arXiv:2407.01082). Returns (B,) int64 on the device of ``logits``.
     """
     tokens = greedy_tokens(logits)
     rows = temperature.nonzero().squeeze(1)
@@ -55,6 +57,8 @@ def sample_tokens(
     scaled /= temperature[rows].to(device, non_blocking=True)[:, None]
     scaled = _keep_top_k(scaled, top_k[rows])
     probs = _keep_top_p(scaled.softmax(dim=-1), top_p[rows])
+    if min_p is not None:
+        probs = _keep_min_p(probs, min_p[rows])
 
     cdf = probs.cumsum(dim=-1, dtype=torch.float64)
     uniform = counter_uniform(
@@ -111,3 +115,11 @@ def _keep_top_p(probs: Tensor, top_p: Tensor) -> Tensor:
     mass_before[:, 0] = -1.0  # the likeliest token is kept, however low the limit
     threshold = ordered.masked_fill(mass_before >= limit, torch.inf).amin(dim=-1, keepdim=True)
     return probs.masked_fill((probs < threshold) & (limit < 1), 0.0)
+
+
+def _keep_min_p(probs: Tensor, min_p: Tensor) -> Tensor:
+    """Zero the tokens less likely than each row's ``min_p`` times its likeliest."""
+    if not (min_p > 0).any():
+        return probs
+    share = min_p.to(probs.device, non_blocking=True)[:, None]
+    return probs.masked_fill(probs < share * probs.amax(dim=-1, keepdim=True), 0.0)

@@ -22,7 +22,10 @@ def test_sampling_params_have_their_types_or_are_refused(name: str, value: Any) 
         assert str(error).startswith(name) or (name == "stop" and "stop string" in str(error))
         return
     kinds = [type(each) for each in asdict(params).values()]
-    assert kinds == [int, float, float, int, int, tuple, tuple, bool]
+    first, penalties = [int, float, float, int, int, tuple, tuple, bool], [float] * 4 + [int]
+    assert kinds[:-2] == first + penalties
+    assert kinds[-2] is (type(None) if params.logprobs is None else int)
+    assert kinds[-1] is tuple and all(type(each) is str for each in params.choices)
     assert all(type(each) is str for each in params.stop)
     assert all(type(each) is int for each in params.stop_token_ids)
 

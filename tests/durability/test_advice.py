@@ -537,6 +537,7 @@ ELSEWHERE = {
     "errors --image-timeout": "a row of the README's table",
     "urls --allow-domain": "needs the network: in tests/openai/test_fetch.py",
     "open --image-root": _NAMES_IT,
+    "open --choices": _NAMES_IT,
     "manifest --keep-inputs": _NAMES_IT,
     "compressed --ultra": "an option of zstd",
     "compressed --long": "an option of zstd: in tests/manifest/test_manifest_jsonl.py",

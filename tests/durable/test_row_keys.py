@@ -37,6 +37,13 @@ CHANGES: dict[str, Any] = {
     "stop": ("x",),
     "stop_token_ids": (2,),
     "ignore_eos": True,
+    "min_p": 0.1,
+    "repetition_penalty": 1.1,
+    "presence_penalty": 0.5,
+    "frequency_penalty": 0.5,
+    "no_repeat_ngram_size": 3,
+    "logprobs": 3,
+    "choices": ("a", "b"),
 }
 
 
@@ -56,7 +63,7 @@ class TestKey:
         [
             replace(ROW, index=7, line=8, file="n.jsonl", id="b", extra={}),
             replace(ROW, images=(ImageRef("a name is no content.png", b"1"),)),
-            replace(ROW, sampling=replace(GREEDY, seed=4, top_k=2, top_p=0.5)),
+            replace(ROW, sampling=replace(GREEDY, seed=4, top_k=2, top_p=0.5, min_p=0.5)),
         ],
     )
     def test_does_not_depend_on(self, same):

@@ -141,7 +141,9 @@ def test_from_python(folder: Path) -> None:
         {"prompt": f"<image>{index}", "multi_modal_data": images[index % 3]} for index in range(12)
     ]
     params = SamplingParams(max_tokens=6)
-    answers = []
+    classes, told = SamplingParams(choices=("yes", "no")), SamplingParams(max_tokens=2, logprobs=1)
+    answers: list[list[tuple[int, ...]]] = []
+    probabilities: list[list[float]] = []
     several: tuple[tuple[int, dict[str, Any]], ...] = (
         (0, {}),
         (2, {"replicas": 2}),
@@ -159,9 +161,18 @@ def test_from_python(folder: Path) -> None:
             unfinished.close()
             outputs = llm.generate(prompts, params)
             answers.append([output.outputs[0].token_ids for output in outputs])
+            chosen = [output.outputs[0].choices for output in llm.generate(prompts[:4], classes)]
+            outputs = llm.generate(prompts[:4], told)
+            tokens = [each for output in outputs for each in output.outputs[0].logprobs or ()]
+            assert len(tokens) == 8
+            probabilities.append([each["yes"] for each in chosen if each is not None])
+            probabilities[-1] += [token.logprob for token in tokens]
             engines = worker_pids(os.getpid(), ENGINE)
             assert len(engines) == number
     assert answers[0] == answers[1] == answers[2]
+    assert len(set(probabilities[0])) > 1
+    assert probabilities[1] == pytest.approx(probabilities[0], abs=1e-5)
+    assert probabilities[2] == pytest.approx(probabilities[0], abs=1e-4)
     assert not worker_pids(os.getpid(), ENGINE)
 
 

@@ -142,7 +142,7 @@ def test_end_of_sequence_ends_a_row_unless_it_is_ignored(loaded: Loaded) -> None
         stream=False,
     )
 
-    def push(each: RowUnderWay, token_id: int) -> None:
+    def push(each: RowUnderWay, token_id: int, logprob: object) -> None:
         each.push(token_id)
 
     loaded.replica._generator.answer([row], push, lambda: False)
@@ -239,3 +239,40 @@ def test_a_checkpoints_own_generation_settings_play_no_part(loaded: Loaded, tmp_
     assert [event.token_ids for event in events if isinstance(event, Completion)] == [
         expected[1].token_ids
     ]
+
+
+def test_penalties_are_those_of_generate(loaded: Loaded) -> None:
+    """In a batch of rows that ask for none, of other lengths."""
+    for index, options in ((1, {"repetition_penalty": 1.6}), (5, {"no_repeat_ngram_size": 1})):
+        plain, asks = SamplingParams(max_tokens=10), SamplingParams(max_tokens=10, **options)
+        requests = [loaded.request(i, asks if i == index else plain) for i in range(7)]
+        found = loaded.answers(requests)
+        before = loaded.answers([loaded.request(i, plain) for i in range(7)])
+        for i in range(7):
+            expected = before[i].token_ids
+            if i == index:
+                inputs = loaded.case.inputs(ROWS[i])
+                expected = tuple(loaded.case.answer(inputs, **options))
+                assert expected != before[i].token_ids
+            assert found[i].token_ids == expected
+
+
+def test_log_probabilities_are_those_of_the_models_logits(loaded: Loaded) -> None:
+    asks = SamplingParams(max_tokens=5, logprobs=2, repetition_penalty=1.6, ignore_eos=True)
+    plain = SamplingParams(max_tokens=5)
+    found = loaded.answers([loaded.request(1, asks), loaded.request(5, plain)])
+    assert found[5].logprobs == ()
+    answer = torch.tensor(found[1].token_ids)
+    prompt = loaded.case.inputs(ROWS[1])["input_ids"][0]
+    with torch.inference_mode():
+        logits = loaded.case.model(input_ids=torch.cat([prompt, answer])[None]).logits[0]
+    expected = logits[len(prompt) - 1 : -1].log_softmax(-1)
+    assert [each.token_id for each in found[1].logprobs] == answer.tolist()
+    torch.testing.assert_close(
+        torch.tensor([each.logprob for each in found[1].logprobs]),
+        expected.gather(1, answer[:, None]).squeeze(1),
+        rtol=0,
+        atol=1e-4,
+    )
+    tops = torch.tensor([each.top for each in found[1].logprobs])
+    torch.testing.assert_close(tops[..., 1], expected.topk(2).values, rtol=0, atol=1e-4)

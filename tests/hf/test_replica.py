@@ -16,10 +16,10 @@ from vlmbatch.hf.failures import BatchFailedError
 from vlmbatch.hf.replica import HfReplica
 from vlmbatch.hf.row import RowUnderWay
 from vlmbatch.replicas.replica import Completion, Event, NewTokens, RowFailure
-from vlmbatch.types import Request
+from vlmbatch.types import Request, TokenLogprob
 
 EOS = 5
-OnToken = Callable[[RowUnderWay, int], None]
+OnToken = Callable[[RowUnderWay, int, TokenLogprob | None], None]
 
 
 def letters(*token_ids: int) -> str:
@@ -76,7 +76,8 @@ class Script:
                 return
             for row in rows:
                 if not row.ended:
-                    on_token(row, 10 + row.request.index + step if step < self._length else EOS)
+                    token_id = 10 + row.request.index + step if step < self._length else EOS
+                    on_token(row, token_id, None)
 
 
 @pytest.fixture

@@ -132,6 +132,13 @@ DECIDES = {
     "sampling.stop": Change(("x",)),
     "sampling.stop_token_ids": Change((9,)),
     "sampling.ignore_eos": Change(True),
+    "sampling.min_p": Change(0.1),
+    "sampling.repetition_penalty": Change(1.1),
+    "sampling.presence_penalty": Change(0.5),
+    "sampling.frequency_penalty": Change(0.5),
+    "sampling.no_repeat_ngram_size": Change(3),
+    "sampling.logprobs": Change(0),
+    "sampling.choices": Change(("a", "b")),
     "session.engine.engine": Change("transformers"),
     "session.engine.dtype": Change("float16"),
     "session.engine.quantize": Change("fp8"),
@@ -230,6 +237,12 @@ def placed(value: Any, folder: Path) -> Any:
 def test_what_decides_answers_makes_another_run(job: JobConfig, name: str) -> None:
     before, after = before_and_after(job, name, DECIDES[name])
     assert of(before) != of(after)
+
+
+def test_what_nobody_asks_for_of_sampling_is_absent(job: JobConfig) -> None:
+    """As in runs of versions that had no such options."""
+    first = {"max_tokens", "temperature", "top_p", "top_k", "seed", "stop", "stop_token_ids"}
+    assert settings_of(job)["sampling"].keys() == first | {"ignore_eos"}
 
 
 def test_what_nobody_asks_for_of_images_is_absent(job: JobConfig, tmp_path: Path) -> None:

@@ -185,6 +185,14 @@ def test_row_sampling_overrides_the_runs():
     assert row.sampling == SamplingParams(5, 1.0, 0.5, 4, 9, ("x", "y"))
 
 
+def test_row_penalties_override_the_runs():
+    penalties = {"min_p": 0.25, "repetition_penalty": 2, "presence_penalty": -1}
+    penalties |= {"frequency_penalty": 0.5, "no_repeat_ngram_size": 3.0}
+    row = build({"prompt": "a", "seed": 1} | penalties)
+    assert row.sampling.settings().items() >= penalties.items()
+    assert row.extra == {}
+
+
 def test_null_sampling_keeps_the_runs():
     row = build({"prompt": "a", "max_tokens": None, "stop": None, "temperature": None})
     assert row.sampling is not None
@@ -205,6 +213,11 @@ def test_stop(stop, expected):
         *(("temperature", value) for value in (-0.1, "hot", True, float("inf"), 10**400)),
         *(("top_p", value) for value in (0, 1.01, float("inf"), "0.5")),
         *(("top_k", value) for value in (-1, 2.5, "3")),
+        *(("min_p", value) for value in (-0.1, 1.1, "0")),
+        *(("repetition_penalty", value) for value in (0, -1, float("inf"), "1")),
+        *(("presence_penalty", value) for value in (-2.1, 2.1, True)),
+        *(("frequency_penalty", value) for value in (-2.1, 2.1, [1])),
+        *(("no_repeat_ngram_size", value) for value in (-1, 101, 1.5)),
         *(("seed", value) for value in (-1, 2**63, "1", 0.5)),
         *(("stop", value) for value in (5, [5], "", [""], {"a": 1})),
     ],

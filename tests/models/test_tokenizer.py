@@ -249,3 +249,18 @@ def test_unfinished_character_comes_at_the_end(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("a 🙂", add_special_tokens=False)
     for end in range(len(ids)):
         assert "".join(stream(tokenizer, ids[:end])) == tokenizer.decode(ids[:end])
+
+
+@pytest.mark.parametrize("backend", [byte_level(SPECIAL), sentencepiece(legacy=False)])
+def test_pieces_add_up_to_the_text(backend: Backend) -> None:
+    tokenizer = Tokenizer(backend, {})
+    ids = tokenizer.encode("What colour is the circle?", add_special_tokens=False)
+    assert "".join(map(tokenizer.piece, ids)).strip() == "What colour is the circle?"
+    assert any(tokenizer.piece(token_id).startswith(" ") for token_id in ids)
+    assert tokenizer.piece(10**6) == ""
+
+
+def test_the_piece_of_a_special_token_is_its_own_text() -> None:
+    tokenizer = Tokenizer.load(TINY_LLAVA)
+    (token_id,) = tokenizer.encode("</s>", add_special_tokens=False)
+    assert tokenizer.piece(token_id) == "</s>"

@@ -68,6 +68,16 @@ def test_a_chat() -> None:
     assert request.user == "me"
 
 
+def test_penalties() -> None:
+    penalties = {"min_p": 0.25, "repetition_penalty": 2.0, "presence_penalty": -1.0}
+    penalties |= {"frequency_penalty": 0.5, "no_repeat_ngram_size": 3}
+    for request in (
+        parse_chat_request(chat(**penalties), DEFAULTS),
+        parse_completion_request({"prompt": "a", **penalties}, DEFAULTS),
+    ):
+        assert request.sampling.settings().items() >= penalties.items()
+
+
 def test_what_a_body_leaves_out_or_sets_to_null_is_as_the_defaults_say() -> None:
     nulls = dict.fromkeys(["max_tokens", "temperature", "top_p", "seed", "stop", "stream", "top_k"])
     for body in (chat(), chat(**nulls)):
@@ -187,13 +197,19 @@ def test_a_completion() -> None:
             )
             for name in ("include_usage", "include_obfuscation", "continuous_usage_stats")
         ),
-        (chat(n=2), "n", "unsupported_parameter"),
-        (chat(n=True), "n", "unsupported_parameter"),
-        (chat(logprobs=True), "logprobs", "unsupported_parameter"),
+        (chat(n=17), "n", "invalid_value"),
+        (chat(n=0), "n", "invalid_value"),
+        (chat(n="2"), "n", "invalid_type"),
+        (chat(n=True), "n", "invalid_type"),
         (chat(tools=[{}]), "tools", "unsupported_parameter"),
         (chat(response_format={"type": "json_object"}), "response_format", "unsupported_parameter"),
         (chat(logit_bias={"1": 2}), "logit_bias", "unsupported_parameter"),
-        (chat(presence_penalty=0.1), "presence_penalty", "unsupported_parameter"),
+        (chat(presence_penalty=2.1), "presence_penalty", "invalid_value"),
+        (chat(frequency_penalty="much"), "frequency_penalty", "invalid_type"),
+        (chat(repetition_penalty=0), "repetition_penalty", "invalid_value"),
+        (chat(min_p=-1), "min_p", "invalid_value"),
+        (chat(no_repeat_ngram_size=0.5), "no_repeat_ngram_size", "invalid_type"),
+        (chat(length_penalty=0.1), "length_penalty", "unsupported_parameter"),
         (chat(reasoning_effort="high"), "reasoning_effort", "unsupported_parameter"),
         (chat(temprature=1), "temprature", "unknown_parameter"),
     ],
@@ -211,7 +227,6 @@ def test_refused_chats(body: dict[str, Any], param: str, code: str) -> None:
         ({"prompt": ["a", "b"]}, "prompt"),
         ({"prompt": [1, 2]}, "prompt"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
-        ({"prompt": "a", "logprobs": 0}, "logprobs"),
         ({"prompt": "a", "echo": True}, "echo"),
         ({"prompt": "a", "messages": MESSAGES}, "messages"),
     ],
@@ -238,11 +253,11 @@ def test_fields_that_ask_for_nothing_are_accepted() -> None:
 
 
 def test_an_error_in_json_and_across_processes() -> None:
-    error = refusal(chat(n=2))
+    error = refusal(chat(logit_bias={"1": 2}))
     assert json.loads(json.dumps(error.to_json()))["error"] == {
-        "message": "'n' with 2 is not supported: leave it out, or set it to 1",
+        "message": "'logit_bias' with {\"1\": 2} is not supported: leave it out, or set it to {}",
         "type": "invalid_request_error",
-        "param": "n",
+        "param": "logit_bias",
         "code": "unsupported_parameter",
     }
     copy = pickle.loads(pickle.dumps(error))
@@ -294,7 +309,7 @@ def test_every_row_error_has_an_answer(code: ErrorCode) -> None:
 
 
 def test_an_error_of_a_request_is_one_of_a_row() -> None:
-    error = refusal(chat(n=2))
+    error = refusal(chat(logit_bias={"1": 2}))
     of_row = pickle.loads(pickle.dumps(error.to_row_error()))
     assert of_row.code is ErrorCode.REQUEST_INVALID
     again = api_error(of_row.code, of_row.message, of_row.param, of_row.api_code)
@@ -311,6 +326,7 @@ json_values = st.recursive(
 field_names = st.sampled_from(
     sorted(
         {"messages", "model", "prompt", "max_tokens", "temperature", "top_p", "top_k", "seed"}
+        | {"min_p", "repetition_penalty", "presence_penalty", "no_repeat_ngram_size"}
         | {"stop", "stream", "stream_options", "ignore_eos", "stop_token_ids", "user"}
         | set(NEUTRAL_CHAT)
         | set(NEUTRAL_COMPLETION)

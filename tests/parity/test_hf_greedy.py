@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from parity_pair import IMAGES, Pair, make_pair
 from vlmbatch.config import EngineConfig, SamplingParams
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.loading import build_engine
+from vlmbatch.engine.outputs import TokenOutput
 from vlmbatch.models.family import load_model_config
-from vlmbatch.types import ImageGrid, ImageSpan, PixelImage, Request
+from vlmbatch.types import ImageGrid, ImageSpan, PixelImage, Request, TokenLogprob
 
 MAX_TOKENS = 24
 COMBINATIONS = [
@@ -58,7 +60,7 @@ class Case:
         return [sequence.output_token_ids for sequence in sequences]
 
 
-def _expected(pair: Pair) -> list[list[int]]:
+def _expected(pair: Pair, **options: Any) -> list[list[int]]:
     outputs = []
     for ids, pixels in zip(pair.prompts, pair.pixel_values(), strict=True):
         tokens = pair.theirs.generate(
@@ -69,6 +71,7 @@ def _expected(pair: Pair) -> list[list[int]]:
             do_sample=False,
             eos_token_id=EOS_TOKEN_ID,
             pad_token_id=0,
+            **options,
         )
         outputs.append(tokens[0, len(ids) :].tolist())
     return outputs
@@ -127,3 +130,51 @@ def test_every_chunk_size(case: Case) -> None:
     for size in range(1, max(len(request.token_ids) for request in first.requests) + 2):
         engine.scheduler.max_batched_tokens = size
         assert first.answers(engine) == first.expected, f"chunks of {size}"
+
+
+def test_greedy_tokens_with_penalties(tmp_path: Path) -> None:
+    """In transformers the places of images count too, which no token of an answer meets here."""
+    pair = make_pair("llama", "clip", "llava-hf", tmp_path)
+    plain = _expected(pair)
+    for options in ({"repetition_penalty": 1.4}, {"no_repeat_ngram_size": 2}):
+        expected = _expected(pair, **options)
+        assert expected != plain
+        assert all(IMAGE_TOKEN_ID not in tokens for tokens in [*plain, *expected])
+        sampling = SamplingParams(max_tokens=MAX_TOKENS, **options)
+        requests = [replace(each, sampling=sampling) for each in _requests(pair)]
+        case = Case(tmp_path, requests, [*expected, *expected])
+        assert case.answers(case.engine(EngineConfig(max_batched_tokens=16))) == case.expected
+
+
+def test_log_probabilities(tmp_path: Path) -> None:
+    """Of the model's own logits, whatever penalties made of them, and where prompts are cut up."""
+    pair = make_pair("qwen2", "clip", "llava-hf", tmp_path)
+    sampling = SamplingParams(24, logprobs=3, presence_penalty=2.0, ignore_eos=True)
+    requests = [replace(each, sampling=sampling) for each in _requests(pair)]
+    config = EngineConfig(max_batched_tokens=17, kv_cache_tokens=96)
+    engine = Case(tmp_path, requests, []).engine(config)
+    sequences = [engine.add(request) for request in requests]
+    told: dict[int, list[TokenLogprob]] = {id(sequence): [] for sequence in sequences}
+    while engine.num_unfinished:
+        for output in engine.step():
+            assert isinstance(output, TokenOutput) and output.logprob is not None
+            told[id(output.sequence)].append(output.logprob)
+    assert engine.scheduler.num_preemptions > 0
+    for sequence, ids, pixels in zip(
+        sequences, pair.prompts * 2, [*pair.pixel_values()] * 2, strict=True
+    ):
+        answer = torch.tensor(sequence.output_token_ids)
+        whole = torch.cat([ids, answer])
+        with torch.inference_mode():
+            logits = pair.theirs(input_ids=whole[None], pixel_values=pixels[None]).logits[0]
+        expected = logits[len(ids) - 1 : -1].log_softmax(-1)
+        found = told[id(sequence)]
+        assert [each.token_id for each in found] == answer.tolist()
+        own = expected.gather(1, answer[:, None]).squeeze(1)
+        torch.testing.assert_close(
+            torch.tensor([each.logprob for each in found]), own, rtol=0, atol=1e-4
+        )
+        values, token_ids = expected.topk(3)
+        tops = torch.tensor([each.top for each in found])  # (tokens, 3, id and value)
+        torch.testing.assert_close(tops[..., 1], values, rtol=0, atol=1e-4)
+        assert torch.equal(tops[..., 0].long(), token_ids)

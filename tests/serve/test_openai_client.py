@@ -193,7 +193,7 @@ def test_models(client: openai.OpenAI) -> None:
             "1 image: expected 100 or 1 image tokens",
             "image_token_mismatch",
         ),
-        ({"n": 2}, openai.BadRequestError, "'n' with 2", "unsupported_parameter"),
+        ({"n": 17}, openai.BadRequestError, "'n' must be from 1 to 16, got 17", "invalid_value"),
         ({"temperature": -1}, openai.BadRequestError, "temperature", "invalid_value"),
         ({"messages": []}, openai.BadRequestError, "messages", None),
     ],
@@ -258,3 +258,58 @@ def test_refusals_are_json(
     answer, _, code = shown.rpartition("\n")
     assert int(code) == status
     assert set(json.loads(answer)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_log_probabilities(client: openai.OpenAI) -> None:
+    """Those of a stream are those of the whole answer."""
+    body = chat_body(logprobs=True, top_logprobs=2)
+    whole = client.chat.completions.create(**body).choices[0].logprobs
+    assert whole is not None and whole.content is not None
+    assert len(whole.content) == 4
+    assert all(len(token.top_logprobs) == 2 for token in whole.content)
+    streamed: list[Any] = []
+    for chunk in client.chat.completions.create(**body, stream=True):
+        logprobs = chunk.choices[0].logprobs
+        streamed += (logprobs.content or []) if logprobs is not None else []
+    assert [token.token for token in streamed] == [token.token for token in whole.content]
+
+    text = client.completions.create(model=MODEL, prompt="What?", logprobs=1, max_tokens=3)
+    found = text.choices[0].logprobs
+    assert found is not None and found.tokens is not None and found.token_logprobs is not None
+    assert len(found.tokens) == len(found.token_logprobs) == text.usage.completion_tokens
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_several_answers(client: openai.OpenAI, chat: bool) -> None:
+    """The first is that of a request for one; a stream's are those of the whole response."""
+    options: dict[str, Any] = {"n": 3, "seed": 5, "temperature": 2.0, "max_tokens": 12}
+    create: Any = client.completions.create
+    body: dict[str, Any] = {"model": MODEL, "prompt": "What is it?"}
+    if chat:
+        create, body = client.chat.completions.create, chat_body()
+    # The sample model is sure of all that it says, but for what a penalty takes from it.
+    body |= options | {"extra_body": {"ignore_eos": True, "repetition_penalty": 50.0}}
+
+    def text(choice: Any) -> str:
+        return str(choice.message.content if chat else choice.text)
+
+    whole = create(**body)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    texts = [text(choice) for choice in whole.choices]
+    assert len(set(texts)) == 3
+    alone = create(**body | {"n": 1})
+    assert text(alone.choices[0]) == texts[0]
+    assert alone.usage.prompt_tokens == whole.usage.prompt_tokens
+    assert alone.usage.completion_tokens < whole.usage.completion_tokens <= 36
+
+    streamed, opened, ended = [""] * 3, set(), set()
+    for chunk in create(**body, stream=True, stream_options={"include_usage": True}):
+        for choice in chunk.choices:
+            streamed[choice.index] += (choice.delta.content or "") if chat else choice.text
+            if chat and choice.delta.role is not None:
+                opened.add(choice.index)
+            if choice.finish_reason is not None:
+                ended.add(choice.index)
+    assert streamed == texts and ended == {0, 1, 2}
+    assert opened == ({0, 1, 2} if chat else set())
+    assert chunk.usage.completion_tokens == whole.usage.completion_tokens

@@ -7,7 +7,7 @@ without any engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import cycle
 from typing import Any
 
@@ -121,8 +121,13 @@ class FakeModel:
         return (-distance).float()
 
 
-def reference(request: Request, num_tokens: int) -> list[int]:
-    """The greedy tokens of ``request``, at most ``num_tokens`` of them."""
+def reference(
+    request: Request, num_tokens: int, choose: Callable[[int, list[int]], int] | None = None
+) -> list[int]:
+    """The greedy tokens of ``request``, at most ``num_tokens`` of them.
+
+    ``choose``: another token than the likeliest, from that one and those before.
+    """
     values = [float(token) for token in request.token_ids]
     for span in request.image_spans:
         image = request.images[span.image]
@@ -133,7 +138,8 @@ def reference(request: Request, num_tokens: int) -> list[int]:
     output: list[int] = []
     while len(output) < num_tokens:
         keys = [value + position for position, value in enumerate(values)]
-        output.append(int(sum((i + 1) * key for i, key in enumerate(keys)) % VOCAB))
+        likeliest = int(sum((i + 1) * key for i, key in enumerate(keys)) % VOCAB)
+        output.append(likeliest if choose is None else choose(likeliest, output))
         values.append(output[-1])
         if output[-1] == EOS and not request.sampling.ignore_eos:
             break

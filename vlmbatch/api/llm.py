@@ -38,6 +38,7 @@ from vlmbatch.hf.replica import HfReplica
 from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.models.chat import Message
+from vlmbatch.replicas.choices import ChoiceReplica
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.pool import ReplicaPool
 from vlmbatch.session.cores import default_image_workers
@@ -162,6 +163,8 @@ class LLM:
         else:
             self._engine = load_engine(config, inputs)
             on_cpu = self._engine.device.type == "cpu"
+        own = None if isinstance(inputs.model, HfConfig) else inputs.model
+        self._eos_token_ids = () if own is None else own.eos_token_ids
         self._on_cpu = on_cpu
         num_workers = config.image_loading.workers
         if num_workers is None:
@@ -398,10 +401,13 @@ class LLM:
         try:
             if self._engine is None:
                 raise UsageError("this LLM is closed")
-            if isinstance(self._engine, HfReplica | ReplicaPool):
-                yield self._engine
+            tokenizer, engine = self._processor.tokenizer, self._engine
+            replica: Replica
+            if isinstance(engine, HfReplica | ReplicaPool):
+                replica = engine
             else:
-                yield LocalReplica(self._engine, self._processor.tokenizer)
+                replica = LocalReplica(engine, tokenizer)
+            yield ChoiceReplica(replica, tokenizer, self._eos_token_ids)
         finally:
             self._in_use.release()
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from vlmbatch.errors import RowError
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.stages.answer import Answer, to_result
-from vlmbatch.types import FinishReason
+from vlmbatch.types import FinishReason, Result, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +19,8 @@ class CompletionOutput:
     text: str
     token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason
+    logprobs: tuple[TokenLogprob, ...] | None = field(default=None, repr=False)  # where asked for
+    choices: Mapping[str, float] | None = None  # with their probabilities; where there are any
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,25 @@ def to_output(answer: Answer, tokenizer: Tokenizer) -> RequestOutput:
     result = to_result(answer, tokenizer)
     assert result.text is not None
     assert answer.finish_reason is not None
+    asks = row.sampling is not None and row.sampling.logprobs is not None
     return RequestOutput(
         index=row.index,
         prompt=row.prompt,
         prompt_token_ids=tuple(answer.prompt_token_ids),
-        outputs=(CompletionOutput(0, result.text, answer.token_ids, answer.finish_reason),),
+        outputs=(
+            CompletionOutput(
+                0,
+                result.text,
+                answer.token_ids,
+                answer.finish_reason,
+                answer.logprobs if asks else None,
+                _probabilities(result) if answer.choices else None,
+            ),
+        ),
         num_image_tokens=answer.image_tokens,
         num_cached_tokens=answer.cached_tokens,
     )
+
+
+def _probabilities(result: Result) -> dict[str, float]:
+    return {each["choice"]: each["probability"] for each in result.details["choices"]}

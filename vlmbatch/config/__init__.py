@@ -31,12 +31,13 @@ from vlmbatch.config.job import (
 )
 from vlmbatch.config.manifest import FEATURE_MANIFEST, ManifestConfig, ManifestFormat
 from vlmbatch.config.part import Part
-from vlmbatch.config.sampling import SamplingParams
+from vlmbatch.config.sampling import MAX_LOGPROBS, SamplingParams
 from vlmbatch.config.session import MIN_HOST_MEMORY, PromptConfig, SessionConfig
 
 __all__ = [
     "FEATURE_MANIFEST",
     "IMAGE_TIMEOUT_S",
+    "MAX_LOGPROBS",
     "MIN_HOST_MEMORY",
     "AttentionBackendName",
     "DType",

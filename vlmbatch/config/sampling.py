@@ -12,6 +12,13 @@ from vlmbatch.config import typed
 from vlmbatch.config.option import Opt
 from vlmbatch.errors import ConfigError
 
+MAX_LOGPROBS = 20  # of the likeliest tokens, as of OpenAI's API
+
+_MAX_CHOICES = 256  # each may take a request of its own
+
+_MAX_PENALTY = 2.0  # as of OpenAI's API, either way
+_MAX_NGRAM = 100  # so many tokens are compared with all that came before
+
 _opt = partial(Opt, panel="Sampling (a row's own columns win)")
 
 
@@ -21,8 +28,10 @@ class SamplingParams:
 
     ``temperature`` 0 is greedy. ``top_k`` 0 keeps the whole vocabulary. The stream of random
     numbers depends on ``seed`` and the token's position alone, so a row's text does not depend on
-    what it is batched with. Text is cut before the first of the ``stop`` strings. ``None`` stands
-    for the default, but in ``max_tokens`` for as many as the context has room for, as in vLLM.
+    what it is batched with. Penalties count tokens of text, not the places of images.
+    Text is cut before the first of the ``stop`` strings. ``None`` stands for the default, but in
+    ``max_tokens`` for as many as the context has room for, as in vLLM. ``logprobs`` 0 asks for
+    those of the answer's own tokens alone, None for none.
 
     Raises:
         ConfigError: a value of the wrong type or out of range.
@@ -42,6 +51,29 @@ class SamplingParams:
         Sequence[int], _opt("ID", "End at this token. Repeatable.", flag="--stop-token-id")
     ] = ()
     ignore_eos: Annotated[bool, _opt("", "Continue past the end-of-sequence token.")] = False
+    min_p: Annotated[
+        float, _opt("P", "Leave out tokens less likely than P times the likeliest.")
+    ] = 0.0
+    repetition_penalty: Annotated[
+        float, _opt("X", "Divide logits of tokens of prompt or answer by X (multiply, below 0).")
+    ] = 1.0
+    presence_penalty: Annotated[
+        float, _opt("X", "Lower logits of tokens that the answer has by X.")
+    ] = 0.0
+    frequency_penalty: Annotated[
+        float, _opt("X", "Lower logits of tokens by X for each time that the answer has them.")
+    ] = 0.0
+    no_repeat_ngram_size: Annotated[
+        int, _opt("N", "Let no N tokens follow each other twice, prompt included; 0 is any.")
+    ] = 0
+    logprobs: Annotated[
+        int | None,
+        _opt("K", "Write log-probabilities of each token and of the K likeliest in its place."),
+    ] = None
+    choices: Annotated[  # kept as a tuple
+        Sequence[str],
+        _opt("A,B,...", "Answer with one of these classes. Repeatable, where one has a comma."),
+    ] = ()
 
     def __post_init__(self) -> None:
         for name, read in _SAMPLING_READERS.items():
@@ -58,10 +90,49 @@ class SamplingParams:
             raise ConfigError(
                 f"top_k must be from 0 (which keeps all tokens) to 2**31 - 1, got {self.top_k}"
             )
+        if not 0 <= self.min_p <= 1:
+            raise ConfigError(f"min_p must be from 0 to 1, got {self.min_p}")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ConfigError(
+                f"repetition_penalty must be finite and above 0, got {self.repetition_penalty}"
+            )
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -_MAX_PENALTY <= (value := getattr(self, name)) <= _MAX_PENALTY:
+                raise ConfigError(
+                    f"{name} must be from -{_MAX_PENALTY:g} to {_MAX_PENALTY:g}, got {value}"
+                )
+        if not 0 <= self.no_repeat_ngram_size <= _MAX_NGRAM:
+            raise ConfigError(
+                f"no_repeat_ngram_size must be from 0 (which lets all repeat) to {_MAX_NGRAM}, "
+                f"got {self.no_repeat_ngram_size}"
+            )
+        if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
+            raise ConfigError(f"logprobs must be from 0 to {MAX_LOGPROBS}, got {self.logprobs}")
+        if self.choices:
+            _check_choices(self.choices)
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if any(not text for text in self.stop):
             raise ConfigError("a stop string must not be empty")
+
+    def settings(self) -> dict[str, object]:
+        """All by name, for digests: what the first versions lacked only where it is asked for."""
+        values = {name: getattr(self, name) for name in _SAMPLING_READERS}
+        return {
+            name: value
+            for name, value in values.items()
+            if name not in _ADDED or value != _STANDS_FOR_NONE[name]
+        }
+
+    @property
+    def penalises_prompt(self) -> bool:
+        """Whether the next token depends on which tokens the prompt and the answer have."""
+        return self.repetition_penalty != 1 or self.no_repeat_ngram_size > 0
+
+    @property
+    def penalises(self) -> bool:
+        """Whether the next token depends on which tokens the answer has, at the least."""
+        return self.penalises_prompt or self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
 def _stop_strings(name: str, value: object) -> tuple[str, ...]:
@@ -69,6 +140,24 @@ def _stop_strings(name: str, value: object) -> tuple[str, ...]:
         return (value,)
     items = typed.several(name, value, "a string or a list of strings")
     return tuple(typed.text(f"{name}[{index}]", item) for index, item in enumerate(items))
+
+
+def _choices(name: str, value: object) -> tuple[str, ...]:
+    """Classes one by one, or in one text between commas."""
+    choices = _stop_strings(name, value)
+    if len(choices) == 1:
+        choices = tuple(text.strip() for text in choices[0].split(","))
+    return choices
+
+
+def _check_choices(choices: Sequence[str]) -> None:
+    if not 2 <= len(choices) <= _MAX_CHOICES:
+        raise ConfigError(f"choices must be from 2 to {_MAX_CHOICES} classes, got {len(choices)}")
+    if not all(choices):
+        raise ConfigError("choices must not be empty texts")
+    twice = next((each for each in choices if choices.count(each) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"choices has {twice!r:.80} {choices.count(twice)} times")
 
 
 def _token_ids(name: str, value: object) -> tuple[int, ...]:
@@ -81,11 +170,22 @@ _SAMPLING_READERS: dict[str, Callable[[str, object], object]] = {
     "temperature": typed.number,
     "top_p": typed.number,
     "top_k": typed.integer,
+    "min_p": typed.number,
+    "repetition_penalty": typed.number,
+    "presence_penalty": typed.number,
+    "frequency_penalty": typed.number,
+    "no_repeat_ngram_size": typed.integer,
+    "logprobs": typed.integer,
+    "choices": _choices,
     "seed": typed.integer,
     "stop": _stop_strings,
     "stop_token_ids": _token_ids,
     "ignore_eos": typed.boolean,
 }
+_ADDED = (
+    *("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
+    *("no_repeat_ngram_size", "logprobs", "choices"),
+)
 _STANDS_FOR_NONE: dict[str, object] = {
     **{field.name: field.default for field in fields(SamplingParams)},
     "max_tokens": 2**31 - 1,

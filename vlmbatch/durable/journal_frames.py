@@ -8,7 +8,7 @@ A segment is a header, then frames. Little-endian:
 A frame's CRC covers what follows it, and starts from the CRC of the segment's header: a frame of
 another run or segment, left on the disk by chance, never counts. The payload is a JSON array of the
 result's fields in UTF-8, in which the marker's first byte cannot occur: after damage the next frame
-is found by its marker.
+is found by its marker. Details, where a result has them, stand before the error's code.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def encode_frame(result: Result, salt: int) -> bytes:
         result.prompt_tokens,
         result.image_tokens,
         result.completion_tokens,
+        *((result.details,) if result.details else ()),
         result.error_code,
         result.error_message,
     )
@@ -107,12 +108,15 @@ def decode_result(row: int, payload: bytes) -> Result:
     """
     values = json.loads(payload.decode("utf-8", "surrogatepass"))
     try:
-        row_id, text, finish_reason, prompt, image, completion, code, message = values
+        row_id, text, finish_reason, prompt, image, completion, *more, code, message = values
+        (details,) = more or ({},)
         error_code = None if code is None else ErrorCode(code)
     except ValueError as error:
         raise ForeignVersionError(str(error)) from error
     reason = cast(FinishReason | None, finish_reason)
-    return Result(row, row_id, text, reason, prompt, image, completion, error_code, message)
+    return Result(
+        row, row_id, text, reason, prompt, image, completion, error_code, message, details=details
+    )
 
 
 @dataclass(frozen=True, slots=True)

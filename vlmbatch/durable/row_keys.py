@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import astuple, fields
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, Self
 
@@ -31,8 +31,8 @@ _COPY_BYTES = 2**20
 _ROW = np.uint64(0xFFFFFFFF)
 _HEAD = ~_ROW
 
-_SAMPLING_FIELDS = tuple(field.name for field in fields(SamplingParams))
-_GREEDY_FIELDS = tuple(name for name in _SAMPLING_FIELDS if name not in ("top_p", "top_k", "seed"))
+_ONLY_SAMPLED = frozenset(("top_p", "top_k", "min_p", "seed"))
+_FIRST_FIELDS = tuple(SamplingParams().settings())  # of versions that had no others
 
 _encode_json = json.JSONEncoder(separators=(",", ":"), default=repr).encode
 
@@ -58,8 +58,13 @@ def row_key(row: Row) -> bytes:
 
 
 def _sampling_values(sampling: SamplingParams | None) -> list[Any]:
-    names = _SAMPLING_FIELDS if sampling is None or sampling.temperature > 0 else _GREEDY_FIELDS
-    return [getattr(sampling, name, None) for name in names]
+    if sampling is None:
+        return [None] * len(_FIRST_FIELDS)
+    left_out = frozenset() if sampling.temperature > 0 else _ONLY_SAMPLED
+    settings = sampling.settings()
+    values = [settings.pop(name) for name in _FIRST_FIELDS]
+    values = [v for name, v in zip(_FIRST_FIELDS, values, strict=True) if name not in left_out]
+    return values + [[name, v] for name, v in settings.items() if name not in left_out]
 
 
 def _image_values(image: ImageRef) -> list[Any]:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlmbatch.attention.base import AttentionMetadata, SampledQueries, SharedPrefixes
+from vlmbatch.engine.penalties import PenalisedRows
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.shared_prefix import find_shared_prefixes, sort_by_prefix
 from vlmbatch.engine.step import ScheduledChunk
@@ -40,7 +41,8 @@ class StepInputs:
     ``positions``: (T,) or (3, T) int64.
     ``sampled``: the sequences of which a token is sampled, in the order of the queries that
     ``metadata.sampled`` names (all, where it names none).
-    ``sample_positions``: the positions of the new tokens.
+    ``sample_positions``: the positions of the new tokens. ``penalised``: those of ``sampled`` whose
+    new token depends on which came before.
     ``image_rows``: which features replace which token embeddings.
     ``pending_tokens``: tokens among the T that the previous step samples, with their sequences.
     ``copies``: granules of the pool to copy first, sources and targets, both (n,) int64.
@@ -52,6 +54,7 @@ class StepInputs:
     metadata: AttentionMetadata
     sampled: list[Sequence]
     sample_positions: list[int]
+    penalised: PenalisedRows | None
     image_rows: list[ImageRows]
     pending_tokens: list[tuple[int, Sequence]]
     copies: tuple[Tensor, Tensor] | None
@@ -118,6 +121,9 @@ def build_step_inputs(
         metadata=metadata,
         sampled=[chunks[i].sequence for i in sampling],
         sample_positions=[ends[i] for i in sampling],
+        penalised=PenalisedRows.of(
+            [chunks[i] for i in sampling], [int(offsets[i + 1]) - 1 for i in sampling], device
+        ),
         pending_tokens=pending,
         image_rows=image_rows,
         copies=_copies(chunks, device),

@@ -241,9 +241,11 @@ class Engine:
             return []
         step = lane.pop()
         outputs: Outputs = []
-        for sequence, token_id in zip(step.sequences, step.token_ids(), strict=True):
+        token_ids, logprobs = step.token_ids(), step.logprobs()
+        for row, (sequence, token_id) in enumerate(zip(step.sequences, token_ids, strict=True)):
             if self.scheduler.update(sequence, token_id):
-                outputs.append(TokenOutput(sequence, token_id, sequence.finish_reason))
+                reason = sequence.finish_reason
+                outputs.append(TokenOutput(sequence, token_id, reason, logprobs.get(row)))
                 if sequence.finished:
                     self._overlap.observe(sequence)
         if self._lanes is not None and lane is self._lanes.prefill:

@@ -13,10 +13,12 @@ from vlmbatch.engine.batch import StepInputs
 from vlmbatch.engine.decode_graphs import DecodeGraphs
 from vlmbatch.engine.encoder_cache import EncoderCache
 from vlmbatch.engine.kv_cache import KVCache
+from vlmbatch.engine.logprobs import StepLogprobs
 from vlmbatch.engine.sampler import sample
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.models.family import Embedded, VisionLanguageModel
 from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
+from vlmbatch.types import TokenLogprob
 
 
 @dataclass(slots=True)
@@ -27,15 +29,18 @@ class LaunchedStep:
     sampled: Tensor  # (n,) int64, on the device
     _copied: Tensor  # the same on the host, once ``_event`` has passed
     _event: torch.cuda.Event | None
+    _logprobs: StepLogprobs | None = None
 
     @classmethod
-    def of(cls, sequences: list[Sequence], sampled: Tensor) -> LaunchedStep:
+    def of(
+        cls, sequences: list[Sequence], sampled: Tensor, logprobs: StepLogprobs | None = None
+    ) -> LaunchedStep:
         if sampled.is_cuda:
             copied = sampled.to("cpu", non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-            return cls(sequences, sampled, copied, event)
-        return cls(sequences, sampled, sampled, None)
+            return cls(sequences, sampled, copied, event, logprobs)
+        return cls(sequences, sampled, sampled, None, logprobs)
 
     @property
     def done(self) -> bool:
@@ -48,6 +53,10 @@ class LaunchedStep:
             self._event.synchronize()
         token_ids: list[int] = self._copied.tolist()
         return token_ids
+
+    def logprobs(self) -> dict[int, TokenLogprob]:
+        """By place in ``sequences``, of those that ask; after ``token_ids``."""
+        return {} if self._logprobs is None else self._logprobs.by_row()
 
 
 class ModelRunner:
@@ -89,17 +98,28 @@ class ModelRunner:
         hidden = self._hidden(inputs, graphs)
         if not inputs.sampled:
             return LaunchedStep.of([], torch.empty(0, dtype=torch.int64, device=self._device))
-        return LaunchedStep.of(inputs.sampled, self._sampled(hidden, inputs))
+        tokens, logprobs = self._sampled(hidden, inputs)
+        return LaunchedStep.of(inputs.sampled, tokens, logprobs)
 
-    def _sampled(self, hidden: Tensor, inputs: StepInputs) -> Tensor:
-        """Token ids (n,) int64: where ranks divide the model, the first one's choice."""
+    def _sampled(self, hidden: Tensor, inputs: StepInputs) -> tuple[Tensor, StepLogprobs | None]:
+        """Token ids (n,) int64, and what is told of their logits.
+
+        Where ranks divide the model, the tokens are the first one's choice, which alone tells more.
+        """
+        logprobs = None
         if self._parallel.rank == 0:
-            logits = self._model.compute_logits(hidden)
-            params = [sequence.request.sampling for sequence in inputs.sampled]
-            sampled = sample(logits, params, inputs.sample_positions)
+            requests = [sequence.request for sequence in inputs.sampled]
+            params = [request.sampling for request in requests]
+            scores = logits = self._model.compute_logits(hidden)
+            if inputs.penalised is not None:
+                scores = inputs.penalised.apply(logits, inputs.input_ids)
+            tokens = sample(scores, params, inputs.sample_positions)
+            logprobs = StepLogprobs.launch(logits, tokens, requests)
         else:
-            sampled = torch.empty(len(inputs.sampled), dtype=torch.int64, device=self._device)
-        return sampled if self._parallel.world_size == 1 else self._parallel.broadcast(sampled)
+            tokens = torch.empty(len(inputs.sampled), dtype=torch.int64, device=self._device)
+        if self._parallel.world_size > 1:
+            tokens = self._parallel.broadcast(tokens)
+        return tokens, logprobs
 
     def _hidden(self, inputs: StepInputs, graphs: DecodeGraphs | None) -> Tensor:
         """(n, E) of the queries behind which a token is sampled."""

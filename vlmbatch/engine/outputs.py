@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.errors import RowError
-from vlmbatch.types import FinishReason
+from vlmbatch.types import FinishReason, TokenLogprob
 
 
 @dataclass(slots=True)  # not frozen: made for every token, in a third of the time
@@ -16,6 +16,7 @@ class TokenOutput:
     sequence: Sequence
     token_id: int
     finish_reason: FinishReason | None
+    logprob: TokenLogprob | None = None  # where its request asks for it
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,4 +23,5 @@ def sample(logits: Tensor, params: list[SamplingParams], positions: list[int]) -
         top_p=torch.tensor([p.top_p for p in params]),
         seeds=torch.tensor([p.seed for p in params]),
         positions=torch.tensor(positions),
+        min_p=torch.tensor([p.min_p for p in params]),
     )

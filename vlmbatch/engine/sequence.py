@@ -8,6 +8,7 @@ from array import array
 from itertools import pairwise
 
 from vlmbatch.engine.block_pool import Block
+from vlmbatch.engine.token_history import TokenHistory
 from vlmbatch.types import FinishReason, Request
 
 _PLACE = struct.Struct("qq")
@@ -31,6 +32,9 @@ class Sequence:
         self.num_cached_tokens: int | None = None  # prompt tokens found in the prefix cache
         self.blocks: list[Block] = []
         self.num_registered_granules = 0  # leading ones already offered to the prefix cache
+        # Of those alone whose next token depends on it.
+        penalised = request.sampling.penalises
+        self.history = TokenHistory(request, max_len) if penalised else None
         self.finished = False
         self.finish_reason: FinishReason | None = None  # stays None when the engine failed on it
         self._prefix_hashes: list[bytes] = []

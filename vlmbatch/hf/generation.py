@@ -15,14 +15,17 @@ from transformers import (
     StoppingCriteria,
     StoppingCriteriaList,
 )
+from vlmbatch_kernels.penalties import penalise
 from vlmbatch_kernels.sampling import sample_tokens
 
 from vlmbatch.config import SamplingParams
+from vlmbatch.engine.logprobs import StepLogprobs
+from vlmbatch.engine.penalties import penalty_factors
 from vlmbatch.hf.batch import collate
 from vlmbatch.hf.failures import BatchFailedError
 from vlmbatch.hf.library import shown
 from vlmbatch.hf.row import RowUnderWay
-from vlmbatch.types import Request
+from vlmbatch.types import Request, TokenLogprob
 
 # What models raise on inputs that they cannot take, running out of memory included.
 _FAILURES = (
@@ -38,22 +41,29 @@ _FAILURES = (
 )
 
 T = TypeVar("T")
-OnToken = Callable[[RowUnderWay, int], None]
+OnToken = Callable[[RowUnderWay, int, TokenLogprob | None], None]
 
 
 class BatchGenerator:
     """Answers batches with one model on one device. Not thread-safe.
 
     ``pad_token_id``: stands before the prompts that are shorter than the longest; none sees it.
+    ``image_token_id``: stands for a part of an image, if any does; no penalty counts it.
     """
 
     def __init__(
-        self, model: Any, device: torch.device, dtype: torch.dtype, pad_token_id: int
+        self,
+        model: Any,
+        device: torch.device,
+        dtype: torch.dtype,
+        pad_token_id: int,
+        image_token_id: int | None = None,
     ) -> None:
         self._model = model
         self._device = device
         self._dtype = dtype
         self._pad_token_id = pad_token_id
+        self._image_token_id = image_token_id
 
     def answer(
         self,
@@ -101,10 +111,15 @@ class BatchGenerator:
     def _generate(
         self, rows: Sequence[RowUnderWay], on_token: OnToken, given_up: Callable[[], bool]
     ) -> None:
-        processors = []
+        processors: list[LogitsProcessor] = []
+        if any(row.request.sampling.penalises for row in rows):
+            processors.append(Penalties(rows, self._image_token_id))
         if any(row.request.sampling.temperature > 0 for row in rows):
             processors.append(Choice(rows))
-        watch = Watch(rows, on_token, given_up)
+        raw = None
+        if any(row.request.sampling.logprobs is not None for row in rows):
+            processors.insert(0, raw := RawScores())
+        watch = Watch(rows, on_token, given_up, raw)
         self._model.generate(
             **self._batch([row.request for row in rows]),
             generation_config=greedy_config(self._pad_token_id, max(row.limit for row in rows)),
@@ -144,18 +159,64 @@ class Watch(StoppingCriteria):  # type: ignore[misc]
         rows: Sequence[RowUnderWay],
         on_token: OnToken,
         given_up: Callable[[], bool],
+        raw: RawScores | None = None,
     ) -> None:
         self._rows = rows
         self._on_token = on_token
         self._given_up = given_up
+        self._raw = raw
+        self._requests = [row.request for row in rows]
 
     def __call__(self, input_ids: Tensor, scores: Tensor | None, **_: object) -> Tensor:
-        for row, token_id in zip(self._rows, input_ids[:, -1].tolist(), strict=True):
+        tokens = input_ids[:, -1]
+        launched = None
+        if self._raw is not None:
+            launched = StepLogprobs.launch(self._raw.scores, tokens, self._requests)
+        token_ids = tokens.tolist()  # waits for all of it
+        logprobs = {} if launched is None else launched.by_row()
+        for place, (row, token_id) in enumerate(zip(self._rows, token_ids, strict=True)):
             if not row.ended:
-                self._on_token(row, token_id)
+                self._on_token(row, token_id, logprobs.get(place))
         everything = self._given_up()
         ended = [everything or row.ended for row in self._rows]
         return torch.tensor(ended, device=input_ids.device)
+
+
+class RawScores(LogitsProcessor):  # type: ignore[misc]
+    """Keeps a step's logits as the model gives them. Has to be the first."""
+
+    scores: Tensor
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.scores = scores
+        return scores
+
+
+class Penalties(LogitsProcessor):  # type: ignore[misc]
+    """Each row's own penalties, as our engine has them, over all tokens but those of images."""
+
+    def __init__(self, rows: Sequence[RowUnderWay], image_token_id: int | None) -> None:
+        params = [row.request.sampling for row in rows]
+        self._prompt_lengths = torch.tensor([row.num_prompt_tokens for row in rows])
+        self._factors = penalty_factors(params)
+        self._ngram_sizes = [p.no_repeat_ngram_size for p in params]
+        self._image_token_id = -1 if image_token_id is None else image_token_id
+        self._num_steps = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        device = scores.device
+        num_output = torch.full_like(self._prompt_lengths, self._num_steps)
+        lengths = (self._prompt_lengths + num_output).to(device)
+        self._num_steps += 1
+        from_end = torch.arange(input_ids.shape[1], 0, -1, device=device)
+        is_text = (from_end <= lengths[:, None]) & (input_ids != self._image_token_id)
+        return penalise(
+            scores,
+            input_ids.where(is_text, -1),
+            num_output.to(device),
+            self._factors.to(device),
+            self._ngram_sizes,
+        )
 
 
 class Choice(LogitsProcessor):  # type: ignore[misc]
@@ -171,6 +232,7 @@ class Choice(LogitsProcessor):  # type: ignore[misc]
         self._temperature = torch.tensor([p.temperature for p in params])
         self._top_k = torch.tensor([p.top_k for p in params])
         self._top_p = torch.tensor([p.top_p for p in params])
+        self._min_p = torch.tensor([p.min_p for p in params])
         self._seeds = torch.tensor([p.seed for p in params])
         self._num_steps = 0
 
@@ -184,5 +246,6 @@ class Choice(LogitsProcessor):  # type: ignore[misc]
             self._top_p,
             self._seeds,
             torch.tensor(positions),
+            self._min_p,
         )
         return torch.full_like(scores, -torch.inf).scatter_(1, tokens[:, None], 0.0)

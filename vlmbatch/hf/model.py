@@ -69,7 +69,8 @@ def load_hf_model(
     eos_token_ids = _eos_token_ids(folder, model)
     pad_token_id = _pad_token_id(model, config, eos_token_ids)
     _set_greedy(model, pad_token_id)
-    return LoadedModel(BatchGenerator(model, device, dtype, pad_token_id), eos_token_ids)
+    generator = BatchGenerator(model, device, dtype, pad_token_id, config.image_token_id)
+    return LoadedModel(generator, eos_token_ids)
 
 
 def _check_size(folder: Path, config: HfConfig) -> None:

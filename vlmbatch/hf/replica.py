@@ -25,7 +25,7 @@ from vlmbatch.replicas.replica import (
     ReplicaStatus,
     RowFailure,
 )
-from vlmbatch.types import Request
+from vlmbatch.types import Request, TokenLogprob
 
 _POLL_SECONDS = 0.1  # that a poll waits for news
 _GATHER_SECONDS = 0.1  # since the last request came, before a batch begins that is not full
@@ -41,7 +41,7 @@ class Generator(Protocol):
     def answer(
         self,
         rows: Sequence[RowUnderWay],
-        on_token: Callable[[RowUnderWay, int], None],
+        on_token: Callable[[RowUnderWay, int, TokenLogprob | None], None],
         given_up: Callable[[], bool],
     ) -> None: ...
 
@@ -307,8 +307,10 @@ class HfReplica:
             self._news.put((row, RowFailure(row.request.index, failure)))
         return []
 
-    def _on_token(self, row: RowUnderWay, token_id: int) -> None:
-        event = row.push(token_id)
+    def _on_token(
+        self, row: RowUnderWay, token_id: int, logprob: TokenLogprob | None = None
+    ) -> None:
+        event = row.push(token_id, logprob)
         if event is not None:
             self._news.put((row, event))
 

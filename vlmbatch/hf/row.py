@@ -8,7 +8,7 @@ from collections.abc import Collection
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.replicas.replica import Completion, NewTokens
 from vlmbatch.replicas.stop_strings import StopChecker
-from vlmbatch.types import FinishReason, Request
+from vlmbatch.types import FinishReason, Request, TokenLogprob
 
 
 class RowUnderWay:
@@ -42,14 +42,19 @@ class RowUnderWay:
     def restart(self) -> None:
         """Forget the tokens of a batch that failed."""
         self.token_ids: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
         stop = self.request.sampling.stop
         self._checker = StopChecker(self._tokenizer, stop) if stop else None
 
-    def push(self, token_id: int) -> Completion | NewTokens | None:
+    def push(
+        self, token_id: int, logprob: TokenLogprob | None = None
+    ) -> Completion | NewTokens | None:
         """Take the next token; what there is to tell of it."""
         if self._first_token_at is None:
             self._first_token_at = time.monotonic()
         self.token_ids.append(token_id)
+        own = () if logprob is None else (logprob,)
+        self.logprobs += own
         reason: FinishReason | None = None
         text_end = None
         if token_id in self._stop_token_ids:
@@ -64,8 +69,9 @@ class RowUnderWay:
         if reason is not None:
             self.ended = True
             token_ids = tuple(self.token_ids)
-            return Completion(index, token_ids, reason, 0, self._first_token_at, text_end)
+            logprobs = tuple(self.logprobs)
+            return Completion(index, token_ids, reason, 0, self._first_token_at, text_end, logprobs)
         if self.stream and len(self.token_ids) > self._num_told:
             self._num_told += 1
-            return NewTokens(index, (token_id,))
+            return NewTokens(index, (token_id,), own)
         return None

@@ -71,7 +71,7 @@ def run_settings(config: JobConfig, inputs: Inputs, info: ManifestInfo) -> dict[
         "model": checkpoint_digest(inputs.folder),
         "processor": inputs.processor.settings,
         "image_input_type": session.image_arguments.image_input_type,
-        "sampling": asdict(config.sampling),
+        "sampling": config.sampling.settings(),
         "image_limits": {**asdict(limits), "root": None if root is None else str(root.resolve())},
         "dtype": session.engine.dtype,
         "random_weights": session.engine.random_weights,

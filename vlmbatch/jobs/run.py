@@ -25,6 +25,7 @@ from vlmbatch.jobs.fingerprint import run_settings
 from vlmbatch.jobs.run_output import DurableOutput, Output
 from vlmbatch.jobs.stream_output import StreamOutput
 from vlmbatch.manifest.arrow_values import TIME_REDUCERS
+from vlmbatch.manifest.schema import asked_columns
 from vlmbatch.output.finished import finished_counts
 from vlmbatch.output.kept_inputs import InputsWriter
 from vlmbatch.output.openai_lines import BatchLines, is_batch_output
@@ -133,9 +134,11 @@ def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, R
         pool = several_engines(
             config.session, inputs, places, memory, gather_seconds=GATHER_SECONDS
         )
+        replica: Replica = stack.enter_context(pool)
         if not isinstance(inputs.model, HfConfig):  # whose images stay in this process
             images = SharedLoader(images, memory)
-        yield images, stack.enter_context(pool)
+            replica = with_choices(replica, inputs)
+        yield images, replica
 
 
 @contextmanager
@@ -149,7 +152,15 @@ def loaded_replica(config: JobConfig, inputs: Inputs) -> Iterator[Replica]:
 
     engine = load_engine(config.session, inputs)
     freeze_loaded(engine)
-    yield LocalReplica(engine, inputs.processor.tokenizer)
+    yield with_choices(LocalReplica(engine, inputs.processor.tokenizer), inputs)
+
+
+def with_choices(replica: Replica, inputs: Inputs) -> Replica:
+    """``replica``, of a model of our own, for rows that may have classes to choose from."""
+    from vlmbatch.replicas.choices import ChoiceReplica
+
+    assert not isinstance(inputs.model, HfConfig)
+    return ChoiceReplica(replica, inputs.processor.tokenizer, inputs.model.eos_token_ids)
 
 
 def _count_shares(status: ReplicaStatus, stats: RunStats) -> None:
@@ -263,7 +274,7 @@ def open_output(
     lines = BatchLines.new(config.session.model) if is_batch else None
     prefix = config.manifest.column_prefix or ""
     if inputs.streaming:
-        return StreamOutput(lines, prefix)
+        return StreamOutput(lines, prefix, asked_columns(config.sampling))
     stats.stage = "reading the manifest"
     info = inputs.manifest.scanned()
     stats.rows_total = info.num_rows
@@ -275,7 +286,7 @@ def open_output(
     if texts is not None:
         texts.check(inputs.manifest.ids, span, overwrite=config.policy.overwrite)
     if isinstance(destination, StdoutDestination):
-        return StreamOutput(lines, prefix)
+        return StreamOutput(lines, prefix, asked_columns(config.sampling))
     wants_batch = isinstance(destination, FileDestination) and is_batch_output(destination.path)
     if wants_batch and info.num_rows and not is_batch:
         raise UsageError(

@@ -28,7 +28,7 @@ from vlmbatch.durable.run_record import RunRecord
 from vlmbatch.errors import UsageError
 from vlmbatch.jobs.fingerprint import fingerprint
 from vlmbatch.manifest.manifest import ManifestInfo
-from vlmbatch.manifest.schema import output_schema
+from vlmbatch.manifest.schema import asked_columns, output_schema
 from vlmbatch.output.carry_over import (
     JournalResults,
     OutputResults,
@@ -133,9 +133,8 @@ class DurableOutput:
             self._record = self._begin(rows, settings)
             self.complete = self._record.state == "complete"
             if not self.complete:
-                self._open(
-                    resources, output_schema(info.extra_schema, config.manifest.column_prefix or "")
-                )
+                prefix, asked = config.manifest.column_prefix or "", asked_columns(config.sampling)
+                self._open(resources, output_schema(info.extra_schema, prefix, asked))
             self._resources = resources.pop_all()
 
     def __enter__(self) -> Self:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Self
 
@@ -17,15 +17,20 @@ class StreamOutput:
     """JSONL on standard output: nothing to resume, each line stands as soon as it is written.
 
     ``lines``: those of OpenAI's batch output in place of our own, whose keys have
-    ``column_prefix``.
+    ``column_prefix``, those that are ``asked`` for beyond the usual ones among them.
     """
 
     folder = None
     journal = None
     num_known = 0
 
-    def __init__(self, lines: BatchLines | None = None, column_prefix: str = "") -> None:
-        own = partial(result_line, prefix=column_prefix)
+    def __init__(
+        self,
+        lines: BatchLines | None = None,
+        column_prefix: str = "",
+        asked: Sequence[str] = (),
+    ) -> None:
+        own = partial(result_line, prefix=column_prefix, asked=asked)
         values = own if lines is None else lines.line
         self.writer: ResultWriter = JsonlResultWriter(sys.stdout.buffer, values)
 

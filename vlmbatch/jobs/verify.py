@@ -149,6 +149,7 @@ def _answered_again(
 def _by_engine(
     session: SessionConfig, inputs: Inputs, rows: Sequence[Row], stats: RunStats
 ) -> list[Result]:
+    from vlmbatch.jobs.run import with_choices
     from vlmbatch.replicas.local import LocalReplica
 
     alone = replace(
@@ -162,7 +163,7 @@ def _by_engine(
     session = replace(session, engine=alone)
     stats.stage, stats.rows_total, stats.rows_done = "loading the model", len(rows), 0
     engine = load_engine(session, inputs)
-    replica = LocalReplica(engine, inputs.processor.tokenizer)
+    replica = with_choices(LocalReplica(engine, inputs.processor.tokenizer), inputs)
     return _one_by_one(session, inputs, replica, rows, stats)
 
 

@@ -13,7 +13,11 @@ from vlmbatch.log import logger
 from vlmbatch.manifest.schema import RESERVED_COLUMNS
 
 MESSAGES_COLUMN = "messages"
-SAMPLING_COLUMNS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "stop")
+SAMPLING_COLUMNS = (
+    *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop"),
+    *("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size"),
+)
+CHOICES_COLUMN = "choices"
 RESOLUTION_COLUMNS = ("max_pixels", "min_pixels")
 
 
@@ -21,7 +25,8 @@ RESOLUTION_COLUMNS = ("max_pixels", "min_pixels")
 class Columns:
     """The input columns' names. All others pass through to the output.
 
-    ``prefix``: of the output's own columns; None where there is no such output. ``kept``: inputs
+    ``prefix``: of the output's own columns; None where there is no such output; ``asked``: those
+    that it has beyond the usual ones. ``kept``: inputs
     that are written beside the answers; ``dropped``: those that are not.
 
     Raises:
@@ -33,13 +38,16 @@ class Columns:
     id: str = "id"
     prefix: str | None = ""
     keep_inputs: bool = False
+    asked: tuple[str, ...] = ()
     inputs: frozenset[str] = field(init=False)
     kept: frozenset[str] = field(init=False, default=frozenset())
     dropped: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
-        own = (MESSAGES_COLUMN, *SAMPLING_COLUMNS, *RESOLUTION_COLUMNS)
-        names = [self.prompt, self.image, self.id, *own]
+        names = [self.prompt, self.image, self.id]
+        names += [MESSAGES_COLUMN, *SAMPLING_COLUMNS, *RESOLUTION_COLUMNS]
+        if CHOICES_COLUMN in self.asked:  # else it passes through: many data sets have one
+            names.append(CHOICES_COLUMN)
         for name in names[:3]:
             if names.count(name) > 1:
                 raise ConfigError(
@@ -53,13 +61,14 @@ class Columns:
         object.__setattr__(self, "dropped", self.inputs - self.kept)
 
     @classmethod
-    def from_config(cls, config: ManifestConfig) -> Columns:
+    def from_config(cls, config: ManifestConfig, asked: tuple[str, ...] = ()) -> Columns:
         return cls(
             config.prompt_column,
             config.image_column,
             config.id_column,
             config.column_prefix,
             config.keep_inputs,
+            asked,
         )
 
     @property
@@ -81,7 +90,8 @@ class Columns:
         """Whether a column of this name in the output would collide with one of its own."""
         if self.prefix is None or name in self.dropped:
             return False
-        return name.startswith(self.prefix) and name.removeprefix(self.prefix) in RESERVED_COLUMNS
+        own = name.removeprefix(self.prefix)
+        return name.startswith(self.prefix) and (own in RESERVED_COLUMNS or own in self.asked)
 
 
 def is_request(values: Mapping[str, object]) -> bool:

@@ -30,6 +30,7 @@ from vlmbatch.manifest.partitions import without_partitions
 from vlmbatch.manifest.rows import NO_DOMAINS, RowBuilder
 from vlmbatch.manifest.sample import sampled_rows
 from vlmbatch.manifest.scan import ManifestFile, Record, Scan, record_id
+from vlmbatch.manifest.schema import asked_columns
 from vlmbatch.manifest.sources import find_files, stdin_file
 from vlmbatch.types import Row
 
@@ -347,7 +348,7 @@ def open_manifest(
             f"--sample {config.sample} needs the number of rows first, and standard input is read "
             "as it comes: name a file as MANIFEST, or for `run` a file as output"
         )
-    columns = Columns.from_config(config)
+    columns = Columns.from_config(config, asked_columns(defaults))
     files: Sequence[ManifestFile]
     if config.source == "-":
         folder = Path()

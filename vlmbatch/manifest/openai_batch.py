@@ -22,6 +22,7 @@ from vlmbatch.manifest.ids import read_id, unknown_id
 from vlmbatch.manifest.jsonl import JsonlFile
 from vlmbatch.manifest.rows import derive_seed
 from vlmbatch.manifest.scan import ManifestFile
+from vlmbatch.manifest.schema import asked_columns
 from vlmbatch.openai.errors import ApiError, bad_request
 from vlmbatch.openai.fields import kind_of, missing
 from vlmbatch.openai.requests import (
@@ -75,7 +76,7 @@ class BatchRowBuilder:
         model: str,
         column_prefix: str | None = "",
     ) -> None:
-        self.columns: Columns = BatchColumns(prefix=column_prefix)
+        self.columns: Columns = BatchColumns(prefix=column_prefix, asked=asked_columns(defaults))
         self._defaults = defaults
         self._urls = urls
         self._model = model
@@ -124,6 +125,13 @@ class BatchRowBuilder:
         else:
             raise bad_request(
                 f'\'url\' must be "{CHAT_URL}" or "{COMPLETION_URL}", got {kind_of(url)}', "url"
+            )
+        if request.n > 1:
+            raise bad_request(
+                f"'n' with {request.n} is not supported in a batch file: send a request for each "
+                "answer, with a seed of its own",
+                "n",
+                "unsupported_parameter",
             )
         if request.stream:
             raise bad_request(

@@ -14,7 +14,13 @@ from vlmbatch.config import ImageResolution, SamplingParams
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.manifest.arrow_values import shown_with_type, times_as_text
-from vlmbatch.manifest.columns import MESSAGES_COLUMN, RESOLUTION_COLUMNS, Columns, is_request
+from vlmbatch.manifest.columns import (
+    CHOICES_COLUMN,
+    MESSAGES_COLUMN,
+    RESOLUTION_COLUMNS,
+    Columns,
+    is_request,
+)
 from vlmbatch.manifest.ids import read_id, unknown_id
 from vlmbatch.manifest.page_names import page_of
 from vlmbatch.types import ImageRef, Page, Row
@@ -200,7 +206,13 @@ def row_sampling(defaults: SamplingParams, values: dict[str, Any], index: int) -
         "temperature": _number(values, "temperature"),
         "top_p": _number(values, "top_p"),
         "top_k": _integer(values, "top_k"),
+        "min_p": _number(values, "min_p"),
+        "repetition_penalty": _number(values, "repetition_penalty"),
+        "presence_penalty": _number(values, "presence_penalty"),
+        "frequency_penalty": _number(values, "frequency_penalty"),
+        "no_repeat_ngram_size": _integer(values, "no_repeat_ngram_size"),
         "stop": _strings(values, "stop"),
+        "choices": _strings(values, CHOICES_COLUMN) if defaults.choices else None,
         "seed": derive_seed(defaults.seed, index) if seed is None else seed,
     }
     try:

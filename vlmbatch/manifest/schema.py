@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from vlmbatch.config import SamplingParams
 from vlmbatch.types import Result
 
 RESULT_SCHEMA = pa.schema(
@@ -24,6 +25,21 @@ RESULT_SCHEMA = pa.schema(
     ]
 )
 
+_LOGPROB = [("token_id", pa.int32()), ("token", pa.string()), ("logprob", pa.float32())]
+
+# Columns that are there where a run asks for them, in this order behind the others.
+_DETAILS = {
+    "logprobs": pa.list_(pa.struct([*_LOGPROB, ("top_logprobs", pa.list_(pa.struct(_LOGPROB)))])),
+    "choice": pa.string(),
+    "confidence": pa.float32(),
+    "choices": pa.list_(
+        pa.struct(
+            [("choice", pa.string()), ("probability", pa.float32()), ("logprob", pa.float32())]
+        )
+    ),
+}
+_DETAIL_KEY = b"vlmbatch.detail"  # marks them in the schema
+
 RESERVED_COLUMNS = frozenset(RESULT_SCHEMA.names)
 
 # Marks a pass-through column whose values had no common type: its strings are JSON text.
@@ -34,10 +50,21 @@ JSON_TEXT = {b"vlmbatch.encoding": b"json"}
 COLUMN_PREFIX_KEY = b"vlmbatch.column_prefix"
 
 
-def output_schema(extra: pa.Schema, prefix: str = "") -> pa.Schema:
-    """The result columns, their names behind ``prefix``, then the manifest's ``extra`` columns in
-    its order. It has the metadata of ``extra``, and the prefix."""
-    own = [field.with_name(f"{prefix}{field.name}") for field in RESULT_SCHEMA]
+def asked_columns(params: SamplingParams) -> tuple[str, ...]:
+    """The columns beyond those of every output that a run's parameters ask for."""
+    logprobs = () if params.logprobs is None else ("logprobs",)
+    return (*logprobs, "choice", "confidence", "choices") if params.choices else logprobs
+
+
+def output_schema(extra: pa.Schema, prefix: str = "", asked: Sequence[str] = ()) -> pa.Schema:
+    """The result columns and those that are ``asked`` for, their names behind ``prefix``, then the
+    manifest's ``extra`` columns in its order. It has the metadata of ``extra``, and the prefix."""
+    details = [
+        pa.field(name, kind, metadata={_DETAIL_KEY: name})
+        for name, kind in _DETAILS.items()
+        if name in asked
+    ]
+    own = [field.with_name(f"{prefix}{field.name}") for field in (*RESULT_SCHEMA, *details)]
     metadata = dict(extra.metadata or {})
     if prefix:
         metadata[COLUMN_PREFIX_KEY] = prefix.encode()
@@ -63,6 +90,12 @@ def result_values(result: Result) -> dict[str, Any]:
         "error_code": result.error_code,
         "error_message": result.error_message,
     }
+
+
+def detail_name(field: pa.Field) -> str | None:
+    """What a column of ``Result.details`` is called there; None for another column."""
+    name: bytes | None = (field.metadata or {}).get(_DETAIL_KEY)
+    return None if name is None else name.decode()
 
 
 def is_json_text(field: pa.Field) -> bool:

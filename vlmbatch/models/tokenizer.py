@@ -35,6 +35,7 @@ class Tokenizer:
         self._text_ids = frozenset(vocabulary.values()) - {
             token_id for token_id, token in added.items() if token.special
         }
+        self._pieces: dict[int, str] = {}  # at most one for each entry of the vocabulary
         self._byte_ids = frozenset(
             token_id for token, token_id in vocabulary.items() if _BYTE_TOKEN.fullmatch(token)
         )
@@ -105,6 +106,18 @@ class Tokenizer:
         """The text of one entry of the vocabulary."""
         text: str | None = self._backend.id_to_token(token_id)
         return text
+
+    def piece(self, token_id: int) -> str:
+        """What the token adds to a text that it does not begin; of a special one its own text.
+
+        A part of a character is a replacement character.
+        """
+        if token_id not in self._pieces:
+            text = self.token_text(token_id) or ""
+            if self.has_text(token_id):  # behind itself, as decoders cut what a text begins with
+                text = self.decode([token_id, token_id])[len(self.decode([token_id])) :]
+            self._pieces[token_id] = text
+        return self._pieces[token_id]
 
     def has_text(self, token_id: int) -> bool:
         """Whether ``decode`` heeds the token: it is in the vocabulary and not special."""

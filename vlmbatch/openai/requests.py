@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlmbatch.config import SamplingParams
@@ -11,12 +11,14 @@ from vlmbatch.openai.errors import bad_request
 from vlmbatch.openai.fields import (
     Json,
     boolean,
+    integer,
     json_object,
     missing,
     object_body,
     string,
     wrong_type,
 )
+from vlmbatch.openai.logprobs import read_chat_logprobs, read_text_logprobs
 from vlmbatch.openai.messages import read_image, read_messages
 from vlmbatch.openai.resolution import RESOLUTION_FIELD, at_own_resolution
 from vlmbatch.openai.sampling import SAMPLING_FIELDS, read_sampling
@@ -26,8 +28,9 @@ from vlmbatch.types import ImageRef
 CHAT_URL = "/v1/chat/completions"
 COMPLETION_URL = "/v1/completions"
 
-_COMMON = SAMPLING_FIELDS | {"model", "stream", "stream_options", RESOLUTION_FIELD}
-_CHAT_FIELDS = _COMMON | {"messages", "max_completion_tokens"}
+_MAX_N = 16
+_COMMON = SAMPLING_FIELDS | {"model", "n", "logprobs", "stream", "stream_options", RESOLUTION_FIELD}
+_CHAT_FIELDS = _COMMON | {"messages", "max_completion_tokens", "top_logprobs"}
 _COMPLETION_FIELDS = _COMMON | {"prompt", "images"}  # images: ours; OpenAI's has none
 # The last is vLLM's; OpenAI's obfuscation pads what is streamed, and is a matter of taste.
 _STREAM_OPTIONS = ("include_usage", "include_obfuscation", "continuous_usage_stats")
@@ -51,6 +54,7 @@ class ChatRequest:
     include_usage: bool = False  # at the end of a stream
     continuous_usage: bool = False  # and in each of its chunks
     user: str | None = None
+    n: int = 1  # answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,7 @@ class CompletionRequest:
     include_usage: bool = False  # at the end of a stream
     continuous_usage: bool = False  # and in each of its chunks
     user: str | None = None
+    n: int = 1  # answers
 
 
 def parse_chat_request(
@@ -83,8 +88,15 @@ def parse_chat_request(
     messages, images = read_messages(body.get("messages"), urls)
     images = at_own_resolution(body, images)
     sampling = read_sampling(body, defaults)
+    sampling = replace(sampling, logprobs=read_chat_logprobs(body, defaults.logprobs))
     return ChatRequest(
-        string(body, "model"), messages, images, sampling, *_stream(body), string(body, "user")
+        string(body, "model"),
+        messages,
+        images,
+        sampling,
+        *_stream(body),
+        string(body, "user"),
+        _n(body),
     )
 
 
@@ -103,8 +115,15 @@ def parse_completion_request(
     prompt = _prompt(body.get("prompt"))
     images = at_own_resolution(body, _images(body.get("images"), urls))
     sampling = read_sampling(body, defaults)
+    sampling = replace(sampling, logprobs=read_text_logprobs(body, defaults.logprobs))
     return CompletionRequest(
-        string(body, "model"), prompt, images, sampling, *_stream(body), string(body, "user")
+        string(body, "model"),
+        prompt,
+        images,
+        sampling,
+        *_stream(body),
+        string(body, "user"),
+        _n(body),
     )
 
 
@@ -126,6 +145,13 @@ def _prompt(value: object) -> str:
     if not isinstance(value, str):
         raise wrong_type("prompt", "a string (token ids are not supported)", value)
     return value
+
+
+def _n(body: Json) -> int:
+    n = integer(body, "n")
+    if n is not None and not 1 <= n <= _MAX_N:
+        raise bad_request(f"'n' must be from 1 to {_MAX_N}, got {n}", "n")
+    return 1 if n is None else n
 
 
 def _stream(body: Json) -> tuple[bool, bool, bool]:

@@ -51,34 +51,54 @@ def usage(
 
 
 def chat_completion(
-    head: ResponseHead, text: str, finish_reason: FinishReason, usage: JsonObject
+    head: ResponseHead,
+    text: str,
+    finish_reason: FinishReason,
+    usage: JsonObject,
+    logprobs: JsonObject | None = None,
 ) -> JsonObject:
     """The whole answer of ``/v1/chat/completions``."""
     message = {"role": "assistant", "content": text, "refusal": None}
     choice = {
         "index": 0,
         "message": message,
-        "logprobs": None,
+        "logprobs": logprobs,
         "finish_reason": finish_reason,
     }
     return {**_head(head, "chat.completion"), "choices": [choice], "usage": usage}
 
 
 def text_completion(
-    head: ResponseHead, text: str, finish_reason: FinishReason, usage: JsonObject
+    head: ResponseHead,
+    text: str,
+    finish_reason: FinishReason,
+    usage: JsonObject,
+    logprobs: JsonObject | None = None,
 ) -> JsonObject:
     """The whole answer of ``/v1/completions``."""
     return {
         **_head(head, "text_completion"),
-        "choices": [_text_choice(text, finish_reason)],
+        "choices": [_text_choice(text, finish_reason, logprobs)],
         "usage": usage,
     }
+
+
+def joined(responses: Sequence[JsonObject]) -> JsonObject:
+    """One response with the choices of several to the same request."""
+    choices = [numbered(each, number)["choices"][0] for number, each in enumerate(responses)]
+    return {**responses[0], "choices": choices}
+
+
+def numbered(response: JsonObject, index: int) -> JsonObject:
+    """A response whose choice is the ``index``-th of several."""
+    return {**response, "choices": [{**each, "index": index} for each in response["choices"]]}
 
 
 def chat_chunk(
     head: ResponseHead,
     text: str | None = None,
     finish_reason: FinishReason | None = None,
+    logprobs: JsonObject | None = None,
     *,
     first: bool = False,
 ) -> JsonObject:
@@ -86,15 +106,19 @@ def chat_chunk(
     delta: JsonObject = {"role": "assistant"} if first else {}
     if text is not None:
         delta["content"] = text
-    choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
+    choice = {"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
     return {**_head(head, "chat.completion.chunk"), "choices": [choice]}
 
 
 def text_chunk(
-    head: ResponseHead, text: str = "", finish_reason: FinishReason | None = None
+    head: ResponseHead,
+    text: str = "",
+    finish_reason: FinishReason | None = None,
+    logprobs: JsonObject | None = None,
 ) -> JsonObject:
     """A part of a streamed answer of ``/v1/completions``."""
-    return {**_head(head, "text_completion"), "choices": [_text_choice(text, finish_reason)]}
+    choice = _text_choice(text, finish_reason, logprobs)
+    return {**_head(head, "text_completion"), "choices": [choice]}
 
 
 def chat_usage_chunk(head: ResponseHead, usage: JsonObject) -> JsonObject:
@@ -121,5 +145,7 @@ def _head(head: ResponseHead, kind: str) -> JsonObject:
     return {"id": head.id, "object": kind, "created": head.created, "model": head.model}
 
 
-def _text_choice(text: str, finish_reason: FinishReason | None) -> JsonObject:
-    return {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}
+def _text_choice(
+    text: str, finish_reason: FinishReason | None, logprobs: JsonObject | None
+) -> JsonObject:
+    return {"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}

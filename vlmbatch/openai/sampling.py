@@ -10,12 +10,16 @@ from vlmbatch.errors import ConfigError
 from vlmbatch.openai.errors import bad_request
 from vlmbatch.openai.fields import Json, boolean, integer, number, wrong_type
 
-# Of both endpoints; the last three are no part of OpenAI's API, but vLLM's servers know them too.
+# Of both endpoints; the last ones are no part of OpenAI's API, but vLLM's servers know them too,
+# all but the very last.
 SAMPLING_FIELDS = frozenset(
     {"max_tokens", "temperature", "top_p", "seed", "stop"}
-    | {"top_k", "ignore_eos", "stop_token_ids"}
+    | {"presence_penalty", "frequency_penalty"}
+    | {"top_k", "ignore_eos", "stop_token_ids", "min_p", "repetition_penalty"}
+    | {"no_repeat_ngram_size"}
 )
 
+_PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 _MAX_STOPS = 4
 _MAX_TEMPERATURE = 2.0  # OpenAI's
 
@@ -38,6 +42,9 @@ def read_sampling(body: Json, defaults: SamplingParams) -> SamplingParams:
         "temperature": ("temperature", _temperature(body)),
         "top_p": ("top_p", number(body, "top_p")),
         "top_k": ("top_k", 0 if top_k == -1 else top_k),
+        "min_p": ("min_p", number(body, "min_p")),
+        **{name: (name, number(body, name)) for name in _PENALTIES},
+        "no_repeat_ngram_size": ("no_repeat_ngram_size", integer(body, "no_repeat_ngram_size")),
         "seed": ("seed", None if seed is None else seed % 2**63),  # OpenAI's may be negative
         "stop": ("stop", _stop(body.get("stop"))),
         "stop_token_ids": ("stop_token_ids", _token_ids(body.get("stop_token_ids"))),

@@ -28,13 +28,8 @@ HARMLESS: dict[str, Callable[[Json, str], object]] = {
 
 # By field: the values that ask for nothing. Null does for all of them.
 _BOTH: dict[str, tuple[Any, ...]] = {
-    "n": (1,),
     "best_of": (1,),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "repetition_penalty": (1,),
     "length_penalty": (1,),
-    "min_p": (0,),
     "min_tokens": (0,),
     "logit_bias": ({},),
     "use_beam_search": (False,),
@@ -45,8 +40,6 @@ _BOTH: dict[str, tuple[Any, ...]] = {
     "response_format": ({"type": "text"},),
 }
 NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = _BOTH | {
-    "logprobs": (False,),
-    "top_logprobs": (0,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -64,7 +57,6 @@ NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = _BOTH | {
     "chat_template_kwargs": ({},),
 }
 NEUTRAL_COMPLETION: dict[str, tuple[Any, ...]] = _BOTH | {
-    "logprobs": (),
     "suffix": ("",),
     "add_special_tokens": (True,),
 }

@@ -53,6 +53,7 @@ class OutputResults:
         self._reader = OutputReader(output)
         self._group = -1
         self._columns: list[list[Any]] = []
+        self._details: dict[str, list[Any]] = {}
         if self._reader.num_rows != num_rows:
             self.close()
             raise self._reader.changed()
@@ -82,11 +83,15 @@ class OutputResults:
     def result(self, row_index: int) -> Result:
         group = self._reader.group_of(row_index)
         if group != self._group:
-            table = self._reader.read(group, _ANSWER_COLUMNS)
+            asked = self._reader.details
+            table = self._reader.read(group, [*_ANSWER_COLUMNS, *asked])
             self._columns = [table[name].to_pylist() for name in _ANSWER_COLUMNS]
+            self._details = {name: table[name].to_pylist() for name in asked}
             self._group = group
         place = row_index - int(self._reader.starts[group])
-        return Result(row_index, *(column[place] for column in self._columns))
+        details = {name: values[place] for name, values in self._details.items()}
+        result = Result(row_index, *(column[place] for column in self._columns))
+        return replace(result, details=details)
 
     def close(self) -> None:
         self._reader.close()

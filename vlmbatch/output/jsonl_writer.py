@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO
 
 from vlmbatch.errors import OutputError
@@ -11,9 +11,11 @@ from vlmbatch.manifest.schema import result_values
 from vlmbatch.types import Result
 
 
-def result_line(result: Result, prefix: str = "") -> dict[str, Any]:
-    """The output schema's keys behind ``prefix``, nulls included, then what passes through."""
-    values = {f"{prefix}{name}": value for name, value in result_values(result).items()}
+def result_line(result: Result, prefix: str = "", asked: Sequence[str] = ()) -> dict[str, Any]:
+    """The output schema's keys, and those ``asked`` for, behind ``prefix``, nulls included; then
+    what passes through."""
+    own = result_values(result) | {name: result.details.get(name) for name in asked}
+    values = {f"{prefix}{name}": value for name, value in own.items()}
     extra = {name: value for name, value in result.extra.items() if name not in values}
     return {**values, **extra}
 

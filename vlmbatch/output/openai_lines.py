@@ -19,6 +19,7 @@ from typing import Any
 
 from vlmbatch.errors import ErrorCode
 from vlmbatch.openai.errors import api_error, row_code
+from vlmbatch.openai.logprobs import chat_logprobs, text_logprobs, tokens_of
 from vlmbatch.openai.requests import COMPLETION_URL
 from vlmbatch.openai.responses import (
     CHAT_ID_PREFIX,
@@ -96,8 +97,12 @@ class BatchLines:
         is_chat = result.extra.get("url") != COMPLETION_URL
         prefix = CHAT_ID_PREFIX if is_chat else COMPLETION_ID_PREFIX
         head = ResponseHead(f"{prefix}{name}", self.created, self.model)
-        build = chat_completion if is_chat else text_completion
-        return build(head, result.text, result.finish_reason, tokens)
+        build, form = (
+            (chat_completion, chat_logprobs) if is_chat else (text_completion, text_logprobs)
+        )
+        found = result.details.get("logprobs")
+        logprobs = None if found is None else form(found)
+        return build(head, result.text, result.finish_reason, tokens, logprobs)
 
 
 def is_batch_output(output: Path) -> bool:
@@ -144,6 +149,7 @@ def parse_line(raw: bytes) -> Result:
             )
         choice, tokens = body["choices"][0], body["usage"]
         text = choice["message"]["content"] if "message" in choice else choice["text"]
+        logprobs = choice["logprobs"]
         return Result(
             head[1],
             values["custom_id"],
@@ -152,6 +158,7 @@ def parse_line(raw: bytes) -> Result:
             tokens["prompt_tokens"],
             tokens["prompt_tokens_details"]["image_tokens"],
             tokens["completion_tokens"],
+            details={} if logprobs is None else {"logprobs": tokens_of(logprobs)},
         )
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"a field is missing: {error}") from error

@@ -18,7 +18,7 @@ from vlmbatch.errors import OutputError
 from vlmbatch.manifest.arrow_values import shown
 from vlmbatch.manifest.json_text import dump_json
 from vlmbatch.manifest.parquet_file import read_footer
-from vlmbatch.manifest.schema import RESULT_SCHEMA, is_json_text, result_values
+from vlmbatch.manifest.schema import RESULT_SCHEMA, detail_name, is_json_text, result_values
 from vlmbatch.manifest.stored_types import UNFIT, to_array
 from vlmbatch.types import Result
 
@@ -191,6 +191,8 @@ def results_table(results: list[Result], schema: pa.Schema) -> pa.Table:
     for position, field in enumerate(schema):
         if position < len(RESULT_SCHEMA):
             values = [row[RESULT_SCHEMA.names[position]] for row in rows]
+        elif (detail := detail_name(field)) is not None:
+            values = [result.details.get(detail) for result in results]
         else:
             values = [result.extra.get(field.name) for result in results]
             if is_json_text(field):
@@ -241,6 +243,7 @@ def _approximate_bytes(value: Any) -> int:
             + _approximate_bytes(value.text)
             + _approximate_bytes(value.error_message)
             + _approximate_bytes(value.extra)
+            + _approximate_bytes(value.details)
         )
     if isinstance(value, dict):
         return sum(map(_approximate_bytes, value.values()), 8)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from vlmbatch.errors import OutputError, UsageError
 from vlmbatch.manifest.parquet_file import LocalParquetFile
-from vlmbatch.manifest.schema import RESULT_SCHEMA, column_prefix
+from vlmbatch.manifest.schema import RESULT_SCHEMA, column_prefix, detail_name
 from vlmbatch.output.all_parts import all_parts
 from vlmbatch.output.parts import parts_named, read_part
 from vlmbatch.output.shards import finished_shards
@@ -35,6 +35,7 @@ class OutputReader:
         self._groups: list[tuple[Path, int]] = []
         self._path: Path | None = None
         self._file: pq.ParquetFile | None = None
+        self.details: list[str] = []  # columns beyond those of every output
         starts = [0]
         self.extra_schema = pa.schema([])  # of the columns that passed through
         self.metadata: dict[bytes, bytes] = {}
@@ -44,6 +45,8 @@ class OutputReader:
             self._check_columns(path, schema)
             self.extra_schema = pa.schema(list(schema)[len(RESULT_SCHEMA) :])
             self.metadata = schema.metadata or {}
+            names = map(detail_name, schema)
+            self.details = [name for name in names if name is not None]  # the same in every file
             for group in range(file.num_row_groups):
                 self._groups.append((path, group))
                 starts.append(starts[-1] + file.metadata.row_group(group).num_rows)

@@ -18,7 +18,7 @@ from vlmbatch.replicas.replica import (
     RowFailure,
 )
 from vlmbatch.replicas.stop_strings import StopChecker
-from vlmbatch.types import FinishReason, Request
+from vlmbatch.types import FinishReason, Request, TokenLogprob
 
 if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
@@ -27,13 +27,14 @@ if TYPE_CHECKING:
 class _UnderWay:
     """A request that has not ended. ``num_checked``: tokens that the checker has seen."""
 
-    __slots__ = ("checker", "first_token_at", "num_checked", "sequence", "stream")
+    __slots__ = ("checker", "first_token_at", "logprobs", "num_checked", "sequence", "stream")
 
     def __init__(self, sequence: Sequence, checker: StopChecker | None, stream: bool) -> None:
         self.sequence = sequence
         self.checker = checker
         self.stream = stream
         self.num_checked = 0
+        self.logprobs: list[TokenLogprob] = []
         self.first_token_at: float | None = None
 
 
@@ -109,6 +110,8 @@ class LocalReplica:
             else:
                 if state.first_token_at is None:
                     self._begin(state)
+                if output.logprob is not None:
+                    state.logprobs.append(output.logprob)
                 reason, text_end = output.finish_reason, None
                 if state.checker is not None:
                     text_end = self._check(state, state.checker, output.token_id)
@@ -117,7 +120,13 @@ class LocalReplica:
                 if reason is not None:
                     events.append(self._complete(state, reason, text_end))
                 elif state.stream:
-                    events.append(NewTokens(state.sequence.request.index, (output.token_id,)))
+                    events.append(
+                        NewTokens(
+                            state.sequence.request.index,
+                            (output.token_id,),
+                            () if output.logprob is None else (output.logprob,),
+                        )
+                    )
         return events
 
     def cancel(self, index: int) -> None:
@@ -178,6 +187,7 @@ class LocalReplica:
             sequence.num_cached_tokens or 0,
             state.first_token_at,
             text_end,
+            tuple(state.logprobs),
         )
 
     def _forget(self, state: _UnderWay) -> int:

@@ -281,7 +281,7 @@ class ReplicaPool:
         index = held.request.index
         if isinstance(event, NewTokens):
             held.told += len(event.token_ids)
-            self._events.append(NewTokens(index, event.token_ids))
+            self._events.append(NewTokens(index, event.token_ids, event.logprobs))
             return
         self._forget(held)
         member.forget(held.serial)

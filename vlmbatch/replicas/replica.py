@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vlmbatch.errors import RowError
-from vlmbatch.types import FinishReason, Request
+from vlmbatch.types import FinishReason, Request, TokenLogprob
 
 
 @dataclass(slots=True)  # not frozen: made for every token, in a third of the time
@@ -20,6 +20,7 @@ class NewTokens:
 
     index: int
     token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] = ()  # of each, where the request asks for them
 
 
 @dataclass(slots=True)  # not frozen: made for every row, in a third of the time
@@ -29,6 +30,8 @@ class Completion:
     ``token_ids`` holds what came as ``NewTokens`` too. ``cached_tokens``: of the prompt, found in
     the prefix cache. ``first_token_at``: ``time.monotonic()`` when the first token was known.
     ``text_end``: characters of its text before the stop string that ended it, if one did.
+    ``logprobs``: of each token, where the request asks for them. ``choices``: the request's, with
+    the log-probability of each.
     """
 
     index: int
@@ -37,6 +40,8 @@ class Completion:
     cached_tokens: int
     first_token_at: float
     text_end: int | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
+    choices: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.errors import VlmbatchError
+from vlmbatch.manifest.rows import derive_seed
+from vlmbatch.models.described_tokens import described
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.openai import responses
 from vlmbatch.openai.errors import SERVER_ERROR, ApiError
+from vlmbatch.openai.logprobs import chat_logprobs, text_logprobs
 from vlmbatch.openai.requests import parse_chat_request, parse_completion_request
 from vlmbatch.openai.responses import JsonObject, ResponseHead
 from vlmbatch.serve.body import read_body
@@ -26,9 +29,10 @@ from vlmbatch.serve.errors import as_api_error
 from vlmbatch.serve.event_stream import EventStream
 from vlmbatch.serve.json_response import JsonResponse
 from vlmbatch.serve.metrics import ServerMetrics
-from vlmbatch.serve.preparation import Parse, Preparation, PreparedRequest
+from vlmbatch.serve.preparation import ApiRequest, Parse, Preparation
 from vlmbatch.serve.text_stream import TextStream
 from vlmbatch.types import FinishReason
+from vlmbatch.types import Request as EngineRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +46,11 @@ class Dialect:
     parse: Parse
     id_prefix: str
     max_tokens: int | None
-    whole: Callable[[ResponseHead, str, FinishReason, JsonObject], JsonObject]
+    whole: Callable[[ResponseHead, str, FinishReason, JsonObject, JsonObject | None], JsonObject]
     first_chunk: Callable[[ResponseHead], JsonObject] | None
-    chunk: Callable[[ResponseHead, str, FinishReason | None], JsonObject]
+    chunk: Callable[[ResponseHead, str, FinishReason | None, JsonObject | None], JsonObject]
     usage_chunk: Callable[[ResponseHead, JsonObject], JsonObject]
+    logprobs: Callable[[list[JsonObject], int], JsonObject]
 
 
 CHAT = Dialect(
@@ -54,8 +59,11 @@ CHAT = Dialect(
     max_tokens=None,
     whole=responses.chat_completion,
     first_chunk=lambda head: responses.chat_chunk(head, "", first=True),
-    chunk=lambda head, text, reason: responses.chat_chunk(head, text or None, reason),
+    chunk=lambda head, text, reason, logprobs: responses.chat_chunk(
+        head, text or None, reason, logprobs
+    ),
     usage_chunk=responses.chat_usage_chunk,
+    logprobs=lambda tokens, offset: chat_logprobs(tokens),
 )
 COMPLETION = Dialect(
     parse=parse_completion_request,
@@ -65,6 +73,7 @@ COMPLETION = Dialect(
     first_chunk=None,
     chunk=responses.text_chunk,
     usage_chunk=responses.text_usage_chunk,
+    logprobs=text_logprobs,
 )
 
 
@@ -161,50 +170,118 @@ class CompletionEndpoint:
         head = ResponseHead(
             responses.new_id(dialect.id_prefix), int(time.time()), service.config.model_name
         )
-        text_stream = TextStream(service.tokenizer, prepared.request.sampling.stop)
-        texts: list[str] = []
-        reason = None
-        with service.engine.generate(prepared.request, every_token=asked.stream) as generation:
-            while reason is None:
-                chunk = await generation.next_chunk()
-                reason = chunk.finish_reason
-                text = text_stream.push(chunk)
-                if asked.stream:
-                    usage = self._usage(prepared, generation) if asked.continuous_usage else None
-                    await self._put(stream, head, text, reason, usage)
-                else:
-                    texts.append(text)
-        if generation.first_token_at is not None:
-            service.metrics.observe_first_token(generation.first_token_at - arrived)
-        usage = self._usage(prepared, generation)
+        answers = [
+            _Answer(number, request, stream, head)
+            for number, request in enumerate(_requests(prepared.request, asked.n))
+        ]
+        # Of several, one that fails ends all, as the others would be told to nobody.
+        tasks = [asyncio.ensure_future(self._answer_one(each, asked, answers)) for each in answers]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        first_token_at = answers[0].first_token_at
+        if first_token_at is not None:
+            service.metrics.observe_first_token(first_token_at - arrived)
+        usage = _usage(answers)
         if asked.stream:
             if asked.include_usage:
                 await stream.put(dialect.usage_chunk(head, usage))
             await stream.end()
         else:
-            response = dialect.whole(head, "".join(texts), reason, usage)
-            await JsonResponse(response)(scope, receive, send)
+            whole = [self._whole(each, usage) for each in answers]
+            await JsonResponse(responses.joined(whole))(scope, receive, send)
+
+    def _whole(self, answer: _Answer, usage: JsonObject) -> JsonObject:
+        assert answer.reason is not None
+        logprobs = self._dialect.logprobs(answer.tokens, 0) if answer.asks else None
+        text = "".join(answer.texts)
+        return self._dialect.whole(answer.head, text, answer.reason, usage, logprobs)
+
+    async def _answer_one(
+        self, answer: _Answer, asked: ApiRequest, answers: Sequence[_Answer]
+    ) -> None:
+        """Have one of the answers to a request generated, and streamed where that is asked for."""
+        service, dialect = self._service, self._dialect
+        text_stream = TextStream(service.tokenizer, answer.request.sampling.stop)
+        offset = 0  # characters of the tokens that have been told
+        with service.engine.generate(answer.request, every_token=asked.stream) as generation:
+            answer.generation = generation
+            while answer.reason is None:
+                chunk = await generation.next_chunk()
+                answer.reason = chunk.finish_reason
+                text = text_stream.push(chunk)
+                answer.tokens += described(chunk.logprobs, service.tokenizer)
+                if not asked.stream:
+                    answer.texts.append(text)
+                    continue
+                usage = _usage(answers) if asked.continuous_usage else None
+                logprobs = dialect.logprobs(answer.tokens, offset) if answer.asks else None
+                if await self._put(answer, text, usage, logprobs):
+                    offset += sum(len(token["token"]) for token in answer.tokens)
+                    answer.tokens.clear()
 
     async def _put(
-        self,
-        stream: EventStream,
-        head: ResponseHead,
-        text: str,
-        reason: FinishReason | None,
-        usage: JsonObject | None,
-    ) -> None:
-        """``usage``, of the tokens so far, goes into each chunk if it is given."""
-        more = {} if usage is None else {"usage": usage}
-        if not stream.started and self._dialect.first_chunk is not None:
-            await stream.put(self._dialect.first_chunk(head) | more)
-        if text or reason is not None:
-            await stream.put(self._dialect.chunk(head, text, reason) | more)
+        self, answer: _Answer, text: str, usage: JsonObject | None, logprobs: JsonObject | None
+    ) -> bool:
+        """Stream what is new, if anything; whether it was.
 
-    def _usage(self, prepared: PreparedRequest, generation: Generation) -> JsonObject:
-        request = prepared.request
-        return responses.usage(
-            len(request.token_ids),
-            generation.num_tokens,
-            request.num_image_tokens,
-            generation.num_cached_tokens,
-        )
+        ``usage``, of the tokens so far, goes into each chunk if it is given.
+        """
+        more = {} if usage is None else {"usage": usage}
+        number, reason = answer.number, answer.reason
+        if not answer.opened and self._dialect.first_chunk is not None:
+            answer.opened = True
+            first = self._dialect.first_chunk(answer.head) | more
+            await answer.stream.put(responses.numbered(first, number))
+        if not text and reason is None:
+            return False
+        chunk = self._dialect.chunk(answer.head, text, reason, logprobs) | more
+        await answer.stream.put(responses.numbered(chunk, number))
+        return True
+
+
+@dataclass(slots=True)
+class _Answer:
+    """One of the answers to a request. ``tokens``: with their log-probabilities, not told yet."""
+
+    number: int
+    request: EngineRequest
+    stream: EventStream
+    head: ResponseHead
+    generation: Generation | None = None
+    reason: FinishReason | None = None
+    opened: bool = False  # its stream
+    texts: list[str] = field(default_factory=list)
+    tokens: list[JsonObject] = field(default_factory=list)
+
+    @property
+    def asks(self) -> bool:
+        """Whether log-probabilities are asked for."""
+        return self.request.sampling.logprobs is not None
+
+    @property
+    def first_token_at(self) -> float | None:
+        return None if self.generation is None else self.generation.first_token_at
+
+
+def _requests(request: EngineRequest, n: int) -> Iterator[EngineRequest]:
+    """``n`` times the same with seeds of their own; the first keeps its seed."""
+    yield request
+    sampling = request.sampling
+    for number in range(1, n):
+        seed = derive_seed(sampling.seed, number)
+        yield replace(request, sampling=replace(sampling, seed=seed))
+
+
+def _usage(answers: Sequence[_Answer]) -> JsonObject:
+    """The tokens so far: of the prompt once, of all answers together."""
+    request = answers[0].request
+    generations = [each.generation for each in answers if each.generation is not None]
+    return responses.usage(
+        len(request.token_ids),
+        sum(generation.num_tokens for generation in generations),
+        request.num_image_tokens,
+        generations[0].num_cached_tokens,
+    )

@@ -7,14 +7,14 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import count
 
 from vlmbatch.errors import VlmbatchError
 from vlmbatch.log import logger
 from vlmbatch.replicas.replica import Completion, NewTokens, Replica
-from vlmbatch.types import FinishReason, Request
+from vlmbatch.types import FinishReason, Request, TokenLogprob
 
 
 class EngineStoppedError(VlmbatchError):
@@ -31,6 +31,7 @@ class TokenChunk:
     token_ids: list[int]
     finish_reason: FinishReason | None
     text_end: int | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)  # of each, where asked for
 
 
 class Generation:
@@ -47,6 +48,7 @@ class Generation:
         self.num_cached_tokens = 0
         self.num_tokens = 0
         self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
         self._finish_reason: FinishReason | None = None
         self._text_end: int | None = None
         self._error: VlmbatchError | None = None
@@ -71,12 +73,14 @@ class Generation:
         if self._error is not None:
             raise self._error
         tokens, self._tokens = self._tokens, []
-        return TokenChunk(tokens, self._finish_reason, self._text_end)
+        logprobs, self._logprobs = self._logprobs, []
+        return TokenChunk(tokens, self._finish_reason, self._text_end, logprobs)
 
-    def take(self, token_ids: Sequence[int]) -> None:
+    def take(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprob] = ()) -> None:
         """Add tokens, for the reader to find."""
         self.num_tokens += len(token_ids)
         self._tokens += token_ids
+        self._logprobs += logprobs
         self._news.set()
 
     def complete(self, completion: Completion) -> None:
@@ -85,7 +89,8 @@ class Generation:
         self.num_cached_tokens = completion.cached_tokens
         self._finish_reason = completion.finish_reason
         self._text_end = completion.text_end
-        self.take(completion.token_ids[self.num_tokens :])
+        come = self.num_tokens
+        self.take(completion.token_ids[come:], completion.logprobs[come:])
 
     def fail(self, error: VlmbatchError) -> None:
         """End with ``error``, unless it has ended already."""
@@ -209,7 +214,7 @@ class EngineThread:
     def _poll(self) -> None:
         for event in self._replica.poll():
             if isinstance(event, NewTokens):
-                take = partial(self._under_way[event.index].take, event.token_ids)
+                take = partial(self._under_way[event.index].take, event.token_ids, event.logprobs)
             elif isinstance(event, Completion):
                 take = partial(self._under_way.pop(event.index).complete, event)
             else:

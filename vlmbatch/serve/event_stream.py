@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from starlette.types import Send
@@ -21,6 +22,7 @@ class EventStream:
     def __init__(self, send: Send) -> None:
         self._send = send
         self.started = False
+        self._turn = asyncio.Lock()  # several answers of one response come side by side
 
     async def put(self, value: Any) -> None:
         """Send one event; waits while the client reads too slowly."""
@@ -31,7 +33,9 @@ class EventStream:
         await self._write(b"data: [DONE]\n\n", last=True)
 
     async def _write(self, data: bytes, last: bool = False) -> None:
-        if not self.started:
-            self.started = True
-            await self._send({"type": "http.response.start", "status": 200, "headers": _HEADERS})
-        await self._send({"type": "http.response.body", "body": data, "more_body": not last})
+        async with self._turn:
+            if not self.started:
+                self.started = True
+                start = {"type": "http.response.start", "status": 200, "headers": _HEADERS}
+                await self._send(start)
+            await self._send({"type": "http.response.body", "body": data, "more_body": not last})

@@ -160,6 +160,8 @@ def open_inputs(
     if manifest.asks_in_chat and config.prompt.prompt_template is None:
         config = replace(config, prompt=replace(config.prompt, chat=True))
     opened = open_model(config)
+    if isinstance(opened.model, HfConfig) and sampling is not None and sampling.choices:
+        raise ConfigError("--choices cannot be used where transformers answers")
     rows = open_manifest(
         manifest,
         sampling or SamplingParams(),

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from vlmbatch.errors import RowError
+from vlmbatch.models.described_tokens import described
 from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.types import FinishReason, Result, Row
+from vlmbatch.types import FinishReason, Result, Row, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,8 @@ class Answer:
     cached_tokens: int = 0  # of the prompt, found in the prefix cache
     image_tokens: int = 0
     text_end: int | None = None  # characters before the stop string that ended it
+    logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
+    choices: tuple[tuple[str, float], ...] = ()  # the row's, with their log-probabilities
     error: RowError | None = None
     known: Result | None = None  # found in the journal of an earlier run
 
@@ -33,6 +38,12 @@ def to_result(answer: Answer, tokenizer: Tokenizer) -> Result:
     if answer.error is not None:
         return Result.from_error(row, answer.error)
     text = tokenizer.decode(answer.token_ids)[: answer.text_end]
+    details: dict[str, Any] = {}
+    if answer.logprobs:
+        details["logprobs"] = described(answer.logprobs, tokenizer)
+    if answer.choices:
+        details |= classified(answer.choices)
+        text = details["choice"]
     return Result(
         index=row.index,
         id=row.id,
@@ -42,4 +53,19 @@ def to_result(answer: Answer, tokenizer: Tokenizer) -> Result:
         image_tokens=answer.image_tokens,
         completion_tokens=len(answer.token_ids),
         extra=row.extra,
+        details=details,
     )
+
+
+def classified(choices: Sequence[tuple[str, float]]) -> dict[str, Any]:
+    """The likeliest of ``choices``, how likely it is among them, and how likely each is."""
+    best, likeliest = max(choices, key=lambda choice: choice[1])
+    total = likeliest + math.log(sum(math.exp(value - likeliest) for _, value in choices))
+    return {
+        "choice": best,
+        "confidence": math.exp(likeliest - total),
+        "choices": [
+            {"choice": choice, "probability": math.exp(value - total), "logprob": value}
+            for choice, value in choices
+        ],
+    }

@@ -126,4 +126,6 @@ class AnswerLoop:
             cached_tokens=completion.cached_tokens,
             image_tokens=request.num_image_tokens,
             text_end=completion.text_end,
+            logprobs=completion.logprobs,
+            choices=completion.choices,
         )
