@@ -127,7 +127,7 @@ def kills(new_run, questions, answers, num_kills: int, rng: random.Random) -> No
 
 
 def test_engines_workers_and_the_run_are_killed(new_run, questions, answers):
-    kills(new_run, questions, answers, 3, random.Random(3))
+    kills(new_run, questions, answers, 2, random.Random(3))
 
 
 @pytest.mark.soak
