@@ -71,7 +71,7 @@ def find_files(config: ManifestConfig) -> tuple[Sequence[ManifestFile], Path]:
             if is_brace_pattern(config.source):
                 named = [Path(each) for each in expand_braces(config.source)]
                 _check_named(named)
-                _refuse_sidecars(config)
+                _refuse_folder_options(config)
                 return [_manifest_file(path, config) for path in named], named[0].parent
             if is_pattern(config.source):
                 base, patterns = split_pattern(config.source)
@@ -84,14 +84,14 @@ def find_files(config: ManifestConfig) -> tuple[Sequence[ManifestFile], Path]:
             return _images(config, source.parent, ImageTree(source.parent, [name]))
         if not _is_manifest(source):
             raise ManifestError(f"{source}: of no known kind: the name must end in {_KINDS}")
-        _refuse_sidecars(config)
+        _refuse_folder_options(config)
         return [_manifest_file(source, config)], source.parent
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         raise ManifestError(f"{config.source!r}: cannot be read: {error}") from error
 
 
 def _partitioned(paths: list[Path], folder: Path, config: ManifestConfig) -> list[ManifestFile]:
-    _refuse_sidecars(config)
+    _refuse_folder_options(config)
     if config.prompt is not None and next(ImageTree(folder).paths(), None) is not None:
         logger.info(
             "%s holds a manifest, %s, and is read as one; for all images in it name them, as in %s",
@@ -126,11 +126,16 @@ def _images(
     return [ImageFolder(source, base, tree, config)], base
 
 
-def _refuse_sidecars(config: ManifestConfig) -> None:
+def _refuse_folder_options(config: ManifestConfig) -> None:
     if config.sidecars:
         raise ManifestError(
             f"{config.source}: --sidecar {config.sidecars[0]} is for folders of images, and this "
             "is a manifest: what it has beside an image is in its columns"
+        )
+    if config.pages is not None:
+        raise ManifestError(
+            f"{config.source}: --pages {config.pages} is for folders of PDFs, and this is a "
+            "manifest: it names each page itself, as in a/b.pdf#3"
         )
 
 
