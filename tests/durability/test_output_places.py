@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from resumable_runs import WITH_ERRORS, ResumableRun, digests, read_rows
 
-from vlmbatch.config import ManifestConfig
+from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.durable.run_paths import real_output, work_folder_path
 from vlmbatch.errors import ManifestError, UsageError
 from vlmbatch.jobs.status import read_status
@@ -46,7 +46,7 @@ def test_readers_of_a_folder_pass_the_work_folder_by(new_run, volume):
     names = [file.name for file in find_files(ManifestConfig(str(volume)))[0]]
     assert names == [str(volume / f"part-00000{number}.parquet") for number in range(2)]
     with pytest.raises(ManifestError, match="output reserves"):  # its columns were read
-        open_manifest(ManifestConfig(str(volume)), None).scan()
+        open_manifest(ManifestConfig(str(volume)), SamplingParams()).scan()
 
 
 def test_a_run_that_was_begun_beside_is_finished_there(new_run, expected, volume, tmp_path):

@@ -76,6 +76,17 @@ def test_columns_have_types(manifest: Make) -> None:
     assert (first["zeros"], first["large"], second["mixed"]) == ("007", "9007199254740993", "true")
 
 
+def test_choices_are_a_list_only_where_they_are_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "m.csv"
+    path.write_text('prompt,choices\np,"[""yes, sir"", ""no""]"\np,"a,b"\n')
+    config = ManifestConfig(str(path))
+    one, two = rows_of(open_manifest(config, SamplingParams(choices=("x", "y"))))
+    assert one.sampling is not None and two.sampling is not None
+    assert (one.sampling.choices, two.sampling.choices) == (("yes, sir", "no"), ("a", "b"))
+    one, two = rows_of(open_manifest(config, SamplingParams()))
+    assert (one.extra, two.extra) == ({"choices": '["yes, sir", "no"]'}, {"choices": "a,b"})
+
+
 @given(st.lists(st.from_regex(r"-?[0-9]{0,20}(\.[0-9]{0,20})?(e-?[0-9]{1,4})?", fullmatch=True)))
 def test_a_columns_values_are_of_its_type(cells: list[str]) -> None:
     column = TextColumn("x")

@@ -166,6 +166,13 @@ class TestSidecars:
                 opened(source, sidecars=(".txt",))
 
 
+def test_pages_beside_a_manifest_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.jsonl").touch()
+    for source in (tmp_path, tmp_path / "m.jsonl"):
+        with pytest.raises(ManifestError, match="--pages 1-3 is for folders of PDFs"):
+            opened(source, pages="1-3")
+
+
 class TestRefused:
     def test_images_without_prompts(self, tmp_path: Path) -> None:
         with pytest.raises(ManifestError, match="ask the same of all with --prompt"):

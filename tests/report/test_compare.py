@@ -17,7 +17,7 @@ from in_process import call
 
 from vlmbatch.jobs.compare import compare
 from vlmbatch.jobs.report import ReportConfig
-from vlmbatch.manifest.schema import RESULT_SCHEMA
+from vlmbatch.manifest.schema import RESULT_SCHEMA, output_schema
 from vlmbatch.output.matching import RowDigests, match
 from vlmbatch.stats import RunStats
 
@@ -92,6 +92,25 @@ def test_agreement_is_told_by_column(outputs: tuple[Path, Path]) -> None:
     assert lines == [("kind", "tens", 10, 0), ("kind", "rest", 90, 90)]
     for row_id, one, other in found.examples:
         assert (one, other) == (f"answer {row_id}", f"answer {row_id}!")
+
+
+def test_figures_of_answers_are_no_kinds_of_rows(tmp_path: Path) -> None:
+    """Each log-probability and confidence would be a line of its own."""
+    answers: dict[str, str | None] = {"1": "yes", "2": "no"}
+    schema = output_schema(pa.schema([]), asked=("logprobs", "choice", "confidence", "choices"))
+    made = table(answers)
+    for field in list(schema)[len(RESULT_SCHEMA) :]:
+        values = {"choice": ["yes", "no"], "confidence": [0.5, 0.75]}.get(field.name, [[], None])
+        made = made.append_column(field, pa.array(values, field.type))
+    pq.write_table(made, tmp_path / "a.parquet")
+    pq.write_table(table(answers), tmp_path / "b.parquet")
+    found = compare(
+        tmp_path / "a.parquet", tmp_path / "b.parquet", None, ReportConfig(), RunStats()
+    )
+    assert [(line.column, line.value) for line in found.columns] == [
+        ("choice", "yes"),
+        ("choice", "no"),
+    ]
 
 
 def test_the_page_has_both_side_by_side(outputs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import BinaryIO
 
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
 from vlmbatch.manifest.columns import (
+    CHOICES_COLUMN,
     MESSAGES_COLUMN,
     RESOLUTION_COLUMNS,
     SAMPLING_COLUMNS,
@@ -53,6 +54,8 @@ class CsvFile:
         self._delimiter = delimiter
         self._inputs = columns
         self._lists = {columns.image, MESSAGES_COLUMN, "stop"}
+        if CHOICES_COLUMN in columns.asked:
+            self._lists.add(CHOICES_COLUMN)
         self._max_row_bytes = max_row_bytes
         self._empty_prompt = empty_prompt
         self._seen: StreamDigest | None = None  # by scan

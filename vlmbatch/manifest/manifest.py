@@ -354,7 +354,7 @@ def open_manifest(
         folder = Path()
         files = [stdin_file(stdin or _stdin(), config.max_line_bytes, spool=not streaming)]
     else:
-        files, folder = find_files(config)
+        files, folder = find_files(config, columns.asked)
     folder = image_base or folder
     base_url = None
     if config.image_base is not None:

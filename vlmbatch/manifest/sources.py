@@ -50,8 +50,12 @@ _SUFFIXES = {
 }
 
 
-def find_files(config: ManifestConfig) -> tuple[Sequence[ManifestFile], Path]:
+def find_files(
+    config: ManifestConfig, asked: tuple[str, ...] = ()
+) -> tuple[Sequence[ManifestFile], Path]:
     """The manifest's files, and the folder where relative image paths start.
+
+    ``asked``: the output's own columns beyond those of every output.
 
     The files are the source itself, or those of the folder, sorted by name. Of folders in it, those
     called ``key=value`` are read too, and so on below. Other files and folders, and names that
@@ -65,14 +69,14 @@ def find_files(config: ManifestConfig) -> tuple[Sequence[ManifestFile], Path]:
     try:
         if source.is_dir():
             if paths := _folder_files(source):
-                return _partitioned(paths, source, config), source
+                return _partitioned(paths, source, config, asked), source
             return _images(config, source, ImageTree(source))
         if not source.exists():
             if is_brace_pattern(config.source):
                 named = [Path(each) for each in expand_braces(config.source)]
                 _check_named(named)
-                _refuse_sidecars(config)
-                return [_manifest_file(path, config) for path in named], named[0].parent
+                _refuse_folder_options(config)
+                return [_manifest_file(path, config, asked) for path in named], named[0].parent
             if is_pattern(config.source):
                 base, patterns = split_pattern(config.source)
                 return _images(config, base, ImageTree(base, patterns))
@@ -84,23 +88,25 @@ def find_files(config: ManifestConfig) -> tuple[Sequence[ManifestFile], Path]:
             return _images(config, source.parent, ImageTree(source.parent, [name]))
         if not _is_manifest(source):
             raise ManifestError(f"{source}: of no known kind: the name must end in {_KINDS}")
-        _refuse_sidecars(config)
-        return [_manifest_file(source, config)], source.parent
+        _refuse_folder_options(config)
+        return [_manifest_file(source, config, asked)], source.parent
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         raise ManifestError(f"{config.source!r}: cannot be read: {error}") from error
 
 
-def _partitioned(paths: list[Path], folder: Path, config: ManifestConfig) -> list[ManifestFile]:
-    _refuse_sidecars(config)
+def _partitioned(
+    paths: list[Path], folder: Path, config: ManifestConfig, asked: tuple[str, ...]
+) -> list[ManifestFile]:
+    _refuse_folder_options(config)
     if config.prompt is not None and next(ImageTree(folder).paths(), None) is not None:
         logger.info(
             "%s holds a manifest, %s, and is read as one; for all images in it name them, as in %s",
             *(folder, paths[0].relative_to(folder), folder / "**" / "*"),
         )
     return [
-        PartitionedFile(_manifest_file(path, config), partition)
+        PartitionedFile(_manifest_file(path, config, asked), partition)
         if (partition := partition_of(path, folder))
-        else _manifest_file(path, config)
+        else _manifest_file(path, config, asked)
         for path in paths
     ]
 
@@ -126,15 +132,20 @@ def _images(
     return [ImageFolder(source, base, tree, config)], base
 
 
-def _refuse_sidecars(config: ManifestConfig) -> None:
+def _refuse_folder_options(config: ManifestConfig) -> None:
     if config.sidecars:
         raise ManifestError(
             f"{config.source}: --sidecar {config.sidecars[0]} is for folders of images, and this "
             "is a manifest: what it has beside an image is in its columns"
         )
+    if config.pages is not None:
+        raise ManifestError(
+            f"{config.source}: --pages {config.pages} is for folders of PDFs, and this is a "
+            "manifest: it names each page itself, as in a/b.pdf#3"
+        )
 
 
-def _manifest_file(path: Path, config: ManifestConfig) -> ManifestFile:
+def _manifest_file(path: Path, config: ManifestConfig, asked: tuple[str, ...]) -> ManifestFile:
     kind = _kind(path)
     if kind == "Parquet":
         return ParquetFile(path)
@@ -145,7 +156,7 @@ def _manifest_file(path: Path, config: ManifestConfig) -> ManifestFile:
         return JsonlFile(name, open_file, limit)
     suffix = next(each for each in path.suffixes[::-1] if each.lower() in _DELIMITERS).lower()
     empty_prompt = "" if config.prompt is None else None
-    columns = Columns.from_config(config)
+    columns = Columns.from_config(config, asked)
     return CsvFile(name, open_file, _DELIMITERS[suffix], columns, limit, empty_prompt)
 
 

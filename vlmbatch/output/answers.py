@@ -17,7 +17,7 @@ from vlmbatch.durable.run_paths import RECORD_FILE, work_folder_path
 from vlmbatch.durable.run_record import read_record
 from vlmbatch.errors import UnfinishedError, UsageError
 from vlmbatch.manifest.arrow_values import ValueReader
-from vlmbatch.manifest.schema import RESULT_SCHEMA, result_values
+from vlmbatch.manifest.schema import RESULT_SCHEMA, detail_name, result_values
 from vlmbatch.output.openai_lines import (
     HEAD_BYTES,
     errors_path,
@@ -43,7 +43,9 @@ class AnswerRow:
 
 
 class Answers(Protocol):
-    """A finished output. ``columns``: the names of those that passed through.
+    """A finished output. ``columns``: the names of those behind the ones of every output.
+
+    ``grouping``: those of them whose values tell kinds of rows; no figures of the answer itself.
 
     Raises:
         UsageError: by every method, when something else has changed it.
@@ -51,6 +53,7 @@ class Answers(Protocol):
     """
 
     columns: Sequence[str]
+    grouping: Sequence[str]
     metadata: Mapping[str, str]
     num_rows: int | None  # None: known when all are read
 
@@ -105,7 +108,11 @@ class ParquetAnswers:
     def __init__(self, output: Path) -> None:
         self._reader = OutputReader(output)
         self.num_rows: int | None = self._reader.num_rows
-        self.columns: Sequence[str] = self._reader.extra_schema.names
+        extra = self._reader.extra_schema
+        self.columns: Sequence[str] = extra.names
+        self.grouping: Sequence[str] = [
+            field.name for field in extra if detail_name(field) in (None, "choice")
+        ]
         self.metadata: Mapping[str, str] = {
             name.decode(): value.decode(errors="replace")
             for name, value in self._reader.metadata.items()
@@ -157,6 +164,7 @@ class BatchAnswers:
         self.num_rows: int | None = None
         self._output = output
         self.columns: Sequence[str] = ()
+        self.grouping: Sequence[str] = ()
         self.metadata: Mapping[str, str] = {}
 
     def __enter__(self) -> Self:
