@@ -168,7 +168,8 @@ class ChoiceReplica:
         for event in self._replica.poll():
             row = self._owner.pop(event.index, None)
             if row is None:
-                events.append(event)
+                if event.index >= 0:  # else of a row that failed in this very step
+                    events.append(event)
             elif isinstance(event, RowFailure):
                 del row.asked[event.index]
                 self.cancel(row.request.index)
