@@ -135,6 +135,7 @@ def test_a_failure_ends_the_row_alone() -> None:
     found = drain(replica)
     assert [type(found[index]) for index in range(3)] == [Completion, RowFailure, Completion]
     assert len(played.cancelled) == 2
+    assert "the first 1 tokens of a class behind the prompt: no" in str(found[1])
 
 
 def test_requests_of_a_row_that_fail_together_are_one_failure() -> None:
