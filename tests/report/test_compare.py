@@ -17,7 +17,7 @@ from in_process import call
 
 from vlmbatch.jobs.compare import compare
 from vlmbatch.jobs.report import ReportConfig
-from vlmbatch.manifest.schema import RESULT_SCHEMA
+from vlmbatch.manifest.schema import RESULT_SCHEMA, output_schema
 from vlmbatch.output.matching import RowDigests, match
 from vlmbatch.stats import RunStats
 
@@ -92,6 +92,20 @@ def test_agreement_is_told_by_column(outputs: tuple[Path, Path]) -> None:
     assert lines == [("kind", "tens", 10, 0), ("kind", "rest", 90, 90)]
     for row_id, one, other in found.examples:
         assert (one, other) == (f"answer {row_id}", f"answer {row_id}!")
+
+
+def test_what_a_run_tells_of_its_answers_is_no_column_to_divide_by(tmp_path: Path) -> None:
+    answers: dict[str, str | None] = {"0": "yes", "1": "no"}
+    values = {"kind": ["a", "b"], "confidence": [0.5, 0.75]}
+    made = table(answers, **values)
+    schema = output_schema(pa.schema([made.schema.field("kind")]), "", ["confidence"])
+    made = made.select(schema.names).cast(schema)
+    pq.write_table(made, tmp_path / "a.parquet")
+    pq.write_table(table(answers), tmp_path / "b.parquet")
+    found = compare(
+        tmp_path / "a.parquet", tmp_path / "b.parquet", None, ReportConfig(), RunStats()
+    )
+    assert {line.column for line in found.columns} == {"kind"}
 
 
 def test_the_page_has_both_side_by_side(outputs: tuple[Path, Path], tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def _fields(result: Comparison) -> dict[str, Any]:
 def _digests(answers: Answers, stage: str, stats: RunStats) -> RowDigests:
     begin_rows(stats, stage, answers.num_rows)
     stats.work_started = time.monotonic()
-    rows = RowDigests.of_columns(answers.columns)
+    rows = RowDigests.of_columns([name for name in answers.columns if name not in answers.details])
     for results, extra in answers.blocks(COMPARED, [*rows.columns]):
         rows.add(results, extra)
         stats.rows_done += results.num_rows

@@ -17,7 +17,7 @@ from vlmbatch.durable.run_paths import RECORD_FILE, work_folder_path
 from vlmbatch.durable.run_record import read_record
 from vlmbatch.errors import UnfinishedError, UsageError
 from vlmbatch.manifest.arrow_values import ValueReader
-from vlmbatch.manifest.schema import RESULT_SCHEMA, result_values
+from vlmbatch.manifest.schema import RESULT_SCHEMA, detail_name, result_values
 from vlmbatch.output.openai_lines import (
     HEAD_BYTES,
     errors_path,
@@ -43,7 +43,8 @@ class AnswerRow:
 
 
 class Answers(Protocol):
-    """A finished output. ``columns``: the names of those that passed through.
+    """A finished output. ``columns``: the names of those that passed through, and of ``details``,
+    such as log-probabilities, which tell more of the answers.
 
     Raises:
         UsageError: by every method, when something else has changed it.
@@ -51,6 +52,7 @@ class Answers(Protocol):
     """
 
     columns: Sequence[str]
+    details: Sequence[str]
     metadata: Mapping[str, str]
     num_rows: int | None  # None: known when all are read
 
@@ -105,7 +107,9 @@ class ParquetAnswers:
     def __init__(self, output: Path) -> None:
         self._reader = OutputReader(output)
         self.num_rows: int | None = self._reader.num_rows
-        self.columns: Sequence[str] = self._reader.extra_schema.names
+        schema = self._reader.extra_schema
+        self.columns: Sequence[str] = schema.names
+        self.details: Sequence[str] = [each.name for each in schema if detail_name(each)]
         self.metadata: Mapping[str, str] = {
             name.decode(): value.decode(errors="replace")
             for name, value in self._reader.metadata.items()
@@ -157,6 +161,7 @@ class BatchAnswers:
         self.num_rows: int | None = None
         self._output = output
         self.columns: Sequence[str] = ()
+        self.details: Sequence[str] = ()
         self.metadata: Mapping[str, str] = {}
 
     def __enter__(self) -> Self:
