@@ -96,7 +96,7 @@ def test_agreement_is_told_by_column(outputs: tuple[Path, Path]) -> None:
 
 def test_what_a_run_tells_of_its_answers_is_no_column_to_divide_by(tmp_path: Path) -> None:
     answers: dict[str, str | None] = {"0": "yes", "1": "no"}
-    values = {"kind": ["a", "b"], "confidence": [0.5, 0.75]}
+    values: dict[str, list[Any]] = {"kind": ["a", "b"], "confidence": [0.5, 0.75]}
     made = table(answers, **values)
     schema = output_schema(pa.schema([made.schema.field("kind")]), "", ["confidence"])
     made = made.select(schema.names).cast(schema)
