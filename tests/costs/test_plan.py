@@ -36,6 +36,15 @@ def test_counts_are_those_of_a_run(tmp_path: Path, capfd: pytest.CaptureFixture[
     assert found["image_tokens"] == figures["image_tokens"] + 100 * unreadable
 
 
+def test_no_answer_is_longer_than_the_context_that_is_asked_for(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(json.dumps({"prompt": "USER: word ASSISTANT:"}) + "\n")
+    found = planned(capfd, 0, manifest, "--max-model-len", 50)
+    assert found["prompt_tokens"] + found["generated_tokens"] == found["context"] == 50
+
+
 def test_a_sample_stands_for_the_whole(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     manifest = tmp_path / "m.jsonl"
     rows = [{"prompt": "USER: word ASSISTANT:", "max_tokens": 9} for _ in range(400)]

@@ -35,10 +35,11 @@ def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ROW | {"choices": ["17", "9", "92"]},
         ROW | {"choices": "17"},
         ROW | {"choices": None},
+        ROW | {"choices": []},
     ]
     manifest, output = write(tmp_path / "m.jsonl", rows), tmp_path / "out.parquet"
     assert run(manifest, output, "--choices", "17,29, 92") == 1
-    first, own, bad, null = pq.read_table(output).to_pylist()
+    first, own, bad, null, empty = pq.read_table(output).to_pylist()
     assert [row["choice"] for row in (first, own, null)] == ["92"] * 3
     assert first["text"] == "92" and first["finish_reason"] == "stop"
     assert [each["choice"] for each in first["choices"]] == ["17", "29", "92"]
@@ -47,6 +48,7 @@ def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert sum(each["probability"] for each in row["choices"]) == pytest.approx(1)
         assert row["confidence"] == row["choices"][2]["probability"] > 0.9
     assert bad["error_message"] == "choices must be from 2 to 256 classes, got 1"
+    assert "choices is an empty list" in empty["error_message"] and empty["choice"] is None
     assert bad["choice"] is bad["confidence"] is bad["choices"] is None
 
     write(manifest, rows[::-1])

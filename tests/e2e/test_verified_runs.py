@@ -75,6 +75,17 @@ def test_another_answer_is_found_by_both_engines(
     ] == [(4, by, "something else", right) for by in ("vlmbatch", "transformers")]
 
 
+def test_classes_are_not_asked_of_transformers(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out.parquet"
+    options = ["-m", MODEL, "--choices", "yes,no", "--limit", 2, "-q"]
+    assert call(["run", write_manifest(tmp_path), "-o", output, *options]) == 0
+    found = verified(capfd, 0, output, "--huggingface")
+    assert (found["engines"], found["differences"]) == (["vlmbatch"], [])
+    assert "--choices" in found["skipped"]
+
+
 def test_what_cannot_be_repeated_is_refused(
     done: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -135,6 +135,19 @@ def test_a_failure_ends_the_row_alone() -> None:
     found = drain(replica)
     assert [type(found[index]) for index in range(3)] == [Completion, RowFailure, Completion]
     assert len(played.cancelled) == 2
+    assert "the first 1 tokens of a class behind the prompt: no" in str(found[1])
+
+
+def test_requests_of_a_row_that_fail_together_are_one_failure() -> None:
+    replica = replica_on(played := Played())
+    replica.submit(request(0, "ab", "cd", "ef"))
+    assert replica.poll() == []
+    failures: list[Event] = [
+        RowFailure(each.index, RowError(ErrorCode.PROMPT_TOO_LONG, "")) for each in played.requests
+    ]
+    assert len(failures) == 3
+    played.poll = lambda: failures  # type: ignore[method-assign]
+    assert [event.index for event in replica.poll()] == [0]
 
 
 def test_a_row_is_given_up_with_all_that_was_asked_for_it() -> None:
@@ -182,6 +195,7 @@ def test_branches_begin_with_the_prompt() -> None:
         ([f"{n}" for n in range(10_000)], "from 2 to 256 classes, got 10000"),
         ("a,,b", "must not be empty"),
         ("a, b, a", "has 'a' 2 times"),
+        (["a", "\udcff"], r"must be Unicode texts, got '\\udcff'"),
     ],
 )
 def test_choices_that_are_refused(choices: Any, message: str) -> None:

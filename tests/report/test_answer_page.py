@@ -261,3 +261,20 @@ def test_a_long_run_keeps_few_points_of_its_pace() -> None:
     assert {count for _, count in rows["bars"]} == {10}
     assert {count for _, count in tokens["bars"]} == {70}
     assert pace_figures(pace.points[:2]) == []
+
+
+def test_images_that_share_the_runs_prompt(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (90, 50), (200, 40, 40)).save(tmp_path / "photos" / name)
+    run = ["run", tmp_path / "photos", "-m", MODEL, "--prompt", "<image> What?", "-q"]
+    run += ["--max-tokens", 1, "--image-workers", 0]
+    assert call([*run, "-o", tmp_path / "out.parquet"]) == 0
+    for part in ("0/2", "1/2"):
+        assert call([*run, "-o", tmp_path / "parts", "--shard", part]) == 0
+    assert call(["merge", tmp_path / "parts", "-o", tmp_path / "merged.parquet", "-q"]) == 0
+    for name in ("out.parquet", "parts", "merged.parquet"):
+        page = tmp_path / "page.html"
+        assert call(["report", tmp_path / name, "-o", page, "--overwrite", "-q"]) == 0
+        rows = data_of(page)["rows"]
+        assert [(row["prompt"], len(row["images"])) for row in rows] == [("<image> What?", 1)] * 2

@@ -151,7 +151,12 @@ def test_what_cannot_be_compared_is_refused(
 ) -> None:
     left, _ = outputs
     pq.write_table(pa.table({"id": ["1"]}), tmp_path / "other.parquet")
-    for right, message in (("missing.parquet", "no such output"), ("other.parquet", "columns of")):
+    (tmp_path / "rows.csv").write_text("id,prompt\n")
+    for right, message in (
+        ("missing.parquet", "no such output"),
+        ("other.parquet", "columns of"),
+        ("rows.csv", "is no output of a run"),
+    ):
         assert call(["compare", left, tmp_path / right]) == 2
         assert message in capfd.readouterr().err
     assert call(["compare", left, left, "-o", left]) == 2

@@ -155,6 +155,11 @@ def _check_choices(choices: Sequence[str]) -> None:
         raise ConfigError(f"choices must be from 2 to {_MAX_CHOICES} classes, got {len(choices)}")
     if not all(choices):
         raise ConfigError("choices must not be empty texts")
+    for choice in choices:
+        try:
+            choice.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(f"choices must be Unicode texts, got {choice!r:.80}") from error
     twice = next((each for each in choices if choices.count(each) > 1), None)
     if twice is not None:
         raise ConfigError(f"choices has {twice!r:.80} {choices.count(twice)} times")

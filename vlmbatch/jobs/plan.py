@@ -108,7 +108,7 @@ def plan(
     info = inputs.manifest.scan()
     stats.rows_total = info.num_rows
     stats.stage, stats.work_started = "looking at rows", time.monotonic()
-    found = _Rows(inputs.model, config.answer_tokens)
+    found = _Rows(inputs.model, inputs.processor.max_model_len, config.answer_tokens)
     rows = inputs.manifest.rows()
     with closing(sized_rows(rows, inputs.processor, image_prober(session, inputs))) as sizes:
         for row, size in sizes:
@@ -177,8 +177,9 @@ def _on_gpu(
 class _Rows:
     """What the rows looked at take together."""
 
-    def __init__(self, model: ModelConfig, answer_tokens: int | None) -> None:
+    def __init__(self, model: ModelConfig, context: int, answer_tokens: int | None) -> None:
         self._model = model
+        self._context = context
         self._answer_tokens = answer_tokens
         self._image_flops: dict[ImageGrid, int] = {}
         self._seen: set[int] = set()  # hashes of images
@@ -212,7 +213,7 @@ class _Rows:
                 self._seen.add(key)
                 flops += self._flops(grid)
         assert row.sampling is not None
-        room = self._model.text.max_position_embeddings - size.prompt_tokens
+        room = self._context - size.prompt_tokens
         generated = min(self._answer_tokens or row.sampling.max_tokens, max(1, room))
         self.work.add(size.prompt_tokens, generated, flops, shared)
 

@@ -125,6 +125,9 @@ def _answered_again(
     yield "vlmbatch", _by_engine(session, inputs, rows, stats)
     if not huggingface:
         return
+    if any(row.sampling is not None and row.sampling.choices for row in rows):
+        yield "transformers", "--choices cannot be used where transformers answers"
+        return
     gc.collect()  # or two models would have to fit
     ours = session.engine
     engine = EngineConfig(

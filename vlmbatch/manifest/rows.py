@@ -212,7 +212,7 @@ def row_sampling(defaults: SamplingParams, values: dict[str, Any], index: int) -
         "frequency_penalty": _number(values, "frequency_penalty"),
         "no_repeat_ngram_size": _integer(values, "no_repeat_ngram_size"),
         "stop": _strings(values, "stop"),
-        "choices": _strings(values, CHOICES_COLUMN) if defaults.choices else None,
+        "choices": _choices(values) if defaults.choices else None,
         "seed": derive_seed(defaults.seed, index) if seed is None else seed,
     }
     try:
@@ -286,6 +286,16 @@ def _strings(values: dict[str, Any], name: str) -> tuple[str, ...] | None:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
     raise _wrong_type(name, "a string or a list of strings", value)
+
+
+def _choices(values: dict[str, Any]) -> tuple[str, ...] | None:
+    choices = _strings(values, CHOICES_COLUMN)
+    if choices == ():  # which would be a row without classes, whose answer is generated
+        raise RowError(
+            ErrorCode.SAMPLING_INVALID,
+            "choices is an empty list: a row whose choices are those of the run has null",
+        )
+    return choices
 
 
 def _wrong_type(

@@ -87,6 +87,11 @@ def open_answers(output: Path) -> Answers:
         )
     if is_batch_output(output):
         return BatchAnswers(output)
+    if not output.is_dir() and output.suffix.lower() != ".parquet":
+        raise UsageError(
+            f"{output} is no output of a run: name a .parquet file, a folder of them, or a .jsonl "
+            "file of a batch's results"
+        )
     if output.is_dir() and not parts_named(output):
         _check_shards(output)
     return ParquetAnswers(output)

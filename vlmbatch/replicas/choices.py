@@ -168,11 +168,12 @@ class ChoiceReplica:
         for event in self._replica.poll():
             row = self._owner.pop(event.index, None)
             if row is None:
-                events.append(event)
+                if event.index >= 0:  # else of a row that failed in this very step
+                    events.append(event)
             elif isinstance(event, RowFailure):
-                del row.asked[event.index]
+                path = row.asked.pop(event.index)
                 self.cancel(row.request.index)
-                events.append(RowFailure(row.request.index, event.error))
+                events.append(RowFailure(row.request.index, _of_class(event.error, len(path))))
             elif isinstance(event, Completion) and (done := self._take(row, event)) is not None:
                 events.append(done)
         return events
@@ -238,6 +239,14 @@ class ChoiceReplica:
             first.first_token_at,
             choices=tuple(choices),
         )
+
+
+def _of_class(error: RowError, num_tokens: int) -> RowError:
+    """What it says of lengths is of the prompt and so many tokens of a class."""
+    if not num_tokens:
+        return error
+    more = f"with the first {num_tokens} tokens of a class behind the prompt: "
+    return RowError(error.code, f"{more}{error.message}")
 
 
 def _behind(request: Request, path: Path, index: int, scored: tuple[int, ...]) -> Request:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlmbatch.config import ImageLimits, ManifestConfig, SamplingParams
+from vlmbatch.config.option import build
 from vlmbatch.durable.run_paths import RECORD_FILE, work_folder_path
 from vlmbatch.durable.run_record import RunRecord, read_record
 from vlmbatch.errors import ErrorCode, ManifestError
@@ -63,8 +64,13 @@ class InputReader:
         prompt, image, row_id = settings.get("columns", ("prompt", "image", "id"))
         self.note: str | None = None
         self._is_given = manifest is not None
-        self.config = ManifestConfig(
-            manifest or about.get("manifest") or "-",
+        _, options, _ = about.get("options") or ({}, {}, {})  # none of merged outputs
+        names = ("prompt",) if self._is_given else ("prompt", "sidecar", "pages", "dpi")
+        source = manifest or about.get("manifest") or "-"
+        known = {"prompt": settings.get("prompt"), **options}
+        asked = {name: known[name] for name in names if name in known}
+        self.config = replace(
+            build(ManifestConfig, {**asked, "manifest": source}, "argument"),
             prompt_column=prompt,
             image_column=image,
             id_column=row_id,
