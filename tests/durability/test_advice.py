@@ -495,7 +495,8 @@ _BASE = "of images elsewhere: in tests/manifest/test_image_base.py"
 ELSEWHERE = {
     **dict.fromkeys(("sources --prompt", "sources --prompt-column", "sources --sidecar"), _FOLDERS),
     **dict.fromkeys(("manifest --prompt", "manifest --sidecar", "rows --prompt"), _FOLDERS),
-    **dict.fromkeys(("image_folder --pages", "pages --pages"), _PDFS),
+    **dict.fromkeys(("image_folder --pages", "pages --pages", "sources --pages"), _PDFS),
+    "verify --choices": _NAMES_IT,
     **dict.fromkeys(("pdf --dpi", "pdf --longest-side"), _PDFS),
     **dict.fromkeys(("text_folder --id-column", "text_folder --overwrite"), _TEXTS),
     **dict.fromkeys(("text_folder --write-text", "answer_texts --write-text"), _TEXTS),
