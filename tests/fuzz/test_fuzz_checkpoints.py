@@ -72,7 +72,7 @@ def test_the_undamaged_checkpoint_answers(checkpoint: Path) -> None:
     assert run_with(checkpoint, "other.txt", b"") == 0
 
 
-@examples(40)
+@examples(25)
 @given(st.data())
 def test_damaged_weights(checkpoint: Path, data: st.DataObject) -> None:
     original = (checkpoint / "model.safetensors").read_bytes()
@@ -92,7 +92,7 @@ def test_damaged_weight_headers(checkpoint: Path, data: st.DataObject) -> None:
     run_with(checkpoint, "model.safetensors", size + header + original[header_bytes:])
 
 
-@examples(80)
+@examples(50)
 @given(st.data(), st.sampled_from(JSON_FILES))
 def test_odd_values(checkpoint: Path, data: st.DataObject, name: str) -> None:
     run_with(
@@ -100,7 +100,7 @@ def test_odd_values(checkpoint: Path, data: st.DataObject, name: str) -> None:
     )
 
 
-@examples(40)
+@examples(25)
 @given(st.data())
 def test_odd_tokenizers(checkpoint: Path, data: st.DataObject) -> None:
     original = json.loads((checkpoint / "tokenizer.json").read_bytes())

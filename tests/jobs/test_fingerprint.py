@@ -113,7 +113,9 @@ DECIDES = {
         (".txt",), beside={"manifest.source": "photos", "manifest.prompt": "<image>What?"}
     ),
     "manifest.image_base": Change("photos"),
-    "manifest.pages": Change("1-20"),
+    "manifest.pages": Change(
+        "1-20", beside={"manifest.source": "photos", "manifest.prompt": "<image>What?"}
+    ),
     "manifest.dpi": Change(300),
     "manifest.prompt_column": Change("question"),
     "manifest.image_column": Change("picture"),

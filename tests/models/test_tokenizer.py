@@ -221,7 +221,7 @@ def stream(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
     return [*map(decoder.push, ids), decoder.flush()]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_deltas_of_any_ids_add_up(tokenizer: Tokenizer, data: st.DataObject) -> None:
     # Past the vocabulary's end too: a model's may be padded.

@@ -73,7 +73,7 @@ def streamed(
 
 
 @each_tokenizer
-@examples(200)
+@examples(100)
 @given(data=st.data())
 def test_the_first_token_whose_text_holds_a_stop_string_ends_the_answer(
     name: str, data: st.DataObject
