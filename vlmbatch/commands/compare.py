@@ -15,7 +15,13 @@ from vlmbatch.commands.checks import checked_page
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import Place, check_places
-from vlmbatch.commands.report import MAX_ROWS, PANEL, WITHOUT_FIGURES
+from vlmbatch.commands.report import (
+    PANEL,
+    WITHOUT_FIGURES,
+    NoImages,
+    OverwritePage,
+    PageRows,
+)
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config.option import Opt, check_bounds
 
@@ -40,10 +46,7 @@ class CompareOptions:
         str | None,
         Opt("FILE", "Write an .html page of both side by side.", panel=PANEL, short="-o"),
     ] = None
-    rows: Annotated[
-        int,
-        Opt("N", "Rows on the page at most.", panel=PANEL, minimum=1, maximum=MAX_ROWS),
-    ] = 500
+    rows: PageRows = 500
     manifest: Annotated[
         str | None,
         Opt(
@@ -53,8 +56,8 @@ class CompareOptions:
             filled=True,
         ),
     ] = None
-    no_images: Annotated[bool, Opt("", "Show no pictures.", panel=PANEL)] = False
-    overwrite: Annotated[bool, Opt("", "Replace the page that is there.", panel=PANEL)] = False
+    no_images: NoImages = False
+    overwrite: OverwritePage = False
     json: Annotated[bool, Opt("", "Print JSON on standard output.", panel=PANEL)] = False
 
     def __post_init__(self) -> None:

@@ -15,8 +15,15 @@ from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config.option import Opt, check_bounds
 
 PANEL = "Input and output"
-MAX_ROWS = 10_000
 WITHOUT_FIGURES = without("summary_json", "exit_zero")
+_MAX_ROWS = 10_000
+
+# Of every command that writes a page.
+PageRows = Annotated[
+    int, Opt("N", "Rows on the page at most.", panel=PANEL, minimum=1, maximum=_MAX_ROWS)
+]
+NoImages = Annotated[bool, Opt("", "Show no pictures.", panel=PANEL)]
+OverwritePage = Annotated[bool, Opt("", "Replace the page that is there.", panel=PANEL)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,10 +44,7 @@ class PageOptions:
     page: Annotated[
         str | None, Opt("FILE", "An .html file.", panel=PANEL, short="-o", flag="--page")
     ] = None
-    rows: Annotated[
-        int,
-        Opt("N", "Rows on the page at most.", panel=PANEL, minimum=1, maximum=MAX_ROWS),
-    ] = 500
+    rows: PageRows = 500
     manifest: Annotated[
         str | None,
         Opt(
@@ -50,8 +54,8 @@ class PageOptions:
             filled=True,
         ),
     ] = None
-    no_images: Annotated[bool, Opt("", "Show no pictures.", panel=PANEL)] = False
-    overwrite: Annotated[bool, Opt("", "Replace the page that is there.", panel=PANEL)] = False
+    no_images: NoImages = False
+    overwrite: OverwritePage = False
 
     def __post_init__(self) -> None:
         check_bounds(self)
