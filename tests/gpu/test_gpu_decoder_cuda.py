@@ -131,7 +131,8 @@ def test_odd_sizes(decoder: NvJpegDecoder, size: tuple[int, int], kind: str) -> 
     (image,) = decoder.decode([plain(data)])
     if image is not None:  # else a worker has it
         assert (image.width, image.height) == size
-        assert differences(image, exact(data)).mean() < 2
+        subsampled = kind in ("4:2:2", "4:2:0")  # libjpeg interpolates chroma, nvJPEG repeats it
+        assert differences(image, exact(data)).mean() < (4 if subsampled else 2)
 
 
 def test_restart_markers(decoder: NvJpegDecoder) -> None:
