@@ -95,6 +95,10 @@ def test_random_weights_and_start_of_a_process(temporary: Path, tmp_path: Path) 
     assert all(0 < seconds < 100 for seconds in figures["process_start_seconds"])
     assert len(figures["process_start_seconds"]) == 2
     assert "from process start to the first row" in done.stderr
+    process = figures["workloads"]["classify"]["process"]
+    assert process["rows_per_second"] == pytest.approx(3 / process["answering"], rel=0.02)
+    assert 0 < process["answering"] < process["seconds"]
+    assert "as a whole `vlmbatch run` process" in " ".join(done.stderr.split())
     assert list(temporary.iterdir()) == []
 
 

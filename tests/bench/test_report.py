@@ -12,6 +12,7 @@ from rich.console import Console
 from vlmbatch.bench.bench import BenchResult, WorkloadResult
 from vlmbatch.bench.bounds import Bounds
 from vlmbatch.bench.report import as_json, print_report
+from vlmbatch.bench.run_process import RunProcess
 from vlmbatch.bench.timed_run import Measurement
 from vlmbatch.bench.workloads import WORKLOADS
 from vlmbatch.costs.rates import DeviceRates
@@ -38,6 +39,7 @@ def make_result(device: str = "NVIDIA H100", errors: int = 0) -> BenchResult:
         warmup_rows=32,
         measured=measured,
         bounds=Bounds(10e12, 60e9, 159, 80.0, 50.0),
+        process=RunProcess(40.25, 28.0, 27.4),
     )
     return BenchResult(
         model="models/llava-1.5-7b",
@@ -123,6 +125,7 @@ def test_json_has_every_figure() -> None:
         "image_bytes",
         "prompt_tokens",
         "max_tokens",
+        "process",
         "warmup_rows",
         "seconds",
         "rows_per_second",

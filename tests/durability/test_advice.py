@@ -584,7 +584,7 @@ ELSEWHERE = {
     "doctor --json": "the option itself",
 }
 # Modules whose strings are options and their help, or the arguments of a command that they start.
-NO_MESSAGES = {"vlmbatch/cli", "bench/process_start"} | {
+NO_MESSAGES = {"vlmbatch/cli", "bench/run_process"} | {
     f"commands/{name}"
     for name in ("bench", "command", "features", "merge", "run", "serve", "status", "validate")
 }

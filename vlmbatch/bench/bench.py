@@ -13,7 +13,8 @@ from vlmbatch.bench.bounds import Bounds, workload_bounds
 from vlmbatch.bench.config import BenchConfig
 from vlmbatch.bench.device_rates import measure_rates
 from vlmbatch.bench.engines import BenchEngines, bench_engines
-from vlmbatch.bench.process_start import seconds_to_first_row, write_random_weights
+from vlmbatch.bench.random_weights import write_random_weights
+from vlmbatch.bench.run_process import RunProcess, seconds_to_first_row, time_run
 from vlmbatch.bench.setup import (
     Job,
     make_jobs,
@@ -46,6 +47,7 @@ class WorkloadResult:
     warmup_rows: int
     measured: Measurement
     bounds: Bounds
+    process: RunProcess | None = None  # that answered the same manifest
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +96,7 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
     kv_dtype = resolve_kv_dtype(config.engine.kv_cache_dtype, dtype, device)
     jobs = make_jobs(config, checkpoint, folder, device.type, len(places) or 1)
     process_starts: tuple[float, ...] = ()
+    processes: dict[str, RunProcess] = {}
     if config.startup:
         if random_weights:
             logger.info("writing the checkpoint")
@@ -101,6 +104,10 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
                 write_random_weights(checkpoint, stored, device, dtype)
         logger.info("timing the start of `vlmbatch run`")
         process_starts = tuple(seconds_to_first_row(jobs[0].warmup) for _ in range(2))
+        for job in jobs:
+            logger.info("%s: timing `vlmbatch run`", job.workload.name)
+            output = folder / f"{job.workload.name}-process.parquet"
+            processes[job.workload.name] = time_run(job.timed, output)
     rates = measure_rates(device, dtype, fp8=model.quantization is not None)
 
     logger.info("loading %s", name)
@@ -114,7 +121,8 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
         measured = []
         for job in jobs:
             costs = model_costs(model, dtype.itemsize, job.workload.grid(images), kv_dtype.itemsize)
-            measured.append(_measure(job, images, engines, costs, rates))
+            line = _measure(job, images, engines, costs, rates)
+            measured.append(replace(line, process=processes.get(job.workload.name)))
         return BenchResult(
             model=name,
             random_weights=random_weights,

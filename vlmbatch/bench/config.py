@@ -16,8 +16,8 @@ class BenchConfig:
     """What to measure.
 
     ``model`` None: LLaVA-1.5-7B with random weights on a GPU, else the sample model. ``rows`` of
-    each workload, None: its own number for the device. ``startup``: also time processes from
-    their start to their first row.
+    each workload, None: its own number for the device. ``startup``: also time processes, from
+    their start to their first row and to their end.
     """
 
     model: Annotated[str | None, MODEL] = None
@@ -43,8 +43,8 @@ class BenchConfig:
         bool,
         Opt(
             "",
-            "Also time `vlmbatch run` from process start to its first row; random weights are "
-            "written to the temporary folder for it.",
+            "Also time `vlmbatch run` as a process: to its first row, and as a whole for each "
+            "workload; random weights are written to the temporary folder for it.",
         ),
     ] = False
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,13 @@ def print_report(result: BenchResult, console: Console) -> None:
             soft_wrap=True,
         )
     for line in result.workloads:
+        if line.process is not None:
+            console.print(
+                f"{line.workload.name}: {line.process.seconds:.1f} s as a whole `vlmbatch run` "
+                f"process, {line.process.answering:.1f} s of them answering, at "
+                f"{line.process.rows_per_second:,.1f} rows/s",
+                soft_wrap=True,
+            )
         if line.measured.errors:
             console.print(
                 f"{line.workload.name}: {line.measured.errors} rows failed, the first: "
@@ -117,6 +125,7 @@ def _workload_json(line: WorkloadResult) -> dict[str, Any]:
         "gpu_busy_share": measured.gpu_share,
         "cpu_busy_share": measured.cpu_share,
         "peak_rss": measured.peak_rss,
+        "process": None if line.process is None else asdict(line.process),
         "bounds": {
             "row_flops": bounds.row_flops,
             "row_bytes": bounds.row_bytes,

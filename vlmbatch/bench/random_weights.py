@@ -1,11 +1,8 @@
-"""From starting ``vlmbatch run`` as a process to its first answered row."""
+"""Safetensors files of random weights, for processes that load a checkpoint as any run does."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,43 +11,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vlmbatch.attention import make_backend
-from vlmbatch.config import ImageArguments, JobConfig, PromptConfig
-from vlmbatch.errors import VlmbatchError
+from vlmbatch.config import ImageArguments, PromptConfig
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.family import load_processor
 from vlmbatch.models.registry import random_model
 from vlmbatch.models.weights import weight_slots
 
 _SHARD_BYTES = 4 * 2**30
-
-
-def seconds_to_first_row(config: JobConfig) -> float:
-    """Run ``config`` in a new process; seconds until a row is written to standard output.
-
-    Raises:
-        VlmbatchError: the process failed; its messages are on standard error.
-    """
-    command = [sys.executable, "-m", "vlmbatch", "run", config.manifest.source, "--output", "-"]
-    session, engine = config.session, config.session.engine
-    command += ["--model", session.model, "--max-tokens", str(config.sampling.max_tokens)]
-    command += ["--device", engine.device, "--dtype", engine.dtype]
-    command += ["--attention-backend", engine.attention_backend]
-    if engine.device != "cpu" and torch.cuda.is_available():
-        command += ["--gpus", engine.gpus or str(engine.tensor_parallel)]
-    command += ["--tensor-parallel", str(engine.tensor_parallel)]
-    if engine.quantize is not None:
-        command += ["--quantize", engine.quantize]
-    command += ["--kv-cache-dtype", engine.kv_cache_dtype]
-    command += ["--ignore-eos", "--quiet"]
-    started = time.perf_counter()
-    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        seconds = time.perf_counter() - started
-        process.stdout.read()
-    if process.returncode != 0 or not first:
-        raise VlmbatchError(f"`{' '.join(command)}` exited with {process.returncode}")
-    return seconds
 
 
 def write_random_weights(
