@@ -71,6 +71,14 @@ def test_dictionaries_are_looked_at_again_with_every_batch() -> None:
     assert first[0] is first[2] is longer[1]
 
 
+@pytest.mark.parametrize("index", [2, -1])
+def test_a_value_that_its_dictionary_lacks(index: int) -> None:
+    indices = pa.array([0, index, None], pa.int32())
+    column = pa.DictionaryArray.from_arrays(indices, pa.array(["a", "b"]), safe=False)
+    with pytest.raises(pa.ArrowInvalid, match=rf"number {index} of a dictionary of 2"):
+        ValueReader().column("text", column)
+
+
 def test_text_that_is_not_utf8_spoils_its_row_alone() -> None:
     text = pa.array([b"a", b"\xff", b"b"]).view(pa.string())
     for column in (text, pa.StructArray.from_arrays([text], ["t"]), text.dictionary_encode()):

@@ -24,7 +24,11 @@ class ValueReader:
         self._used: dict[Path, dict[int, Any]] = {}
 
     def column(self, name: str, array: pa.Array) -> list[Any]:
-        """The values of a column; in place of one with text that is not UTF-8, the error."""
+        """The values of a column; in place of one with text that is not UTF-8, the error.
+
+        Raises:
+            ArrowException: a value is none of its dictionary, or cannot be read.
+        """
         try:
             return self._values(array, (name,))
         except UnicodeDecodeError:
@@ -76,8 +80,10 @@ class ValueReader:
 
     def _of_dictionary(self, array: pa.DictionaryArray, path: Path) -> list[Any]:
         used = self._used.setdefault(path, {})
-        indices = array.indices.to_pylist()
+        indices, size = array.indices.to_pylist(), len(array.dictionary)
         for index in {*indices} - {None}:
+            if not 0 <= index < size:  # a damaged file's are not looked at by its reader
+                raise pa.ArrowInvalid(f"a value is number {index} of a dictionary of {size}")
             scalar = array.dictionary[index]
             # Of the next batch the dictionary is the same, but nothing says that it must be.
             if index not in used or not _is(scalar, used[index]):
