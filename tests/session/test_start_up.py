@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -89,15 +88,6 @@ def test_a_plain_run_imports_nothing_of_what_others_need() -> None:
     )
 
 
-@pytest.mark.skipif(
-    find_spec("triton") is None, reason="needs triton (pip install triton, on Linux)"
-)
-def test_nothing_is_said_of_leaks_at_exit() -> None:
-    """Triton's bindings look whether all of theirs has been collected."""
-    code = "import gc, triton.language; answer(); gc.freeze()"
-    assert in_a_fresh_process(code, "--image-workers=0") == set()
-
-
 @pytest.mark.parametrize(
     ("driver", "options", "torch"),
     [
@@ -122,13 +112,3 @@ load.may_have_cuda = lambda: {driver}
 answer()
 """
     assert in_a_fresh_process(code, *options) == {torch}
-
-
-def test_a_process_that_exits_looks_for_no_garbage() -> None:
-    """What is registered first runs last."""
-    code = """
-import atexit, gc
-atexit.register(lambda: say("frozen" if gc.get_freeze_count() else "searched"))
-assert main(["--version"]) == 0
-"""
-    assert in_a_fresh_process(code) == {"frozen"}
