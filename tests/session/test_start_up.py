@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,18 @@ from command_line import environment
 from model_folder import make_model_folder
 from worker_processes import wait_until, worker_pids
 
+import vlmbatch.jobs.row_feed
 import vlmbatch.jobs.run
 from vlmbatch.config import FileDestination, ImageLoading, JobConfig, ManifestConfig, SessionConfig
 from vlmbatch.errors import CheckpointError
 from vlmbatch.stats import RunStats
 
 
-def test_image_workers_start_beside_the_weights_and_end_with_them(
+def test_rows_are_prepared_beside_the_weights_and_given_up_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = set(threading.enumerate())
+    prepared = threading.Event()
     (tmp_path / "m.jsonl").write_text(json.dumps({"prompt": "<image>?", "image": "a.png"}) + "\n")
     model = str(make_model_folder(tmp_path / "model"))
     config = JobConfig(
@@ -30,14 +34,23 @@ def test_image_workers_start_beside_the_weights_and_end_with_them(
         FileDestination(tmp_path / "out.parquet"),
     )
 
+    def start_preparing(*given: object, **more: object) -> object:
+        prepared.set()
+        return prepare(*given, **more)
+
+    prepare = vlmbatch.jobs.row_feed.start_preparing
+    monkeypatch.setattr(vlmbatch.jobs.row_feed, "start_preparing", start_preparing)
+
     def load_engine(config: object, inputs: object) -> None:
         wait_until(lambda: len(worker_pids(os.getpid())) == 2)
+        assert prepared.wait(10)
         raise CheckpointError("no such weights")
 
     monkeypatch.setattr(vlmbatch.jobs.run, "load_engine", load_engine)
     with pytest.raises(CheckpointError, match="no such weights"):
         vlmbatch.jobs.run.run(config, RunStats())
     assert worker_pids(os.getpid()) == set()
+    assert set(threading.enumerate()) <= before
 
 
 def in_a_fresh_process(code: str, *options: str) -> set[str]:
