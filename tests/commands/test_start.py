@@ -11,6 +11,8 @@ import pytest
 from command_line import Run, environment
 
 import vlmbatch
+from vlmbatch.processes import seconds_since_start
+from vlmbatch.start_times import StartTimes
 
 HEAVY = {"torch", "transformers", "pyarrow", "numpy", "PIL", "huggingface_hub", "tokenizers"}
 
@@ -121,3 +123,16 @@ def test_a_process_that_something_else_ends_takes_its_time() -> None:
     assert (status, output) == (4, "answered\nthread\nat exit\ntaken down\n")
     status, _, error = ended("raise ValueError(5)")
     assert (status, error.splitlines()[-1]) == (1, "ValueError: 5")
+
+
+def test_stages_are_those_until_the_first_answer() -> None:
+    """What else ends then, as the first of the good rows behind a bad one, is no part of it."""
+    times = StartTimes.of_process()
+    times.end("manifest")
+    times.end("manifest")
+    times.end("first_answer")
+    before = times.figures()
+    times.end("first_row")
+    assert times.figures() == before
+    assert [*before["stages"]] == ["process", "manifest", "first_answer"]
+    assert 0 < before["stages"]["process"] < seconds_since_start() + 0.01

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pixel_scaling import scaling
 from safetensors.torch import save_file
+from torch import nn
 
 from vlmbatch.attention import make_backend
 from vlmbatch.errors import CheckpointError
@@ -120,6 +121,7 @@ def test_weights_read_by_threads_are_those_of_the_mapped_file(
         tensors = {model.parameter_name(name): it for name, it in stored_tensors(file).items()}
         slots = list(weight_slots(model))
         load_from_files(((tensors[name], slot) for name, slot in slots), CPU)
+    assert isinstance(mapped, nn.Module)
     expected = dict(chain(mapped.named_parameters(), mapped.named_buffers()))
     for name, tensor in model.named_parameters():
         assert torch.equal(tensor, expected[name]), name

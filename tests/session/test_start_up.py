@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import environment
@@ -18,6 +19,7 @@ import vlmbatch.jobs.row_feed
 import vlmbatch.jobs.run
 from vlmbatch.config import FileDestination, ImageLoading, JobConfig, ManifestConfig, SessionConfig
 from vlmbatch.errors import CheckpointError
+from vlmbatch.stages.prepare import start_preparing
 from vlmbatch.stats import RunStats
 
 
@@ -34,12 +36,11 @@ def test_rows_are_prepared_beside_the_weights_and_given_up_with_them(
         FileDestination(tmp_path / "out.parquet"),
     )
 
-    def start_preparing(*given: object, **more: object) -> object:
+    def prepare(*given: Any, **more: Any) -> object:
         prepared.set()
-        return prepare(*given, **more)
+        return start_preparing(*given, **more)
 
-    prepare = vlmbatch.jobs.row_feed.start_preparing
-    monkeypatch.setattr(vlmbatch.jobs.row_feed, "start_preparing", start_preparing)
+    monkeypatch.setattr(vlmbatch.jobs.row_feed, "start_preparing", prepare)
 
     def load_engine(config: object, inputs: object) -> None:
         wait_until(lambda: len(worker_pids(os.getpid())) == 2)

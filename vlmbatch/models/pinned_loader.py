@@ -40,7 +40,7 @@ class _Buffer:
         memory = self._memory
         if piece.num_bytes > len(memory):  # a single row
             memory = torch.empty(piece.num_bytes, dtype=torch.uint8)
-        piece.read_into(memoryview(memory.numpy())[: piece.num_bytes])
+        piece.read_into(memory.numpy()[: piece.num_bytes].data)
         return memory[: piece.num_bytes]
 
     def send(self, filled: Tensor, piece: StoredTensor) -> Tensor:
