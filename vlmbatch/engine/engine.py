@@ -113,7 +113,7 @@ class Engine:
         return EngineStart(
             self.load_seconds,
             sum(each.num_captured for each in graphs),
-            sum(each.capture_seconds for each in graphs),
+            sum((each.capture_seconds for each in graphs), 0.0),
             COMPILATIONS.compiled,
             COMPILATIONS.loaded,
             COMPILATIONS.seconds,

@@ -89,8 +89,9 @@ def run(config: JobConfig, stats: RunStats) -> None:
             with _started(config, inputs, output, stats) as (images, replica, feed):
                 stats.end_stage("engine")
                 try:
-                    given = config, inputs, replica, images, output, stats, stop
-                    answer_manifest(*given, texts, feed)
+                    answer_manifest(
+                        config, inputs, replica, images, output, stats, stop, texts, feed
+                    )
                 finally:
                     _count_work(replica.status, stats)
         elif texts is not None and isinstance(output, DurableOutput):
