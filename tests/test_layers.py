@@ -46,6 +46,7 @@ GROUND = {
     "vlmbatch.errors",
     "vlmbatch.log",
     "vlmbatch.processes",
+    "vlmbatch.start_times",
     "vlmbatch.stats",
     "vlmbatch.types",
 }

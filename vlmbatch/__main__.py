@@ -1,8 +1,50 @@
-"""``python -m vlmbatch``."""
+"""The process that ``python -m vlmbatch`` and the console script start."""
 
+from __future__ import annotations
+
+import atexit
+import contextlib
+import logging
+import os
 import sys
+import time
+from typing import NoReturn
 
-from vlmbatch.cli import main
+
+class _End:
+    """How this process ends: at once, when all that was registered to run at exit has run.
+
+    To take torch, CUDA and the weights down object by object would take seconds, for memory that
+    the system frees anyway.
+    """
+
+    def __init__(self) -> None:
+        self._status: int | None = None
+        self._since = 0.0
+        atexit.register(self._leave)  # before all others, which therefore run before it
+
+    def begin(self, status: int) -> NoReturn:
+        self._status, self._since = status, time.monotonic()
+        sys.exit(status)  # which waits for threads first
+
+    def _leave(self) -> None:
+        if self._status is None:  # something else ends the process
+            return
+        seconds = time.monotonic() - self._since
+        logging.getLogger("vlmbatch").debug("exit: %.2f s for what was to run at the end", seconds)
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, ValueError):  # full, gone or closed
+                stream.flush()
+        os._exit(self._status)
+
+
+def main() -> NoReturn:
+    """Run the command line, and end the process with its exit status."""
+    end = _End()
+    from vlmbatch.cli import main as run_command_line
+
+    end.begin(run_command_line())
+
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,7 +6,6 @@ what it needs when it runs.
 
 from __future__ import annotations
 
-import atexit
 import gc
 import logging
 import sys
@@ -148,18 +147,9 @@ def _collect_less() -> None:
     """Spend less on garbage, in a process that is ours alone.
 
     Importing torch makes 250,000 objects, most of which stay: Python would look for garbage among
-    them 370 times meanwhile, and once more before it exits, which takes 0.1 and 0.3 s.
+    them 370 times meanwhile, which takes 0.1 s.
     """
     gc.set_threshold(50_000, 20, 20)
-    atexit.register(_spare_last_collection)
-
-
-def _spare_last_collection() -> None:
-    """What binds Triton tells of all that is not collected at exit, as of leaks."""
-    if "triton" in sys.modules:
-        gc.unfreeze()
-    else:
-        gc.freeze()
 
 
 def _is_of_typer(error: BaseException) -> bool:

@@ -7,6 +7,7 @@ import fcntl
 import os
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 _TAIL_BYTES = 4096
@@ -43,6 +44,16 @@ def beyond_standard(descriptor: int, closing: contextlib.ExitStack) -> int:
 def search_path() -> str:
     """``PYTHONPATH`` with which a process can import what this one can."""
     return os.pathsep.join(folder or str(Path.cwd()) for folder in sys.path)
+
+
+def seconds_since_start() -> float:
+    """How long this process has been running; 0 where the system does not tell (see proc(5))."""
+    try:
+        fields = Path("/proc/self/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    started = int(fields[19]) / os.sysconf("SC_CLK_TCK")  # since the boot, as the 22nd field
+    return max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - started)
 
 
 def cause_of_death(status: int | None, stderr: int) -> str:

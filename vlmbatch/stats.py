@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vlmbatch.start_times import StartTimes
 from vlmbatch.types import Result
 
 ADDED_COUNTERS = (  # of the parts of a run
@@ -61,6 +62,7 @@ class RunStats:
     error_examples: dict[str, str] = field(default_factory=dict)  # first message of each code
     pace: Pace = field(default_factory=Pace)
     engines: dict[str, dict[str, int]] = field(default_factory=dict)  # of several, what each did
+    start: StartTimes | None = None  # of a run in a process of its own
     started: float = field(default_factory=time.monotonic)
     work_started: float | None = None  # when the first row was begun: loading is over
     finished: float | None = None
@@ -72,6 +74,8 @@ class RunStats:
             self.rows_resumed += 1
         else:
             self.pace.note(self.processing_seconds(), self.num_new, self.completion_tokens)
+            if self.num_new == 1:
+                self.end_stage("first_answer")
         if result.error_code is not None:
             self.errors_resumed[result.error_code] += resumed  # first: see num_new_errors
             self.errors[result.error_code] += 1
@@ -95,6 +99,11 @@ class RunStats:
         self.rows_earlier = self.rows_done = self.rows_resumed = num_rows
         self.errors, self.errors_resumed = Counter(errors), Counter(errors)
         self.error_examples = dict(examples)
+
+    def end_stage(self, name: str) -> None:
+        """A stage of the start is over, where it is timed."""
+        if self.start is not None:
+            self.start.end(name)
 
     def copy(self) -> RunStats:
         """The counters as they are now, also while another thread counts."""
@@ -171,4 +180,5 @@ class RunStats:
             "completion_tokens_per_second": round(self.completion_tokens * rate, 2),
             **engines,
             **({} if self.quantization is None else {"quantization": self.quantization}),
+            **({} if self.start is None else {"start": self.start.figures()}),
         }

@@ -10,7 +10,7 @@ from torch import Tensor
 from vlmbatch_kernels.image_patches import patch_row_size
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["height", "width", "across"])
 def _normalize_patches(
     pixels: tl.tensor,
     scale: tl.tensor,

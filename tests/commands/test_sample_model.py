@@ -90,11 +90,32 @@ def test_status_of_the_output(output: Path) -> None:
     assert f"run {MANIFEST} -m {MODEL} -o {output}" in found["command"]
 
 
+def check_start(summary: Path, *, ran: bool) -> None:
+    """Stages follow one another, and together are the whole."""
+    start = json.loads(summary.read_text())["start"]
+    stages = ["process", "imports", "model_files", "manifest"]
+    if ran:
+        stages += ["devices", "engine", "first_row", "first_answer"]
+        assert [*start["engine"]] == ["imports", "device", "weights", "kv_cache"]
+        assert sum(start["engine"].values()) <= start["stages"]["engine"] + 0.01
+        assert start["graphs"] == {"captured": 0, "seconds": 0.0}
+        assert start["kernels"] == {"compiled": 0, "loaded": 0, "seconds": 0.0}
+    assert [*start["stages"]] == stages
+    assert ("engine" in start) == ran
+    assert all(seconds >= 0 for seconds in start["stages"].values())
+    assert start["seconds"] == round(sum(start["stages"].values()), 3)
+
+
 def test_without_failed_rows_there_is_nothing_to_retry(tmp_path: Path) -> None:
     command = ("run", MANIFEST, "-m", MODEL, "--limit", "3", "-o", tmp_path / "out.parquet")
-    assert run(*command).returncode == 0
+    times = ("--summary-json", tmp_path / "summary.json")
+    first = run(*command, *times, "-v")
+    assert first.returncode == 0
+    check_start(tmp_path / "summary.json", ran=True)
+    assert re.search(r"^debug: start: [\d.]+ s: process [\d.]+, .*first answer", first.stderr, re.M)
     before = (tmp_path / "out.parquet").read_bytes()
-    done = run(*command, "--retry-failed")
+    done = run(*command, *times, "--retry-failed")
+    check_start(tmp_path / "summary.json", ran=False)
     assert (done.returncode, done.stderr.splitlines()[0]) == (
         0,
         "nothing to do: the output is complete",

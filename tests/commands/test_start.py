@@ -11,6 +11,8 @@ import pytest
 from command_line import Run, environment
 
 import vlmbatch
+from vlmbatch.processes import seconds_since_start
+from vlmbatch.start_times import StartTimes
 
 HEAVY = {"torch", "transformers", "pyarrow", "numpy", "PIL", "huggingface_hub", "tokenizers"}
 
@@ -80,3 +82,57 @@ def test_no_arguments_shows_the_help_as_an_error(job: Run) -> None:
     assert done.returncode == 2
     assert "Usage: vlmbatch" in done.stdout + done.stderr
     assert "error:" not in done.stderr
+
+
+def ended(command: str) -> tuple[int, str, str]:
+    """Status and output of the program, whose command line is a function that ends like this."""
+    code = f"""
+import atexit, sys, threading, time
+import vlmbatch.cli, vlmbatch.__main__
+
+class Kept:
+    def __del__(self):
+        print("taken down")
+
+kept = Kept()
+
+def thread():
+    time.sleep(0.1)
+    print("thread")
+
+def command():
+    threading.Thread(target=thread).start()
+    atexit.register(print, "at exit")
+    print("answered")
+    {command}
+
+vlmbatch.cli.main = command
+vlmbatch.__main__.main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_a_process_ends_at_once_when_all_that_is_to_run_at_exit_has_run() -> None:
+    """Threads are waited for, and standard output, here a pipe, has all that was printed."""
+    assert ended("return 3") == (3, "answered\nthread\nat exit\n", "")
+
+
+def test_a_process_that_something_else_ends_takes_its_time() -> None:
+    status, output, _ = ended("sys.exit(4)")
+    assert (status, output) == (4, "answered\nthread\nat exit\ntaken down\n")
+    status, _, error = ended("raise ValueError(5)")
+    assert (status, error.splitlines()[-1]) == (1, "ValueError: 5")
+
+
+def test_stages_are_those_until_the_first_answer() -> None:
+    """What else ends then, as the first of the good rows behind a bad one, is no part of it."""
+    times = StartTimes.of_process()
+    times.end("manifest")
+    times.end("manifest")
+    times.end("first_answer")
+    before = times.figures()
+    times.end("first_row")
+    assert times.figures() == before
+    assert [*before["stages"]] == ["process", "manifest", "first_answer"]
+    assert 0 < before["stages"]["process"] < seconds_since_start() + 0.01

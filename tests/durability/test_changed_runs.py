@@ -233,11 +233,11 @@ def test_images_changed_behind_an_unchanged_manifest(new_run, tmp_path, crash_at
 
 
 @pytest.mark.parametrize("how", ["replaced", "edited in place"])
-def test_a_manifest_that_changes_while_the_model_loads(new_run, own_manifest, how):
+def test_a_manifest_that_changes_before_it_is_read_again(new_run, own_manifest, how):
     """No row of the new one is answered under the old one's name."""
     run = new_run(own_manifest)
-    command = run.start(load_seconds=0.5)
-    command.wait_until(lambda: command.has("loading"))
+    command = run.start(decoder_seconds=0.5)
+    command.wait_until(lambda: command.has("decoders"))
     content = own_manifest.read_text().replace("What is", "Who was")
     if how == "replaced":
         other = own_manifest.with_name("other.jsonl")
@@ -255,10 +255,11 @@ def test_a_manifest_that_changes_while_the_model_loads(new_run, own_manifest, ho
     run.check_finished(read_rows(undisturbed.output))
 
 
-def test_a_manifest_that_grows_while_the_model_loads(new_run, own_manifest, expected):
+@pytest.mark.parametrize("when", ["decoders", "loading"])
+def test_a_manifest_that_grows_before_it_is_answered(new_run, own_manifest, expected, when):
     run = new_run(own_manifest)
-    command = run.start(load_seconds=0.5)
-    command.wait_until(lambda: command.has("loading"))
+    command = run.start(decoder_seconds=0.3, load_seconds=0.3)
+    command.wait_until(lambda: command.has(when))
     with own_manifest.open("a") as file:
         file.write('{"id": "row-0", "prompt": "the next run refuses it"}\n')
     assert command.wait() == WITH_ERRORS

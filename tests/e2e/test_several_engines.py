@@ -79,7 +79,9 @@ def test_the_table_is_that_of_one_engine(folder: Path, of_one: Any) -> None:
     command = start(folder, "three", "--replicas", 3, "--summary-json", folder / "three.json")
     assert command.wait(120) == 1, command.stderr
     check_equal(folder, "three", of_one)
-    shares = json.loads((folder / "three.json").read_text())["engines"]
+    summary = json.loads((folder / "three.json").read_text())
+    assert [*summary["start"]] == ["seconds", "stages"], "what each of them did is not told"
+    shares = summary["engines"]
     assert [*shares] == ["replica 0", "replica 1", "replica 2"]
     assert all(share["rows"] for share in shares.values())
     assert "engines  replica 0: " in command.stderr

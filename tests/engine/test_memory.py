@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -95,6 +96,21 @@ def test_the_step_measured_is_as_large_as_any(
     if max_model_len > IMAGE_TOKENS and max_batched_tokens > max_num_seqs + IMAGE_TOKENS:
         room = (max_batched_tokens - model.sampled) // IMAGE_TOKENS
         assert model.image_tokens == IMAGE_TOKENS * min(max_num_seqs, room)
+
+
+def test_the_step_leaves_no_garbage_that_holds_memory() -> None:
+    """What is loaded is frozen without a collection: see ``freeze_loaded``."""
+    limits = Limits(4, 64, 32, vision_tokens=2 * IMAGE_TOKENS)
+    gc.collect()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        given = fake_config(), limits, FakeBackend(), CPU, torch.float64, fake_image(1)
+        run_largest_step(FakeModel(), *given)
+        gc.collect()
+        assert not any(isinstance(each, Tensor) for each in gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
 
 
 def test_an_80_gb_gpu_holds_118_000_tokens_beside_llava_7b() -> None:

@@ -44,5 +44,29 @@ def test_the_sample_model_is_as_accurate_as_on_the_cpu(tmp_path: Path) -> None:
     table = pq.read_table(output)
     pairs = zip(table["text"].to_pylist(), table["answer"].to_pylist(), strict=True)
     right = sum(a == b for a, b in pairs)
-    print(json.loads(summary.read_text()))
+    figures = json.loads(summary.read_text())
+    print(figures)
     assert right / 2000 >= 0.985
+    start = figures["start"]
+    assert [*start["engine"]] == ["imports", "device", "weights", "kv_measuring", "kv_cache"]
+    assert start["graphs"]["captured"] > 0
+    assert start["kernels"]["compiled"] + start["kernels"]["loaded"] > 5
+
+
+def test_torch_takes_the_context_that_the_driver_has_made() -> None:
+    code = """
+import ctypes, sys
+from vlmbatch.session.gpu_context import make_primary_context
+driver = ctypes.CDLL("libcuda.so.1")
+make_primary_context(driver)
+flags, active = ctypes.c_uint(), ctypes.c_int()
+assert driver.cuDevicePrimaryCtxGetState(0, ctypes.byref(flags), ctypes.byref(active)) == 0
+assert active.value == 1 and "torch" not in sys.modules
+current, kept = ctypes.c_void_p(), ctypes.c_void_p()
+assert driver.cuDevicePrimaryCtxRetain(ctypes.byref(kept), 0) == 0
+import torch
+assert torch.ones(2, device="cuda").sum().item() == 2
+assert driver.cuCtxGetCurrent(ctypes.byref(current)) == 0
+assert current.value == kept.value
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

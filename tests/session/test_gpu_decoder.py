@@ -89,7 +89,7 @@ def test_the_engine_leaves_memory_for_it(
     class BuiltError(Exception):
         pass
 
-    def build(*_: object, rank: Any, reserved_bytes: int) -> None:
+    def build(*_: object, reserved_bytes: int, **__: object) -> None:
         left.append(reserved_bytes)
         raise BuiltError
 

@@ -6,23 +6,28 @@ import json
 import os
 import subprocess
 import sys
-from importlib.util import find_spec
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import environment
 from model_folder import make_model_folder
 from worker_processes import wait_until, worker_pids
 
+import vlmbatch.jobs.row_feed
 import vlmbatch.jobs.run
 from vlmbatch.config import FileDestination, ImageLoading, JobConfig, ManifestConfig, SessionConfig
 from vlmbatch.errors import CheckpointError
+from vlmbatch.stages.prepare import start_preparing
 from vlmbatch.stats import RunStats
 
 
-def test_image_workers_start_beside_the_weights_and_end_with_them(
+def test_rows_are_prepared_beside_the_weights_and_given_up_with_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    before = set(threading.enumerate())
+    prepared = threading.Event()
     (tmp_path / "m.jsonl").write_text(json.dumps({"prompt": "<image>?", "image": "a.png"}) + "\n")
     model = str(make_model_folder(tmp_path / "model"))
     config = JobConfig(
@@ -31,14 +36,22 @@ def test_image_workers_start_beside_the_weights_and_end_with_them(
         FileDestination(tmp_path / "out.parquet"),
     )
 
+    def prepare(*given: Any, **more: Any) -> object:
+        prepared.set()
+        return start_preparing(*given, **more)
+
+    monkeypatch.setattr(vlmbatch.jobs.row_feed, "start_preparing", prepare)
+
     def load_engine(config: object, inputs: object) -> None:
         wait_until(lambda: len(worker_pids(os.getpid())) == 2)
+        assert prepared.wait(10)
         raise CheckpointError("no such weights")
 
     monkeypatch.setattr(vlmbatch.jobs.run, "load_engine", load_engine)
     with pytest.raises(CheckpointError, match="no such weights"):
         vlmbatch.jobs.run.run(config, RunStats())
     assert worker_pids(os.getpid()) == set()
+    assert set(threading.enumerate()) <= before
 
 
 def in_a_fresh_process(code: str, *options: str) -> set[str]:
@@ -89,15 +102,6 @@ def test_a_plain_run_imports_nothing_of_what_others_need() -> None:
     )
 
 
-@pytest.mark.skipif(
-    find_spec("triton") is None, reason="needs triton (pip install triton, on Linux)"
-)
-def test_nothing_is_said_of_leaks_at_exit() -> None:
-    """Triton's bindings look whether all of theirs has been collected."""
-    code = "import gc, triton.language; answer(); gc.freeze()"
-    assert in_a_fresh_process(code, "--image-workers=0") == set()
-
-
 @pytest.mark.parametrize(
     ("driver", "options", "torch"),
     [
@@ -122,13 +126,3 @@ load.may_have_cuda = lambda: {driver}
 answer()
 """
     assert in_a_fresh_process(code, *options) == {torch}
-
-
-def test_a_process_that_exits_looks_for_no_garbage() -> None:
-    """What is registered first runs last."""
-    code = """
-import atexit, gc
-atexit.register(lambda: say("frozen" if gc.get_freeze_count() else "searched"))
-assert main(["--version"]) == 0
-"""
-    assert in_a_fresh_process(code) == {"frozen"}

@@ -39,6 +39,7 @@ import vlmbatch.commands.run
 import vlmbatch.display.progress
 import vlmbatch.display.summary
 import vlmbatch.images.loading.worker
+import vlmbatch.jobs.row_feed
 import vlmbatch.jobs.run
 import vlmbatch.models.chat
 import vlmbatch.models.llava.processor
@@ -54,6 +55,7 @@ from vlmbatch.output import work_folder
 from vlmbatch.replicas import pool
 from vlmbatch.replicas.replica import Event, NewTokens
 from vlmbatch.session.host_memory import HostMemory
+from vlmbatch.session.load import start_images
 from vlmbatch.types import Result
 
 Tell = Callable[[str, list[int]], None]
@@ -71,6 +73,7 @@ class Surroundings:
     """What a command meets. ``fault``: the arguments of ``FaultyFiles``."""
 
     step_seconds: float = 0.0
+    decoder_seconds: float = 0.0  # before rows are read for the second time
     load_seconds: float = 0.0
     max_num_seqs: int = 32
     endless_from: int | None = None
@@ -140,6 +143,11 @@ class ToldPool(pool.ReplicaPool):
 def surround(around: Surroundings, tell: Tell) -> None:
     """Put the surroundings in the place of the real ones."""
 
+    def start_decoders(*arguments: Any) -> Any:
+        tell("decoders", [])
+        time.sleep(around.decoder_seconds)
+        return start_images(*arguments)
+
     def load_engine(config: object, inputs: object) -> FakeEngine:
         tell("loading", [])
         time.sleep(around.load_seconds)
@@ -154,7 +162,7 @@ def surround(around: Surroundings, tell: Tell) -> None:
         begin(*arguments)
 
     begin, vars(vlmbatch.commands.run)["_run"] = vlmbatch.commands.run._run, start
-    vars(vlmbatch.jobs.run)["load_engine"] = load_engine
+    vars(vlmbatch.jobs.run).update(start_images=start_decoders, load_engine=load_engine)
     vars(vlmbatch.session.engines)["load_for_pool"] = partial(
         process_engines.of_a_run, around.max_num_seqs, around.step_seconds, around.endless_from
     )
@@ -167,8 +175,9 @@ def surround(around: Surroundings, tell: Tell) -> None:
         fake_job.put_in_place(around.job)
     if around.spilling:
         memory = replace(HostMemory.divide(None), rows=0, results=0)
-        vars(vlmbatch.jobs.run)["HostMemory"] = SimpleNamespace(divide=lambda total: memory)
-        vars(vlmbatch.jobs.run)["Spill"] = partial(Spill, loose=8, segment_bytes=2**14)
+        for module in (vlmbatch.jobs.run, vlmbatch.jobs.row_feed):
+            vars(module)["HostMemory"] = SimpleNamespace(divide=lambda total: memory)
+            vars(module)["Spill"] = partial(Spill, loose=8, segment_bytes=2**14)
     if around.group_rows is not None:
         journal_writer._GROUP_ROWS = around.group_rows
     if around.row_group_rows is not None:

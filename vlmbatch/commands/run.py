@@ -85,9 +85,10 @@ def run(
 def _run(config: JobConfig, report: Reporting, ray: str | None) -> None:
     from vlmbatch.display.summary import print_run_summary
     from vlmbatch.stages.stopping import RunStoppedError
+    from vlmbatch.start_times import StartTimes
     from vlmbatch.stats import RunStats
 
-    stats = RunStats()
+    stats = RunStats(start=StartTimes.of_process() if ray is None else None)
     details = {"model": config.session.model, "output": str(config.destination)}
     stopped = None
     if config.manifest.source == "-" and sys.stdin is not None and sys.stdin.isatty():
@@ -102,6 +103,8 @@ def _run(config: JobConfig, report: Reporting, ray: str | None) -> None:
         except RunStoppedError as error:
             done = what_is_done(config, stats)
             stopped = RunStoppedError(f"{error}. {done[:1].upper()}{done[1:]}", error.exit_status)
+    if stats.start is not None:
+        log.logger.debug("%s", stats.start)
     report.finish(
         stats,
         details,

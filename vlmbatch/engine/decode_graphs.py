@@ -7,6 +7,7 @@ padding write to a slot of the pool that nobody reads.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 import torch
@@ -50,9 +51,14 @@ class DecodeGraphs:
         self._tiles = torch.zeros(size // 2, 2, dtype=torch.int32, device=device)
         self._sizes = {shares: GraphSizes(max_num_seqs) for shares in (False, True)}
         self._graphs: dict[tuple[int, bool], tuple[torch.cuda.CUDAGraph, Tensor]] = {}
+        self.capture_seconds = 0.0
         self._memory = torch.cuda.graph_pool_handle()
         # The device's own stream cannot be captured.
         self._stream = stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @property
+    def num_captured(self) -> int:
+        return len(self._graphs)
 
     def run(self, inputs: StepInputs, compute: Compute) -> Tensor:
         """Hidden states (T, E) of a decode step; valid until the next call.
@@ -68,11 +74,13 @@ class DecodeGraphs:
             return compute(inputs.input_ids, inputs.positions, inputs.metadata)
         self._fill(inputs, num_seqs, size)
         if size not in sizes.captured:
+            started = time.monotonic()
             try:
                 self._graphs[size, shares] = self._capture(size, shares, compute)
             except RuntimeError:
                 sizes.refuse(size)
                 raise
+            self.capture_seconds += time.monotonic() - started
             sizes.captured.add(size)
         graph, hidden = self._graphs[size, shares]
         graph.replay()

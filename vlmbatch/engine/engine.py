@@ -7,6 +7,7 @@ from collections.abc import Callable
 from itertools import islice
 
 import torch
+from vlmbatch_kernels.compilations import COMPILATIONS
 
 from vlmbatch.engine.batch import StepInputs
 from vlmbatch.engine.lanes import DEPTH, Lane, Lanes
@@ -18,6 +19,7 @@ from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.start_times import EngineStart
 from vlmbatch.types import FinishReason, Request
 
 # What torch raises on inputs that a model cannot take, running out of memory included.
@@ -77,6 +79,7 @@ class Engine:
         self._ahead = ahead
         self._recovers = recovers
         self._failures = 0  # sequences given up since a step went well
+        self.load_seconds: dict[str, float] = {}  # by stage
         # Told of the sequences of each step before it is launched: what they were, if it kills us.
         self.on_launch: Callable[[list[Sequence]], None] | None = None
 
@@ -102,6 +105,18 @@ class Engine:
             kv_used_tokens=used * scheduler.granule,
             kv_total_tokens=self.kv_cache_tokens,
             preemptions=scheduler.num_preemptions,
+            start=self._start(),
+        )
+
+    def _start(self) -> EngineStart:
+        graphs = [lane.graphs for lane in self._all_lanes if lane.graphs is not None]
+        return EngineStart(
+            self.load_seconds,
+            sum(each.num_captured for each in graphs),
+            sum((each.capture_seconds for each in graphs), 0.0),
+            COMPILATIONS.compiled,
+            COMPILATIONS.loaded,
+            COMPILATIONS.seconds,
         )
 
     @property

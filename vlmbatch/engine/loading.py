@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import torch
+from vlmbatch_kernels.compilations import make_triton_ready
+from vlmbatch_kernels.dispatch import has_triton
 
 from vlmbatch import __version__
 from vlmbatch.attention import make_backend
@@ -27,6 +32,7 @@ from vlmbatch.models.family import ImageProcessor, Processor, VisionModel
 from vlmbatch.models.parallel import SINGLE_DEVICE, own_heads
 from vlmbatch.models.registry import load_model, load_vision, random_model
 from vlmbatch.models.weights import describe_weights
+from vlmbatch.start_times import Stages
 
 logger = logging.getLogger(__name__)
 
@@ -46,12 +52,14 @@ def build_engine(
     *,
     rank: Rank = ALONE,
     reserved_bytes: int = 0,
+    stages: Stages | None = None,
 ) -> Engine:
     """Load the checkpoint in ``folder`` onto the device and build an engine around it.
 
     Where ``processor`` has images come as features, the tower is neither loaded nor allocated.
     ``rank``: of the processes that divide the model, all of which call this and then take the same
     requests and steps. ``reserved_bytes`` of a GPU's memory are left to other processes.
+    ``stages``: of loading, so far.
 
     Raises:
         ConfigError: the device, data type or attention backend is not to be had here, the
@@ -59,6 +67,7 @@ def build_engine(
         CheckpointError: the weights do not fit the configuration.
     """
     assert config.quantize is None or model_config.quantization is not None, "see open_model"
+    stages = stages or Stages()
     device = resolve_device(config.device)
     if device.type == "cpu" and config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
@@ -72,22 +81,25 @@ def build_engine(
         check_agreement(parallel, _facts(model_config, weights, device, dtype, backend))
         # No step has run beside another, or from a graph, with sums over ranks within it.
         config = replace(config, cuda_graphs=False, overlap_prefill=False)
+    stages.end("device")
     make_model = random_model if config.random_weights else partial(load_model, folder)
     try:
-        model = make_model(
-            model_config,
-            processor.images,
-            device=device,
-            dtype=dtype,
-            backend=backend,
-            parallel=parallel,
-        )
+        with _kernels_made_ready(device):
+            model = make_model(
+                model_config,
+                processor.images,
+                device=device,
+                dtype=dtype,
+                backend=backend,
+                parallel=parallel,
+            )
     except torch.OutOfMemoryError as error:
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
         raise ConfigError(
             f"the weights in {str(dtype).removeprefix('torch.')} do not fit into the memory of "
             f"the GPU: {total:.1f} GiB, of which {free:.1f} GiB were left when it ran out"
         ) from error
+    stages.end("weights")
     if rank.count > 1:
         model_config = replace(model_config, text=own_heads(model_config.text, parallel))
     if device.type == "cuda" and config.kv_cache_tokens is None:
@@ -105,7 +117,10 @@ def build_engine(
             parallel,
         )
         config = replace(config, kv_cache_tokens=tokens)
+        stages.end("kv_measuring")
     engine = make_engine(model, model_config, config, backend, device, dtype, parallel=parallel)
+    stages.end("kv_cache")
+    engine.load_seconds = stages.rounded()
     logger.debug(
         "engine on %s in %s: %s attention, a KV cache of %d tokens, context length %d",
         device,
@@ -115,6 +130,18 @@ def build_engine(
         engine.max_model_len,
     )
     return engine
+
+
+@contextmanager
+def _kernels_made_ready(device: torch.device) -> Iterator[None]:
+    """Make Triton ready on a thread while the weights are read, which waits for copies mostly."""
+    if device.type != "cuda" or not has_triton():
+        yield
+        return
+    with ThreadPoolExecutor(1, thread_name_prefix="triton") as thread:
+        ready = thread.submit(make_triton_ready)
+        yield
+        ready.result()
 
 
 def _facts(

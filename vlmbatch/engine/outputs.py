@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.errors import RowError
+from vlmbatch.start_times import EngineStart
 from vlmbatch.types import FinishReason, TokenLogprob
 
 
@@ -40,3 +41,4 @@ class EngineStatus:
     kv_used_tokens: int
     kv_total_tokens: int
     preemptions: int
+    start: EngineStart = field(default_factory=EngineStart)

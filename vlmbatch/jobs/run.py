@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vlmbatch.config import (
@@ -22,6 +21,7 @@ from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.jobs.answer_texts import text_folder_of, write_finished_texts
 from vlmbatch.jobs.fingerprint import run_settings
+from vlmbatch.jobs.row_feed import start_feed
 from vlmbatch.jobs.run_output import DurableOutput, Output
 from vlmbatch.jobs.stream_output import StreamOutput
 from vlmbatch.manifest.arrow_values import TIME_REDUCERS
@@ -34,6 +34,7 @@ from vlmbatch.output.reader import changed_output
 from vlmbatch.output.text_writer import ResultTee, TextWriter
 from vlmbatch.output.work_folder import check_unlocked
 from vlmbatch.session.engines import EnginePlace, engine_places, several_engines
+from vlmbatch.session.gpu_context import make_context_early
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.session.load import (
     freeze_loaded,
@@ -54,11 +55,7 @@ if TYPE_CHECKING:
     from vlmbatch.images.loading.loader import ImageLoader
     from vlmbatch.output.text_folder import TextFolder
     from vlmbatch.replicas.replica import Replica, ReplicaStatus
-
-# They tokenize, and wait for room among the images under way. More of them would mostly take the
-# interpreter lock from each other, and from who launches steps.
-_PREPARE_THREADS = 2
-_FETCH_THREADS = 32  # that may wait for images from the network besides
+    from vlmbatch.stages.feed import RowFeed
 
 
 def run(config: JobConfig, stats: RunStats) -> None:
@@ -70,6 +67,7 @@ def run(config: JobConfig, stats: RunStats) -> None:
         OutputError: the output cannot be written.
         RunStoppedError: a signal, the deadline or the error budget ended the run early.
     """
+    stats.end_stage("imports")
     policy = config.policy
     engine = config.session.engine
     if engine.several_asked_for:
@@ -79,18 +77,23 @@ def run(config: JobConfig, stats: RunStats) -> None:
         check_free(config.destination)  # before a large manifest is read
     stats.stage = opening_stage(config.session)
     inputs = open_job(config)
+    stats.end_stage("model_files")
     stats.quantization = inputs.quantization(config.session.engine)
     texts = text_folder_of(config, inputs)
     with open_output(config, inputs, stats, texts) as output:
         if texts is not None:
             texts.claim()
+        stats.end_stage("manifest")
         if not was_complete(output, stats):
             stats.stage = "loading the model"
-            with _started(config, inputs) as (images, replica):
+            with _started(config, inputs, output, stats) as (images, replica, feed):
+                stats.end_stage("engine")
                 try:
-                    answer_manifest(config, inputs, replica, images, output, stats, stop, texts)
+                    answer_manifest(
+                        config, inputs, replica, images, output, stats, stop, texts, feed
+                    )
                 finally:
-                    _count_shares(replica.status, stats)
+                    _count_work(replica.status, stats)
         elif texts is not None and isinstance(output, DurableOutput):
             stats.stage = "writing texts"
             write_finished_texts(output, inputs, texts)
@@ -115,10 +118,16 @@ def was_complete(output: Output, stats: RunStats) -> bool:
 
 
 @contextmanager
-def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, Replica]]:
-    """What decodes images, and what answers: one engine in this process, or several."""
+def _started(
+    config: JobConfig, inputs: Inputs, output: Output, stats: RunStats
+) -> Iterator[tuple[ImageLoader, Replica, RowFeed | None]]:
+    """What decodes images, and what answers: one engine in this process, or several.
+
+    While a single one is loaded, a feed already prepares the first rows.
+    """
     from vlmbatch.stages.answer_loop import GATHER_SECONDS
 
+    make_context_early(config.session.engine)
     places: tuple[EnginePlace, ...] = ()
     if not isinstance(inputs.model, HfConfig) or config.session.engine.several_asked_for:
         places = engine_places(config.session.engine, "all")
@@ -127,8 +136,14 @@ def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, R
             config.session, inputs, len(places) or 1, places[0].first_gpu if places else None
         )
         images: ImageLoader = stack.enter_context(closing(started))
+        stats.end_stage("devices")
         if not places:
-            yield images, stack.enter_context(loaded_replica(config, inputs))
+            feed = None
+            if not isinstance(inputs.model, HfConfig):  # whose processor is part of what is loaded
+                feed = start_feed(config, inputs, images, output)
+                stack.callback(feed.close)
+                stack.callback(images.close)  # first: see ``answer_manifest``
+            yield images, stack.enter_context(loaded_replica(config, inputs)), feed
             return
         memory = stack.enter_context(closing(SharedMemory()))
         pool = several_engines(
@@ -138,7 +153,7 @@ def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, R
         if not isinstance(inputs.model, HfConfig):  # whose images stay in this process
             images = SharedLoader(images, memory)
             replica = with_choices(replica, inputs)
-        yield images, replica
+        yield images, replica, None
 
 
 @contextmanager
@@ -163,8 +178,10 @@ def with_choices(replica: Replica, inputs: Inputs) -> Replica:
     return ChoiceReplica(replica, inputs.processor.tokenizer, inputs.model.eos_token_ids)
 
 
-def _count_shares(status: ReplicaStatus, stats: RunStats) -> None:
-    """What each of several engines has done."""
+def _count_work(status: ReplicaStatus, stats: RunStats) -> None:
+    """What the engine did at its start, or each of several has done."""
+    if stats.start is not None:
+        stats.start.engine = status.start
     stats.engines = {
         name: {
             "rows": part.answered,
@@ -184,41 +201,24 @@ def answer_manifest(
     stats: RunStats,
     stop: StopRequest,
     text_folder: TextFolder | None = None,
+    feed: RowFeed | None = None,
 ) -> None:
     """Stream the manifest's rows through ``replica`` into ``output``, and commit it.
 
-    ``images`` is closed at the end. ``text_folder`` gets the answers as files.
+    ``images`` is closed at the end, and so is ``feed``, if it was started before. ``text_folder``
+    gets the answers as files.
 
     Raises:
         RunStoppedError: ``stop`` ended the run; what is done is kept where ``output`` can keep it.
     """
     from vlmbatch.stages.answer_loop import AnswerLoop
-    from vlmbatch.stages.feed import RowFeed
-    from vlmbatch.stages.grouping import RowGroups
-    from vlmbatch.stages.prepare import start_preparing
     from vlmbatch.stages.sink import ResultSink
 
     stats.stage = "answering"
     tokenizer = inputs.processor.tokenizer
     memory = HostMemory.divide(config.session.host_memory)
-    groups = None
-    if (last_uses := inputs.manifest.last_image_uses) is not None:
-        groups = RowGroups(
-            last_uses, Spill(memory.rows, output.folder, reducers=TIME_REDUCERS), memory.encoded
-        )
     with stop.on_signals():
-        feed = RowFeed(
-            output.watch(inputs.manifest.rows()),
-            partial(start_preparing, processor=inputs.processor, loader=images, known=output.known),
-            threads=_PREPARE_THREADS
-            + (_FETCH_THREADS if config.session.image_loading.allowed_domains else 0),
-            depth=config.queue_rows,
-            window=memory.window_rows,
-            max_bytes=memory.encoded,
-            image_bytes=inputs.processor.largest_grid.num_bytes,
-            max_pixel_bytes=memory.pixels,
-            groups=groups,
-        )
+        feed = feed or start_feed(config, inputs, images, output)
         spill: Spill[Result] = Spill(memory.results, output.folder, reducers=TIME_REDUCERS)
         writer = output.writer
         if config.manifest.keep_inputs and not inputs.streaming:

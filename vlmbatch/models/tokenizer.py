@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from vlmbatch.models.json_fields import check_file, read_json
 
 _MAX_BYTES = 512 * 2**20  # of tokenizer.json; large vocabularies take some 30 megabytes
 _NAMED_TOKENS = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+_BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an incomplete UTF-8 sequence decodes to
 
 
@@ -30,15 +29,13 @@ class Tokenizer:
     def __init__(self, backend: Any, special_tokens: Mapping[str, str]) -> None:
         self._backend = backend
         self.special_tokens = dict(special_tokens)
-        vocabulary = backend.get_vocab()
         added = backend.get_added_tokens_decoder()
-        self._text_ids = frozenset(vocabulary.values()) - {
+        self._special_ids = frozenset(
             token_id for token_id, token in added.items() if token.special
-        }
-        self._pieces: dict[int, str] = {}  # at most one for each entry of the vocabulary
-        self._byte_ids = frozenset(
-            token_id for token, token_id in vocabulary.items() if _BYTE_TOKEN.fullmatch(token)
         )
+        self._pieces: dict[int, str] = {}  # at most one for each entry of the vocabulary
+        # Looked up: to copy a large vocabulary, and look through it, takes a fifth of a second.
+        self._byte_ids = frozenset(map(backend.token_to_id, _BYTE_TOKENS)) - {None}
 
     @classmethod
     def load(cls, folder: Path) -> Tokenizer:
@@ -121,7 +118,7 @@ class Tokenizer:
 
     def has_text(self, token_id: int) -> bool:
         """Whether ``decode`` heeds the token: it is in the vocabulary and not special."""
-        return token_id in self._text_ids
+        return token_id not in self._special_ids and self.token_text(token_id) is not None
 
     def is_byte(self, token_id: int) -> bool:
         """Whether the token stands for one byte of a character outside the vocabulary."""

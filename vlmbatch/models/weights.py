@@ -6,6 +6,8 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,7 +19,8 @@ from vlmbatch.errors import CheckpointError
 from vlmbatch.models.fp8 import Fp8Weight
 from vlmbatch.models.layers import DerivedBuffers, RMSNorm
 from vlmbatch.models.linear import ColumnLinear, RowLinear
-from vlmbatch.models.pinned_loader import PinnedLoader
+from vlmbatch.models.pinned_loader import load_from_files
+from vlmbatch.models.stored_tensor import StoredTensor, stored_tensors
 from vlmbatch.models.weight_slot import WeightSlot
 
 _FLOAT_DTYPES = {"F64", "F32", "F16", "BF16"}
@@ -46,20 +49,26 @@ def load_weights(
 
     Raises:
         CheckpointError: no safetensors files, a corrupt one, or tensors that are missing, left
-            over, duplicate, of the wrong shape or not floating point; up to ten are named. Scales
+            over, duplicate, of the wrong shape or not floating point; up to ten are named. Files
+            that cannot be read, or become shorter meanwhile. Scales
             that are not positive, or weights to quantize that are not finite; the first is named.
     """
     with _open_shards(folder) as shards:
         tensors = _check(model, shards)
         materialise(model, device, dtype)
         slots = dict(weight_slots(model))
-        load = PinnedLoader(device).load if device.type == "cuda" else WeightSlot.load
         with torch.inference_mode():
             for name, (shard, tensor_name) in tensors.items():
-                tensor = shard.get_tensor(tensor_name)
                 if slots[name].is_scale:
-                    _check_scales(tensor_name, tensor)
-                load(slots[name], tensor)  # mapped: it is read while copied
+                    _check_scales(tensor_name, shard.mapped.get_tensor(tensor_name))
+            if device.type == "cuda":
+                places = [(each.stored[own], slots[name]) for name, (each, own) in tensors.items()]
+                # In the order of the files: a disk reads ahead.
+                places.sort(key=lambda place: (place[0].file.fileno(), place[0].offset))
+                load_from_files(places, device)
+            else:
+                for name, (shard, tensor_name) in tensors.items():
+                    slots[name].load(shard.mapped.get_tensor(tensor_name))  # read while copied
             _check_quantized(slots)
 
 
@@ -118,19 +127,31 @@ def weight_slots(model: nn.Module) -> Iterator[tuple[str, WeightSlot]]:
                 yield f"{path}.{name}", WeightSlot(parameter)
 
 
-def _check(model: CheckpointModel, shards: dict[str, Any]) -> dict[str, tuple[Any, str]]:
+@dataclass(frozen=True)
+class _Shard:
+    """An open safetensors file: mapped by the library, and where in it tensors lie."""
+
+    mapped: Any
+    file: BinaryIO
+
+    @cached_property
+    def stored(self) -> dict[str, StoredTensor]:
+        return stored_tensors(self.file)
+
+
+def _check(model: CheckpointModel, shards: dict[str, _Shard]) -> dict[str, tuple[_Shard, str]]:
     """Match the tensors of all shards with the model's slots by name, shape and dtype."""
     slots = dict(weight_slots(model))
-    found: dict[str, tuple[Any, str]] = {}
+    found: dict[str, tuple[_Shard, str]] = {}
     problems = []
     for file, shard in shards.items():
-        for tensor_name in shard.keys():  # noqa: SIM118  (not a mapping)
+        for tensor_name in shard.mapped.keys():  # noqa: SIM118  (not a mapping)
             name = model.parameter_name(tensor_name)
             if name in found:
                 problems.append(f"duplicate: {tensor_name} in {file}, also {found[name][1]}")
             elif name in slots:
                 found[name] = (shard, tensor_name)
-                tensor = shard.get_slice(tensor_name)
+                tensor = shard.mapped.get_slice(tensor_name)
                 shape, dtype = tuple(tensor.get_shape()), tensor.get_dtype()
                 if shape != slots[name].shape:
                     expected = slots[name].shape
@@ -172,7 +193,7 @@ def _check_quantized(slots: Mapping[str, WeightSlot]) -> None:
 
 
 @contextmanager
-def _open_shards(folder: Path) -> Iterator[dict[str, Any]]:
+def _open_shards(folder: Path) -> Iterator[dict[str, _Shard]]:
     """Open the folder's safetensors files, by name."""
     with ExitStack() as stack:
         shards = {}
@@ -183,11 +204,12 @@ def _open_shards(folder: Path) -> Iterator[dict[str, Any]]:
             except OSError as error:
                 raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
             try:
-                shards[file] = stack.enter_context(safe_open(_utf8_path(path, opened), "pt"))
+                mapped = stack.enter_context(safe_open(_utf8_path(path, opened), "pt"))
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
                     f"{path} cannot be read as safetensors ({error}); fetch the file again"
                 ) from error
+            shards[file] = _Shard(mapped, opened)
         yield shards
 
 

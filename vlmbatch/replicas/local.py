@@ -80,6 +80,7 @@ class LocalReplica:
             generation_tokens=self._generation_tokens,
             preemptions=engine.preemptions,
             answered=self._answered,
+            start=engine.start,
         )
 
     def submit(self, request: Request, *, stream: bool = False) -> None:

@@ -212,6 +212,6 @@ class Member:
 
 def total(parts: list[tuple[str, ReplicaStatus]]) -> ReplicaStatus:
     """The sum of several, with each of them."""
-    names = [item.name for item in fields(ReplicaStatus) if item.name != "parts"]
+    names = [item.name for item in fields(ReplicaStatus) if item.name not in ("start", "parts")]
     sums = {name: sum(getattr(status, name) for _, status in parts) for name in names}
     return ReplicaStatus(**sums, parts=tuple(parts))

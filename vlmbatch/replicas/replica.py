@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from vlmbatch.errors import RowError
+from vlmbatch.start_times import EngineStart
 from vlmbatch.types import FinishReason, Request, TokenLogprob
 
 
@@ -60,7 +61,8 @@ class ReplicaStatus:
     """A replica between two calls of ``poll``.
 
     Tokens are totals since the start, except those of the pool; so are ``preemptions`` and
-    ``answered``. ``parts``: of the engines that it is the sum of, by name.
+    ``answered``. ``start``: of an engine of our own, if it is a single one. ``parts``: of the
+    engines that it is the sum of, by name.
     """
 
     running: int = 0
@@ -72,6 +74,7 @@ class ReplicaStatus:
     generation_tokens: int = 0
     preemptions: int = 0
     answered: int = 0  # requests, without those that failed
+    start: EngineStart | None = None
     parts: tuple[tuple[str, ReplicaStatus], ...] = ()
 
 

@@ -19,6 +19,7 @@ from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.messages import EngineLimits
 from vlmbatch.replicas.replica import OnBegin
 from vlmbatch.session.cores import default_cpu_threads, may_have_cuda
+from vlmbatch.session.gpu_context import make_context_early
 from vlmbatch.session.load import freeze_loaded, load_engine, load_with_transformers
 from vlmbatch.session.open import ModelInputs, open_model
 
@@ -231,6 +232,7 @@ def load_for_pool(
     config: SessionConfig, inputs: ModelInputs, on_begin: OnBegin, rank: Rank
 ) -> tuple[LocalReplica, EngineLimits]:
     """Load one of several engines, in the process that is to run it, or ``rank`` of one."""
+    make_context_early(config.engine)
     engine = load_engine(config, inputs, rank)
     freeze_loaded(engine)
     replica = LocalReplica(engine, inputs.processor.tokenizer, on_begin)

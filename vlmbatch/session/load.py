@@ -16,6 +16,7 @@ from vlmbatch.models.config import ModelConfig
 from vlmbatch.session.cores import default_cpu_threads, default_image_workers, may_have_cuda
 from vlmbatch.session.gpu_decoder import check_gpu_decoder, reserved_bytes
 from vlmbatch.session.open import ModelInputs, open_images
+from vlmbatch.start_times import Stages
 from vlmbatch.types import Request
 
 if TYPE_CHECKING:
@@ -59,8 +60,10 @@ def load_engine(config: SessionConfig, inputs: ModelInputs, rank: Rank = ALONE) 
         ConfigError: what the settings ask for is not to be had here.
         CheckpointError: the weights do not fit the configuration.
     """
+    stages = Stages()
     from vlmbatch.engine.loading import build_engine
 
+    stages.end("imports")
     check_gpu_decoder(config, inputs.processor)  # also where images are opened later
     assert isinstance(inputs.model, ModelConfig)
     settings = config.engine
@@ -73,6 +76,7 @@ def load_engine(config: SessionConfig, inputs: ModelInputs, rank: Rank = ALONE) 
         inputs.processor,
         rank=rank,
         reserved_bytes=reserved_bytes(config, inputs.processor),
+        stages=stages,
     )
     if engine.device.type == "cuda":
         sys.setswitchinterval(SWITCH_INTERVAL_S)
@@ -140,8 +144,8 @@ def load_with_transformers(
 def freeze_loaded(engine: Engine) -> None:
     """Leave what is loaded by now out of garbage collections, in a process that is ours alone.
 
-    To look through all of it takes a quarter of a second, in which nothing is launched.
+    To look through all of it takes a quarter of a second, in which nothing is launched. That is not
+    done here either: loading leaves no garbage behind.
     """
     if engine.device.type == "cuda":
-        gc.collect()
         gc.freeze()

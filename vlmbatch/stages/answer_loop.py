@@ -102,6 +102,7 @@ class AnswerLoop:
         self._replica.submit(request)
         if self._stats.work_started is None:
             self._stats.work_started = time.monotonic()
+            self._stats.end_stage("first_row")
 
     def _hand_on(self) -> None:
         with self._stop.interruptible():
