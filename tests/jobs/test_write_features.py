@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,12 +17,14 @@ import pytest
 from in_process import call
 from PIL import Image
 from real_command import run
+from worker_processes import ENGINE, worker_pids
 
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.fetch import ImageFetcher
 from vlmbatch.jobs.features import TowerWriter
 from vlmbatch.models.llava.model import Model as LlavaModel
 from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.replicas.replica import Event
 from vlmbatch.stages.answer import Answer, to_result
 from vlmbatch.types import Result
 
@@ -231,10 +234,36 @@ def test_a_killed_command_is_finished_by_the_same_command(samples: Path, tmp_pat
     assert 36 <= left < 40  # four threads write
     assert features(samples / "manifest.jsonl", folder) == 0
     assert not list(folder.rglob("*.tmp"))
-    for path in (samples / "features").rglob("*.safetensors"):
-        assert (folder / path.relative_to(samples / "features")).read_bytes() == path.read_bytes()
-    whole = (samples / "features/manifest.jsonl").read_bytes()
-    assert (folder / "manifest.jsonl").read_bytes() == whole
+    assert contents(folder) == contents(samples / "features")
+
+
+def test_several_towers_of_which_one_is_killed_write_the_same_bytes(
+    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+    take = TowerWriter._take
+
+    def kill_one(self: TowerWriter, events: list[Event]) -> None:
+        if events and not killed:  # some batches are done, and others under way
+            killed.append(min(worker_pids(os.getpid(), ENGINE)))
+            os.kill(killed[0], signal.SIGKILL)
+        take(self, events)
+
+    monkeypatch.setattr(TowerWriter, "_take", kill_one)
+    folder, summary = tmp_path / "features", tmp_path / "summary.json"
+    options = ("--replicas", 2, "--summary-json", summary)
+    assert features(samples / "manifest.jsonl", folder, *options) == 0
+    assert killed
+    assert contents(folder) == contents(samples / "features")
+    figures = json.loads(summary.read_text())
+    shares = [share["images"] for share in figures["engines"].values()]
+    assert len(shares) == 2 and 0 < sum(shares) <= figures["images_computed"]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder of features, but for its lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("where", [".", "manifest.jsonl", "none/features"])

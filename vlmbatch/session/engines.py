@@ -172,14 +172,8 @@ def several_engines(
         UsageError: as by ``load_engine``.
         EnginesLostError: no process could be kept running until its engine was loaded.
     """
-    from vlmbatch.replicas.pool import ReplicaPool
-    from vlmbatch.replicas.process import EngineProcess
-
     settings = config.engine
-    if settings.cpu_threads is None and (threads := default_cpu_threads()) is not None:
-        num_ranks = sum(len(place.variables) for place in places)
-        settings = replace(settings, cpu_threads=max(1, threads // num_ranks))
-    config = replace(config, engine=replace(settings, gpus=None, replicas=None))
+    config = in_processes(config, places)
     load: Load
     if isinstance(inputs.model, HfConfig):
         load = partial(load_hf_for_pool, _of_transformers(config, inputs))
@@ -187,6 +181,36 @@ def several_engines(
         check_divides(inputs.model.text, settings.tensor_parallel)
         model = ModelInputs(inputs.folder, inputs.model, inputs.processor)
         load = partial(load_for_pool, config, model)
+    with started_pool(load, places, memory, gather_seconds=gather_seconds) as pool:
+        yield pool
+
+
+def in_processes(config: SessionConfig, places: tuple[EnginePlace, ...]) -> SessionConfig:
+    """What each of the processes at ``places`` is told: it is one, with its share of the cores."""
+    settings = config.engine
+    if settings.cpu_threads is None and (threads := default_cpu_threads()) is not None:
+        num_ranks = sum(len(place.variables) for place in places)
+        settings = replace(settings, cpu_threads=max(1, threads // num_ranks))
+    return replace(config, engine=replace(settings, gpus=None, replicas=None))
+
+
+@contextmanager
+def started_pool(
+    load: Load,
+    places: tuple[EnginePlace, ...],
+    memory: SharedMemory,
+    *,
+    gather_seconds: float = 0.0,
+) -> Iterator[ReplicaPool]:
+    """What ``load`` makes in a process at each of ``places``, once all of them are ready.
+
+    Raises:
+        UsageError: as ``load`` does.
+        EnginesLostError: no process could be kept running until it was ready.
+    """
+    from vlmbatch.replicas.pool import ReplicaPool
+    from vlmbatch.replicas.process import EngineProcess
+
     starts = {
         place.name: partial(
             EngineProcess,
