@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ def test_a_run_on_a_cluster_is_that_of_one_machine(folder: Path) -> None:
         assert command.wait(120) == 1, command.stderr  # some rows are errors
         assert "was lost on node" in command.stderr
         job.assert_as_one_machine()
+        assert re.search(rf"nodes +{re.escape(socket.gethostname())}: \d+ rows", command.stderr)
         status, told, figures = job.run()
         assert status == 1 and "nothing to do" in told
         assert (figures["rows"], figures["resumed"]) == (12, 12)

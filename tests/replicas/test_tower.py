@@ -90,5 +90,5 @@ def test_what_is_given_back_or_given_up_is_not_computed(
 def test_a_file_that_cannot_be_written_ends_it(tower: TowerReplica, tmp_path: Path) -> None:
     (tmp_path / "f/features/07").write_text("in the way")
     tower.submit(batch(6))
-    with pytest.raises(OutputError, match="cannot be written: (Not a dir|File ex)"):
+    with pytest.raises(OutputError, match=r"cannot be written: (Not a dir|File ex)"):
         ended(tower)

@@ -117,8 +117,6 @@ def was_complete(output: Output, stats: RunStats) -> bool:
 @contextmanager
 def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, Replica]]:
     """What decodes images, and what answers: one engine in this process, or several."""
-    from vlmbatch.stages.answer_loop import GATHER_SECONDS
-
     places: tuple[EnginePlace, ...] = ()
     if not isinstance(inputs.model, HfConfig) or config.session.engine.several_asked_for:
         places = engine_places(config.session.engine, "all")
@@ -131,14 +129,23 @@ def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, R
             yield images, stack.enter_context(loaded_replica(config, inputs))
             return
         memory = stack.enter_context(closing(SharedMemory()))
-        pool = several_engines(
-            config.session, inputs, places, memory, gather_seconds=GATHER_SECONDS
-        )
-        replica: Replica = stack.enter_context(pool)
+        replica = stack.enter_context(pooled_replica(config, inputs, places, memory))
         if not isinstance(inputs.model, HfConfig):  # whose images stay in this process
             images = SharedLoader(images, memory)
-            replica = with_choices(replica, inputs)
         yield images, replica
+
+
+@contextmanager
+def pooled_replica(
+    config: JobConfig, inputs: Inputs, places: tuple[EnginePlace, ...], memory: SharedMemory
+) -> Iterator[Replica]:
+    """What answers: engines in processes of their own, whose images are in ``memory``."""
+    from vlmbatch.stages.answer_loop import GATHER_SECONDS
+
+    with several_engines(
+        config.session, inputs, places, memory, gather_seconds=GATHER_SECONDS
+    ) as pool:
+        yield pool if isinstance(inputs.model, HfConfig) else with_choices(pool, inputs)
 
 
 @contextmanager
