@@ -573,7 +573,7 @@ ELSEWHERE = {
     "checks --gpus": _NAMES_IT,
     "checks --ray": _NAMES_IT,
     "checks --replicas": _NAMES_IT,
-    "checks --tensor-parallel": _NAMES_IT,
+    "cluster --tensor-parallel": "tells what was asked for: in tests/ray_cluster",
     "cluster --device": _NAMES_IT,
     "cluster --head": "of `ray start`",
     "cluster --ray": _CLUSTER,
