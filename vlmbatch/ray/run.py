@@ -21,7 +21,6 @@ from vlmbatch.errors import UsageError
 from vlmbatch.jobs.fingerprint import fingerprint, run_settings
 from vlmbatch.log import logger
 from vlmbatch.manifest.manifest import Manifest
-from vlmbatch.models.config import ModelConfig
 from vlmbatch.output.all_parts import all_parts
 from vlmbatch.output.changes import refuse_changes
 from vlmbatch.output.finished import finished_counts
@@ -29,7 +28,6 @@ from vlmbatch.output.parts import check_folder, finished_part, other_run, parts_
 from vlmbatch.ray.cluster import Share, connected, room_on, share_of
 from vlmbatch.ray.dispatch import Dispatch
 from vlmbatch.ray.worker import WorkerJob
-from vlmbatch.session.engines import check_divides
 from vlmbatch.session.open import open_job, opening_stage
 from vlmbatch.stages.stopping import StopRequest
 from vlmbatch.stats import RunStats
@@ -61,8 +59,6 @@ def run(config: JobConfig, address: str, stats: RunStats) -> None:
         config = _on_device(config, share)
         stats.stage = opening_stage(config.session)
         inputs = open_job(config)
-        if isinstance(inputs.model, ModelConfig):
-            check_divides(inputs.model.text, engine.tensor_parallel)
         stats.quantization = inputs.quantization(config.session.engine)
         stats.stage = "reading the manifest"
         info = inputs.manifest.scanned()
