@@ -574,6 +574,7 @@ ELSEWHERE = {
     "checks --ray": _NAMES_IT,
     "checks --replicas": _NAMES_IT,
     "cluster --tensor-parallel": "tells what was asked for: in tests/ray_cluster",
+    "text_config --tensor-parallel": "tells what was asked for: in tests/session/test_engines.py",
     "cluster --device": _NAMES_IT,
     "cluster --head": "of `ray start`",
     "cluster --ray": _CLUSTER,
