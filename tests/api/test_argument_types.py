@@ -95,7 +95,7 @@ def test_calls_refuse_or_answer(shared_llm: LLM, name: str, requests: Any, param
 
 
 @given(st.lists(ANYTHING, max_size=4), st.integers(0, 4))
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_bad_requests_lose_no_answer(shared_llm: LLM, requests: list[Any], place: int) -> None:
     """Nor do bad parameters."""
     place = min(place, len(requests))
