@@ -8,9 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,14 +22,15 @@ from PIL import Image
 from real_command import run
 from worker_processes import ENGINE, worker_pids
 
-from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.errors import EnginesLostError, ErrorCode, RowError
 from vlmbatch.images.fetch import ImageFetcher
-from vlmbatch.jobs.features import TowerWriter
+from vlmbatch.jobs.features import NamedImage, TowerWriter
 from vlmbatch.models.llava.model import Model as LlavaModel
 from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.replicas.replica import Event
+from vlmbatch.output.feature_folder import FeatureFolder
+from vlmbatch.replicas.replica import Event, RowFailure
 from vlmbatch.stages.answer import Answer, to_result
-from vlmbatch.types import Result
+from vlmbatch.types import ImageGrid, PixelImage, Result
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "samples/tiny-llava"
@@ -258,6 +262,18 @@ def test_several_towers_of_which_one_is_killed_write_the_same_bytes(
     figures = json.loads(summary.read_text())
     shares = [share["images"] for share in figures["engines"].values()]
     assert len(shares) == 2 and 0 < sum(shares) <= figures["images_computed"]
+
+
+def test_a_batch_that_ends_two_engines_ends_the_command(tmp_path: Path) -> None:
+    error = RowError(ErrorCode.ENGINE_ERROR, "2 engines ended while they computed this row")
+    replica: Any = SimpleNamespace(
+        wants_requests=False, submit=lambda request: None, poll=lambda: [RowFailure(0, error)]
+    )
+    image = PixelImage(np.zeros((2, 2, 3), np.uint8), b"", ImageGrid(1, 1, 4, 12))
+    with FeatureFolder(tmp_path / "f") as folder:
+        tower = TowerWriter(lambda: nullcontext(replica), folder, batch_tokens=4)
+        with pytest.raises(EnginesLostError, match="2 engines ended .* run the same command again"):
+            tower.add([NamedImage("ab", image)])
 
 
 def contents(folder: Path) -> dict[str, bytes]:
