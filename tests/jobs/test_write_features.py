@@ -272,7 +272,9 @@ def test_a_batch_that_ends_two_engines_ends_the_command(tmp_path: Path) -> None:
     image = PixelImage(np.zeros((2, 2, 3), np.uint8), b"", ImageGrid(1, 1, 4, 12))
     with FeatureFolder(tmp_path / "f") as folder:
         tower = TowerWriter(lambda: nullcontext(replica), folder, batch_tokens=4)
-        with pytest.raises(EnginesLostError, match="2 engines ended .* run the same command again"):
+        with pytest.raises(
+            EnginesLostError, match=r"2 engines ended .* run the same command again"
+        ):
             tower.add([NamedImage("ab", image)])
 
 
