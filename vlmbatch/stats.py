@@ -63,6 +63,7 @@ class RunStats:
     pace: Pace = field(default_factory=Pace)
     engines: dict[str, dict[str, int]] = field(default_factory=dict)  # of several, what each did
     start: StartTimes | None = None  # of a run in a process of its own
+    nodes: dict[str, Counter[str]] = field(default_factory=dict)  # of a cluster, what each did
     started: float = field(default_factory=time.monotonic)
     work_started: float | None = None  # when the first row was begun: loading is over
     finished: float | None = None
@@ -159,7 +160,7 @@ class RunStats:
         """The figures of ``--summary-json``; rates are per second of processing."""
         seconds = self.processing_seconds()
         rate = 1 / seconds if seconds else 0.0
-        engines = {"engines": self.engines} if self.engines else {}
+        shares = {"engines": self.engines, "nodes": self.nodes}
         return {
             "rows": self.rows_done,
             "rows_total": self.rows_total,
@@ -178,7 +179,7 @@ class RunStats:
             "rows_per_second": round((self.rows_done - self.rows_resumed) * rate, 2),
             "images_per_second": round(self.images_done * rate, 2),
             "completion_tokens_per_second": round(self.completion_tokens * rate, 2),
-            **engines,
+            **{name: share for name, share in shares.items() if share},
             **({} if self.quantization is None else {"quantization": self.quantization}),
             **({} if self.start is None else {"start": self.start.figures()}),
         }

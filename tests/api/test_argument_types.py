@@ -25,10 +25,11 @@ class OpenedError(Exception):
 TEXT, NUMBER, PATH = (str,), (int, float, np.integer, np.floating), (str, Path)
 INTEGER = (int, np.integer, np.ndarray, torch.Tensor)  # arrays and tensors of one integer
 TAKEN = {
-    **dict.fromkeys(("revision", "image_processor_revision", "dtype", "quantize", "device"), TEXT),
+    **dict.fromkeys(("dtype", "quantize", "device"), TEXT),
     **dict.fromkeys(("attention_backend", "engine", "image_decoder", "image_input_type"), TEXT),
     "kv_cache_dtype": TEXT,
     **dict.fromkeys(("model", "tokenizer", "image_processor", "chat_template", "image_root"), PATH),
+    **dict.fromkeys(("revision", "image_processor_revision"), PATH),  # branches are written so too
     **dict.fromkeys(("image_token_id", "image_feature_size", "max_model_len"), INTEGER),
     **dict.fromkeys(("max_num_seqs", "max_num_batched_tokens", "kv_cache_tokens"), INTEGER),
     **dict.fromkeys(
@@ -94,7 +95,7 @@ def test_calls_refuse_or_answer(shared_llm: LLM, name: str, requests: Any, param
 
 
 @given(st.lists(ANYTHING, max_size=4), st.integers(0, 4))
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_bad_requests_lose_no_answer(shared_llm: LLM, requests: list[Any], place: int) -> None:
     """Nor do bad parameters."""
     place = min(place, len(requests))

@@ -53,7 +53,6 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("-o", "out/", "--ray", "--shard", "0/4"), "--ray and --shard 0/4 contradict each other"),
         (("-o", "out/", "--ray", "--gpus", "2"), "--ray and --gpus 2 contradict each other"),
         (("-o", "out/", "--ray", "--replicas", "2"), "--ray and --replicas 2 contradict"),
-        (("-o", "out/", "--ray", "--tensor-parallel", "2"), "--ray and --tensor-parallel 2 contra"),
         (("-o", "out/", "--ray", "--sample", "2"), "--sample 2 and --ray contradict each other"),
         (("-o", "out/", "--ray=nonsense"), "--ray nonsense: must be HOST:PORT"),
         (("-o", "out/", "--ray=head:99999"), "--ray head:99999: must be HOST:PORT"),

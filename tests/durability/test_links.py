@@ -95,18 +95,29 @@ def test_no_file_is_opened_through_a_link(tmp_path, target):
     assert [path.read_text() for path in tmp_path.glob("victim")] in ([], ["of somebody else"])
 
 
-@pytest.mark.parametrize("name", ["features.lock", "manifest.jsonl.tmp", "features/ab/ab1.tmp"])
+@pytest.mark.parametrize("name", ["features.lock", "manifest.jsonl.tmp"])
 def test_a_link_in_a_folder_of_features(tmp_path, name):
     folder, victim = tmp_path / "f", tmp_path / "victim"
     victim.write_text("of somebody else")
-    with FeatureFolder(folder) as features:
-        features.write("ab0", b"0")
+    with FeatureFolder(folder):
+        pass
     (folder / name).unlink(missing_ok=True)
     (folder / name).symlink_to(victim)
     with (
         pytest.raises(OutputError, match=f"{folder / name} is a symbolic link"),
         FeatureFolder(folder) as features,
     ):
-        features.write("ab1", b"1")
         FeatureManifest(features)
     assert victim.read_text() == "of somebody else"
+
+
+def test_a_link_in_the_place_of_unfinished_features(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("of somebody else")
+    with FeatureFolder(tmp_path / "f") as features:
+        link = tmp_path / f"f/features/unfinished/ab1.{os.getpid()}.tmp"
+        link.symlink_to(victim)
+        with pytest.raises(OutputError, match=f"{link} is a symbolic link"):
+            features.write("ab1", b"1")
+    assert victim.read_text() == "of somebody else"
+    assert not link.is_symlink()

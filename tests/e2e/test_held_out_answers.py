@@ -10,18 +10,11 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
+from held_out_rows import HeldOut
 from real_command import run
+from sample_model import answer
 
-from vlmbatch.config import (
-    EngineConfig,
-    ManifestConfig,
-    SamplingParams,
-    SessionConfig,
-)
-from vlmbatch.images.loading.loader import InProcessLoader
-from vlmbatch.session.load import load_engine
-from vlmbatch.session.open import Inputs, open_inputs
-from vlmbatch.stages.prepare import prepare
+from vlmbatch.config import EngineConfig
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "samples" / "tiny-llava"
@@ -66,9 +59,12 @@ def huggingface_tokens(manifest: Path) -> list[list[int]]:
         tokenizer=AutoTokenizer.from_pretrained(MODEL, padding_side="left"),
     )
     rows = [json.loads(line) for line in manifest.read_text().splitlines()]
-    result = []
+    # Long answers together: a batch ends with its longest.
+    order = sorted(range(len(rows)), key=lambda number: len(rows[number]["answer"]))
+    result: list[list[int]] = [[] for _ in rows]
     for first in range(0, len(rows), 100):
-        batch = rows[first : first + 100]
+        numbers = order[first : first + 100]
+        batch = [rows[number] for number in numbers]
         images = [Image.open(manifest.parent / row["image"]).convert("RGB") for row in batch]
         inputs = processor(
             images=images,
@@ -79,36 +75,19 @@ def huggingface_tokens(manifest: Path) -> list[list[int]]:
         with torch.inference_mode():
             tokens = model.generate(**inputs, max_new_tokens=MAX_TOKENS, do_sample=False)
         eos = model.generation_config.eos_token_id
-        for row in tokens[:, inputs["input_ids"].shape[1] :].tolist():
+        answers = tokens[:, inputs["input_ids"].shape[1] :].tolist()
+        for number, row in zip(numbers, answers, strict=True):
             end = row.index(eos) + 1 if eos in row else len(row)
-            result.append(row[:end])
+            result[number] = row[:end]
     return result
-
-
-def open_manifest_inputs(manifest: Path, engine: EngineConfig) -> tuple[SessionConfig, Inputs]:
-    config = SessionConfig(str(MODEL), engine=engine)
-    sampling = SamplingParams(max_tokens=MAX_TOKENS)
-    return config, open_inputs(config, ManifestConfig(str(manifest)), sampling)
-
-
-def engine_tokens(manifest: Path, engine_config: EngineConfig) -> list[list[int]]:
-    config, inputs = open_manifest_inputs(manifest, engine_config)
-    engine = load_engine(config, inputs)
-    sequences = []
-    loader = InProcessLoader(config.image_limits, inputs.processor.images)
-    for row in inputs.manifest.rows():
-        prepared = prepare(row, inputs.processor, loader, known=lambda row: None)
-        assert prepared.request is not None, prepared.error
-        sequences.append(engine.add(prepared.request))
-    while engine.num_unfinished:
-        engine.step()
-    return [sequence.output_token_ids for sequence in sequences]
 
 
 def test_greedy_tokens_equal_hugging_face_on_every_row(held_out: Path) -> None:
     expected = huggingface_tokens(held_out)
-    assert engine_tokens(held_out, EngineConfig()) == expected
+    rows = HeldOut(MODEL, held_out, [])
+    assert answer(rows.engine(EngineConfig()), rows.requests) == (expected, {})
+    rows.encode_once()  # what follows differs behind the tower alone
     starved = EngineConfig(
         kv_cache_tokens=1024, max_batched_tokens=200, enable_prefix_caching=False
     )
-    assert engine_tokens(held_out, starved) == expected
+    assert answer(rows.engine(starved), rows.requests) == (expected, {})

@@ -32,7 +32,7 @@ from vlmbatch.manifest.manifest import Manifest
 from vlmbatch.manifest.validate import validate_rows
 from vlmbatch.models.family import EncodedPrompt
 from vlmbatch.models.processor import PromptProcessor
-from vlmbatch.output.feature_folder import FeatureFolder
+from vlmbatch.output.feature_folder import FeatureFiles
 from vlmbatch.stages.answer import to_result
 from vlmbatch.stages.feed import RowFeed
 from vlmbatch.stages.prepare import Prepared, start_preparing
@@ -243,7 +243,7 @@ def test_features_too(
         if thread == "reading":
             patch.setattr(ImageReader, "read", failing_at(6, error, ImageReader.read))
         else:
-            patch.setattr(FeatureFolder, "write", partial(fail, error))
+            patch.setattr(FeatureFiles, "write", partial(fail, error))
         assert call(command) == 70
     assert not (output / "manifest.jsonl").exists()
     assert call(command) == 0

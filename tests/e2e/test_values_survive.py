@@ -60,7 +60,7 @@ def ran(config: JobConfig) -> bytes:
     return stdout.getvalue()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=35)
 @given(drawn=st.lists(columns(ROWS), min_size=1, max_size=4))
 def test_every_value_is_exact(
     drawn: list[pa.Array], model: Path, tmp_path_factory: pytest.TempPathFactory

@@ -75,7 +75,7 @@ def workloads(draw: st.DrawFn) -> list[Request]:
     return rows
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     workloads(),
     st.integers(1, 40),
@@ -175,7 +175,7 @@ def test_seeded_rows_give_the_same_tokens_alone_and_in_company() -> None:
     assert len({tuple(tokens) for tokens, _ in in_company.values()}) > 5
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     workloads(),
     st.sets(st.integers(0, 9), max_size=4),

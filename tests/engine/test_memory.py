@@ -193,7 +193,7 @@ def test_a_step_that_finds_no_room_is_refused_with_both_numbers(gpu: dict[str, i
     gpu["free"] = 2**29
     limits = Limits(4, 64, 32, vision_tokens=12)
     dtypes = torch.float64, torch.float64
-    message = "0.5 GiB, too little for a step of 64 tokens; .*--max-batched-tokens"
+    message = "0.5 GiB, too little for a step of 64 tokens .GPU 0 has 80.0 GiB, .*--max-batched-tok"
     with pytest.raises(ConfigError, match=message):
         kv_tokens_beside(
             LargeModel(), fake_config(), limits, FakeBackend(), CPU, *dtypes, fake_image(1)

@@ -120,7 +120,7 @@ def steps(draw: st.DrawFn) -> list[ScheduledChunk]:
     return rows
 
 
-@settings(deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(rows=steps(), share_anything=st.booleans(), in_order=st.booleans())
 def test_tiles_cover_what_their_rows_have_in_common(
     rows: list[ScheduledChunk], share_anything: bool, in_order: bool

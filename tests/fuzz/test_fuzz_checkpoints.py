@@ -72,7 +72,7 @@ def test_the_undamaged_checkpoint_answers(checkpoint: Path) -> None:
     assert run_with(checkpoint, "other.txt", b"") == 0
 
 
-@examples(25)
+@examples(15)
 @given(st.data())
 def test_damaged_weights(checkpoint: Path, data: st.DataObject) -> None:
     original = (checkpoint / "model.safetensors").read_bytes()
@@ -82,7 +82,7 @@ def test_damaged_weights(checkpoint: Path, data: st.DataObject) -> None:
     run_with(checkpoint, "model.safetensors", found + tensors)
 
 
-@examples(20)
+@examples(15)
 @given(st.data())
 def test_damaged_weight_headers(checkpoint: Path, data: st.DataObject) -> None:
     original = (checkpoint / "model.safetensors").read_bytes()
@@ -92,7 +92,7 @@ def test_damaged_weight_headers(checkpoint: Path, data: st.DataObject) -> None:
     run_with(checkpoint, "model.safetensors", size + header + original[header_bytes:])
 
 
-@examples(50)
+@examples(30)
 @given(st.data(), st.sampled_from(JSON_FILES))
 def test_odd_values(checkpoint: Path, data: st.DataObject, name: str) -> None:
     run_with(
@@ -100,14 +100,14 @@ def test_odd_values(checkpoint: Path, data: st.DataObject, name: str) -> None:
     )
 
 
-@examples(25)
+@examples(15)
 @given(st.data())
 def test_odd_tokenizers(checkpoint: Path, data: st.DataObject) -> None:
     original = json.loads((checkpoint / "tokenizer.json").read_bytes())
     run_with(checkpoint, "tokenizer.json", data.draw(damaged_json(original)))
 
 
-@examples(30)
+@examples(20)
 @given(st.data(), st.sampled_from((*JSON_FILES, "tokenizer.json", "chat_template.jinja")))
 def test_damaged_bytes(checkpoint: Path, data: st.DataObject, name: str) -> None:
     run_with(checkpoint, name, data.draw(damaged({name: (checkpoint / name).read_bytes()})))

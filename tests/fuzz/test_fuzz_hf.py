@@ -33,7 +33,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return made
 
 
-@examples(25)
+@examples(15)
 @given(st.data(), st.sampled_from(NAMES), st.sampled_from(FILES))
 def test_odd_values(
     checkpoints: dict[str, Path], data: st.DataObject, kind: str, name: str

@@ -127,20 +127,20 @@ def check_bytes(name: str, content: bytes, expected_rows: int | None = None) -> 
         check(manifest, expected_rows)
 
 
-@examples(25)
+@examples(15)
 @given(st.binary(max_size=200))
 def test_any_bytes_as_jsonl(content: bytes) -> None:
     check_bytes("m.jsonl", content, count_rows(content))
 
 
-@examples(50)
+@examples(30)
 @given(st.lists(lines, max_size=6), st.booleans())
 def test_odd_lines(found: list[bytes], good_first: bool) -> None:
     content = b"\n".join(([json.dumps(ROW).encode()] if good_first else []) + found)
     check_bytes("m.jsonl", content, count_rows(content))
 
 
-@examples(25)
+@examples(15)
 @given(st.lists(damaged(PICTURES), max_size=8))
 def test_damaged_pictures(pictures: list[bytes]) -> None:
     images = [{"bytes": data, "path": "a"} for data in pictures]
@@ -166,7 +166,7 @@ TABLES = {
 }
 
 
-@examples(50)
+@examples(30)
 @given(damaged(TABLES))
 def test_damaged_parquet(content: bytes) -> None:
     check_bytes("m.parquet", content)

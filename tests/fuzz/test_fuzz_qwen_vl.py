@@ -48,7 +48,7 @@ def test_the_undamaged_checkpoints_answer(checkpoints: dict[str, Path], kind: st
     assert run_with(checkpoints[kind], "other.txt", b"") == 0
 
 
-@examples(40)
+@examples(25)
 @given(st.data(), st.sampled_from(KINDS), st.sampled_from(JSON_FILES))
 def test_odd_values(
     checkpoints: dict[str, Path], data: st.DataObject, kind: str, name: str

@@ -67,7 +67,7 @@ statements = st.recursive(
 
 
 @pytest.mark.filterwarnings("ignore::SyntaxWarning", "ignore::hypothesis.errors.HypothesisWarning")
-@examples(100)
+@examples(60)
 @given(statements)
 def test_any_template(source: str) -> None:
     head = "{% set ns = namespace(x=1) %}{% if messages[0].content == 'attack' %}"

@@ -29,11 +29,15 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_rows(NUM_ROWS, 7007, tmp_path_factory.mktemp("rows"))
 
 
-def start(manifest: Path, output: Path, *options: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "vlmbatch", "run", str(manifest), "-m", str(MODEL)]
+def start(
+    manifest: Path, output: Path, *options: str, what: str = "run"
+) -> subprocess.Popen[bytes]:
+    """With all GPUs of the machine in sight, of which ``options`` may name some."""
+    command = [sys.executable, "-m", "vlmbatch", what, str(manifest), "-m", str(MODEL)]
     command += ["-o", str(output), "--dtype", "float32", "--attention-backend", "triton"]
     summary = str(output.with_suffix(".json"))
-    return subprocess.Popen([*command, "--summary-json", summary, "-q", *options])
+    variables = {name: os.environ[name] for name in os.environ if name != "CUDA_VISIBLE_DEVICES"}
+    return subprocess.Popen([*command, "--summary-json", summary, "-q", *options], env=variables)
 
 
 def figures(output: Path) -> Any:
@@ -62,6 +66,18 @@ def test_answers_are_those_of_one(
     assert texts(output) == of_one
     shares = [share["rows"] for share in figures(output)["engines"].values()]
     assert len(shares) >= 2 and min(shares) > NUM_ROWS // len(shares) // 4
+
+
+def test_features_are_the_bytes_of_one(manifest: Path, tmp_path: Path) -> None:
+    stored = []
+    for gpus in ("1", "2"):
+        output = tmp_path / gpus
+        assert start(manifest, output, "--gpus", gpus, what="features").wait(300) == 0
+        files = output.rglob("*.safetensors")
+        stored.append({path.name: path.read_bytes() for path in files})
+    assert stored[0] and stored[0] == stored[1]
+    shares = figures(tmp_path / "2")["engines"].values()
+    assert all(share["images"] for share in shares)
 
 
 def test_an_engine_that_is_killed_costs_no_row(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from encoding import encoded
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from image_processors import CUBIC, PROCESSORS, llava, qwen
 from PIL import Image
@@ -60,6 +60,7 @@ def difference(exact: PixelImage, scaled: PixelImage) -> float:
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
+@settings(max_examples=30)
 @given(
     width=SIDES,
     height=SIDES,
@@ -92,6 +93,7 @@ def test_pixels_are_nearly_those_of_the_whole(
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
+@settings(max_examples=40)
 @given(width=SIDES, height=SIDES, orientation=st.integers(1, 8))
 def test_there_are_never_fewer_pixels_than_needed(
     name: str, width: int, height: int, orientation: int

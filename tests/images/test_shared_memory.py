@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import random
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.errors import ErrorCode, OutputError, RowError
 from vlmbatch.images import shared_memory
 from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.images.shared_memory import MappedMemory, SharedMemory
@@ -29,6 +30,20 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[SharedMemory]:
     opened = SharedMemory()
     yield opened
     opened.close()
+
+
+def test_memory_that_is_not_to_be_had(
+    memory: SharedMemory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory.allocate(10)
+
+    def refuse(descriptor: int, size: int) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    monkeypatch.setattr(os, "ftruncate", refuse)
+    message = "cannot grow from 0 to 4 MiB: Cannot allocate memory"
+    with pytest.raises(OutputError, match=message):
+        memory.allocate(2**22)
 
 
 @settings(max_examples=100)

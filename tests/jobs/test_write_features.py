@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from in_process import call
 from PIL import Image
 from real_command import run
+from worker_processes import ENGINE, worker_pids
 
-from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.errors import EnginesLostError, ErrorCode, RowError
 from vlmbatch.images.fetch import ImageFetcher
-from vlmbatch.jobs.features import TowerWriter
+from vlmbatch.jobs.features import NamedImage, TowerWriter
 from vlmbatch.models.llava.model import Model as LlavaModel
 from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.output.feature_folder import FeatureFolder
+from vlmbatch.replicas.replica import Event, RowFailure
 from vlmbatch.stages.answer import Answer, to_result
-from vlmbatch.types import Result
+from vlmbatch.types import ImageGrid, PixelImage, Result
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "samples/tiny-llava"
@@ -231,10 +238,50 @@ def test_a_killed_command_is_finished_by_the_same_command(samples: Path, tmp_pat
     assert 36 <= left < 40  # four threads write
     assert features(samples / "manifest.jsonl", folder) == 0
     assert not list(folder.rglob("*.tmp"))
-    for path in (samples / "features").rglob("*.safetensors"):
-        assert (folder / path.relative_to(samples / "features")).read_bytes() == path.read_bytes()
-    whole = (samples / "features/manifest.jsonl").read_bytes()
-    assert (folder / "manifest.jsonl").read_bytes() == whole
+    assert contents(folder) == contents(samples / "features")
+
+
+def test_several_towers_of_which_one_is_killed_write_the_same_bytes(
+    samples: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed: list[int] = []
+    take = TowerWriter._take
+
+    def kill_one(self: TowerWriter, events: list[Event]) -> None:
+        if events and not killed:  # some batches are done, and others under way
+            killed.append(min(worker_pids(os.getpid(), ENGINE)))
+            os.kill(killed[0], signal.SIGKILL)
+        take(self, events)
+
+    monkeypatch.setattr(TowerWriter, "_take", kill_one)
+    folder, summary = tmp_path / "features", tmp_path / "summary.json"
+    options = ("--replicas", 2, "--summary-json", summary)
+    assert features(samples / "manifest.jsonl", folder, *options) == 0
+    assert killed
+    assert contents(folder) == contents(samples / "features")
+    figures = json.loads(summary.read_text())
+    shares = [share["images"] for share in figures["engines"].values()]
+    assert len(shares) == 2 and 0 < sum(shares) <= figures["images_computed"]
+
+
+def test_a_batch_that_ends_two_engines_ends_the_command(tmp_path: Path) -> None:
+    error = RowError(ErrorCode.ENGINE_ERROR, "2 engines ended while they computed this row")
+    replica: Any = SimpleNamespace(
+        wants_requests=False, submit=lambda request: None, poll=lambda: [RowFailure(0, error)]
+    )
+    image = PixelImage(np.zeros((2, 2, 3), np.uint8), b"", ImageGrid(1, 1, 4, 12))
+    with FeatureFolder(tmp_path / "f") as folder:
+        tower = TowerWriter(lambda: nullcontext(replica), folder, batch_tokens=4)
+        with pytest.raises(
+            EnginesLostError, match=r"2 engines ended .* run the same command again"
+        ):
+            tower.add([NamedImage("ab", image)])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """The files of a folder of features, but for its lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock")
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.mark.parametrize("where", [".", "manifest.jsonl", "none/features"])

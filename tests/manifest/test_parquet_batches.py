@@ -56,12 +56,12 @@ def read(path: Path) -> list[Row]:
         pytest.param(20 * MEBIBYTE, "bytes", id="a file of 2 KB"),
     ],
 )
-def test_thousands_of_rows_with_one_image(size: int, form: str, tmp_path: Path) -> None:
-    path = manifest(tmp_path / "m.parquet", [b"\x89" * size], [0] * 4096, form)
+def test_a_thousand_rows_with_one_image(size: int, form: str, tmp_path: Path) -> None:
+    path = manifest(tmp_path / "m.parquet", [b"\x89" * size], [0] * 1024, form)
     assert path.stat().st_size < 10_000
     done, peak = measure(["validate", path, "-m", MODEL])
     assert done.returncode == ERROR_ROWS, done.stderr
-    assert "4,096" in done.stderr and "not an image" in done.stderr
+    assert "1,024" in done.stderr and "not an image" in done.stderr
     assert peak < 300 * MEBIBYTE
 
 
@@ -192,7 +192,7 @@ VALUES = st.sampled_from([None, b"", b"a", b"b" * 300, b"\xff" * 70_000])
 ITEMS = st.lists(VALUES, max_size=3) | st.none()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(data=st.data())
 def test_values_are_the_same_with_dictionaries_and_without(
     data: st.DataObject, tmp_path_factory: pytest.TempPathFactory

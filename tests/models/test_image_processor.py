@@ -100,7 +100,7 @@ def test_photographs_equal_hugging_face(name: str, tmp_path: Path) -> None:
             assert_equal(tmp_path, CONFIGS[name], image.convert("RGB"))
 
 
-SIZES = [(1, 1), (1, 500), (500, 1), (333, 77), (336, 336), (337, 335), (2, 3), (1001, 999)]
+SIZES = [(1, 1), (1, 200), (200, 1), (333, 77), (336, 336), (337, 335), (2, 3), (1001, 999)]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)

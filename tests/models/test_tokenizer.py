@@ -33,6 +33,15 @@ TEXTS = [
 ]
 
 
+def test_a_file_that_makes_its_library_panic_is_refused(tmp_path: Path) -> None:
+    """Its template of special tokens names one that it does not define."""
+    found = json.loads((TINY_LLAVA / "tokenizer.json").read_text())
+    found["post_processor"]["special_tokens"] = {}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(found))
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: the tokenizer cannot encode a text"):
+        Tokenizer.load(tmp_path)
+
+
 def unigram() -> Backend:
     characters = sorted(set("".join(CORPUS)) - {" "})
     pieces = [("<unk>", 0.0), ("<s>", 0.0), ("</s>", 0.0), ("▁", -2.0), ("▁circle", -4.0)]

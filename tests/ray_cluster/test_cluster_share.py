@@ -35,6 +35,28 @@ def test_shares(nodes: list[dict[str, Any]], device: Device, share: Share) -> No
     assert share_of(nodes, device) == share
 
 
+@pytest.mark.parametrize(
+    ("nodes", "ranks", "share"),
+    [
+        ([HEAD, EIGHT, TWO], 2, Share(2, 8, 5)),
+        ([EIGHT, TWO], 4, Share(4, 32, 2)),  # of the small node nothing
+        ([node(CPU=10, GPU=3)], 2, Share(2, 6, 1)),  # one GPU stays idle
+        ([HEAD, node(CPU=16)], 2, Share(0, 4, 5)),
+    ],
+)
+def test_shares_of_engines_that_are_divided(
+    nodes: list[dict[str, Any]], ranks: int, share: Share
+) -> None:
+    assert share_of(nodes, "auto", ranks) == share
+    assert room_on(nodes, share) == share.count
+
+
+def test_no_node_has_so_many_gpus() -> None:
+    message = "--tensor-parallel 4 takes as many GPUs of one node, and no .* has more than 2"
+    with pytest.raises(UsageError, match=message):
+        share_of([HEAD, TWO, TWO], "auto", 4)
+
+
 def test_room_changes_with_the_nodes() -> None:
     share = share_of([HEAD, EIGHT], "auto")
     assert [room_on(nodes, share) for nodes in ([HEAD, EIGHT], [HEAD], [EIGHT, TWO])] == [8, 0, 9]

@@ -93,6 +93,17 @@ def test_what_a_later_run_keeps(job: ClusterRun) -> None:
     job.assert_as_one_machine()
 
 
+def test_models_that_are_divided(job: ClusterRun) -> None:
+    """Over two processes on each node, as over two GPUs of it; one node dies."""
+    job.options = ("--tensor-parallel", 2, *SLOW)
+    command = job.start()
+    job.wait_for_rows(command, 5)
+    job.kill_worker(command)
+    assert command.wait(180) == 1, command.stderr
+    assert "was lost on node" in command.stderr
+    job.assert_as_one_machine()
+
+
 def test_an_error_budget_is_of_the_whole_run(job: ClusterRun) -> None:
     rows = [{"id": str(n), "prompt": "USER: Hi ASSISTANT:"} for n in range(800)]
     for row in rows[::3]:

@@ -1,7 +1,9 @@
-"""One short run on a real cluster, one of whose engines is killed."""
+"""One short run on a real cluster, one of whose engines is killed, and other ways to its rows."""
 
 from __future__ import annotations
 
+import re
+import socket
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ from ray_nodes import ray_nodes
 pytest.importorskip("ray", reason='Ray is not installed: pip install "vlmbatch[ray]"')
 
 
-def test_a_run_on_a_cluster_is_that_of_one_machine(folder: Path) -> None:
+def test_one_engine_and_a_cluster_and_several_and_tasks_write_the_same(
+    folder: Path,
+) -> None:
     write_manifest(folder, 12)
     with ray_nodes(0, head_cpus=1) as nodes:
         job = ClusterRun(folder, nodes.address, ("--max-tokens", 8, "--shard-rows", 6))
@@ -20,6 +24,14 @@ def test_a_run_on_a_cluster_is_that_of_one_machine(folder: Path) -> None:
         assert command.wait(120) == 1, command.stderr  # some rows are errors
         assert "was lost on node" in command.stderr
         job.assert_as_one_machine()
+        assert re.search(rf"nodes +{re.escape(socket.gethostname())}: \d+ rows", command.stderr)
         status, told, figures = job.run()
         assert status == 1 and "nothing to do" in told
         assert (figures["rows"], figures["resumed"]) == (12, 12)
+    # So do several engines of one machine, and tasks without Ray.
+    job.run_here("three.parquet", "--replicas", 3)
+    job.assert_same("one.parquet", "three.parquet")
+    for part in ("1/2", "0/2"):
+        job.run_here("parts/", "--shard", part)
+    job.merge("parts", "tasks.parquet")
+    job.assert_same("one.parquet", "tasks.parquet")

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from worker_processes import ENGINE, worker_pids
 
 import vlmbatch.ray.worker
-from vlmbatch.config import FolderDestination, JobConfig, ManifestConfig, RunPolicy, SessionConfig
+from vlmbatch.config import (
+    EngineConfig,
+    FolderDestination,
+    JobConfig,
+    ManifestConfig,
+    RunPolicy,
+    SessionConfig,
+)
 from vlmbatch.config.part import Part
-from vlmbatch.errors import OutputError, UsageError
+from vlmbatch.errors import EnginesLostError, OutputError, UsageError
 from vlmbatch.jobs.fingerprint import run_settings
 from vlmbatch.output.parts import read_part
 from vlmbatch.ray.worker import PartWorker, WorkerJob
@@ -80,6 +90,36 @@ def test_one_engine_answers_part_after_part(job: WorkerJob) -> None:
     found = [read_part(job.folder / part.file_name) for part in parts]
     assert [part is not None and part.num_rows for part in found] == [False, 10, 10]
     worker.close()
+
+
+def test_an_engine_that_is_divided(job: WorkerJob) -> None:
+    """In two ranks, which the actor starts and ends."""
+    session = replace(job.config.session, engine=EngineConfig(tensor_parallel=2, device="cpu"))
+    worker = PartWorker(replace(job, config=replace(job.config, session=session)))
+    assert worker.open().error is None
+    for part in (Part(1, 3), Part(0, 3)):
+        outcome = worker.answer(part, RunPolicy())
+        assert outcome.error is None and outcome.stats.rows_done == 10
+        answered = pq.read_table(job.folder / part.file_name).to_pylist()
+        assert all(row["text"] == row["answer"] for row in answered if row["status"] == "ok")
+    (first,) = worker_pids(os.getpid(), ENGINE)
+    assert len(worker_pids(first, ENGINE)) == 1
+    worker.close()
+    assert not worker_pids(os.getpid(), ENGINE)
+
+
+def test_a_process_whose_ranks_cannot_be_kept_is_started_anew(
+    job: WorkerJob, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*arguments: object) -> None:
+        raise RunStoppedError("no engine is left: signal 9", 74)
+
+    monkeypatch.setattr(vlmbatch.ray.worker, "answer_manifest", lose)
+    monkeypatch.setattr(PartWorker, "_loaded", lambda self, stats: None)
+    worker = PartWorker(job)
+    assert worker.open().error is None
+    with pytest.raises(EnginesLostError, match="no engine is left: signal 9"):
+        worker.answer(Part(0, 3), RunPolicy())
 
 
 def test_what_is_done_needs_no_engine(job: WorkerJob) -> None:

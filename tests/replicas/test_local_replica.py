@@ -37,7 +37,7 @@ def check_nothing_is_left(replica: LocalReplica) -> None:
     assert not replica._under_way and not replica._sequences and not replica._refused
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(plans, samplings, st.booleans()), min_size=1, max_size=8),
     st.integers(0, 2**32).map(random.Random),

@@ -24,8 +24,9 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(200)
 
 
-@pytest.mark.parametrize("system", [None, words.SYSTEM_PROMPTS[0]])
-@pytest.mark.parametrize("conversation", [False, True])
+@pytest.mark.parametrize(
+    ("conversation", "system"), [(False, None), (True, words.SYSTEM_PROMPTS[0])]
+)
 def test_a_packed_question_trains_as_a_prompt_of_its_own(
     tokenizer: Tokenizer,
     tmp_path: Path,

@@ -11,9 +11,9 @@ import torch
 
 from vlmbatch.config import EngineConfig
 from vlmbatch.errors import ConfigError
-from vlmbatch.models.text_config import TextConfig
+from vlmbatch.models.text_config import TextConfig, check_divides
 from vlmbatch.session import engines
-from vlmbatch.session.engines import check_divides, engine_places
+from vlmbatch.session.engines import engine_places
 
 
 @pytest.fixture

@@ -76,18 +76,27 @@ class ClusterRun:
                         return
         raise AssertionError(command.stderr)
 
-    def assert_as_one_machine(self, *options: object) -> None:
+    def assert_as_one_machine(self) -> None:
         """The merged parts are what one run writes, but for the run's id."""
+        self.merge("out", "merged.parquet")
+        self.run_here("one.parquet", "--overwrite")
+        self.assert_same("one.parquet", "merged.parquet")
+
+    def run_here(self, output: str, *options: object) -> None:
+        """The same rows without the cluster."""
         model = [option for option in self.model if option != "--shard-rows"]
         model.remove(self.options[self.options.index("--shard-rows") + 1])
-        merged = real_command.run(
-            "merge", "out", "-o", "merged.parquet", "--overwrite", folder=self.folder
-        )
-        assert merged.returncode in (0, 1), merged.stderr
-        arguments = ("run", "manifest.jsonl", *model, "-o", "one.parquet", "--overwrite")
-        alone = real_command.run(*arguments, folder=self.folder)
-        assert alone.returncode in (0, 1), alone.stderr
-        one, other = (pq.read_table(self.folder / f"{name}.parquet") for name in ("one", "merged"))
+        arguments = ("run", "manifest.jsonl", *model, "-o", output, *options)
+        done = real_command.run(*arguments, folder=self.folder)
+        assert done.returncode in (0, 1), done.stderr
+
+    def merge(self, parts: str, output: str) -> None:
+        done = real_command.run("merge", parts, "-o", output, "--overwrite", folder=self.folder)
+        assert done.returncode in (0, 1), done.stderr
+
+    def assert_same(self, *outputs: str) -> None:
+        """Tables and metadata are equal, but for the run's id."""
+        one, other = (pq.read_table(self.folder / name) for name in outputs)
         assert one.equals(other) and one.schema.equals(other.schema)
         mine, theirs = (dict(table.schema.metadata) for table in (one, other))
         del mine[RUN_ID], theirs[RUN_ID]

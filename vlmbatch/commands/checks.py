@@ -88,22 +88,17 @@ def _parts_destination(options: OutputOptions, output: str, manifest: str) -> Fo
 
 
 def check_cluster_engines(ray: str | None, engine: EngineConfig) -> None:
-    """Refuse what says how many engines one machine has, or GPUs an engine, where Ray does.
+    """Refuse what says how many engines one machine has, where Ray does.
 
     Raises:
         UsageError: names the options.
     """
-    if ray is not None and engine.tensor_parallel > 1:
-        raise UsageError(
-            f"--ray and --tensor-parallel {engine.tensor_parallel} contradict each other: on a "
-            "cluster every engine has one GPU. Choose one"
-        )
     given = "--gpus" if engine.gpus is not None else "--replicas"
     value = engine.gpus if engine.gpus is not None else engine.replicas
     if ray is not None and value is not None:
         raise UsageError(
-            f"--ray and {given} {value} contradict each other: every engine gets a GPU of the "
-            "cluster's, and Ray says which. Choose one"
+            f"--ray and {given} {value} contradict each other: every engine gets its GPUs of "
+            "the cluster, and Ray says which. Choose one"
         )
 
 

@@ -39,8 +39,7 @@ _TOWER = without(
     *("tokenizer", "image_input_type", "image_token_id", "strict_image_tokens"),
     *("disable_image_processor", "chat", "chat_template", "prompt_template"),
     *("system_prompt", "max_num_seqs", "max_batched_tokens", "kv_cache_tokens", "max_model_len"),
-    *("kv_cache_dtype", "no_prefix_caching", "host_memory", "gpus", "replicas", "quantize"),
-    "tensor_parallel",
+    *("kv_cache_dtype", "no_prefix_caching", "host_memory", "quantize", "tensor_parallel"),
 )
 
 

@@ -91,8 +91,13 @@ def _add_rates(table: Table, stats: RunStats) -> None:
         f"{figures['completion_tokens_per_second']:,.0f}/s",
     )
     if stats.engines:
-        shares = (f"{name}: {share['rows']:,}" for name, share in stats.engines.items())
-        table.add_row("engines", f"{', '.join(shares)} rows")
+        table.add_row("engines", f"{_shares(stats.engines, 'rows')} rows")
+    if stats.nodes:
+        table.add_row("nodes", Text(printable(f"{_shares(stats.nodes, 'rows')} rows")))
+
+
+def _shares(shares: Mapping[str, Mapping[str, int]], what: str) -> str:
+    return ", ".join(f"{name}: {share[what]:,}" for name, share in shares.items())
 
 
 def print_merge_summary(stats: RunStats, console: Console, folder: str, output: str) -> None:
@@ -137,6 +142,8 @@ def print_feature_summary(
         f"{figures['images']:,} images have features, {num_encoded:,} of them computed now and "
         f"once each; {_errors(stats)}"
     )
+    if stats.engines:
+        console.print(f"computed by {_shares(stats.engines, 'images')} images")
     print_errors(stats.errors, examples, console)
     console.print()
     console.print(Text(printable(f"next: {command}")), soft_wrap=True)

@@ -21,6 +21,7 @@ from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.config import Device, DType, EngineConfig
 from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.gpu import check_usable, memory_use
 from vlmbatch.engine.kv_cache import resolve_kv_dtype
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside
@@ -71,6 +72,8 @@ def build_engine(
     device = resolve_device(config.device)
     if device.type == "cpu" and config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
+    if device.type == "cuda":
+        check_usable(device)
     dtype = resolve_dtype(config.dtype, model_config, device)
     kv_dtype = resolve_kv_dtype(config.kv_cache_dtype, dtype, device)
     backend = make_backend(config.attention_backend, device.type, dtype)
@@ -94,10 +97,9 @@ def build_engine(
                 parallel=parallel,
             )
     except torch.OutOfMemoryError as error:
-        free, total = (size / 2**30 for size in torch.cuda.mem_get_info(device))
         raise ConfigError(
             f"the weights in {str(dtype).removeprefix('torch.')} do not fit into the memory of "
-            f"the GPU: {total:.1f} GiB, of which {free:.1f} GiB were left when it ran out"
+            f"the GPU: when it ran out, {memory_use(device)}"
         ) from error
     stages.end("weights")
     if rank.count > 1:
@@ -173,6 +175,8 @@ def build_vision(
     device = resolve_device(config.device)
     if device.type == "cpu" and config.cpu_threads is not None:
         torch.set_num_threads(config.cpu_threads)
+    if device.type == "cuda":
+        check_usable(device)
     dtype = resolve_dtype(config.dtype, model_config, device)
     backend = make_backend(config.attention_backend, device.type, dtype)
     return load_vision(folder, model_config, images, device, dtype, backend)

@@ -12,6 +12,7 @@ from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.config import SamplingParams
 from vlmbatch.engine.batch import build_step_inputs
 from vlmbatch.engine.block_pool import Block
+from vlmbatch.engine.gpu import memory_use
 from vlmbatch.engine.kv_cache import (
     KVCache,
     full_length,
@@ -69,7 +70,8 @@ def kv_tokens_beside(
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"GPU memory left beside the weights is {free / 2**30:.1f} GiB, too little for a step "
-            f"of {limits.max_batched_tokens} tokens; lower it with --max-batched-tokens"
+            f"of {limits.max_batched_tokens} tokens ({memory_use(device)}); lower it with "
+            "--max-batched-tokens"
         ) from error
     # The two pages of cache that the step had count as well, and so do its images below.
     step = torch.cuda.max_memory_reserved(device) - reserved
@@ -79,7 +81,10 @@ def kv_tokens_beside(
     cached_tokens = max(limits.cached_image_tokens, largest_image.grid.num_tokens)
     images = cached_tokens * model_config.image_embedding_size * dtype.itemsize
     left = free - step - images - reserved_bytes - _MARGIN_BYTES
-    tokens = kv_tokens_within(left, model_config.text, limits, backend.granule, kv_dtype)
+    try:
+        tokens = kv_tokens_within(left, model_config.text, limits, backend.granule, kv_dtype)
+    except ConfigError as error:
+        raise ConfigError(f"{error} ({memory_use(device)})") from error
     return parallel.least(tokens, device)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText
 
+from vlmbatch.engine.gpu import memory_use
 from vlmbatch.errors import CheckpointError, ConfigError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.hf.generation import BatchGenerator, greedy_config
@@ -58,7 +59,7 @@ def load_hf_model(
     except torch.OutOfMemoryError as error:
         raise ConfigError(
             f"the weights in {str(dtype).removeprefix('torch.')} do not fit into the memory of "
-            f"the GPU: {shown(error)}"
+            f"the GPU: when it ran out, {memory_use(device)}"
         ) from error
     except config_failures() as error:
         raise CheckpointError(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vlmbatch.errors import OutputError
 from vlmbatch.processes import anonymous_file
 
 _WINDOW_BYTES = 64 * 2**20  # that are mapped at a time; pages that nobody writes take no memory
@@ -82,7 +83,7 @@ class SharedMemory:
         """An array (num_bytes,) of what bytes happen to be there.
 
         Raises:
-            OSError: there is no memory left.
+            OutputError: there is no memory left, or a limit on the size of files.
         """
         size = max(1, -(-num_bytes // _ALIGNMENT)) * _ALIGNMENT
         with self._lock:
@@ -127,8 +128,14 @@ class SharedMemory:
                 return window, offset
         window_bytes = -(-size // _WINDOW_BYTES) * _WINDOW_BYTES
         start = self.num_bytes
-        os.ftruncate(self.descriptor, start + window_bytes)
-        window = _Window(self.descriptor, start, window_bytes)
+        try:
+            os.ftruncate(self.descriptor, start + window_bytes)
+            window = _Window(self.descriptor, start, window_bytes)
+        except OSError as error:
+            raise OutputError(
+                f"the memory that images are in cannot grow from {start // 2**20} to "
+                f"{(start + window_bytes) // 2**20} MiB: {error.strerror}"
+            ) from error
         offset = window.take(size)
         assert offset is not None
         self._windows.append(window)

@@ -7,22 +7,27 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from vlmbatch.config import EngineConfig, ManifestConfig, SessionConfig
-from vlmbatch.errors import ConfigError, RowError, UsageError
+from vlmbatch.config import ManifestConfig, SessionConfig
+from vlmbatch.errors import ConfigError, EnginesLostError, RowError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
-from vlmbatch.images.feature_file import TENSOR_NAME
 from vlmbatch.images.file import read_image_bytes
 from vlmbatch.images.loading.loader import ImageLoader
+from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.images.read_ahead import read_ahead
+from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.jobs.fingerprint import checkpoint_digest
-from vlmbatch.models.config import ModelConfig
 from vlmbatch.output.feature_folder import FeatureFolder, FeatureManifest
-from vlmbatch.session.cores import default_cpu_threads, default_image_workers
+from vlmbatch.replicas.replica import Event, Replica, RowFailure
+from vlmbatch.replicas.tower import batch_request
+from vlmbatch.session.engines import engine_places
+from vlmbatch.session.load import image_workers
 from vlmbatch.session.open import (
     Inputs,
     open_fetcher,
@@ -30,19 +35,12 @@ from vlmbatch.session.open import (
     open_inputs,
     opening_stage,
 )
+from vlmbatch.session.towers import loaded_towers
 from vlmbatch.stats import RunStats
 from vlmbatch.types import ImageRef, PixelImage, Row
 
-if TYPE_CHECKING:
-    import torch
-
-    from vlmbatch.engine.image_upload import ImageUpload
-    from vlmbatch.models.family import VisionModel
-
-_WINDOW_ROWS = 128  # rows read ahead of the tower, but no more of them than have
+_WINDOW_ROWS = 128  # rows read ahead of each tower, but no more of them than have
 _WINDOW_BYTES = 2**27  # of embedded images, and one row
-_WRITERS = 4  # threads: most of their time they wait for the disk
-_MAX_UNWRITTEN = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +74,8 @@ def write_features(
     from vlmbatch.engine.limits import VISION_TOKENS
     from vlmbatch.engine.loading import resolve_device, resolve_dtype
 
+    places = engine_places(config.engine, "all")  # what is not there is refused before all else
+    num_engines = len(places) or 1
     stats.stage = opening_stage(config)
     inputs = open_inputs(config, manifest_config)
     if isinstance(inputs.model, HfConfig):
@@ -91,25 +91,30 @@ def write_features(
             "image column of a manifest"
         )
     device = resolve_device(config.engine.device)
-    num_workers = config.image_loading.workers
-    if num_workers is None:
-        num_workers = default_image_workers(engine_on_cpu=device.type == "cpu")
     with ExitStack() as stack:
         folder = stack.enter_context(FeatureFolder(output))
         manifest = FeatureManifest(folder)
         stack.callback(manifest.close)
-        tower = TowerWriter(config, inputs, folder, VISION_TOKENS[device.type])
+        memory = stack.enter_context(closing(SharedMemory())) if places else None
+        start = partial(loaded_towers, config, inputs, output, places, memory)
+        tower = TowerWriter(start, folder, VISION_TOKENS[device.type])
         stack.callback(tower.close)
+        num_workers = image_workers(config, num_engines)
         threads = ThreadPoolExecutor(max(2, 2 * num_workers), thread_name_prefix="features")
         stack.callback(threads.shutdown, cancel_futures=True)
-        images = open_images(config, inputs, num_workers)
+        gpu = places[0].first_gpu if places else None
+        images = open_images(config, inputs, num_workers, gpu)
         stack.callback(images.close)
+        if memory is not None:
+            images = SharedLoader(images, memory)
         dtype = resolve_dtype(config.engine.dtype, inputs.model, device)
         reader = ImageReader(config, inputs, folder, images, str(dtype))
         stats.stage = "computing features"
         stats.work_started = time.monotonic()
         reading = _start_reading(inputs, reader, threads)
-        for row, (values, outcomes) in read_ahead(reading, _WINDOW_ROWS, _WINDOW_BYTES):
+        for row, (values, outcomes) in read_ahead(
+            reading, _WINDOW_ROWS * num_engines, _WINDOW_BYTES
+        ):
             tower.add(outcomes)
             error = row.error or next((o for o in outcomes if isinstance(o, RowError)), None)
             if error is not None:
@@ -119,6 +124,7 @@ def write_features(
             stats.rows_done += 1
             stats.images_done += sum(isinstance(outcome, NamedImage) for outcome in outcomes)
         tower.finish()
+        stats.engines = tower.shares
         stats.stage = "writing the manifest"
         manifest.commit()
     stats.finish()
@@ -181,34 +187,37 @@ class ImageReader:
 
 
 class TowerWriter:
-    """Runs the tower over full batches of images and has their features written.
+    """Has the features of images computed and written, full batches of them at a time.
 
-    The tower is loaded when the first image needs it.
+    ``start`` loads what does it, when the first image needs it.
     """
 
     def __init__(
-        self, config: SessionConfig, inputs: Inputs, folder: FeatureFolder, batch_tokens: int
+        self,
+        start: Callable[[], AbstractContextManager[Replica]],
+        folder: FeatureFolder,
+        batch_tokens: int,
     ) -> None:
         """``batch_tokens``: image tokens of a full batch."""
-        self._config = config
-        self._inputs = inputs
+        self._start = start
         self._folder = folder
         self._batch_tokens = batch_tokens
+        self._started = ExitStack()
+        self._replica: Replica | None = None
+        self._batch: dict[str, PixelImage] = {}  # by name
         self._num_tokens = 0  # of the batch
-        self._vision: VisionModel | None = None
-        self._upload: ImageUpload | None = None
-        self._batch: dict[str, PixelImage] = {}
-        self._unwritten: dict[str, Future[None]] = {}
-        self._writers = ThreadPoolExecutor(_WRITERS, thread_name_prefix="feature-writer")
+        self._indexes = count()
+        self._under_way: dict[int, list[str]] = {}  # names, by the index of their request
+        self._unfinished: set[str] = set()  # the same names
         self.num_encoded = 0
 
     def add(self, outcomes: list[Outcome]) -> None:
-        """Take the images that need features; those of full batches are computed at once."""
+        """Take the images that need features; full batches are handed over at once."""
         for outcome in outcomes:
             if isinstance(outcome, RowError) or outcome.pixels is None:
                 continue
             name = outcome.name
-            if name in self._batch or name in self._unwritten or self._folder.has(name):
+            if name in self._batch or name in self._unfinished or self._folder.has(name):
                 continue
             num_tokens = outcome.pixels.grid.num_tokens
             if self._batch and self._num_tokens + num_tokens > self._batch_tokens:
@@ -222,57 +231,44 @@ class TowerWriter:
         """Compute what is left, and wait until all is durable."""
         if self._batch:
             self._encode()
-        self._wait(0)
+        if self._replica is not None:
+            self._replica.expect_no_more()
+            while self._replica.num_unfinished:
+                self._take(self._replica.poll())
+
+    @property
+    def shares(self) -> dict[str, dict[str, int]]:
+        """How many images each of several engines has computed."""
+        parts = () if self._replica is None else self._replica.status.parts
+        return {name: {"images": part.answered} for name, part in parts}
 
     def close(self) -> None:
-        self._writers.shutdown(cancel_futures=True)
+        self._started.close()
 
     def _encode(self) -> None:
-        from safetensors.torch import save
-
-        metadata = {"model": _as_utf8(self._config.model)}
-        features = self._extract(list(self._batch.values()))
-        for (name, image), tensor in zip(self._batch.items(), features, strict=True):
-            shape = self._inputs.processor.feature_shape(image.grid)
-            data = save({TENSOR_NAME: tensor.reshape(shape).contiguous()}, metadata)
-            self._unwritten[name] = self._writers.submit(self._folder.write, name, data)
-        self.num_encoded += len(self._batch)
+        """Hand a batch over, and wait until another one would be taken."""
+        replica = self._replica
+        if replica is None:
+            replica = self._replica = self._started.enter_context(self._start())
+        index = next(self._indexes)
+        replica.submit(batch_request(index, self._batch))
+        self._under_way[index] = list(self._batch)
+        self._unfinished.update(self._batch)
         self._batch.clear()
         self._num_tokens = 0
-        self._wait(_MAX_UNWRITTEN)
+        while not replica.wants_requests:
+            self._take(replica.poll())
 
-    def _extract(self, images: list[PixelImage]) -> list[torch.Tensor]:
-        """Features (tokens, C) of each image, on the host."""
-        import torch
-
-        from vlmbatch.engine.image_upload import ImageUpload
-        from vlmbatch.engine.loading import resolve_device
-
-        vision = self._vision = self._vision or self._load()
-        upload = self._upload = self._upload or ImageUpload(
-            resolve_device(self._config.engine.device)
-        )
-        pixels = upload.pixels([image.pixels for image in images])
-        features = vision.extract_features(pixels, [image.grid for image in images])
-        return list(torch.split(torch.cat(features).cpu(), [len(each) for each in features]))
-
-    def _wait(self, most: int) -> None:
-        """Wait until at most so many files are not yet durable. Raises what writing raised."""
-        for name, future in list(self._unwritten.items()):
-            if future.done() or len(self._unwritten) > most:
-                future.result()
-                del self._unwritten[name]
-
-    def _load(self) -> VisionModel:
-        from vlmbatch.engine.loading import build_vision
-
-        images = self._inputs.processor.images
-        assert images is not None
-        assert isinstance(self._inputs.model, ModelConfig)
-        settings: EngineConfig = self._config.engine
-        if settings.cpu_threads is None:
-            settings = replace(settings, cpu_threads=default_cpu_threads())
-        return build_vision(self._inputs.folder, self._inputs.model, settings, images)
+    def _take(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, RowFailure):
+                raise EnginesLostError(
+                    f"{event.error.message}. What is done is kept: run the same command again to "
+                    "resume"
+                )
+            names = self._under_way.pop(event.index)
+            self._unfinished.difference_update(names)
+            self.num_encoded += len(names)
 
 
 def _start_reading(

@@ -125,8 +125,6 @@ def _started(
 
     While a single one is loaded, a feed already prepares the first rows.
     """
-    from vlmbatch.stages.answer_loop import GATHER_SECONDS
-
     make_context_early(config.session.engine)
     places: tuple[EnginePlace, ...] = ()
     if not isinstance(inputs.model, HfConfig) or config.session.engine.several_asked_for:
@@ -146,14 +144,23 @@ def _started(
             yield images, stack.enter_context(loaded_replica(config, inputs)), feed
             return
         memory = stack.enter_context(closing(SharedMemory()))
-        pool = several_engines(
-            config.session, inputs, places, memory, gather_seconds=GATHER_SECONDS
-        )
-        replica: Replica = stack.enter_context(pool)
+        replica = stack.enter_context(pooled_replica(config, inputs, places, memory))
         if not isinstance(inputs.model, HfConfig):  # whose images stay in this process
             images = SharedLoader(images, memory)
-            replica = with_choices(replica, inputs)
         yield images, replica, None
+
+
+@contextmanager
+def pooled_replica(
+    config: JobConfig, inputs: Inputs, places: tuple[EnginePlace, ...], memory: SharedMemory
+) -> Iterator[Replica]:
+    """What answers: engines in processes of their own, whose images are in ``memory``."""
+    from vlmbatch.stages.answer_loop import GATHER_SECONDS
+
+    with several_engines(
+        config.session, inputs, places, memory, gather_seconds=GATHER_SECONDS
+    ) as pool:
+        yield pool if isinstance(inputs.model, HfConfig) else with_choices(pool, inputs)
 
 
 @contextmanager

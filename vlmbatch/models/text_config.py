@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
-from vlmbatch.errors import CheckpointError
+from vlmbatch.errors import CheckpointError, ConfigError
 from vlmbatch.models.json_fields import JsonFields
 
 _MAX_CONTEXT = 2**21  # a table has a row for each position; published: 1,010,000
@@ -200,3 +200,24 @@ def _sections(rope: JsonFields, head_dim: int) -> tuple[int, ...]:
     if sections and (len(sections) != 3 or min(sections) < 0 or 2 * sum(sections) != head_dim):
         raise rope.error(name, f"three sizes that add up to half the head size {head_dim}")
     return sections
+
+
+def check_divides(text: TextConfig, ranks: int) -> None:
+    """See that a model's layers can be divided.
+
+    Key-value heads are held by several ranks each, where these are a multiple of them.
+
+    Raises:
+        ConfigError: names what cannot be divided, and both numbers.
+    """
+    sizes = {
+        "attention heads": text.num_heads,
+        "key-value heads": text.num_kv_heads,
+        "feed-forward columns": text.intermediate_size,
+    }
+    for name, size in sizes.items():
+        if size % ranks and not (name == "key-value heads" and ranks % size == 0):
+            raise ConfigError(
+                f"--tensor-parallel {ranks}: the model has {size} {name}, which {ranks} does not "
+                "divide"
+            )

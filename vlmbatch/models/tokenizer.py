@@ -65,7 +65,12 @@ class Tokenizer:
         # transformers neither cuts nor pads a single prompt, whatever the file says.
         backend.no_truncation()
         backend.no_padding()
-        return cls(backend, special_tokens)
+        tokenizer = cls(backend, special_tokens)
+        try:
+            tokenizer.encode("")  # special tokens alone, which the file may not know
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: {error}") from error
+        return tokenizer
 
     @cached_property
     def fingerprint(self) -> str:
@@ -89,9 +94,15 @@ class Tokenizer:
 
         Raises:
             UnicodeEncodeError: ``text`` holds a lone surrogate.
+            CheckpointError: the tokenizer's file contradicts itself.
         """
         text.encode()
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except BaseException as error:
+            if not _is_panic(error):
+                raise
+            raise CheckpointError(f"the tokenizer cannot encode a text: {error}") from error
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -161,6 +172,11 @@ class IncrementalDecoder:
     def flush(self) -> str:
         """The text still held back, if the sequence ends here. It stays held back."""
         return self._tokenizer.decode(self._ids)[len(self._given_text) :]
+
+
+def _is_panic(error: BaseException) -> bool:
+    """Whether Rust code has given up; its class, no ``Exception``, has no module to import."""
+    return type(error).__name__ == "PanicException"
 
 
 def _read_backend(path: Path) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,40 +15,22 @@ from vlmbatch.errors import UsageError
 from vlmbatch.manifest.json_text import dump_json
 
 _FEATURES = "features"
+_UNFINISHED = f"{_FEATURES}/unfinished"
 _LOCK = "features.lock"
 
 
-class FeatureFolder:
-    """Files of features by name, each there in whole or not at all; made when it is not there.
+class FeatureFiles:
+    """Files of features by name in the folder ``path``, each there in whole or not at all.
 
-    One process writes it at a time. ``write`` may be called from many threads, each name by one.
+    ``write`` may be called from many threads and processes, each name by one.
 
     Raises:
-        UsageError: the folder holds something else.
-        OutputLockedError: another process writes it.
         OutputError: by every method, when the file system refuses.
     """
 
     def __init__(self, path: Path, files: FileSystem = FILES) -> None:
         self.path = path
         self._files = files
-        with reported(path):
-            files.make_folder(path)
-            if any(path.iterdir()) and not (path / _LOCK).exists():
-                raise UsageError(
-                    f"{path} holds other files than `vlmbatch features` writes: name a new folder"
-                )
-        self._lock = OutputLock(path / _LOCK, path)
-        with reported(path):
-            files.make_folder(path / _FEATURES)
-            files.fsync_folder(path)
-            files.fsync_folder(path.parent)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._lock.release()
 
     def relative_path(self, name: str) -> str:
         """Where the features of this name are, as the manifest says it."""
@@ -62,11 +46,51 @@ class FeatureFolder:
             if not path.parent.is_dir():
                 self._files.make_folder(path.parent)
                 self._files.fsync_folder(path.parent.parent)
-            temporary = path.with_suffix(".tmp")
+            # Of this process alone: one that was killed may leave engines that are yet to end.
+            temporary = self.path / _UNFINISHED / f"{name}.{os.getpid()}.tmp"
             with DurableFile(temporary, self._files) as file:
                 file.write(data)
                 file.sync()
             publish(temporary, path, "output", self._files)
+
+
+class FeatureFolder(FeatureFiles):
+    """The folder as the command holds it; made when it is not there. One at a time does.
+
+    Raises:
+        UsageError: the folder holds something else.
+        OutputLockedError: another process writes it.
+        OutputError: the file system refuses.
+    """
+
+    def __init__(self, path: Path, files: FileSystem = FILES) -> None:
+        super().__init__(path, files)
+        with reported(path):
+            files.make_folder(path)
+            if any(path.iterdir()) and not (path / _LOCK).exists():
+                raise UsageError(
+                    f"{path} holds other files than `vlmbatch features` writes: name a new folder"
+                )
+        self._lock = OutputLock(path / _LOCK, path)
+        with reported(path):
+            for folder in (_FEATURES, _UNFINISHED):
+                files.make_folder(path / folder)
+            self._remove_unfinished()
+            files.fsync_folder(path)
+            files.fsync_folder(path.parent)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(OSError):  # the next command does
+            self._remove_unfinished()
+        self._lock.release()
+
+    def _remove_unfinished(self) -> None:
+        """What commands and engines have left that were killed."""
+        for stale in (self.path / _UNFINISHED).glob("*.tmp"):
+            stale.unlink(missing_ok=True)
 
 
 class FeatureManifest:

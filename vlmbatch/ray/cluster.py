@@ -23,7 +23,7 @@ _CONNECT_SECONDS = 5.0  # Ray itself tries for minutes, and cannot be interrupte
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """What one engine gets of a node, and how many engines the cluster has room for."""
+    """What one engine gets of one node, and how many engines the cluster has room for."""
 
     num_gpus: int
     num_cpus: int
@@ -63,21 +63,29 @@ def connected(address: str) -> Iterator[Any]:
                 signal.signal(number, handler)
 
 
-def share_of(nodes: Sequence[Mapping[str, Any]], device: Device) -> Share:
+def share_of(nodes: Sequence[Mapping[str, Any]], device: Device, ranks: int = 1) -> Share:
     """What each engine is to ask for; ``nodes``: as ``ray.nodes()`` tells them.
 
-    A GPU, with as many CPUs as every node has for each of its GPUs. Where there is none, or with
-    ``device`` "cpu", the CPUs of the smallest node.
+    A GPU for each of the ``ranks`` that divide its model, with as many CPUs as every node that has
+    so many has for them. Where there is no GPU, or with ``device`` "cpu", the CPUs of the smallest
+    node.
 
     Raises:
         UsageError: nothing in the cluster can answer.
     """
     alive = [node["Resources"] for node in nodes if node["Alive"]]
     with_gpus = [node for node in alive if node.get("GPU", 0) >= 1]
+    with_enough = [node for node in with_gpus if node["GPU"] >= ranks]
     cpus = [int(node["CPU"]) for node in alive if node.get("CPU", 0) >= 1]
     if device != "cpu" and with_gpus:
-        ratios = [int(node.get("CPU", 0) // node["GPU"]) for node in with_gpus]
-        return Share(1, min(ratios), sum(int(node["GPU"]) for node in with_gpus))
+        if not with_enough:
+            most = max(int(node["GPU"]) for node in with_gpus)
+            raise UsageError(
+                f"--tensor-parallel {ranks} takes as many GPUs of one node, and no node of the Ray "
+                f"cluster has more than {most}"
+            )
+        ratios = [int(node.get("CPU", 0) * ranks // node["GPU"]) for node in with_enough]
+        return Share(ranks, min(ratios), sum(int(node["GPU"] // ranks) for node in with_enough))
     there = f"{len(alive)} node{'' if len(alive) == 1 else 's'} with {sum(cpus)} CPUs"
     if device == "cuda":
         raise UsageError(f"--device cuda: the Ray cluster has no GPU, but {there}")

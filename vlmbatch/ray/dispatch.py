@@ -8,7 +8,7 @@ what was lost passes to whoever is free, and no part waits for a machine.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
@@ -60,6 +60,7 @@ class Dispatch:
         self._stats = stats
         self._stop = stop
         self._workers: list[Worker] = []
+        self._on_node: dict[str, set[Worker]] = {}  # those that were done with something there
         self._troubles = Troubles()
         self._failed_starts = 0
 
@@ -172,16 +173,26 @@ class Dispatch:
         outcome: PartOutcome = returned.value
         error = outcome.error
         if error is None:
-            self._finished.add(outcome.stats)
+            self._take_finished(worker, outcome.stats)
             self._troubles.over(part)
             return
         self._left.appendleft(part)
         if isinstance(error, OutputLockedError):
             self._troubles.locked(part, error)
         elif isinstance(error, RunStoppedError):
-            self._finished.add(outcome.stats)  # what it has kept
+            self._take_finished(worker, outcome.stats)  # what it has kept
         else:
             raise _on_node(worker.node, error)
+
+    def _take_finished(self, worker: Worker, stats: RunStats) -> None:
+        """Count what a worker is done with, also as its node's share."""
+        self._finished.add(stats)
+        self._on_node.setdefault(worker.node, set()).add(worker)
+        share = self._stats.nodes.setdefault(worker.node, Counter())
+        share["engines"] = len(self._on_node[worker.node])
+        share["rows"] += stats.num_new
+        share["prompt_tokens"] += stats.prompt_tokens
+        share["completion_tokens"] += stats.completion_tokens
 
     def _end(self) -> None:
         """Have the workers end what they are at, as long as the time of grace allows."""

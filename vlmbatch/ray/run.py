@@ -49,13 +49,13 @@ def run(config: JobConfig, address: str, stats: RunStats) -> None:
         EnginesLostError: a part was lost again and again.
         RunStoppedError: a signal, the deadline or the error budget ended the run early.
     """
-    destination, policy = config.destination, config.policy
+    destination, policy, engine = config.destination, config.policy, config.session.engine
     assert isinstance(destination, FolderDestination)
     stop = StopRequest(policy.grace_s, policy.deadline_s, policy.max_error_rate)
     finished = RunStats()
     stats.stage = "connecting to the Ray cluster"
     with connected(address) as ray:
-        share = share_of(ray.nodes(), config.session.engine.device)
+        share = share_of(ray.nodes(), engine.device, engine.tensor_parallel)
         config = _on_device(config, share)
         stats.stage = opening_stage(config.session)
         inputs = open_job(config)

@@ -15,16 +15,26 @@ from typing import TYPE_CHECKING, Any
 from vlmbatch import __version__
 from vlmbatch.config import JobConfig, Part, PartDestination, RunPolicy
 from vlmbatch.durable.run_record import RunRecord
-from vlmbatch.errors import UsageError, VlmbatchError
+from vlmbatch.errors import EnginesLostError, UsageError, VlmbatchError
+from vlmbatch.images.loading.shared_loader import SharedLoader
+from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.jobs.fingerprint import fingerprint, run_settings
-from vlmbatch.jobs.run import answer_manifest, loaded_replica, open_output, was_complete
+from vlmbatch.jobs.run import (
+    answer_manifest,
+    loaded_replica,
+    open_output,
+    pooled_replica,
+    was_complete,
+)
 from vlmbatch.output.changes import explained
+from vlmbatch.session.engines import engine_places
 from vlmbatch.session.load import start_images
 from vlmbatch.session.open import Inputs, open_job
 from vlmbatch.stages.stopping import RunStoppedError, StopRequest
 from vlmbatch.stats import RunStats
 
 if TYPE_CHECKING:
+    from vlmbatch.images.loading.loader import ImageLoader
     from vlmbatch.replicas.replica import Replica
 
 _SEEN_SECONDS = 10.0  # within which a network file system shows a new file to other machines
@@ -78,6 +88,7 @@ class PartWorker:
         self._resources = ExitStack()
         self._inputs: Inputs | None = None
         self._replica: Replica | None = None
+        self._memory: SharedMemory | None = None  # of the images of an engine that is divided
         self._part: Part | None = None
         self._stats = RunStats()
         self._stop: StopRequest | None = None
@@ -93,7 +104,11 @@ class PartWorker:
         return Opened(node)
 
     def answer(self, part: Part, policy: RunPolicy) -> PartOutcome:
-        """Answer what is left of a part, and commit it."""
+        """Answer what is left of a part, and commit it.
+
+        Raises:
+            EnginesLostError: ranks that divide the model have ended again and again.
+        """
         assert self._inputs is not None, "open comes first"
         stats = RunStats()
         self._part, self._stats = part, stats
@@ -106,10 +121,12 @@ class PartWorker:
             with open_output(config, self._inputs, stats) as output:
                 if not was_complete(output, stats):
                     replica = self._loaded(stats)
-                    with closing(start_images(config.session, self._inputs)) as images:
+                    with closing(self._start_images()) as images:
                         answer_manifest(config, self._inputs, replica, images, output, stats, stop)
             stats.finish()
         except VlmbatchError as error:
+            if isinstance(error, RunStoppedError) and self._stopped is None:
+                raise EnginesLostError(str(error)) from error  # Ray starts this process anew
             return PartOutcome(stats, error)
         finally:
             self._stop = None
@@ -171,10 +188,19 @@ class PartWorker:
         if self._replica is None:
             assert self._inputs is not None
             stats.stage = "loading the model"
-            self._replica = self._resources.enter_context(
-                loaded_replica(self._config, self._inputs)
-            )
+            ranks = engine_places(self._config.session.engine, "one")  # none: it is not divided
+            if ranks:
+                self._memory = self._resources.enter_context(closing(SharedMemory()))
+                loaded = pooled_replica(self._config, self._inputs, ranks, self._memory)
+            else:
+                loaded = loaded_replica(self._config, self._inputs)
+            self._replica = self._resources.enter_context(loaded)
         return self._replica
+
+    def _start_images(self) -> ImageLoader:
+        assert self._inputs is not None
+        images = start_images(self._config.session, self._inputs)
+        return images if self._memory is None else SharedLoader(images, self._memory)
 
 
 def _on_share(config: JobConfig, num_cpus: int) -> JobConfig:
@@ -182,6 +208,7 @@ def _on_share(config: JobConfig, num_cpus: int) -> JobConfig:
     session = config.session
     if session.image_loading.workers is not None:
         return config
-    cores = num_cpus // 4 if session.engine.device == "cpu" else num_cpus - 1
+    for_engine = session.engine.tensor_parallel  # a core beside each GPU
+    cores = num_cpus // 4 if session.engine.device == "cpu" else num_cpus - for_engine
     loading = replace(session.image_loading, workers=max(1, min(cores, _MAX_IMAGE_WORKERS)))
     return replace(config, session=replace(session, image_loading=loading))

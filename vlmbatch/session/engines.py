@@ -14,7 +14,6 @@ from vlmbatch.engine.rank import ALONE, Rank
 from vlmbatch.errors import ConfigError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.images.shared_memory import SharedMemory
-from vlmbatch.models.text_config import TextConfig
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.messages import EngineLimits
 from vlmbatch.replicas.replica import OnBegin
@@ -173,21 +172,43 @@ def several_engines(
         UsageError: as by ``load_engine``.
         EnginesLostError: no process could be kept running until its engine was loaded.
     """
-    from vlmbatch.replicas.pool import ReplicaPool
-    from vlmbatch.replicas.process import EngineProcess
-
-    settings = config.engine
-    if settings.cpu_threads is None and (threads := default_cpu_threads()) is not None:
-        num_ranks = sum(len(place.variables) for place in places)
-        settings = replace(settings, cpu_threads=max(1, threads // num_ranks))
-    config = replace(config, engine=replace(settings, gpus=None, replicas=None))
+    config = in_processes(config, places)
     load: Load
     if isinstance(inputs.model, HfConfig):
         load = partial(load_hf_for_pool, _of_transformers(config, inputs))
     else:
-        check_divides(inputs.model.text, settings.tensor_parallel)
         model = ModelInputs(inputs.folder, inputs.model, inputs.processor)
         load = partial(load_for_pool, config, model)
+    with started_pool(load, places, memory, gather_seconds=gather_seconds) as pool:
+        yield pool
+
+
+def in_processes(config: SessionConfig, places: tuple[EnginePlace, ...]) -> SessionConfig:
+    """What each of the processes at ``places`` is told: it is one, with its share of the cores."""
+    settings = config.engine
+    if settings.cpu_threads is None and (threads := default_cpu_threads()) is not None:
+        num_ranks = sum(len(place.variables) for place in places)
+        settings = replace(settings, cpu_threads=max(1, threads // num_ranks))
+    return replace(config, engine=replace(settings, gpus=None, replicas=None))
+
+
+@contextmanager
+def started_pool(
+    load: Load,
+    places: tuple[EnginePlace, ...],
+    memory: SharedMemory,
+    *,
+    gather_seconds: float = 0.0,
+) -> Iterator[ReplicaPool]:
+    """What ``load`` makes in a process at each of ``places``, once all of them are ready.
+
+    Raises:
+        UsageError: as ``load`` does.
+        EnginesLostError: no process could be kept running until it was ready.
+    """
+    from vlmbatch.replicas.pool import ReplicaPool
+    from vlmbatch.replicas.process import EngineProcess
+
     starts = {
         place.name: partial(
             EngineProcess,
@@ -205,27 +226,6 @@ def several_engines(
         yield pool
     finally:
         pool.close()
-
-
-def check_divides(text: TextConfig, ranks: int) -> None:
-    """See that a model's layers can be divided.
-
-    Key-value heads are held by several ranks each, where these are a multiple of them.
-
-    Raises:
-        ConfigError: names what cannot be divided, and both numbers.
-    """
-    sizes = {
-        "attention heads": text.num_heads,
-        "key-value heads": text.num_kv_heads,
-        "feed-forward columns": text.intermediate_size,
-    }
-    for name, size in sizes.items():
-        if size % ranks and not (name == "key-value heads" and ranks % size == 0):
-            raise ConfigError(
-                f"--tensor-parallel {ranks}: the model has {size} {name}, which {ranks} does not "
-                "divide"
-            )
 
 
 def load_for_pool(

@@ -42,15 +42,24 @@ def start_images(
     Raises:
         ConfigError: the device is not to be had here.
     """
-    num_workers, device = config.image_loading.workers, config.engine.device
-    if num_workers is None:
-        on_cpu = device == "cpu" or (device == "auto" and not may_have_cuda())
-        if not on_cpu:
-            from vlmbatch.engine.loading import resolve_device
+    return open_images(config, inputs, image_workers(config, num_engines), gpu)
 
-            on_cpu = resolve_device(device).type == "cpu"
-        num_workers = default_image_workers(on_cpu, num_engines)
-    return open_images(config, inputs, num_workers, gpu)
+
+def image_workers(config: SessionConfig, num_engines: int) -> int:
+    """How many processes decode beside so many engines.
+
+    Raises:
+        ConfigError: the device is not to be had here.
+    """
+    num_workers, device = config.image_loading.workers, config.engine.device
+    if num_workers is not None:
+        return num_workers
+    on_cpu = device == "cpu" or (device == "auto" and not may_have_cuda())
+    if not on_cpu:
+        from vlmbatch.engine.loading import resolve_device
+
+        on_cpu = resolve_device(device).type == "cpu"
+    return default_image_workers(on_cpu, num_engines)
 
 
 def load_engine(config: SessionConfig, inputs: ModelInputs, rank: Rank = ALONE) -> Engine:

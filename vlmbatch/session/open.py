@@ -30,6 +30,7 @@ from vlmbatch.manifest.manifest import Manifest, open_manifest
 from vlmbatch.models.config import ModelConfig, check_image_arguments, with_quantization
 from vlmbatch.models.family import Processor, load_model_config, load_processor
 from vlmbatch.models.hub import resolve_model
+from vlmbatch.models.text_config import check_divides
 from vlmbatch.session.gpu_decoder import check_gpu_decoder, gpu_decoder
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.types import ImageGrid, ImageRef
@@ -84,7 +85,7 @@ def open_model(config: SessionConfig) -> ModelInputs:
     Where transformers is to answer, that imports torch.
 
     Raises:
-        UsageError: model or image arguments cannot be used.
+        UsageError: model or image arguments cannot be used, or ranks not divide the model.
     """
     root = config.image_limits.root
     if root is not None and not root.is_dir():
@@ -93,6 +94,7 @@ def open_model(config: SessionConfig) -> ModelInputs:
     if choose_engine(config.engine.engine, folder) == "transformers":
         return _open_with_transformers(config, folder)
     model = with_quantization(load_model_config(folder), config.engine.quantize)
+    check_divides(model.text, config.engine.tensor_parallel)
     check_image_arguments(model, config.image_arguments)
     _tell_of_unused_resolution(config.image_arguments)
     processor = load_processor(
