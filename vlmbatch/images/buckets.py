@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vlmbatch.errors import ConfigError
-from vlmbatch.remote.filesystem import scheme_of
+from vlmbatch.remote.filesystem import is_known, scheme_of
 
 _LOCAL = frozenset({"file", "local"})  # what a path names, which --image-root bounds
 _HUB_KINDS = frozenset({"datasets", "spaces", "buckets"})
@@ -51,9 +51,9 @@ class AllowedBuckets:
 
 
 def is_bucket_url(url: str) -> bool:
-    """Whether a URL is of a store, and not of http(s) or this machine."""
+    """Whether a URL is of a store, by its scheme, and not of http(s) or this machine."""
     scheme = scheme_of(url)
-    return scheme is not None and scheme not in _LOCAL
+    return scheme is not None and scheme not in _LOCAL and is_known(scheme)
 
 
 def bucket_of(url: str) -> str:

@@ -15,6 +15,7 @@ from vlmbatch.remote.filesystem import (
     RemotePath,
     open_filesystem,
 )
+from vlmbatch.remote.objects import object_info
 
 if TYPE_CHECKING:
     from fsspec.asyn import AsyncFileSystem
@@ -68,26 +69,25 @@ class StoreFetcher:
     def _content(self, place: RemotePath) -> bytes:
         """At most a byte more than the limit."""
         filesystem, end = place.filesystem, self._limits.max_bytes + 1
-        with place.errors():
-            if not filesystem.async_impl:
-                return cast(bytes, filesystem.cat_file(place.path, start=0, end=end))
-            return self._within_time(cast("AsyncFileSystem", filesystem), place.path, end)
+        try:
+            with place.errors():
+                if not filesystem.async_impl:
+                    return cast(bytes, filesystem.cat_file(place.path, start=0, end=end))
+                return self._within_time(cast("AsyncFileSystem", filesystem), place.path, end)
+        except RemoteError as error:
+            # A range of an empty object is none, and refused.
+            if type(error) is RemoteError and object_info(place).get("size") == 0:
+                return b""
+            raise
 
     def _within_time(self, filesystem: AsyncFileSystem, path: str, end: int) -> bytes:
         from fsspec.asyn import sync
 
+        seconds = self._limits.timeout_s
         try:
             found = sync(
-                *(filesystem.loop, filesystem._cat_file, path),
-                start=0,
-                end=end,
-                timeout=self._limits.timeout_s,
+                *(filesystem.loop, filesystem._cat_file, path), start=0, end=end, timeout=seconds
             )
         except TimeoutError as error:
-            raise TimeoutError(f"took longer than {self._limits.timeout_s:g} seconds") from error
-        except OSError:
-            # A range of an empty object is none: some stores refuse it.
-            if filesystem.info(path).get("size") == 0:
-                return b""
-            raise
+            raise TimeoutError(f"took longer than {seconds:g} seconds") from error
         return cast(bytes, found)

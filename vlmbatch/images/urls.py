@@ -84,7 +84,8 @@ class ImageUrls:
             if not self.domains.allows(host):
                 raise RowError(ErrorCode.IMAGE_FORBIDDEN, forbidden_host(url, host, self.domains))
             return ImageRef(url=url)
-        if is_bucket_url(url):
+        if name is not None and is_bucket_url(url):
+            url = name + url[len(name) :]
             if not self.buckets.allows(url):
                 raise RowError(ErrorCode.IMAGE_FORBIDDEN, _forbidden_bucket(url))
             return ImageRef(url=url)

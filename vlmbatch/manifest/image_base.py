@@ -6,9 +6,8 @@ import re
 from pathlib import Path
 
 from vlmbatch.errors import ConfigError
-from vlmbatch.images.buckets import is_bucket_url
 from vlmbatch.images.urls import AllowedDomains, forbidden_host, host_of
-from vlmbatch.remote.filesystem import open_filesystem
+from vlmbatch.remote.filesystem import open_filesystem, scheme_of
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -19,16 +18,17 @@ def read_base_url(base: str, domains: AllowedDomains) -> str | None:
     A folder of an object store is one that the user names, and so allowed.
 
     Raises:
-        ConfigError: a URL of this machine, or of a host that is not among ``domains``.
+        ConfigError: a URL of this machine, of a host that is not among ``domains``, or of a store
+            that cannot be opened.
     """
     found = _SCHEME.match(base)
     if found is None:
         return None
-    if is_bucket_url(base):
+    if found[1].lower() == "file":
+        raise ConfigError(f"--image-base {base}: give the folder's path")
+    if scheme_of(base) is not None:
         open_filesystem(base)  # what is missing for it is missing for every row
         return f"{base.rstrip('/')}/"
-    if found[1].lower() not in ("http", "https"):
-        raise ConfigError(f"--image-base {base}: give the folder's path, or a URL of another place")
     try:
         host = host_of(base)
     except ValueError as error:

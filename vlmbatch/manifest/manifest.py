@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from vlmbatch.config import ManifestConfig, Part, SamplingParams
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
-from vlmbatch.images.buckets import AllowedBuckets, is_bucket_url
+from vlmbatch.images.buckets import AllowedBuckets
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.manifest.columns import Columns, NamedColumns, missing_message, reserved_message
 from vlmbatch.manifest.division import rows_of_part, uses_within
@@ -34,6 +34,7 @@ from vlmbatch.manifest.sample import sampled_rows
 from vlmbatch.manifest.scan import ManifestFile, Record, Scan, record_id
 from vlmbatch.manifest.schema import asked_columns
 from vlmbatch.manifest.sources import find_files, stdin_file
+from vlmbatch.remote.filesystem import scheme_of
 from vlmbatch.types import Row
 
 
@@ -360,7 +361,7 @@ def open_manifest(
     folder, base_url = Path(), None
     if config.source == "-":
         files = [stdin_file(stdin or _stdin(), config.max_line_bytes, spool=not streaming)]
-    elif is_bucket_url(config.source):
+    elif scheme_of(config.source) is not None:
         files, remote_folder = find_remote_files(config, columns.asked)
         buckets = buckets.and_also(remote_folder)
         base_url = f"{remote_folder}/"
@@ -375,7 +376,7 @@ def open_manifest(
             )
         if (base_url := read_base_url(config.image_base, domains)) is None:
             folder = base_folder(config.image_base)
-        elif is_bucket_url(base_url):
+        elif scheme_of(base_url) is not None:
             buckets = buckets.and_also(base_url)
     builder: RowBuilder | BatchRowBuilder
     if _is_batch(config, bare := without_partitions(files), streaming=streaming):

@@ -6,9 +6,9 @@ import hashlib
 import io
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import pyarrow as pa
 
@@ -16,7 +16,7 @@ from vlmbatch.errors import ManifestError
 from vlmbatch.manifest.compressed import BUFFER_BYTES
 from vlmbatch.manifest.second_pass import changed_while_read
 from vlmbatch.remote.filesystem import RemoteError, RemoteFailedError, RemotePath
-from vlmbatch.remote.objects import identity, object_info, open_object
+from vlmbatch.remote.objects import identity, object_info, open_object, opened_info
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -55,13 +55,17 @@ class RemoteFile:
 
     def _look(self) -> None:
         with store_errors():
-            self._state = identity(object_info(self._place))
+            self._take(object_info(self._place))
+
+    def _take(self, info: Mapping[str, Any]) -> None:
+        self._state = identity(info)
         self._looked = time.monotonic()
 
     def _reader(self) -> _RemoteReader:
-        self._look()
-        with store_errors(), self._place.errors():
-            file = open_object(self._place)
+        with store_errors():
+            with self._place.errors():
+                file = open_object(self._place)
+            self._take(opened_info(file, self._place))
         return _RemoteReader(self, file)
 
     @contextmanager

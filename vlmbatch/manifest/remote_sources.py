@@ -58,12 +58,12 @@ def find_remote_files(
     with store_errors():
         try:
             kind = object_info(place)["type"]
-        except RemoteMissingError as error:
+        except RemoteMissingError:
             if is_brace_pattern(place.path):
                 return _named(_expanded(place), config, asked)
             if is_pattern(place.path):
                 return _matching(place, config, asked)
-            raise ManifestError(f"{source}: no such manifest: {error}") from error
+            raise
         if kind == "directory":
             return _folder(place, config, asked)
     path = PurePosixPath(place.path)

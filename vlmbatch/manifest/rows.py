@@ -42,8 +42,8 @@ class RowBuilder:
 
     ``with_kept``: inputs that are kept are among the values that pass through. ``domains``: hosts
     that images may be fetched from; ``buckets``: of object stores. ``prompt``: of rows that bring
-    neither prompt nor messages. ``dpi`` and ``longest_side``: how pages of PDFs are drawn. ``base_url``, which ends with a
-    slash: where relative paths start in place of ``image_base``.
+    neither prompt nor messages. ``dpi`` and ``longest_side``: how pages of PDFs are drawn.
+    ``base_url``, which ends with a slash: where relative paths start in place of ``image_base``.
     """
 
     def __init__(

@@ -186,6 +186,13 @@ def scheme_of(text: str) -> str | None:
     return scheme
 
 
+def is_known(scheme: str) -> bool:
+    """Whether fsspec has heard of a scheme; what reads it may not be installed."""
+    from fsspec import available_protocols
+
+    return scheme in _STORES or scheme in available_protocols()
+
+
 def open_filesystem(url: str) -> RemotePath:
     """The file system of ``url``, which has a scheme, and the path in it. Nothing is looked at yet.
 
@@ -230,7 +237,9 @@ def _translated(error: Exception, url: str, store: _Store) -> RemoteError:
         access = store.access and f" ({store.access})"
         return RemoteForbiddenError(f"{url}: access is denied: {_short(error)}{access}")
     if isinstance(error, FileNotFoundError) or status in _MISSING:
-        return RemoteMissingError(f"{url}: there is nothing there")
+        said = _short(error)
+        more = "" if url.partition("://")[2].rstrip("/") in said else f" ({said})"
+        return RemoteMissingError(f"{url}: there is nothing there{more}")
     if isinstance(error, TimeoutError) and not str(error):
         return RemoteFailedError(f"{url}: no answer for too long")
     if _lasts(error, status):

@@ -43,6 +43,7 @@ def open_object(place: RemotePath) -> BinaryIO:
 
     Its methods raise what the file system raises: they belong in ``place.errors``.
     """
+    place.filesystem.invalidate_cache()
     options: dict[str, Any] = {}
     if place.scheme in _BUFFERED:
         options = {
@@ -51,6 +52,12 @@ def open_object(place: RemotePath) -> BinaryIO:
             "cache_options": {"maxblocks": _MAX_BLOCKS},
         }
     return cast(BinaryIO, place.filesystem.open(place.path, "rb", **options))
+
+
+def opened_info(file: BinaryIO, place: RemotePath) -> dict[str, Any]:
+    """As ``object_info``, of when ``file`` was opened there, where that is known."""
+    found: dict[str, Any] | None = getattr(file, "details", None)
+    return object_info(place) if found is None else found
 
 
 def list_folder(place: RemotePath) -> list[tuple[str, bool]]:
