@@ -8,14 +8,14 @@ from object_server import ObjectServer
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.images.buckets import AllowedBuckets
 from vlmbatch.images.fetch import FetchLimits
-from vlmbatch.images.store_fetch import StoreFetcher
+from vlmbatch.images.store_fetch import STORE_LIMITS, StoreFetcher
 from vlmbatch.images.urls import ImageUrls
 
 IMAGE = bytes(range(256)) * 20
 
 
-def failure(key: str, **limits: float) -> RowError:
-    fetcher = StoreFetcher(FetchLimits(**{"timeout_s": 30.0, **limits}))
+def failure(key: str, limits: FetchLimits = STORE_LIMITS) -> RowError:
+    fetcher = StoreFetcher(limits)
     with pytest.raises(RowError) as caught:
         fetcher.fetch(f"s3://photos/{key}")
     assert f"s3://photos/{key}" in caught.value.message
@@ -46,7 +46,7 @@ def test_what_a_store_refuses(store: ObjectServer, key: str, code: ErrorCode, sa
 
 
 def test_a_store_that_stalls(store: ObjectServer) -> None:
-    error = failure("stalls/a.jpg", timeout_s=0.2)
+    error = failure("stalls/a.jpg", FetchLimits(timeout_s=0.2))
     assert error.code == ErrorCode.IMAGE_FETCH_FAILED
     assert "took longer than 0.2 seconds" in error.message
 
@@ -60,7 +60,7 @@ def test_what_fails_once_is_tried_again(store: ObjectServer, key: str) -> None:
 
 def test_bytes_have_a_limit(store: ObjectServer) -> None:
     store.objects = {"photos/a.jpg": IMAGE}
-    error = failure("a.jpg", max_bytes=1000)
+    error = failure("a.jpg", FetchLimits(max_bytes=1000))
     assert error.code == ErrorCode.IMAGE_TOO_LARGE
     assert "1000 bytes" in error.message
 

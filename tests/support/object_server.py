@@ -15,6 +15,7 @@ REGION = "us-east-1"
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # a response is one packet, for which nobody waits
     store: ObjectServer
 
     def do_HEAD(self) -> None:

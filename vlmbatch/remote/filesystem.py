@@ -219,7 +219,7 @@ def open_filesystem(url: str) -> RemotePath:
             f"{url}: no scheme {scheme}:// is known; s3, gs, az and hf are, and others that fsspec "
             "has"
         ) from error
-    kinds = (*store.kinds(), TypeError)
+    kinds: tuple[type[Exception], ...] = (*store.kinds(), TypeError)
     options = {**kind._get_kwargs_from_urls(url), **store.options}
     try:
         # Kept by fsspec, one would go on with the credentials and endpoint that it began with.

@@ -23,7 +23,7 @@ def object_info(place: RemotePath) -> dict[str, Any]:
         RemoteError: as ``RemotePath.errors``; RemoteMissingError where there is neither.
     """
     with place.errors():
-        place.filesystem.invalidate_cache()
+        place.filesystem.invalidate_cache(place.path)
         found: dict[str, Any] = place.filesystem.info(place.path)
     return found
 
@@ -43,7 +43,7 @@ def open_object(place: RemotePath) -> BinaryIO:
 
     Its methods raise what the file system raises: they belong in ``place.errors``.
     """
-    place.filesystem.invalidate_cache()
+    place.filesystem.invalidate_cache(place.path)
     options: dict[str, Any] = {}
     if place.scheme in _BUFFERED:
         options = {
