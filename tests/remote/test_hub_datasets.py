@@ -49,6 +49,7 @@ def test_a_dataset(hub: HubServer) -> None:
     for source, found in (
         ("hf://datasets/owner/photos", ["a", "b", "c"]),
         ("hf://datasets/owner/photos@main/", ["a", "b", "c"]),
+        ("hf://datasets/owner/photos@refs/convert/parquet", ["a", "b", "c"]),
         ("hf://datasets/owner/photos/data", ["a", "b", "c"]),
         ("hf://datasets/owner/photos/data/train-*.parquet", ["b", "c"]),
         ("hf://datasets/owner/photos/data/test-0.parquet", ["a"]),

@@ -86,14 +86,10 @@ class TestBadInputs:
         ]
         assert "s3://bucket/forbidden/b.png: access is denied" in rows[1]["error_message"]
 
-    def test_all_images_are_forbidden(self, run: Any, capfd: pytest.CaptureFixture[str]) -> None:
-        images = [f"forbidden/{number}.png" for number in range(8)]
-        status, rows = run(images)
+    def test_all_images_are_forbidden(self, run: Any) -> None:
+        status, rows = run([f"forbidden/{number}.png" for number in range(8)])
         assert (status, len(rows)) == (1, 8)
         assert {row["error_code"] for row in rows} == {"image_fetch_failed"}
-        status, _ = run(images, "--overwrite", "--max-errors", 2)
-        assert status not in (0, 70)
-        assert "--max-errors" in capfd.readouterr().err
 
     def test_the_manifest_is_another_after_validate(
         self, run: Any, store: ObjectServer, samples: Path, capfd: pytest.CaptureFixture[str]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -12,6 +13,9 @@ from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 _API = "/api/datasets/"
+_REVISION = "(?:main|refs/convert/parquet)"
+_RESOLVE = re.compile(f"resolve/{_REVISION}/(.*)")
+_TREE = re.compile(f"tree/{_REVISION}(.*)")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -29,10 +33,10 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(403, "GatedRepo")
         elif repository not in self.hub.files:
             self._refuse(404, "RepoNotFound")
-        elif rest.startswith("resolve/main/"):
-            self._content(repository, rest.removeprefix("resolve/main/"))
-        elif rest.startswith("tree/main"):
-            folder = unquote(rest.removeprefix("tree/main").strip("/"))
+        elif found := _RESOLVE.fullmatch(rest):
+            self._content(repository, found[1])
+        elif found := _TREE.fullmatch(rest):
+            folder = unquote(found[1].strip("/"))
             recursive = parse_qs(parts.query).get("recursive") == ["true"]
             self._json(self.hub.tree(repository, folder, recursive=recursive))
         else:

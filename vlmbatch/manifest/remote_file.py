@@ -66,27 +66,30 @@ class RemoteFile:
             with self._place.errors():
                 file = open_object(self._place)
             self._take(opened_info(file, self._place))
-        return _RemoteReader(self, file)
+        return _RemoteReader(self, file, self._state)
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """What a request raises, as ours. Some stores refuse one where the object has changed."""
-        before = self._state
+    def reading(self, state: tuple[str, ...]) -> Iterator[None]:
+        """What a request for the object raises, as ours.
+
+        Some stores refuse one where it is no longer in the ``state`` of when it was opened.
+        """
         try:
             with self._place.errors():
                 yield
         except RemoteError as error:
             self._look()
-            if self._state != before:
+            if self._state != state:
                 raise changed_while_read(self.name) from error
             with store_errors():
                 raise
 
 
 class _RemoteReader(io.RawIOBase):
-    def __init__(self, owner: RemoteFile, file: BinaryIO) -> None:
+    def __init__(self, owner: RemoteFile, file: BinaryIO, state: tuple[str, ...]) -> None:
         self._owner = owner
         self._file = file
+        self._state = state
 
     def readable(self) -> bool:
         return True
@@ -95,7 +98,7 @@ class _RemoteReader(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        with self._owner.reading():
+        with self._owner.reading(self._state):
             return self._file.seek(offset, whence)
 
     def tell(self) -> int:
@@ -103,7 +106,7 @@ class _RemoteReader(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         target = memoryview(buffer).cast("B")
-        with self._owner.reading():
+        with self._owner.reading(self._state):
             data = self._file.read(len(target))
         target[: len(data)] = data
         return len(data)

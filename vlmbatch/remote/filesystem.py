@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10
 READ_SECONDS = 20  # without a byte, before a request is tried again
 ATTEMPTS = 3
+MAX_CONNECTIONS = 64  # no fewer than the threads that fetch images
 _SHOWN_CHARACTERS = 300
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -115,6 +116,7 @@ _S3 = _Store(
         "config_kwargs": {
             "connect_timeout": CONNECT_SECONDS,
             "read_timeout": READ_SECONDS,
+            "max_pool_connections": MAX_CONNECTIONS,
             "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
         }
     },
