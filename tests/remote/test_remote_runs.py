@@ -17,6 +17,9 @@ from object_server import ObjectServer
 from PIL import Image
 from resumable_runs import ResumableRun, read_rows
 
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.types import Row
+
 Put = Callable[[str, bytes], str]
 NUM_ROWS = 60
 PROMPT = "USER: <image>\nWhat number is written? ASSISTANT:"
@@ -102,6 +105,29 @@ class TestBadInputs:
         status, rows = run(["b.png"])
         assert (status, len(rows)) == (2, 2)  # the earlier output stays
         assert "manifest" in capfd.readouterr().err
+
+    def test_a_store_that_fails_for_a_while(
+        self,
+        run: Any,
+        store: ObjectServer,
+        monkeypatch: pytest.MonkeyPatch,
+        capfd: pytest.CaptureFixture[str],
+    ) -> None:
+        """The run ends, and the same command goes on."""
+        all_rows = Manifest.rows
+
+        def rows(manifest: Manifest) -> Iterator[Row]:
+            store.failures["bucket/rows.jsonl"] = 99
+            return all_rows(manifest)
+
+        monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+        monkeypatch.setattr(Manifest, "rows", rows)
+        assert run(["a.png", "b.png"]) == (74, [])
+        assert "s3://bucket/rows.jsonl: " in capfd.readouterr().err
+        monkeypatch.setattr(Manifest, "rows", all_rows)
+        store.failures.clear()
+        status, found = run(["a.png", "b.png"])
+        assert (status, len(found)) == (0, 2)
 
     @pytest.mark.parametrize(
         ("source", "status", "says"),

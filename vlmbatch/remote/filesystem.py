@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -92,7 +93,8 @@ class _Store:
     """What is known of the file systems of a scheme.
 
     ``raised`` are the errors that are no ``OSError``, ``refused`` those among them that say that
-    there are no credentials, which ``access`` says how to give.
+    there are no credentials, which ``access`` says how to give. ``log``: where a library also
+    writes what it raises, with tracebacks.
     """
 
     install: str = ""
@@ -100,6 +102,7 @@ class _Store:
     raised: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     access: str = ""
+    log: str | None = None
 
     def kinds(self) -> tuple[type[Exception], ...]:
         if not self.raised:
@@ -149,6 +152,7 @@ _GS = _Store(
     refused=("google.auth.exceptions.GoogleAuthError",),
     access="GOOGLE_APPLICATION_CREDENTIALS or gcloud auth application-default login give access; "
     "FSSPEC_GS_TOKEN=anon reads public buckets",
+    log="gcsfs",
 )
 _AZ = _Store(
     install="pip install 'vlmbatch[az]'",
@@ -221,6 +225,8 @@ def open_filesystem(url: str) -> RemotePath:
             f"{url}: no scheme {scheme}:// is known; s3, gs, az and hf are, and others that fsspec "
             "has"
         ) from error
+    if store.log is not None:
+        logging.getLogger(store.log).setLevel(logging.CRITICAL)
     kinds: tuple[type[Exception], ...] = (*store.kinds(), TypeError)
     options = {**kind._get_kwargs_from_urls(url), **store.options}
     try:
