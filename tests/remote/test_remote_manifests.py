@@ -228,6 +228,8 @@ class TestWhatCannotBeRead:
             opened(put("rows.txt", b"x"))
         with pytest.raises(ConfigError, match="no scheme nowhere://"):
             opened("nowhere://bucket/rows.jsonl")
+        with pytest.raises(ManifestError, match="s3://: names no bucket"):
+            opened("s3://")
         with pytest.raises(ManifestError, match="not a complete Parquet file"):
             opened(put("rows.parquet", b"PAR1 and no more")).scan()
 

@@ -6,11 +6,12 @@ import contextlib
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from loopback import serving
 
 _API = "/api/datasets/"
 _REVISION = "(?:main|refs/convert/parquet)"
@@ -54,7 +55,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _content(self, repository: str, path: str) -> None:
         content = self.hub.files[repository][path]
-        self.hub.num_reads += 1
         if not (given := self.headers.get("Range")):
             self._answer(200, content)
             return
@@ -82,14 +82,11 @@ class _Handler(BaseHTTPRequestHandler):
 class HubServer:
     """``files``: the content of each dataset by path; ``gated``: datasets that nobody may read."""
 
+    url = ""
+
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}
         self.gated: set[str] = set()
-        self.num_reads = 0
-        handler: Any = type("Own", (_Handler,), {"hub": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def tree(self, repository: str, folder: str, *, recursive: bool) -> list[dict[str, Any]]:
         found: dict[str, dict[str, Any]] = {}
@@ -109,11 +106,6 @@ class HubServer:
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[HubServer]:
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
+        handler: Any = type("Own", (_Handler,), {"hub": self})
+        with serving(handler) as self.url:
             yield self
-        finally:
-            self._server.shutdown()
-            thread.join()
-            self._server.server_close()

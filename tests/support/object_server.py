@@ -6,9 +6,11 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from loopback import serving
 
 REGION = "us-east-1"
 
@@ -83,27 +85,22 @@ class ObjectServer:
     """``objects`` by bucket and key. Of keys in the folders ``forbidden`` and ``stalls`` every
     request ends so; of those in ``cut`` and ``busy``, as many as ``failures`` says."""
 
+    url = ""
+
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.failures: dict[str, int] = {}
         self.requests: list[str] = []
         self.ended = threading.Event()
-        handler: Any = type("Own", (_Handler,), {"store": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
     @contextlib.contextmanager
     def serving(self) -> Iterator[ObjectServer]:
-        thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
-        thread.start()
-        try:
-            yield self
-        finally:
-            self.ended.set()
-            self._server.shutdown()
-            thread.join()
-            self._server.server_close()
+        handler: Any = type("Own", (_Handler,), {"store": self})
+        with serving(handler) as self.url:
+            try:
+                yield self
+            finally:
+                self.ended.set()
 
 
 def access(url: str) -> dict[str, str]:

@@ -54,6 +54,8 @@ def find_remote_files(
     """
     source = config.source
     place = open_filesystem(source)
+    if not place.path:
+        raise ManifestError(f"{source}: names no bucket")
     place = place.at(place.path)  # without a slash at the end
     with store_errors():
         try:
