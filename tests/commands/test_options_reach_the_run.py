@@ -44,6 +44,7 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--keep-inputs",), {"manifest.keep_inputs": True}),
     (("--format", "openai"), {"manifest.format": "openai"}),
     (("--allow-domain", "a.example"), {"session.image_loading.allowed_domains": ("a.example",)}),
+    (("--allow-bucket", "s3://b"), {"session.image_loading.allowed_buckets": ("s3://b",)}),
     (("--model", "other"), {"session.model": "other"}),
     (("--revision", "v2"), {"session.revision": "v2"}),
     (("--tokenizer", "other"), {"session.tokenizer": "other"}),

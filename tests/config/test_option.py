@@ -184,7 +184,7 @@ def test_run_has_every_option_of_its_configurations() -> None:
 
 def test_the_python_api_takes_the_options_of_a_session() -> None:
     """But for those of rows as manifests have them, and with their defaults."""
-    not_in_python = {"allow_domain", "chat", "prompt_template", "system_prompt"}
+    not_in_python = {"allow_bucket", "allow_domain", "chat", "prompt_template", "system_prompt"}
     wanted = {
         item.argument: inspect.Parameter.empty if item.default is MISSING else item.default
         for item in opt_fields(SessionConfig)

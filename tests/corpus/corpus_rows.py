@@ -137,6 +137,9 @@ BAD_IMAGES = (
         "--image-input-type image_features",
     ),
     error("a-url", asked(DESCRIBE, "https://localhost/a.png"), "image_forbidden", "not fetched"),
+    error(
+        "an-s3-bucket", asked(DESCRIBE, "s3://photos/a.png"), "image_forbidden", "--allow-bucket"
+    ),
     error("a-bucket", asked(DESCRIBE, "gopher://localhost/a.png"), "image_invalid", "URL"),
     error("a-number", asked(DESCRIBE, 7), "image_invalid", "7 (int)"),
 )

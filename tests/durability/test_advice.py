@@ -492,10 +492,12 @@ _FOLDERS = "of folders of images: in tests/manifest/test_image_folder.py"
 _PDFS = "of PDFs: in tests/manifest/test_pdf_rows.py"
 _TEXTS = "of answers as files: in tests/output/test_text_folder.py"
 _BASE = "of images elsewhere: in tests/manifest/test_image_base.py"
+_STORES = "of object stores: in tests/remote"
 ELSEWHERE = {
-    **dict.fromkeys(("sources --prompt", "sources --prompt-column", "sources --sidecar"), _FOLDERS),
+    **dict.fromkeys(("sources --prompt-column", "sources --sidecar"), _FOLDERS),
+    **dict.fromkeys(("kinds --prompt", "kinds --sidecar"), _FOLDERS),
     **dict.fromkeys(("manifest --prompt", "manifest --sidecar", "rows --prompt"), _FOLDERS),
-    **dict.fromkeys(("image_folder --pages", "pages --pages", "sources --pages"), _PDFS),
+    **dict.fromkeys(("image_folder --pages", "pages --pages", "kinds --pages"), _PDFS),
     "verify --choices": _NAMES_IT,
     **dict.fromkeys(("pdf --dpi", "pdf --longest-side"), _PDFS),
     **dict.fromkeys(("text_folder --id-column", "text_folder --overwrite"), _TEXTS),
@@ -503,6 +505,8 @@ ELSEWHERE = {
     **dict.fromkeys(("answer_texts --sidecar", "places --write-text"), _TEXTS),
     **dict.fromkeys(("image_base --image-base", "manifest --image-base"), _BASE),
     "rows --image-base": _BASE,
+    **dict.fromkeys(("remote_sources --sidecar", "remote_sources --pages"), _STORES),
+    **dict.fromkeys(("buckets --allow-bucket", "urls --allow-bucket"), _STORES),
     "second_pass --incremental": "in test_changed_runs.py, while a model loads",
     "attention --attention-backend": "in tests/attention/test_make_backend.py",
     "attention --force-reinstall": "a command of pip, which changes the machine",

@@ -19,7 +19,7 @@ from qwen_vl_case import SIZES, Case, make_case
 
 from vlmbatch import LLM, SamplingParams
 from vlmbatch.config import ImageResolution
-from vlmbatch.images.urls import AllowedDomains
+from vlmbatch.images.urls import ImageUrls
 from vlmbatch.serve.app import make_app
 from vlmbatch.serve.config import ServeConfig
 from vlmbatch.serve.server import make_service
@@ -131,7 +131,7 @@ async def client_of(case: Case, **limits: Any) -> AsyncIterator[httpx.AsyncClien
         ServeConfig(session=session, **limits),
         inputs,
         load_engine(session, inputs),
-        AllowedDomains(),
+        ImageUrls(),
     )
     transport = httpx.ASGITransport(make_app(service, "127.0.0.1"), raise_app_exceptions=False)
     try:

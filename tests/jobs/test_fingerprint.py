@@ -197,6 +197,7 @@ DECIDES_NOTHING = {
     "session.engine.cpu_threads": Change(1, _ROUNDING),
     "manifest.max_line_bytes": Change(999, _ERRORS),
     "session.image_loading.allowed_domains": Change(("example.org",), _ERRORS),
+    "session.image_loading.allowed_buckets": Change(("s3://photos",), _ERRORS),
     "session.image_loading.timeout_s": Change(9.0, _ERRORS),
     "policy.max_error_rate": Change(0.5, _WHICH_ROWS),
     "policy.retry_failed": Change(True, _WHICH_ROWS),

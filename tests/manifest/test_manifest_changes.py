@@ -175,14 +175,14 @@ def test_parquet_that_changes_in_the_first_pass(
     manifest = opened(path)
     (file,) = manifest._files
     assert isinstance(file, ParquetFile)
-    digest = file._digest
+    digest = file._stored.digest
 
     def digest_and_edit(end: int | None) -> str:
         found = digest(end)
         edited(path, parquet(PROMPTS[1:]))
         return found
 
-    monkeypatch.setattr(file, "_digest", digest_and_edit)
+    monkeypatch.setattr(file._stored, "digest", digest_and_edit)
     with pytest.raises(ManifestError, match="changed while"):
         manifest.scan()
 

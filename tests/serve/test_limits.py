@@ -21,7 +21,7 @@ from server_process import MODEL, ROOT, chat_body
 from vlmbatch.config import ImageLoading, SessionConfig
 from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ConfigError
-from vlmbatch.images.urls import AllowedDomains
+from vlmbatch.images.urls import ImageUrls
 from vlmbatch.serve.app import make_app
 from vlmbatch.serve.completions import Service
 from vlmbatch.serve.config import ServeConfig
@@ -47,7 +47,7 @@ async def client_of(
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
     session, inputs, engine = loaded
     config = ServeConfig(session=session, served_model_name=MODEL, **limits)
-    service = make_service(config, inputs, engine, AllowedDomains())
+    service = make_service(config, inputs, engine, ImageUrls())
     transport = httpx.ASGITransport(make_app(service, listens_on), raise_app_exceptions=False)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:

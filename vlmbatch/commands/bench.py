@@ -29,7 +29,7 @@ _WORKLOADS = Opt(
     "large images; pages: scanned pages, the longest answers.",
 )
 _JSON = Opt("FILE", "Write all figures as JSON; - is standard output.")
-_OF_RUNS = without("allow_domain", "image_timeout", "engine")
+_OF_RUNS = without("allow_bucket", "allow_domain", "image_timeout", "engine")
 _QUIET = without("no_progress", "log_format", "summary_json", "exit_zero")
 
 

@@ -151,7 +151,8 @@ class ImageLimits:
 class ImageLoading:
     """Who decodes images, how, and where they may be fetched from.
 
-    ``allowed_domains``: hosts of URLs. ``workers``: processes; 0: this one; None: one a spare core.
+    ``allowed_domains``: hosts of URLs. ``allowed_buckets``: URLs of buckets, or folders in them,
+    of object stores. ``workers``: processes; 0: this one; None: one a spare core.
 
     Raises:
         ConfigError: a value out of range.
@@ -164,6 +165,16 @@ class ImageLoading:
             "Fetch images from this host, such as images.example.org; *.example.org: from all "
             "below it. Repeatable.",
             flag="--allow-domain",
+        ),
+    ] = ()
+    allowed_buckets: Annotated[
+        tuple[str, ...],
+        _image(
+            "URL",
+            "Read images from this bucket of an object store, or folder in one, such as "
+            "s3://photos/2026. The bucket of the manifest and that of --image-base need none. "
+            "Repeatable.",
+            flag="--allow-bucket",
         ),
     ] = ()
     workers: Annotated[

@@ -18,12 +18,14 @@ FEATURE_MANIFEST = "manifest.jsonl"  # of a folder of features
 # The end of a name with its dot. ``image`` and ``id`` are an image's own columns.
 _SIDECAR = re.compile(r"(?!\.(?:image|id)$)\.[^/\0\ud800-\udfff]*[^/\0.\ud800-\udfff]")
 
+_FILE = "file://"  # what follows is a path
+
 _input = partial(Opt, panel="Input and output")
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestConfig:
-    """A manifest: a path, a folder, or "-" for JSONL on standard input.
+    """A manifest: a path, a folder, a URL of either, or "-" for JSONL on standard input.
 
     Raises:
         ConfigError: a value out of range, a prefix that is no text, or a suffix that is none.
@@ -35,7 +37,7 @@ class ManifestConfig:
             "MANIFEST",
             ".jsonl, .ndjson, .csv or .tsv (also .gz, .zst), .parquet, .tar, a folder of one of "
             "these, - for JSONL on standard input; or a folder of images, or a pattern such as "
-            "'photos/**/*.jpg'.",
+            "'photos/**/*.jpg'. Also in a store, as in s3://bucket/rows.parquet.",
             flag="--manifest",
             positional=True,
             filled=True,
@@ -78,8 +80,9 @@ class ManifestConfig:
         str | None,
         _input(
             "PLACE",
-            "Where relative image paths start: a folder, or an http(s) URL of a host that "
-            "--allow-domain names (default: the manifest's folder).",
+            "Where relative image paths start: a folder, also of an object store, such as "
+            "s3://photos/2026, or an http(s) URL of a host that --allow-domain names (default: the "
+            "manifest's folder).",
             filled=True,
         ),
     ] = None
@@ -119,6 +122,8 @@ class ManifestConfig:
 
     def __post_init__(self) -> None:
         check_bounds(self)
+        if self.source.lower().startswith(_FILE):
+            object.__setattr__(self, "source", self.source[len(_FILE) :])
         try:
             (self.column_prefix or "").encode()
         except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Images by URL: embedded data, a URL of an allowed host, or where it is allowed a file."""
+"""Images by URL: embedded data, one of an allowed host or bucket, or where it is allowed a file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.images.addresses import refusal
+from vlmbatch.images.buckets import AllowedBuckets, bucket_of, is_bucket_url
 from vlmbatch.types import ImageRef
 
 MAX_DATA_BYTES = 64 * 2**20  # of one embedded image, decoded
@@ -55,13 +56,15 @@ class AllowedDomains:
 class ImageUrls:
     """Reads URLs of images by what a server, a batch or a manifest allows.
 
-    ``domains``: hosts of http(s) URLs. ``file_base``: where relative file paths start; None, as in
-    a server, refuses paths. ``max_data_bytes``: of one embedded image.
+    ``domains``: hosts of http(s) URLs. ``buckets``: of object stores. ``file_base``: where relative
+    file paths start; None, as in a server, refuses paths. ``max_data_bytes``: of one embedded
+    image.
     """
 
     domains: AllowedDomains = field(default_factory=AllowedDomains)
     file_base: Path | None = None
     max_data_bytes: int = MAX_DATA_BYTES
+    buckets: AllowedBuckets = field(default_factory=AllowedBuckets)
 
     def read(self, url: str, where: str) -> ImageRef:
         """The image that ``url`` stands for; nothing is fetched or opened. ``where`` names it.
@@ -80,6 +83,11 @@ class ImageUrls:
                 raise RowError(ErrorCode.IMAGE_INVALID, f"{shown(url)}: {error}") from error
             if not self.domains.allows(host):
                 raise RowError(ErrorCode.IMAGE_FORBIDDEN, forbidden_host(url, host, self.domains))
+            return ImageRef(url=url)
+        if name is not None and is_bucket_url(url):
+            url = name + url[len(name) :]
+            if not self.buckets.allows(url):
+                raise RowError(ErrorCode.IMAGE_FORBIDDEN, _forbidden_bucket(url))
             return ImageRef(url=url)
         if scheme is None and self.file_base is not None:
             return ImageRef(self._path(url, self.file_base, where))
@@ -155,6 +163,13 @@ def forbidden_host(url: str, host: str, domains: AllowedDomains) -> str:
     if not domains:
         return f"{shown(url)}: images are not fetched; --allow-domain {host} would allow it"
     return f"{shown(url)}: the host {host} is not allowed (see --allow-domain)"
+
+
+def _forbidden_bucket(url: str) -> str:
+    if ".." in url.split("/"):
+        return f"{shown(url)}: a path in a bucket may not have .. in it"
+    bucket = bucket_of(url)
+    return f"{shown(url)}: --allow-bucket {bucket} would allow images of this bucket"
 
 
 def shown(url: str) -> str:

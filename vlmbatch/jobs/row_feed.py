@@ -35,8 +35,7 @@ def start_feed(config: JobConfig, inputs: Inputs, images: ImageLoader, output: O
     return RowFeed(
         output.watch(inputs.manifest.rows()),
         partial(start_preparing, processor=inputs.processor, loader=images, known=output.known),
-        threads=_PREPARE_THREADS
-        + (_FETCH_THREADS if config.session.image_loading.allowed_domains else 0),
+        threads=_PREPARE_THREADS + (_FETCH_THREADS if inputs.manifest.fetches_images else 0),
         depth=config.queue_rows,
         window=memory.window_rows,
         max_bytes=memory.encoded,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
-from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, cast
 
 import zstandard
+
+from vlmbatch.manifest.stored_file import StoredFile
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -23,15 +24,30 @@ class WindowError(Exception):
     """A Zstandard frame needs more memory than is given to it; the message says what to do."""
 
 
-def open_stream(path: Path) -> BinaryIO:
-    """Open a file for reading, decompressed when its name ends in .gz or .zst."""
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        return cast(BinaryIO, io.BufferedReader(gzip.open(path), BUFFER_BYTES))
-    raw = path.open("rb", buffering=BUFFER_BYTES)
-    if suffix == ".zst":
+def open_stream(stored: StoredFile) -> BinaryIO:
+    """Open a file for reading, decompressed when its name ends in .gz or .zst.
+
+    Raises:
+        ManifestError: it cannot be opened.
+    """
+    raw = stored.open()
+    if stored.name.lower().endswith(".gz"):
+        return cast(BinaryIO, io.BufferedReader(_GzipReader(raw), BUFFER_BYTES))
+    if stored.name.lower().endswith(".zst"):
         return cast(BinaryIO, io.BufferedReader(_ZstdReader(raw), BUFFER_BYTES))
     return raw
+
+
+class _GzipReader(gzip.GzipFile):
+    """Closes what it reads, as it does where it is given a path."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        super().__init__(fileobj=raw, mode="rb")
+        self._raw = raw
+
+    def close(self) -> None:
+        super().close()
+        self._raw.close()
 
 
 class _ZstdReader(io.RawIOBase):

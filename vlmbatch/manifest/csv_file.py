@@ -105,10 +105,7 @@ class CsvFile:
     def _rows(
         self, hasher: Hasher | None
     ) -> Generator[tuple[int, dict[str, str] | RowError], None, None]:
-        try:
-            stream = self._open_stream()
-        except OSError as error:
-            raise ManifestError(f"{self.name}: cannot be read: {error.strerror}") from error
+        stream = self._open_stream()
         if self._seen is not None:
             stream = same_stream(stream, self._seen, self.name)
         csv.field_size_limit(sys.maxsize)  # rows have a limit here

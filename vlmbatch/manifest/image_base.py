@@ -7,21 +7,28 @@ from pathlib import Path
 
 from vlmbatch.errors import ConfigError
 from vlmbatch.images.urls import AllowedDomains, forbidden_host, host_of
+from vlmbatch.remote.filesystem import open_filesystem, scheme_of
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
 def read_base_url(base: str, domains: AllowedDomains) -> str | None:
-    """The base with a slash at its end where it is an http(s) URL; None where it is a path.
+    """The base with a slash at its end where it is a URL; None where it is a path.
+
+    A folder of an object store is one that the user names, and so allowed.
 
     Raises:
-        ConfigError: a URL of another kind, or of a host that is not among ``domains``.
+        ConfigError: a URL of this machine, of a host that is not among ``domains``, or of a store
+            that cannot be opened.
     """
     found = _SCHEME.match(base)
     if found is None:
         return None
-    if found[1].lower() not in ("http", "https"):
-        raise ConfigError(f"--image-base {base}: give a folder, or an http:// or https:// URL")
+    if found[1].lower() == "file":
+        raise ConfigError(f"--image-base {base}: give the folder's path")
+    if scheme_of(base) is not None:
+        open_filesystem(base)  # what is missing for it is missing for every row
+        return f"{base.rstrip('/')}/"
     try:
         host = host_of(base)
     except ValueError as error:

@@ -18,7 +18,7 @@ from vlmbatch.images.loading.page_counter import PageCounter
 from vlmbatch.images.pdf import MISSING as MISSING_LIBRARY
 from vlmbatch.images.pdf import has_pdf_library
 from vlmbatch.log import logger
-from vlmbatch.manifest.image_tree import ImageTree, is_document_name
+from vlmbatch.manifest.image_tree import PatternTree, is_document_name
 from vlmbatch.manifest.page_names import page_name
 from vlmbatch.manifest.scan import Record, Scan
 from vlmbatch.manifest.sidecars import read_sidecars
@@ -35,7 +35,7 @@ class ImageFolder:
     run, one that has gone is an error row. Of a PDF each page is a row.
     """
 
-    def __init__(self, name: str, base: Path, tree: ImageTree, config: ManifestConfig) -> None:
+    def __init__(self, name: str, base: Path, tree: PatternTree, config: ManifestConfig) -> None:
         self.name = name
         self._base = base
         self._tree = tree

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from vlmbatch.log import logger
 _KINDS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff")
 IMAGE_SUFFIXES = tuple(f".{kind}" for kind in _KINDS)
 _WILDCARDS = "*?["
-_ALL = ("**", "*")
+ALL = ("**", "*")
 
 
 def is_image_name(name: str) -> bool:
@@ -39,62 +40,48 @@ def split_pattern(source: str) -> tuple[Path, tuple[str, ...]]:
     return Path(*parts[:first]), parts[first:]
 
 
-class ImageTree:
-    """Images and PDFs below ``base`` whose relative path matches ``patterns``, a name each (``**``:
-    any folders, or none).
+class PatternTree(ABC):
+    """The files below a folder whose relative path matches ``patterns``, a name each (``**``: any
+    folders, or none), and whose name is one ``of`` those that are wanted.
 
     In each folder names come in the order of their bytes, with what a folder holds where its name
-    stands: the names of one folder are held at a time, and of those above it. Links are followed,
-    and no folder is read twice. Names that begin with a dot are left out.
+    stands: the names of one folder are held at a time, and of those above it. Names that begin with
+    a dot are left out.
     """
 
-    def __init__(self, base: Path, patterns: Sequence[str] = _ALL) -> None:
-        self._base = base
+    def __init__(self, patterns: Sequence[str], of: Callable[[str], bool]) -> None:
         self._patterns = patterns
-        self.left_out: Counter[str] = Counter()  # by suffix: files that match, and are no images
+        self._is_wanted = of
+        self.left_out: Counter[str] = Counter()  # by suffix: files that match, and are not wanted
 
     def paths(self) -> Iterator[str]:
-        """Paths relative to the base, as the file system names them (surrogateescape).
+        """Paths relative to the folder.
 
         Raises:
             ManifestError: a folder cannot be read.
         """
         self.left_out.clear()
-        yield from self._below("", self._closed({0}), set())
+        yield from self._below("", self._closed({0}))
 
-    def _below(
-        self, folder: str, places: frozenset[int], seen: set[tuple[int, int]]
-    ) -> Iterator[str]:
+    @abstractmethod
+    def _entries(self, folder: str) -> list[tuple[str, bool]]:
+        """The names in a folder, a relative path that ends in a slash, and whether it is a folder
+        itself; none of a folder that has gone."""
+
+    def _below(self, folder: str, places: frozenset[int]) -> Iterator[str]:
         """``places``: how far the patterns may have got with the folder's path."""
-        for name, is_folder in self._entries(folder, seen):
+        entries = [entry for entry in self._entries(folder) if entry[0][0] != "."]
+        for name, is_folder in sorted(entries, key=lambda entry: os.fsencode(entry[0])):
             after = self._after(places, name)
             path = folder + name
             if is_folder:
                 if any(place < len(self._patterns) for place in after):
-                    yield from self._below(f"{path}/", after, seen)
+                    yield from self._below(f"{path}/", after)
             elif len(self._patterns) in after:
-                if is_image_name(name) or is_document_name(name):
+                if self._is_wanted(name):
                     yield path
                 else:
                     self.left_out[os.path.splitext(name)[1].lower() or name] += 1  # noqa: PTH122
-
-    def _entries(self, folder: str, seen: set[tuple[int, int]]) -> list[tuple[str, bool]]:
-        path = self._base / folder
-        try:
-            status = path.stat()
-            if (status.st_dev, status.st_ino) in seen:
-                logger.info("%s: left out, a link to a folder that is read already", path)
-                return []
-            seen.add((status.st_dev, status.st_ino))
-            with os.scandir(path) as entries:
-                found = [(each.name, _is_folder(each)) for each in entries if each.name[0] != "."]
-        except FileNotFoundError as error:
-            if folder:  # gone since its name was read
-                return []
-            raise ManifestError(f"{path}: no such folder") from error
-        except OSError as error:
-            raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
-        return sorted(found, key=lambda entry: os.fsencode(entry[0]))
 
     def _after(self, places: frozenset[int], name: str) -> frozenset[int]:
         after = set()
@@ -113,6 +100,39 @@ class ImageTree:
             if pattern == "**" and place in places:
                 places.add(place + 1)
         return frozenset(places)
+
+
+class ImageTree(PatternTree):
+    """Images and PDFs below ``base``, named as the file system names them (surrogateescape).
+
+    Links are followed, and no folder is read twice.
+    """
+
+    def __init__(self, base: Path, patterns: Sequence[str] = ALL) -> None:
+        super().__init__(patterns, lambda name: is_image_name(name) or is_document_name(name))
+        self._base = base
+        self._seen: set[tuple[int, int]] = set()  # by this pass
+
+    def paths(self) -> Iterator[str]:
+        self._seen.clear()
+        yield from super().paths()
+
+    def _entries(self, folder: str) -> list[tuple[str, bool]]:
+        path = self._base / folder
+        try:
+            status = path.stat()
+            if (status.st_dev, status.st_ino) in self._seen:
+                logger.info("%s: left out, a link to a folder that is read already", path)
+                return []
+            self._seen.add((status.st_dev, status.st_ino))
+            with os.scandir(path) as entries:
+                return [(each.name, _is_folder(each)) for each in entries]
+        except FileNotFoundError as error:
+            if folder:  # gone since its name was read
+                return []
+            raise ManifestError(f"{path}: no such folder") from error
+        except OSError as error:
+            raise ManifestError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -69,10 +69,7 @@ class JsonlFile:
     def _parsed(
         self, hasher: Hasher | None, skip: int = 0
     ) -> Iterator[tuple[Line, dict[str, Any] | RowError]]:
-        try:
-            stream = self._open_stream()
-        except OSError as error:
-            raise ManifestError(f"{self.name}: cannot be read: {error.strerror}") from error
+        stream = self._open_stream()
         if self._seen is not None:
             stream = same_stream(stream, self._seen, self.name)
         first = skip == 0

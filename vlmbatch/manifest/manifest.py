@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vlmbatch.config import ManifestConfig, Part, SamplingParams
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
+from vlmbatch.images.buckets import AllowedBuckets
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.manifest.columns import Columns, NamedColumns, missing_message, reserved_message
 from vlmbatch.manifest.division import rows_of_part, uses_within
@@ -27,11 +28,13 @@ from vlmbatch.manifest.image_folder import ImageFolder
 from vlmbatch.manifest.jsonl import JsonlFile
 from vlmbatch.manifest.openai_batch import BatchRowBuilder, holds_requests
 from vlmbatch.manifest.partitions import without_partitions
-from vlmbatch.manifest.rows import NO_DOMAINS, RowBuilder
+from vlmbatch.manifest.remote_sources import find_remote_files
+from vlmbatch.manifest.rows import NO_BUCKETS, NO_DOMAINS, RowBuilder
 from vlmbatch.manifest.sample import sampled_rows
 from vlmbatch.manifest.scan import ManifestFile, Record, Scan, record_id
 from vlmbatch.manifest.schema import asked_columns
 from vlmbatch.manifest.sources import find_files, stdin_file
+from vlmbatch.remote.filesystem import scheme_of
 from vlmbatch.types import Row
 
 
@@ -69,8 +72,11 @@ class Manifest:
         *,
         streaming: bool,
         sample: tuple[int, int] | None = None,
+        fetches_images: bool = False,
     ) -> None:
-        """``sample``: its number of rows, and its seed."""
+        """``sample``: its number of rows, and its seed. ``fetches_images``: rows may name some by
+        URL."""
+        self.fetches_images = fetches_images
         self._files = files
         self._builder = builder
         self._image_base = image_base
@@ -323,6 +329,7 @@ def open_manifest(
     streaming: bool = False,
     stdin: BinaryIO | None = None,
     domains: AllowedDomains = NO_DOMAINS,
+    buckets: AllowedBuckets = NO_BUCKETS,
     model: str = "",
     longest_side: int | None = None,
 ) -> Manifest:
@@ -334,13 +341,14 @@ def open_manifest(
     ``image_base``: where relative image paths start; by default the manifest's folder, for
     standard input the working directory. ``streaming`` reads standard input as it comes, without
     ``scan``: duplicate ids and reserved column names are then errors of their rows. Images may be
-    fetched from ``domains``; ``model`` answers OpenAI's requests. ``longest_side``: of pages
-    of PDFs, in pixels.
+    fetched from ``domains``, and from ``buckets`` of object stores; ``model`` answers OpenAI's
+    requests. ``longest_side``: of pages of PDFs, in pixels.
 
     Raises:
         ManifestError: there is no manifest at ``config.source``, or none of a known kind.
-        ConfigError: two columns have the same name.
+        ConfigError: two columns have the same name, or a store's URL cannot be opened.
         OutputError: standard input does not fit the temporary folder.
+        RemoteFailedError: the store of the manifest cannot be reached.
     """
     assert config.source == "-" or not streaming, "only standard input is streamed"
     if streaming and config.sample is not None:
@@ -350,13 +358,16 @@ def open_manifest(
         )
     columns = Columns.from_config(config, asked_columns(defaults))
     files: Sequence[ManifestFile]
+    folder, base_url = Path(), None
     if config.source == "-":
-        folder = Path()
         files = [stdin_file(stdin or _stdin(), config.max_line_bytes, spool=not streaming)]
+    elif scheme_of(config.source) is not None:
+        files, remote_folder = find_remote_files(config, columns.asked)
+        buckets = buckets.and_also(remote_folder)
+        base_url = f"{remote_folder}/"
     else:
         files, folder = find_files(config, columns.asked)
     folder = image_base or folder
-    base_url = None
     if config.image_base is not None:
         if any(isinstance(file, ImageFolder) for file in files):
             raise ManifestError(
@@ -365,6 +376,8 @@ def open_manifest(
             )
         if (base_url := read_base_url(config.image_base, domains)) is None:
             folder = base_folder(config.image_base)
+        elif scheme_of(base_url) is not None:
+            buckets = buckets.and_also(base_url)
     builder: RowBuilder | BatchRowBuilder
     if _is_batch(config, bare := without_partitions(files), streaming=streaming):
         if config.keep_inputs:
@@ -372,7 +385,7 @@ def open_manifest(
                 f"{config.source}: --keep-inputs is for manifests of columns; prompts and images "
                 "of OpenAI's batch requests are in their bodies"
             )
-        if base_url is not None:
+        if config.image_base is not None and base_url is not None:
             raise ManifestError(
                 f"{config.source}: --image-base {base_url} is for manifests of columns; OpenAI's "
                 "batch requests name images by whole URLs"
@@ -383,12 +396,14 @@ def open_manifest(
                 "theirs"
             )
         files = bare  # a request has no columns
-        builder = BatchRowBuilder(defaults, ImageUrls(domains, folder), model, config.column_prefix)
+        urls = ImageUrls(domains, None if base_url is not None else folder, buckets=buckets)
+        builder = BatchRowBuilder(defaults, urls, model, config.column_prefix)
     else:
         builder = RowBuilder(
             *(columns, defaults, folder),
             with_kept=streaming,
             domains=domains,
+            buckets=buckets,
             prompt=config.prompt,
             dpi=config.dpi,
             longest_side=longest_side,
@@ -396,7 +411,10 @@ def open_manifest(
         )
     sample = None if config.sample is None else (config.sample, config.sample_seed)
     return Manifest(
-        files, builder, config.limit, base_url or folder, streaming=streaming, sample=sample
+        *(files, builder, config.limit, base_url or folder),
+        streaming=streaming,
+        sample=sample,
+        fetches_images=bool(domains or buckets),
     )
 
 

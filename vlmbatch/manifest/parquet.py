@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, replace
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -16,33 +13,24 @@ from vlmbatch.errors import ErrorCode, ManifestError, RowError
 from vlmbatch.manifest.arrow_values import ValueReader
 from vlmbatch.manifest.ids import may_hold_ids
 from vlmbatch.manifest.parquet_batches import BatchReader
-from vlmbatch.manifest.parquet_file import LocalParquetFile
+from vlmbatch.manifest.parquet_file import OwnedParquetFile
 from vlmbatch.manifest.scan import Record, Scan
-from vlmbatch.manifest.second_pass import changed_while_read
+from vlmbatch.manifest.second_pass import SeenFile
+from vlmbatch.manifest.stored_file import StoredFile
 
-_READ_BYTES = 2**20
 _ENCRYPTED_MAGIC = b"PARE"
 # A group of equal rows takes some hundred bytes for a million of them. A footer that declares more
 # is damaged, or made to fill the memory with error rows.
 _MAX_ROWS_PER_BYTE = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class _Seen:
-    """The file as a scan has found it; ``digest`` is of the bytes up to ``end``."""
-
-    state: tuple[int, ...]
-    end: int | None
-    digest: str
-
-
 class ParquetFile:
     """One Parquet file. Embedded images are held a few megabytes at a time."""
 
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._path = path
-        self._seen: _Seen | None = None  # by scan
+    def __init__(self, stored: StoredFile) -> None:
+        self.name = stored.name
+        self._stored = stored
+        self._seen: SeenFile | None = None  # by scan
 
     def scan(self, scan: Scan, limit: int | None) -> str:
         """Gather ids and columns of at most ``limit`` rows, and the digest of the file's bytes.
@@ -53,7 +41,7 @@ class ParquetFile:
             ManifestError: the file cannot be read, a column's or a field's name is reserved or
                 used twice, or the ids are of a type that can be none.
         """
-        state = self._state()
+        state = self._stored.state()
         with self._open() as file:
             names = file.schema_arrow.names
             for name in names:
@@ -81,8 +69,7 @@ class ParquetFile:
         records = self.records([scan.columns.id, image_column])
         for _, (_, values) in zip(range(num_rows), records, strict=False):
             scan.add_row(values)
-        self._seen = _Seen(state, end, self._digest(end))
-        self._check_unchanged()
+        self._seen = SeenFile(self._stored, state, end)
         return self._seen.digest
 
     def records(self, columns: Collection[str] | None = None, skip: int = 0) -> Iterator[Record]:
@@ -148,9 +135,10 @@ class ParquetFile:
 
     def _open(self, dictionaries: Collection[str] = ()) -> pq.ParquetFile:
         """Open the file; columns of these paths are read as dictionary arrays."""
+        source = self._stored.open_arrow()
         try:
-            file = LocalParquetFile(self._path, dictionaries)
-            num_bytes = self._path.stat().st_size
+            num_bytes = source.size()
+            file = OwnedParquetFile(source, dictionaries)
         except (pa.ArrowException, OSError) as error:
             raise ManifestError(f"{self.name}: {self._why_unreadable(error)}") from error
         except UnicodeDecodeError as error:
@@ -161,47 +149,15 @@ class ParquetFile:
         return file
 
     def _why_unreadable(self, error: Exception) -> str:
-        try:
-            with self._path.open("rb") as file:
-                magic = file.read(4)
-        except OSError as reason:
-            return f"cannot be read: {reason.strerror}"
+        with self._stored.open() as file:
+            magic = file.read(4)
         if magic == _ENCRYPTED_MAGIC:
             return "is encrypted: decrypt it first"
         return f"is not a complete Parquet file (no valid footer): {error}"
 
     def _check_unchanged(self) -> None:
-        """After a scan: that the file is what it has seen, also where it was replaced meanwhile.
-
-        Raises:
-            ManifestError: it is not.
-        """
-        if self._seen is None or (state := self._state()) == self._seen.state:
-            return
-        if self._digest(self._seen.end) != self._seen.digest:
-            raise changed_while_read(self.name)
-        self._seen = replace(self._seen, state=state)
-
-    def _state(self) -> tuple[int, ...]:
-        """Another one after any change of the file."""
-        try:
-            status = self._path.stat()
-        except OSError as error:
-            raise ManifestError(f"{self.name}: cannot be read: {error.strerror}") from error
-        times = status.st_mtime_ns, status.st_ctime_ns
-        return status.st_dev, status.st_ino, status.st_size, *times
-
-    def _digest(self, end: int | None) -> str:
-        hasher = hashlib.sha256()
-        try:
-            with self._path.open("rb", buffering=0) as file:
-                while chunk := file.read(_READ_BYTES if end is None else min(_READ_BYTES, end)):
-                    hasher.update(chunk)
-                    if end is not None:
-                        end -= len(chunk)
-        except OSError as error:
-            raise ManifestError(f"{self.name}: cannot be read: {error.strerror}") from error
-        return hasher.hexdigest()
+        if self._seen is not None:
+            self._seen.check()
 
 
 def _image_name(file: pq.ParquetFile, column: str) -> str:

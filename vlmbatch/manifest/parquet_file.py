@@ -12,19 +12,18 @@ import pyarrow.parquet as pq
 _READ_BYTES = 2**20
 
 
-class LocalParquetFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
-    """The file at ``path``, read through a small buffer; pages of it are held, not column chunks.
+class OwnedParquetFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no types
+    """A Parquet file read through a small buffer; pages of it are held, not column chunks.
 
-    Columns of the paths ``dictionaries`` are read as dictionary arrays.
+    Columns of the paths ``dictionaries`` are read as dictionary arrays. ``source`` is closed with
+    it, also where it is no Parquet file.
 
     Raises:
-        ArrowException: it is no Parquet file.
-        OSError: it cannot be opened; without ``errno``, it is no Parquet file.
+        ArrowException: it is none.
+        OSError: without ``errno``, the same.
     """
 
-    def __init__(self, path: Path, dictionaries: Collection[str] = ()) -> None:
-        # pyarrow takes a path in text for UTF-8, and one with a colon for a URI.
-        source = pa.OSFile(os.fsencode(path))
+    def __init__(self, source: pa.NativeFile, dictionaries: Collection[str] = ()) -> None:
         try:
             # By default pyarrow would hold whole column chunks of a row group.
             super().__init__(
@@ -39,6 +38,19 @@ class LocalParquetFile(pq.ParquetFile):  # type: ignore[misc]  # pyarrow has no 
 
     def close(self, force: bool = True) -> None:
         super().close(force=True)  # the source is ours too
+
+
+class LocalParquetFile(OwnedParquetFile):
+    """The file at ``path``.
+
+    Raises:
+        ArrowException: it is no Parquet file.
+        OSError: it cannot be opened; without ``errno``, it is no Parquet file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        # pyarrow takes a path in text for UTF-8, and one with a colon for a URI.
+        super().__init__(pa.OSFile(os.fsencode(path)))
 
 
 def read_footer(path: Path) -> pq.FileMetaData:

@@ -6,7 +6,7 @@ import hashlib
 import re
 import urllib.parse
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import PurePath
 
 from vlmbatch.errors import ManifestError
 from vlmbatch.manifest.scan import ManifestFile, Record, Scan
@@ -15,12 +15,12 @@ _FOLDER_NAME = re.compile(r"([^=]+)=(.*)", re.DOTALL)
 _NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
-def is_partition(folder: Path) -> bool:
+def is_partition(folder: PurePath) -> bool:
     """Whether a folder is one value of a partition key, by its name."""
     return _FOLDER_NAME.fullmatch(folder.name) is not None and folder.name[0] not in "._"
 
 
-def partition_of(path: Path, folder: Path) -> dict[str, str | None]:
+def partition_of(path: PurePath, folder: PurePath) -> dict[str, str | None]:
     """The keys and values by which ``path`` lies where it does below ``folder``, decoded.
 
     Raises:

@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from vlmbatch.config import ImageResolution, SamplingParams
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
+from vlmbatch.images.buckets import AllowedBuckets, is_bucket_url
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.manifest.arrow_values import shown_with_type, times_as_text
 from vlmbatch.manifest.columns import (
@@ -32,6 +33,7 @@ _READ_AS_URL = re.compile("(?:data:|https?://)", re.IGNORECASE)
 _BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|.{4096})[A-Za-z0-9+/=_\s-]*")
 _MIN_BASE64 = 48  # characters: no image is shorter
 NO_DOMAINS = AllowedDomains()
+NO_BUCKETS = AllowedBuckets()
 _MASK = 2**64 - 1
 
 
@@ -39,9 +41,9 @@ class RowBuilder:
     """Reads rows by the names of ``columns``; relative image paths start from ``image_base``.
 
     ``with_kept``: inputs that are kept are among the values that pass through. ``domains``: hosts
-    that images may be fetched from. ``prompt``: of rows that bring neither prompt nor messages.
-    ``dpi`` and ``longest_side``: how pages of PDFs are drawn. ``base_url``, which ends with a
-    slash: where relative paths start in place of ``image_base``.
+    that images may be fetched from; ``buckets``: of object stores. ``prompt``: of rows that bring
+    neither prompt nor messages. ``dpi`` and ``longest_side``: how pages of PDFs are drawn.
+    ``base_url``, which ends with a slash: where relative paths start in place of ``image_base``.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class RowBuilder:
         *,
         with_kept: bool = False,
         domains: AllowedDomains = NO_DOMAINS,
+        buckets: AllowedBuckets = NO_BUCKETS,
         prompt: str | None = None,
         dpi: int | None = None,
         longest_side: int | None = None,
@@ -64,7 +67,7 @@ class RowBuilder:
         self._defaults = defaults
         self._image_base = image_base
         self._base_url = base_url
-        self._urls = ImageUrls(domains)
+        self._urls = ImageUrls(domains, buckets=buckets)
 
     def build(self, index: int, file: str, line: int, values: dict[str, Any] | RowError) -> Row:
         """The row, with ``error`` set when its values (or the lack of any) rule out an answer."""
@@ -146,8 +149,8 @@ class RowBuilder:
         )
 
     def _named(self, text: str) -> ImageRef:
-        """The image of a path, a ``data:`` URL or an http(s) URL of an allowed host."""
-        if _READ_AS_URL.match(text):
+        """The image of a path, a ``data:`` URL, or a URL of an allowed host or bucket."""
+        if _READ_AS_URL.match(text) or is_bucket_url(text):
             return self._urls.read(text, f'column "{self.columns.image}"')
         page = page_of(text)
         if self._base_url is not None and not text.startswith("/"):
@@ -166,7 +169,9 @@ class RowBuilder:
             raise RowError(
                 ErrorCode.IMAGE_FORBIDDEN, f"{path:.200}: leads out of --image-base {base_url:.200}"
             )
-        url = base_url + quote(path, errors="surrogateescape")
+        if _READ_AS_URL.match(base_url):
+            path = quote(path, errors="surrogateescape")
+        url = base_url + path.removeprefix("./")
         return self._urls.read(url, f'column "{self.columns.image}"')
 
     def _path(self, path: str) -> str:

@@ -8,11 +8,39 @@ from typing import TYPE_CHECKING, BinaryIO, cast
 
 from vlmbatch.errors import ManifestError
 from vlmbatch.manifest.compressed import BUFFER_BYTES
+from vlmbatch.manifest.stored_file import StoredFile
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
 _BLOCK_BYTES = 2**20
+
+
+class SeenFile:
+    """A file as a scan has found it: ``state`` is from before it was read, up to ``end``.
+
+    Raises:
+        ManifestError: it has changed since.
+    """
+
+    def __init__(self, file: StoredFile, state: object, end: int | None) -> None:
+        self._file = file
+        self._state = state
+        self._end = end
+        self.digest = file.digest(end)
+        self.check()
+
+    def check(self) -> None:
+        """That the file is what was seen, also where it was replaced meanwhile.
+
+        Raises:
+            ManifestError: it is not.
+        """
+        if (state := self._file.state()) == self._state:
+            return
+        if self._file.digest(self._end) != self.digest:
+            raise changed_while_read(self._file.name)
+        self._state = state
 
 
 class StreamDigest:

@@ -6,14 +6,12 @@ one after another, are the row ``a/000``.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tarfile
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
@@ -24,12 +22,12 @@ from vlmbatch.log import logger
 from vlmbatch.manifest.huggingface import IMAGE_TYPE
 from vlmbatch.manifest.image_tree import is_image_name
 from vlmbatch.manifest.scan import Record, Scan
-from vlmbatch.manifest.second_pass import changed_while_read
+from vlmbatch.manifest.second_pass import SeenFile
 from vlmbatch.manifest.sidecars import column_value
+from vlmbatch.manifest.stored_file import StoredFile
 
 _TEXTS = ("txt", "text", "json", "cls", "caption", "prompt", "md", "html")
 _BLOCK_BYTES = 512
-_READ_BYTES = 2**20
 _SHOWN_KINDS = 5
 
 _Sample = list[tuple[str, tarfile.TarInfo]]  # suffix without its first dot, and the member
@@ -42,11 +40,11 @@ class TarFile:
     has several.
     """
 
-    def __init__(self, path: Path, max_bytes: int) -> None:
-        self.name = str(path)
-        self._path = path
+    def __init__(self, stored: StoredFile, max_bytes: int) -> None:
+        self.name = stored.name
+        self._stored = stored
         self._max_bytes = max_bytes
-        self._seen: tuple[int, ...] | None = None  # by scan: the file's state
+        self._seen: SeenFile | None = None  # by scan
         self._starts = array("q")  # by scan: where each sample begins in the file
         self._several = False  # by scan: whether any sample has several images
         self._num_rows: int | None = None
@@ -60,8 +58,8 @@ class TarFile:
         """
         left_out: Counter[str] = Counter()
         end = 0
-        with self._opened() as file:
-            state = _state(file)
+        state = self._stored.state()
+        with self._stored.open() as file:
             samples = islice(_samples(file, 0, self.name, left_out), limit)
             for row, (key, sample, sample_end) in enumerate(samples, 1):
                 end = sample_end
@@ -75,13 +73,12 @@ class TarFile:
                     self._several |= isinstance(values.get("image"), list)
             image_type = pa.list_(IMAGE_TYPE) if self._several else IMAGE_TYPE
             scan.extras.add_schema(pa.schema([("image", image_type)]), self.name)
-            digest = _digest(file, end)
-            self._check(file, state)
-        self._seen, self._num_rows = state, len(self._starts)
+        self._seen = SeenFile(self._stored, state, end)
+        self._num_rows = len(self._starts)
         if left_out:
             kinds = ", ".join(f"{n} {kind}" for kind, n in left_out.most_common(_SHOWN_KINDS))
             logger.info("%s: members of other kinds are left out (%s)", self.name, kinds)
-        return digest
+        return self._seen.digest
 
     def records(self, columns: Collection[str] | None = None, skip: int = 0) -> Iterator[Record]:
         """Yield (number from 1, values). The first ``skip`` samples are not read.
@@ -93,24 +90,14 @@ class TarFile:
             return
         start = self._starts[skip] if self._num_rows is not None else 0
         behind = skip if self._num_rows is None else 0
-        with self._opened() as file:
+        with self._stored.open() as file:
             samples = _samples(file, start, self.name, Counter())
             stop = None if self._num_rows is None else self._num_rows - skip + behind
             for row, (key, sample, _) in enumerate(islice(samples, behind, stop), skip + 1):
                 values = self._values(file, key, sample, columns)
                 if self._seen is not None:
-                    self._check(file, self._seen)
+                    self._seen.check()
                 yield row, values
-
-    def _opened(self) -> BinaryIO:
-        try:
-            return self._path.open("rb")
-        except OSError as error:
-            raise ManifestError(f"{self.name}: cannot be read: {error.strerror}") from error
-
-    def _check(self, file: BinaryIO, state: tuple[int, ...]) -> None:
-        if _state(file) != state:
-            raise changed_while_read(self.name)
 
     def _values(
         self, file: BinaryIO, key: str, sample: _Sample, columns: Collection[str] | None
@@ -202,20 +189,6 @@ def _read(file: BinaryIO, member: tarfile.TarInfo, max_bytes: int, where: str) -
     data = file.read(member.size)
     file.seek(position)
     return data
-
-
-def _digest(file: BinaryIO, end: int) -> str:
-    hasher = hashlib.sha256()
-    file.seek(0)
-    while end > 0 and (chunk := file.read(min(_READ_BYTES, end))):
-        hasher.update(chunk)
-        end -= len(chunk)
-    return hasher.hexdigest()
-
-
-def _state(file: BinaryIO) -> tuple[int, ...]:
-    status = os.fstat(file.fileno())
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _invalid(message: str) -> RowError:

@@ -11,12 +11,13 @@ from vlmbatch.config import ImageLimits, ManifestConfig, SamplingParams
 from vlmbatch.config.option import build
 from vlmbatch.durable.run_paths import RECORD_FILE, work_folder_path
 from vlmbatch.durable.run_record import RunRecord, read_record
-from vlmbatch.errors import ErrorCode, ManifestError
+from vlmbatch.errors import ConfigError, ErrorCode, ManifestError
 from vlmbatch.manifest.columns import MESSAGES_COLUMN, Columns
 from vlmbatch.manifest.json_text import dump_json
 from vlmbatch.manifest.manifest import open_manifest
 from vlmbatch.manifest.rows import RowBuilder
 from vlmbatch.output.parts import parts_named, read_part
+from vlmbatch.remote.filesystem import RemoteError
 from vlmbatch.types import ImageRef, Row
 
 
@@ -106,6 +107,7 @@ class InputReader:
 
         Raises:
             ManifestError: a manifest was given, and cannot be read.
+            ConfigError, RemoteError: the same, of one in an object store.
         """
         if not ids:
             return
@@ -123,7 +125,7 @@ class InputReader:
                     yield row.index, self._input(row, values)
                 if row.index >= max(ids):
                     break
-        except ManifestError as error:
+        except (ManifestError, ConfigError, RemoteError) as error:
             if self._is_given:
                 raise
             self.note = f"Prompts and images are not shown: {error}. Name it with --manifest."

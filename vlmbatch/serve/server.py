@@ -17,9 +17,8 @@ from starlette.types import ASGIApp
 from vlmbatch.errors import ConfigError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.hf.replica import HfReplica
-from vlmbatch.images.fetch import ImageFetcher
+from vlmbatch.images.buckets import AllowedBuckets
 from vlmbatch.images.loading.shared_loader import SharedLoader
-from vlmbatch.images.loading.url_loader import UrlLoader
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.log import logger
@@ -63,7 +62,9 @@ def serve(config: ServeConfig) -> int:
     Raises:
         UsageError: the address, the model or an option cannot be used.
     """
-    domains = AllowedDomains.of(config.session.image_loading.allowed_domains)
+    loading = config.session.image_loading
+    domains = AllowedDomains.of(loading.allowed_domains)
+    urls = ImageUrls(domains, buckets=AllowedBuckets.of(loading.allowed_buckets))
     with _bind(config.host, config.port) as listener:
         inputs = open_model(config.session)
         _ = inputs.processor.chat_template  # one that is missing or bad is an error now
@@ -73,7 +74,7 @@ def serve(config: ServeConfig) -> int:
             # those that read and prepare requests would keep it for 5 ms.
             sys.setswitchinterval(SWITCH_INTERVAL_S)
             gpu = places[0].first_gpu if places else None
-            return asyncio.run(_serve(config, inputs, engine, domains, listener, gpu))
+            return asyncio.run(_serve(config, inputs, engine, urls, listener, gpu))
 
 
 @contextmanager
@@ -115,7 +116,7 @@ def make_service(
     config: ServeConfig,
     inputs: ModelInputs,
     engine: AnyEngine,
-    domains: AllowedDomains,
+    urls: ImageUrls,
     gpu: int | None = None,
 ) -> Service:
     """Start what answers requests: threads and worker processes. On the event loop.
@@ -140,7 +141,6 @@ def make_service(
     images = open_images(session, inputs, num_workers, gpu)
     if isinstance(engine, ReplicaPool) and not isinstance(inputs.model, HfConfig):
         images = SharedLoader(images, engine.memory)
-    loader = UrlLoader(images, ImageFetcher(domains))
     engine_thread = EngineThread(replica)
     return Service(
         config=config,
@@ -148,8 +148,8 @@ def make_service(
         max_model_len=max_model_len,
         preparation=Preparation(
             inputs.processor,
-            loader,
-            ImageUrls(domains),
+            images,
+            urls,
             config.model_name,
             _image_limit(config, inputs),
             threads=max(2, 2 * num_workers),
@@ -173,11 +173,11 @@ async def _serve(
     config: ServeConfig,
     inputs: ModelInputs,
     engine: AnyEngine,
-    domains: AllowedDomains,
+    urls: ImageUrls,
     listener: socket.socket,
     gpu: int | None,
 ) -> int:
-    service = make_service(config, inputs, engine, domains, gpu)
+    service = make_service(config, inputs, engine, urls, gpu)
     try:
         app = make_app(service, listener.getsockname()[0])
         server = _Server(app, config.grace_s, lambda: _announce(config, listener))

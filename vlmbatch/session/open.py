@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vlmbatch.config import (
     EngineConfig,
@@ -19,11 +18,14 @@ from vlmbatch.config import (
 from vlmbatch.errors import ConfigError
 from vlmbatch.hf.checkpoint import HfConfig, read_hf_config
 from vlmbatch.hf.options import announce, check_options, choose_engine
+from vlmbatch.images.buckets import AllowedBuckets
 from vlmbatch.images.decode import probe_image
 from vlmbatch.images.feature_file import probe_features
 from vlmbatch.images.loading.device_process import MAX_IMAGES
 from vlmbatch.images.loading.loader import FeatureLoader, ImageLoader, InProcessLoader
 from vlmbatch.images.loading.pool import ImageWorkers
+from vlmbatch.images.loading.url_loader import UrlLoader
+from vlmbatch.images.url_fetcher import UrlFetcher
 from vlmbatch.images.urls import AllowedDomains
 from vlmbatch.log import logger
 from vlmbatch.manifest.manifest import Manifest, open_manifest
@@ -34,9 +36,6 @@ from vlmbatch.models.text_config import check_divides
 from vlmbatch.session.gpu_decoder import check_gpu_decoder, gpu_decoder
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.types import ImageGrid, ImageRef
-
-if TYPE_CHECKING:
-    from vlmbatch.images.fetch import ImageFetcher
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +168,7 @@ def open_inputs(
         sampling or SamplingParams(),
         streaming=streaming,
         domains=AllowedDomains.of(config.image_loading.allowed_domains),
+        buckets=AllowedBuckets.of(config.image_loading.allowed_buckets),
         model=config.model,
         longest_side=config.image_arguments.resolution.longest_side,
     )
@@ -189,30 +189,20 @@ def open_job(config: JobConfig) -> Inputs:
 def open_images(
     config: SessionConfig, inputs: ModelInputs, num_workers: int, gpu: int | None = None
 ) -> ImageLoader:
-    """What decodes images, and fetches them first where hosts are allowed.
+    """What decodes images, and fetches those behind URLs first.
 
     ``gpu``: which one decodes, where one is to; None: torch's own choice.
 
     Raises:
         ConfigError: a GPU is to decode them, and something is missing for that.
     """
-    loader = _open_decoders(config, inputs, num_workers, gpu)
-    fetcher = open_fetcher(config)
-    if fetcher is None:
-        return loader
-    from vlmbatch.images.loading.url_loader import UrlLoader
-
-    return UrlLoader(loader, fetcher)
+    return UrlLoader(_open_decoders(config, inputs, num_workers, gpu), open_fetcher(config))
 
 
-def open_fetcher(config: SessionConfig) -> ImageFetcher | None:
-    """What fetches images, where hosts are allowed."""
-    if not config.image_loading.allowed_domains:
-        return None
-    from vlmbatch.images.fetch import FetchLimits, ImageFetcher
-
-    limits = FetchLimits(max_bytes=min(FetchLimits().max_bytes, config.image_limits.max_bytes))
-    return ImageFetcher(AllowedDomains.of(config.image_loading.allowed_domains), limits)
+def open_fetcher(config: SessionConfig) -> UrlFetcher:
+    """What fetches images, of the URLs that rows may have."""
+    domains = AllowedDomains.of(config.image_loading.allowed_domains)
+    return UrlFetcher(domains, config.image_limits.max_bytes)
 
 
 def _open_decoders(

@@ -4,17 +4,25 @@ from __future__ import annotations
 
 from concurrent.futures import Future
 from dataclasses import replace
+from typing import Protocol
 
 from vlmbatch.errors import RowError
-from vlmbatch.images.fetch import ImageFetcher
 from vlmbatch.images.loading.loader import ImageLoader
 from vlmbatch.types import ImageInput, ImageRef
+
+
+class Fetcher(Protocol):
+    """Thread-safe."""
+
+    def fetch(self, url: str) -> bytes:
+        """The image's file; waits for it. Raises RowError."""
+        ...
 
 
 class UrlLoader:
     """Fetches on the thread that asks, and hands the bytes to ``loader``; an ``ImageLoader``."""
 
-    def __init__(self, loader: ImageLoader, fetcher: ImageFetcher) -> None:
+    def __init__(self, loader: ImageLoader, fetcher: Fetcher) -> None:
         self._loader = loader
         self._fetcher = fetcher
 

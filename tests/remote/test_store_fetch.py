@@ -1,0 +1,116 @@
+"""Images of a store: within bounds, whatever it does; each failure is the row's own."""
+
+from __future__ import annotations
+
+import pytest
+from object_server import ObjectServer
+
+from vlmbatch.errors import ConfigError, ErrorCode, RowError
+from vlmbatch.images.buckets import AllowedBuckets
+from vlmbatch.images.fetch import FetchLimits
+from vlmbatch.images.store_fetch import STORE_LIMITS, StoreFetcher
+from vlmbatch.images.urls import ImageUrls
+
+IMAGE = bytes(range(256)) * 20
+
+
+def failure(key: str, limits: FetchLimits = STORE_LIMITS) -> RowError:
+    fetcher = StoreFetcher(limits)
+    with pytest.raises(RowError) as caught:
+        fetcher.fetch(f"s3://photos/{key}")
+    assert f"s3://photos/{key}" in caught.value.message
+    return caught.value
+
+
+def test_an_object_is_one_request(store: ObjectServer) -> None:
+    store.objects = {"photos/a b#?é.jpg": IMAGE, "photos/b.jpg": IMAGE[:9]}
+    fetcher = StoreFetcher()
+    assert fetcher.fetch("s3://photos/a b#?é.jpg") == IMAGE
+    assert fetcher.fetch("s3://photos/b.jpg") == IMAGE[:9]
+    assert store.requests == ["GET photos/a b#?é.jpg", "GET photos/b.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("key", "code", "says"),
+    [
+        ("gone.jpg", ErrorCode.IMAGE_MISSING, "nothing there"),
+        ("forbidden/a.jpg", ErrorCode.IMAGE_FETCH_FAILED, "access is denied"),
+        ("empty.jpg", ErrorCode.IMAGE_UNREADABLE, "empty (0 bytes)"),
+    ],
+)
+def test_what_a_store_refuses(store: ObjectServer, key: str, code: ErrorCode, says: str) -> None:
+    store.objects = {"photos/empty.jpg": b""}
+    error = failure(key)
+    assert error.code == code
+    assert says in error.message
+
+
+def test_a_store_that_stalls(store: ObjectServer) -> None:
+    error = failure("stalls/a.jpg", FetchLimits(timeout_s=0.2))
+    assert error.code == ErrorCode.IMAGE_FETCH_FAILED
+    assert "took longer than 0.2 seconds" in error.message
+
+
+@pytest.mark.parametrize("key", ["cut/a.jpg", "busy/a.jpg"])
+def test_what_fails_once_is_tried_again(store: ObjectServer, key: str) -> None:
+    store.objects = {f"photos/{key}": IMAGE}
+    store.failures = {f"photos/{key}": 1}
+    assert StoreFetcher().fetch(f"s3://photos/{key}") == IMAGE
+
+
+def test_bytes_have_a_limit(store: ObjectServer) -> None:
+    store.objects = {"photos/a.jpg": IMAGE}
+    error = failure("a.jpg", FetchLimits(max_bytes=1000))
+    assert error.code == ErrorCode.IMAGE_TOO_LARGE
+    assert "1000 bytes" in error.message
+
+
+@pytest.mark.parametrize(
+    ("allowed", "url", "is_allowed"),
+    [
+        ("s3://photos", "s3://photos/a.jpg", True),
+        ("s3://photos/", "S3://photos/2026/a.jpg", True),
+        ("s3://photos/2026", "s3://photos/2026/a.jpg", True),
+        ("s3://photos/2026", "s3://photos/2026-secret/a.jpg", False),
+        ("s3://photos", "s3://photos-of-others/a.jpg", False),
+        ("s3://photos/2026", "s3://photos/2026/../a.jpg", False),
+        ("s3://photos", "gs://photos/a.jpg", False),
+        ("hf://datasets/a/b", "hf://datasets/a/b/x.jpg", True),
+        ("az://box@one.blob.core.windows.net", "az://box@two.blob.core.windows.net/a.jpg", False),
+    ],
+)
+def test_which_buckets_are_read(allowed: str, url: str, is_allowed: bool) -> None:
+    urls = ImageUrls(buckets=AllowedBuckets.of([allowed]))
+    if is_allowed:
+        assert urls.read(url, "").url is not None
+        return
+    with pytest.raises(RowError) as caught:
+        urls.read(url, "")
+    assert caught.value.code == ErrorCode.IMAGE_FORBIDDEN
+
+
+def test_a_server_reads_no_bucket_unless_told() -> None:
+    for url in ("s3://photos/a.jpg", "memory://a.jpg", "file:///etc/passwd", "local://x"):
+        with pytest.raises(RowError) as caught:
+            ImageUrls().read(url, "messages[0]")
+        assert caught.value.code == ErrorCode.IMAGE_FORBIDDEN
+
+
+@pytest.mark.parametrize("url", ["photos", "https://photos/", "file:///photos", "s3://", "s3:///a"])
+def test_what_is_no_bucket(url: str) -> None:
+    with pytest.raises(ConfigError, match="--allow-bucket"):
+        AllowedBuckets.of([url])
+
+
+@pytest.mark.parametrize(
+    ("url", "bucket"),
+    [
+        ("s3://photos/2026/a.jpg", "s3://photos"),
+        ("hf://datasets/a/b/data/x.parquet", "hf://datasets/a/b"),
+        ("hf://a/b/x.parquet", "hf://a/b"),
+    ],
+)
+def test_the_bucket_of_a_manifest_is_allowed(url: str, bucket: str) -> None:
+    allowed = AllowedBuckets().and_also(url)
+    assert allowed.urls == {bucket}
+    assert allowed.allows(f"{bucket}/x.jpg") and not allowed.allows(f"{bucket}x/x.jpg")

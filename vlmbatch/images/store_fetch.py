@@ -1,0 +1,93 @@
+"""Fetching images from object stores, within the limits of a fetched image."""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, cast
+
+from vlmbatch.errors import ConfigError, ErrorCode, RowError
+from vlmbatch.images.buckets import bucket_of
+from vlmbatch.images.fetch import FetchLimits
+from vlmbatch.images.urls import shown
+from vlmbatch.remote.filesystem import (
+    RemoteError,
+    RemoteMissingError,
+    RemotePath,
+    open_filesystem,
+)
+from vlmbatch.remote.objects import object_info
+
+if TYPE_CHECKING:
+    from fsspec.asyn import AsyncFileSystem
+
+STORE_LIMITS = FetchLimits(timeout_s=60.0)  # with the attempts that the store's library makes
+
+
+class StoreFetcher:
+    """Fetches objects whole, of buckets that are allowed already. Thread-safe.
+
+    Each bucket is opened once, with the credentials of this process. Where a store's library can be
+    told to give up, it does after ``timeout_s``; elsewhere its own time limits hold.
+    """
+
+    def __init__(self, limits: FetchLimits = STORE_LIMITS) -> None:
+        self._limits = limits
+        self._lock = threading.Lock()
+        self._buckets: dict[str, RemotePath] = {}
+
+    def fetch(self, url: str) -> bytes:
+        """The content at ``url``; waits for it.
+
+        Raises:
+            RowError: IMAGE_MISSING, IMAGE_FETCH_FAILED, IMAGE_TOO_LARGE or IMAGE_UNREADABLE.
+        """
+        try:
+            bucket = self._bucket(url)
+            place = bucket.at(bucket.filesystem._strip_protocol(url))
+            data = self._content(place)
+        except RemoteMissingError as error:
+            raise RowError(ErrorCode.IMAGE_MISSING, str(error)) from error
+        except (RemoteError, ConfigError) as error:
+            raise RowError(ErrorCode.IMAGE_FETCH_FAILED, str(error)) from error
+        if len(data) > self._limits.max_bytes:
+            raise RowError(
+                ErrorCode.IMAGE_TOO_LARGE,
+                f"{shown(url)}: over the limit of {self._limits.max_bytes} bytes for a fetched "
+                "image",
+            )
+        if not data:
+            raise RowError(ErrorCode.IMAGE_UNREADABLE, f"{shown(url)}: empty (0 bytes)")
+        return data
+
+    def _bucket(self, url: str) -> RemotePath:
+        name = bucket_of(url)
+        with self._lock:
+            if name not in self._buckets:
+                self._buckets[name] = open_filesystem(f"{name}/")
+            return self._buckets[name]
+
+    def _content(self, place: RemotePath) -> bytes:
+        """At most a byte more than the limit."""
+        filesystem, end = place.filesystem, self._limits.max_bytes + 1
+        try:
+            with place.errors():
+                if not filesystem.async_impl:
+                    return cast(bytes, filesystem.cat_file(place.path, start=0, end=end))
+                return self._within_time(cast("AsyncFileSystem", filesystem), place.path, end)
+        except RemoteError as error:
+            # A range of an empty object is none, and refused.
+            if type(error) is RemoteError and object_info(place).get("size") == 0:
+                return b""
+            raise
+
+    def _within_time(self, filesystem: AsyncFileSystem, path: str, end: int) -> bytes:
+        from fsspec.asyn import sync
+
+        seconds = self._limits.timeout_s
+        try:
+            found = sync(
+                *(filesystem.loop, filesystem._cat_file, path), start=0, end=end, timeout=seconds
+            )
+        except TimeoutError as error:
+            raise TimeoutError(f"took longer than {seconds:g} seconds") from error
+        return cast(bytes, found)

@@ -1,0 +1,49 @@
+"""Fetching images by URL, of web hosts and of object stores."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from vlmbatch.images.urls import AllowedDomains
+from vlmbatch.remote.filesystem import scheme_of
+
+if TYPE_CHECKING:
+    from vlmbatch.images.fetch import ImageFetcher
+    from vlmbatch.images.store_fetch import StoreFetcher
+
+
+class UrlFetcher:
+    """Leaves each URL to what fetches its kind, set up when the first image needs it. Thread-safe.
+
+    An image has at most ``max_bytes``, and no more than a fetched one may have. Which buckets may
+    be read was decided where the URL was; ``domains`` are asked again, for redirects.
+    """
+
+    def __init__(self, domains: AllowedDomains, max_bytes: int) -> None:
+        self._domains = domains
+        self._max_bytes = max_bytes
+
+    def fetch(self, url: str) -> bytes:
+        """The image's file; waits for it.
+
+        Raises:
+            RowError: as of ``ImageFetcher`` and ``StoreFetcher``.
+        """
+        return self._web.fetch(url) if scheme_of(url) is None else self._stores.fetch(url)
+
+    @cached_property
+    def _web(self) -> ImageFetcher:
+        from vlmbatch.images.fetch import FetchLimits, ImageFetcher
+
+        limits = FetchLimits()
+        max_bytes = min(limits.max_bytes, self._max_bytes)
+        return ImageFetcher(self._domains, replace(limits, max_bytes=max_bytes))
+
+    @cached_property
+    def _stores(self) -> StoreFetcher:
+        from vlmbatch.images.store_fetch import STORE_LIMITS, StoreFetcher
+
+        max_bytes = min(STORE_LIMITS.max_bytes, self._max_bytes)
+        return StoreFetcher(replace(STORE_LIMITS, max_bytes=max_bytes))
