@@ -36,6 +36,7 @@ LAYERS: list[set[str]] = [
     {"vlmbatch.costs"},
     {"vlmbatch.models"},
     {"vlmbatch.durable"},
+    {"vlmbatch.remote"},
     {"vlmbatch.attention"},
     {"vlmbatch_kernels"},
 ]
@@ -60,6 +61,7 @@ TORCH_FREE = (
     "vlmbatch.manifest",
     "vlmbatch.openai",
     "vlmbatch.output",
+    "vlmbatch.remote",
 )
 
 
