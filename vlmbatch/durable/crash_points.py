@@ -22,6 +22,9 @@ CRASH_POINTS = (
     "output.synced",  # the same for the Parquet file
     "output.renamed",
     "output.published",
+    "remote.claimed",  # a remote folder is this run's
+    "remote.object_put",
+    "remote.put",  # all of a remote output, not yet noted here
 )
 
 

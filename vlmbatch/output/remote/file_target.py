@@ -1,0 +1,130 @@
+"""One object as output, or OpenAI's two: answers, and errors beside them.
+
+    bucket/out.parquet
+    bucket/_vlmbatch/out.parquet/run-<id>.json   which run it is of, and with what settings
+    bucket/_vlmbatch/out.parquet/keys-<id>       digests of its rows, for --incremental
+
+What the run is known by is put first, under names of the run's own, then the output: readers of
+folders pass names by that begin with an underscore.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vlmbatch.durable.crash_points import crash_point
+from vlmbatch.durable.run_paths import RECORD_FILE, temporary_path, work_folder_path
+from vlmbatch.durable.run_record import RunRecord, parse_record
+from vlmbatch.output.openai_lines import errors_path, is_batch_output
+from vlmbatch.output.remote.arrival import install_run
+from vlmbatch.output.remote.commit import lines_run_id, parquet_run_id
+from vlmbatch.output.remote.target import Found, Seen, unknown_output
+from vlmbatch.remote.filesystem import RemotePath
+from vlmbatch.remote.objects import (
+    ChangedError,
+    Sent,
+    fetch_object,
+    names_in,
+    put_object,
+    read_object,
+    remove_object,
+    version_of,
+)
+from vlmbatch.remote.s3_upload import UploadLog, check_writable
+
+_ANSWERS, _ERRORS = "answers", "errors"
+
+
+class FileTarget:
+    """The object at ``path``; for OpenAI's batch requests with one of errors beside it."""
+
+    def __init__(self, path: RemotePath, uploads: UploadLog) -> None:
+        self.url = path.url
+        self._uploads = uploads
+        folder, _, name = path.path.rpartition("/")
+        self._objects = {_ANSWERS: path}  # the last one that is put
+        self._is_batch = is_batch_output(Path(name))
+        if self._is_batch:
+            self._objects[_ERRORS] = path.at(f"{folder}/{errors_path(Path(name)).name}")
+        self._state = path.at(f"{folder}/_vlmbatch/{name}")
+
+    def check_access(self) -> None:
+        check_writable(self._objects[_ANSWERS])
+
+    def look(self) -> Found:
+        found: dict[str, Seen] = {}
+        for name, path in self._objects.items():
+            version = version_of(path)
+            if version is not None:
+                run_id = lines_run_id(path) if self._is_batch else parquet_run_id(path)
+                found[name] = Seen(version, run_id)
+        return found
+
+    def run_of(self, found: Found) -> str | None:
+        run_ids = (found[name].run_id for name in self._objects if name in found)
+        return next((run_id for run_id in run_ids if run_id is not None), None)
+
+    def files(self, output: Path) -> list[Path]:
+        files = self._local(output).values()
+        return [path for path in files if path.exists()]
+
+    def fetch(self, found: Found, output: Path, received: Sent) -> None:
+        run_id = self.run_of(found)
+        raw = None if run_id is None else read_object(self._state.child(f"run-{run_id}.json"))
+        if raw is None:
+            raise unknown_output(self.url)
+
+        def fetch() -> None:
+            for name, local in reversed(self._local(output).items()):
+                if name in found:
+                    fetch_object(self._objects[name], temporary_path(local), received)
+                    temporary_path(local).replace(local)
+                else:
+                    local.unlink(missing_ok=True)
+
+        record = parse_record(raw, f"{self.url}: {RECORD_FILE}")
+        install_run(output, record, read_object(self._state.child(f"keys-{run_id}")), fetch)
+
+    def put(self, output: Path, record: RunRecord, found: Found, sent: Sent) -> None:
+        own = self._put_state(output, record)
+        for name, source in reversed(self._local(output).items()):
+            seen = found.get(name)
+            if not source.exists():
+                continue
+            if seen is not None and seen.run_id == record.id:  # by an earlier call
+                sent(source.stat().st_size)
+                continue
+            self._put(source, name, seen, record.id, sent)
+        if _ERRORS in found and not errors_path(output).exists():
+            remove_object(self._objects[_ERRORS])
+        for name in names_in(self._state):
+            if name not in own:
+                remove_object(self._state.child(name))
+
+    def _put(self, source: Path, name: str, seen: Seen | None, run_id: str, sent: Sent) -> None:
+        expected = None if seen is None else seen.version
+        try:
+            put_object(source, self._objects[name], expected, self._uploads, sent)
+        except ChangedError:  # by an attempt of ours whose reply was lost?
+            now = self.look().get(name)
+            if now is None or now.run_id != run_id:
+                raise
+        crash_point("remote.object_put")
+
+    def _put_state(self, output: Path, record: RunRecord) -> set[str]:
+        """Put what lets others go on with the run; the names of that."""
+        work = work_folder_path(output)
+        names = {f"run-{record.id}.json": work / RECORD_FILE}
+        keys = work / f"keys-{record.id}"
+        if keys.exists():
+            names[keys.name] = keys
+        for name, source in names.items():
+            path = self._state.child(name)
+            put_object(source, path, version_of(path), self._uploads, lambda _: None)
+        return set(names)
+
+    def _local(self, output: Path) -> dict[str, Path]:
+        files = {_ANSWERS: output}
+        if self._is_batch:
+            files[_ERRORS] = errors_path(output)
+        return files
