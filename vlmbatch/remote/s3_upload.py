@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vlmbatch.errors import UsageError
 from vlmbatch.remote.filesystem import RemoteMissingError, RemotePath
 
 S3_SCHEMES = ("s3", "s3a")
@@ -179,11 +180,16 @@ def check_writable(path: RemotePath) -> None:
     An upload is begun, of which nobody sees anything, and given up.
 
     Raises:
-        RemoteError: it would not, or cannot be reached.
+        UsageError: there is no such bucket.
+        RemoteError: S3 would not, or cannot be reached.
     """
-    if path.scheme in S3_SCHEMES:
-        bucket, key, _ = path.filesystem.split_path(path.path)
-        place = {"Bucket": bucket, "Key": key}
+    if path.scheme not in S3_SCHEMES:
+        return
+    bucket, key, _ = path.filesystem.split_path(path.path)
+    place = {"Bucket": bucket, "Key": key}
+    try:
         with path.errors():
             upload = path.filesystem.call_s3("create_multipart_upload", **place)["UploadId"]
             path.filesystem.call_s3("abort_multipart_upload", **place, UploadId=upload)
+    except RemoteMissingError as error:
+        raise UsageError(f"{path.url}: there is no bucket {bucket}; create it first") from error

@@ -18,14 +18,12 @@ from vlmbatch.durable.run_record import RunRecord, parse_record
 from vlmbatch.output.openai_lines import errors_path, is_batch_output
 from vlmbatch.output.remote.arrival import install_run
 from vlmbatch.output.remote.commit import lines_run_id, parquet_run_id
-from vlmbatch.output.remote.target import Found, Seen, unknown_output
+from vlmbatch.output.remote.target import Found, Seen, put_again, put_once, unknown_output
 from vlmbatch.remote.filesystem import RemotePath
 from vlmbatch.remote.objects import (
-    ChangedError,
     Sent,
     fetch_object,
     names_in,
-    put_object,
     read_object,
     remove_object,
     version_of,
@@ -94,22 +92,24 @@ class FileTarget:
             if seen is not None and seen.run_id == record.id:  # by an earlier call
                 sent(source.stat().st_size)
                 continue
-            self._put(source, name, seen, record.id, sent)
+            put_once(
+                source,
+                self._objects[name],
+                None if seen is None else seen.version,
+                self._uploads,
+                sent,
+                is_own=lambda name=name: self._is_of(record, name),
+            )
+            crash_point("remote.object_put")
         if _ERRORS in found and not errors_path(output).exists():
             remove_object(self._objects[_ERRORS])
         for name in names_in(self._state):
             if name not in own:
                 remove_object(self._state.child(name))
 
-    def _put(self, source: Path, name: str, seen: Seen | None, run_id: str, sent: Sent) -> None:
-        expected = None if seen is None else seen.version
-        try:
-            put_object(source, self._objects[name], expected, self._uploads, sent)
-        except ChangedError:  # by an attempt of ours whose reply was lost?
-            now = self.look().get(name)
-            if now is None or now.run_id != run_id:
-                raise
-        crash_point("remote.object_put")
+    def _is_of(self, record: RunRecord, name: str) -> bool:
+        seen = self.look().get(name)
+        return seen is not None and seen.run_id == record.id
 
     def _put_state(self, output: Path, record: RunRecord) -> set[str]:
         """Put what lets others go on with the run; the names of that."""
@@ -119,8 +119,7 @@ class FileTarget:
         if keys.exists():
             names[keys.name] = keys
         for name, source in names.items():
-            path = self._state.child(name)
-            put_object(source, path, version_of(path), self._uploads, lambda _: None)
+            put_again(source, self._state.child(name), self._uploads)
         return set(names)
 
     def _local(self, output: Path) -> dict[str, Path]:

@@ -21,15 +21,13 @@ from vlmbatch.durable.run_record import RunRecord, parse_record, record_bytes
 from vlmbatch.errors import UsageError
 from vlmbatch.output.remote.arrival import install_run
 from vlmbatch.output.remote.commit import parquet_run_id
-from vlmbatch.output.remote.target import Found, Seen, unknown_output
+from vlmbatch.output.remote.target import Found, Seen, put_again, put_once, unknown_output
 from vlmbatch.output.shards import SHARD_NAME, finished_shards
 from vlmbatch.remote.filesystem import RemotePath
 from vlmbatch.remote.objects import (
-    ChangedError,
     Sent,
     fetch_object,
     names_in,
-    put_object,
     read_object,
     remove_object,
     version_of,
@@ -104,28 +102,34 @@ class FolderTarget:
             else:
                 remove_object(path)
         for name, source in own.items():
-            put_object(source, self._folder.child(name), None, self._uploads, sent)
+            path = self._folder.child(name)
+            put_once(
+                source,
+                path,
+                None,
+                self._uploads,
+                sent,
+                is_own=lambda path=path: parquet_run_id(path) == record.id,
+            )
             crash_point("remote.object_put")
         self._put_keys(work_folder_path(output) / f"keys-{record.id}")
         self._put_mark(record, mark)
 
     def _put_mark(self, record: RunRecord, expected: str | None) -> str:
         self._claim.write_bytes(record_bytes(record))
-        try:
-            return put_object(self._claim, self._mark, expected, self._uploads, lambda _: None)
-        except ChangedError:  # by an attempt of ours whose reply was lost?
-            if read_object(self._mark) != record_bytes(record):
-                raise
-            version = version_of(self._mark)
-            if version is None:
-                raise
-            return version
+        return put_once(
+            self._claim,
+            self._mark,
+            expected,
+            self._uploads,
+            lambda _: None,
+            is_own=lambda: read_object(self._mark) == record_bytes(record),
+        )
 
     def _put_keys(self, keys: Path) -> None:
         folder = self._folder.child(_WORK)
         if keys.exists():
-            path = folder.child(keys.name)
-            put_object(keys, path, version_of(path), self._uploads, lambda _: None)
+            put_again(keys, folder.child(keys.name), self._uploads)
         for name in names_in(folder):
             if name.startswith("keys-") and name != keys.name:
                 remove_object(folder.child(name))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from vlmbatch.durable.run_record import RunRecord
 from vlmbatch.errors import UsageError
-from vlmbatch.remote.objects import Sent
+from vlmbatch.remote.filesystem import RemotePath
+from vlmbatch.remote.objects import ChangedError, Sent, put_object, version_of
+from vlmbatch.remote.s3_upload import UploadLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,3 +86,35 @@ def unknown_output(url: str) -> UsageError:
         f"output {url} exists, and no run on it is known: add --overwrite to replace it, or choose "
         "another name"
     )
+
+
+def put_once(
+    source: Path,
+    path: RemotePath,
+    expected: str | None,
+    uploads: UploadLog,
+    sent: Sent,
+    is_own: Callable[[], bool],
+) -> str:
+    """As ``put_object``, also where an attempt whose reply was lost has put it: ``is_own`` tells.
+
+    Raises:
+        ChangedError: something else is there.
+        RemoteError: the store refuses, or cannot be reached.
+    """
+    try:
+        return put_object(source, path, expected, uploads, sent)
+    except ChangedError:
+        version = version_of(path)
+        if version is None or not is_own():
+            raise
+        return version
+
+
+def put_again(source: Path, path: RemotePath, uploads: UploadLog) -> None:
+    """Put a small file under a name that nobody else uses.
+
+    Raises:
+        RemoteError: the store refuses, or cannot be reached.
+    """
+    put_object(source, path, version_of(path), uploads, lambda _: None)

@@ -1,0 +1,115 @@
+"""Outputs that are URLs: where their answers are kept until they are put."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from pathlib import Path, PurePosixPath
+
+from vlmbatch.commands.checks import DEFAULT_SHARD_ROWS, checked_destination, is_folder
+from vlmbatch.config import (
+    Destination,
+    FileDestination,
+    FolderDestination,
+    OutputOptions,
+    RemoteDestination,
+)
+from vlmbatch.errors import UsageError
+from vlmbatch.remote.filesystem import scheme_of
+
+_LOCAL_SCHEMES = ("file", "local")
+_NAME_CHARACTERS = 40
+_DIGEST_DIGITS = 12
+_UNUSUAL = re.compile(r"[^A-Za-z0-9_-]+")
+_HUB_PLACE = re.compile(r"datasets/[^/@]+/[^/@]+(/[^@]*)?")
+
+
+def is_url(output: str) -> bool:
+    """Whether a name is of a place in a store, and no path."""
+    return scheme_of(output) is not None or output.lower().startswith(("http://", "https://"))
+
+
+def chosen_destination(
+    options: OutputOptions, manifest: str, *, overwrite: bool
+) -> Destination | RemoteDestination:
+    """Where the answers go, refused now rather than after hours of work.
+
+    Raises:
+        UsageError: none given for a manifest file, of another kind than we write, or in the way.
+    """
+    if options.output is not None and is_url(options.output):
+        return remote_destination(options, options.output)
+    if options.work_dir is not None:
+        raise UsageError(
+            f"--work-dir {options.work_dir} is for outputs with a URL: what a local output is "
+            "resumed from lies beside it"
+        )
+    return checked_destination(options, manifest, overwrite=overwrite)
+
+
+def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
+    """An output in a store, by its URL alone: nothing is looked at.
+
+    Raises:
+        UsageError: it is of a kind that is not put there.
+    """
+    for name, value in (
+        ("--write-text", options.write_text),
+        ("--shard", options.shard),
+        ("--ray", options.ray),
+    ):
+        if value is not None:
+            raise UsageError(
+                f"{name} {value} needs an output in a folder of this machine or of a network file "
+                f"system, and {url} is in a store: write there, and copy the output afterwards"
+            )
+    scheme = scheme_of(url)
+    if scheme is None:
+        raise UsageError(
+            f"output {url}: web servers take no files. Give an object store, such as "
+            "s3://BUCKET/out.parquet, or a path"
+        )
+    place = url.partition("://")[2]
+    if scheme in _LOCAL_SCHEMES:
+        raise UsageError(f"output {url}: give the path alone, as in -o {place}")
+    if not place.strip("/") or "\0" in url:
+        raise UsageError(
+            f"output {url!r}: give a place in the store, as in s3://BUCKET/out.parquet"
+        )
+    if scheme == "hf":
+        _check_hub_place(url, place)
+    suffix = PurePosixPath(place).suffix
+    sharded = options.shard_rows is not None or is_folder(place) or scheme == "hf"
+    if sharded and not place.endswith("/") and suffix == ".jsonl":
+        raise UsageError(f"--shard-rows needs a folder of Parquet files, and {url} names a file")
+    if "/" not in place.strip("/") and not sharded:
+        raise UsageError(f"output {url}: give a name in the bucket, as in {url}/out.parquet")
+    folder = work_folder_of(url.rstrip("/"), options.work_dir)
+    local: FileDestination | FolderDestination = FileDestination(folder / f"output{suffix}")
+    if sharded:
+        local = FolderDestination(folder / "output", options.shard_rows or DEFAULT_SHARD_ROWS)
+    return RemoteDestination(url, folder, local)
+
+
+def work_folder_of(url: str, work_dir: Path | None) -> Path:
+    """The folder on this machine in which the output of ``url`` is made."""
+    if work_dir is None:
+        cache = os.environ.get("XDG_CACHE_HOME")
+        work_dir = (Path(cache) if cache else Path.home() / ".cache") / "vlmbatch" / "outputs"
+    name = _UNUSUAL.sub("-", PurePosixPath(url).stem)[:_NAME_CHARACTERS].strip("-") or "output"
+    digest = hashlib.sha256(url.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGEST_DIGITS]
+    return work_dir.absolute() / f"{name}-{digest}"
+
+
+def _check_hub_place(url: str, place: str) -> None:
+    if not _HUB_PLACE.fullmatch(place):
+        raise UsageError(
+            f"output {url}: give a data set of the Hugging Face Hub, as in "
+            "hf://datasets/OWNER/NAME, or a folder in it"
+        )
+    if PurePosixPath(place).suffix in (".parquet", ".jsonl") and place.count("/") > 2:
+        raise UsageError(
+            f"output {url}: a data set gets a folder of shards: give the data set, as in "
+            "hf://datasets/OWNER/NAME, or a folder in it"
+        )

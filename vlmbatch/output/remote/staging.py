@@ -1,0 +1,100 @@
+"""Where a remote output is made: a folder on this machine, below --work-dir.
+
+answers-3f2a81c09d7e/
+  lock                      held by the process that works on the output
+  put.json                  what was at its URL last, and which run was put
+  uploads.json              uploads of parts that are under way
+  output.parquet            the output, with its work folder beside it, as any local one
+  output.parquet.vlmbatch/
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from typing import Self
+
+from vlmbatch.config import RemoteDestination
+from vlmbatch.durable.durable_file import FILES, DurableFile, publish, reported
+from vlmbatch.durable.lock import OutputLock
+from vlmbatch.durable.run_paths import LOCK_FILE, RECORD_FILE, work_folder_path
+from vlmbatch.durable.run_record import RunRecord, read_record
+from vlmbatch.errors import OutputError
+from vlmbatch.output.remote.target import Found, Seen
+from vlmbatch.output.work_folder import is_output_of
+from vlmbatch.remote.s3_upload import UploadLog
+
+_STATE_FILE = "put.json"
+
+
+@dataclass(frozen=True, slots=True)
+class PutState:
+    """``base``: what was at the URL when this machine last looked, and its work replaces.
+
+    ``put``: the id of the run that it has put, or fetched.
+    """
+
+    url: str
+    base: Found = field(default_factory=dict)
+    put: str | None = None
+
+
+class Staging:
+    """The folder of one remote output, created when missing and locked until ``close``.
+
+    Raises:
+        OutputLockedError: another process works on the output.
+        OutputError: by every method, when the file system refuses.
+    """
+
+    def __init__(self, remote: RemoteDestination) -> None:
+        self.folder = remote.folder
+        self.output = remote.local.path
+        self._url = remote.url
+        with reported(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self.uploads = UploadLog(self.folder / "uploads.json")
+        self.state = self._read()
+        self._lock = OutputLock(self.folder / LOCK_FILE, remote.url)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._lock.release()
+
+    def note(self, base: Found, put: str | None) -> None:
+        """Keep what is at the URL, and the run that was put there, or fetched, last."""
+        self.state = PutState(self._url, base, put)
+        path = self.folder / _STATE_FILE
+        temporary = path.with_name(f"{path.name}.tmp")
+        values = {
+            **asdict(self.state),
+            "base": {name: asdict(seen) for name, seen in base.items()},
+        }
+        with reported(path):
+            with DurableFile(temporary) as file:
+                file.write(json.dumps(values, indent=2).encode())
+                file.sync()
+            publish(temporary, path, "remote_state", FILES)
+
+    def run(self) -> RunRecord | None:
+        """The run that is here, under way or complete; None also when its output is gone."""
+        record = read_record(work_folder_path(self.output) / RECORD_FILE)
+        if record is None or record.state == "running":
+            return record
+        return record if is_output_of(self.output, record) else None
+
+    def _read(self) -> PutState:
+        path = self.folder / _STATE_FILE
+        try:
+            values = json.loads(path.read_bytes())
+            base = {name: Seen(**seen) for name, seen in values["base"].items()}
+            return PutState(self._url, base, values["put"])
+        except FileNotFoundError:
+            return PutState(self._url)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise OutputError(
+                f"{path} is damaged ({error!r}): remove it and run with --overwrite, or give "
+                "another --work-dir"
+            ) from error
