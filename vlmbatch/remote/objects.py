@@ -140,31 +140,30 @@ def put_object(
     if path.scheme in S3_SCHEMES:
         return S3Upload(path, source, uploads, sent).put(expected, lambda: _check(path, expected))
     _check(path, expected)
-    with path.errors():
-        if path.scheme in _CREATING:
-            mode = "create" if expected is None else "overwrite"
-            try:
-                path.filesystem.put_file(
-                    str(source), path.path, callback=_callback(sent), mode=mode
-                )
-            except FileExistsError as error:
+    callback = _callback(sent)
+    if path.scheme in _CREATING:
+        mode = "create" if expected is None else "overwrite"
+        try:
+            with path.errors():
+                path.filesystem.put_file(str(source), path.path, callback=callback, mode=mode)
+        except RemoteError as error:
+            if isinstance(error.__cause__, FileExistsError):
                 raise _changed(path) from error
-        else:
-            _put_by_rename(source, path, expected, sent)
+            raise
+    else:
+        folder, _, name = path.path.rpartition("/")
+        temporary = f"{folder}/.{name}.vlmbatch.tmp"
+        with path.errors():
+            path.filesystem.makedirs(folder, exist_ok=True)
+            path.filesystem.put_file(str(source), temporary, callback=callback)
+        _check(path, expected)
+        with path.errors():
+            path.filesystem.mv(temporary, path.path)
+    callback.absolute_update(source.stat().st_size)  # not all of them tell
     version = version_of(path)
     if version is None:
         raise ChangedError(f"{path.url} was removed as soon as it was put")
     return version
-
-
-def _put_by_rename(source: Path, path: RemotePath, expected: str | None, sent: Sent) -> None:
-    folder, _, name = path.path.rpartition("/")
-    temporary = f"{folder}/.{name}.vlmbatch.tmp"
-    filesystem = path.filesystem
-    filesystem.makedirs(folder, exist_ok=True)
-    filesystem.put_file(str(source), temporary, callback=_callback(sent))
-    _check(path, expected)
-    filesystem.mv(temporary, path.path)
 
 
 def _check(path: RemotePath, expected: str | None) -> None:

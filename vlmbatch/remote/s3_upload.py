@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vlmbatch.errors import UsageError
-from vlmbatch.remote.filesystem import RemoteMissingError, RemotePath
+from vlmbatch.remote.filesystem import RemoteError, RemoteMissingError, RemotePath
 
 S3_SCHEMES = ("s3", "s3a")
 PART_BYTES = 16 * 2**20
@@ -28,7 +28,7 @@ class UploadLog:
     """Uploads that are under way, by URL, in a JSON file: of each its id and what it is of."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
 
     def get(self, url: str) -> dict[str, Any] | None:
         found = self._read().get(url)
@@ -44,13 +44,13 @@ class UploadLog:
         uploads.pop(url, None)
         if upload is not None:
             uploads[url] = upload
-        temporary = self._path.with_name(f"{self._path.name}.tmp")
+        temporary = self.path.with_name(f"{self.path.name}.tmp")
         temporary.write_text(json.dumps(uploads))
-        temporary.replace(self._path)
+        temporary.replace(self.path)
 
     def _read(self) -> dict[str, Any]:
         try:
-            uploads = json.loads(self._path.read_bytes())
+            uploads = json.loads(self.path.read_bytes())
         except (FileNotFoundError, ValueError):  # cut off by a crash: at worst all is sent again
             return {}
         return uploads if isinstance(uploads, dict) else {}
@@ -160,18 +160,28 @@ class S3Upload:
             self._call("abort_multipart_upload", UploadId=upload)
 
     def _conditional(self, method: str, check: Callable[[], None], **arguments: Any) -> Any:
-        with self._path.errors():
-            try:
-                return self._path.filesystem.call_s3(method, **self._place, **arguments)
-            except OSError as error:
-                response = getattr(error.__cause__, "response", None) or {}
-                if response.get("Error", {}).get("Code") in _CHANGED:
-                    check()
-                raise
+        try:
+            return self._call(method, **arguments)
+        except RemoteError as error:
+            if _error_code(error) in _CHANGED:
+                check()
+            raise
 
     def _call(self, method: str, **arguments: Any) -> Any:
         with self._path.errors():
             return self._path.filesystem.call_s3(method, **self._place, **arguments)
+
+
+def _error_code(error: RemoteError) -> str | None:
+    """S3's own code for what it has refused."""
+    cause = error.__cause__
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        if isinstance(response, dict):
+            code = response.get("Error", {}).get("Code")
+            return None if code is None else str(code)
+        cause = cause.__cause__
+    return None
 
 
 def check_writable(path: RemotePath) -> None:

@@ -10,6 +10,7 @@ folders pass names by that begin with an underscore.
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from vlmbatch.durable.crash_points import crash_point
@@ -98,7 +99,7 @@ class FileTarget:
                 None if seen is None else seen.version,
                 self._uploads,
                 sent,
-                is_own=lambda name=name: self._is_of(record, name),
+                is_own=partial(self._is_of, record, name),
             )
             crash_point("remote.object_put")
         if _ERRORS in found and not errors_path(output).exists():

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from vlmbatch.durable.crash_points import crash_point
@@ -97,7 +98,7 @@ class FolderTarget:
         for name, size in self._shards().items():
             path = self._folder.child(name)
             is_there = name in own and size == own[name].stat().st_size
-            if is_there and parquet_run_id(path) == record.id:  # by an earlier call
+            if is_there and _is_of(record, path):  # by an earlier call
                 sent(own.pop(name).stat().st_size)
             else:
                 remove_object(path)
@@ -109,7 +110,7 @@ class FolderTarget:
                 None,
                 self._uploads,
                 sent,
-                is_own=lambda path=path: parquet_run_id(path) == record.id,
+                is_own=partial(_is_of, record, path),
             )
             crash_point("remote.object_put")
         self._put_keys(work_folder_path(output) / f"keys-{record.id}")
@@ -138,6 +139,10 @@ class FolderTarget:
         """The objects with names of shards, in order, with their sizes in bytes."""
         names = sorted(names_in(self._folder).items())
         return {name: size for name, size in names if SHARD_NAME.fullmatch(name)}
+
+
+def _is_of(record: RunRecord, path: RemotePath) -> bool:
+    return parquet_run_id(path) == record.id
 
 
 def _run_id(raw: bytes | None) -> str | None:
