@@ -48,7 +48,7 @@ def test_a_folder(
     finish(commands.start(*arguments, *where, **how))
     shards = {f"out/part-00000{number}.parquet" for number in range(3)}
     assert shards < s3.keys(bucket).keys()
-    (local,) = tmp_path.glob("*/output")
+    (local,) = tmp_path.glob("*/out")
     for key in shards:
         assert s3.read(bucket, key) == (local / Path(key).name).read_bytes()
 
@@ -73,7 +73,7 @@ def test_a_file_whose_put_hangs(
     proxy.close()
     assert "out.parquet" not in s3.keys(bucket)
     finish(commands.start(*arguments, *where, variables=s3.variables))
-    (local,) = tmp_path.glob("*/output.parquet")
+    (local,) = tmp_path.glob("*/out.parquet")
     assert s3.read(bucket, "out.parquet") == local.read_bytes()
 
 

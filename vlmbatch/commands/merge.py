@@ -12,8 +12,10 @@ from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import Place, check_places, output_places, report_places
 from vlmbatch.commands.reporting import Reporting, ReportOptions
+from vlmbatch.commands.urls import is_url
 from vlmbatch.config import FileDestination
 from vlmbatch.config.option import Opt
+from vlmbatch.errors import UsageError
 
 if TYPE_CHECKING:
     from vlmbatch.stats import RunStats
@@ -47,6 +49,11 @@ def merge(options: MergeOptions, report: ReportOptions, config_file: Path | None
     are answered, 1 when some are errors or parts are missing, 75 while a part is
     being written, 2 when the parts are not those of one run.
     """
+    if is_url(options.folder):
+        raise UsageError(
+            f"the parts in {options.folder} are in a store: copy them to a folder of this machine, "
+            "and join them there"
+        )
     folder = Path(options.folder)
     output = check_merged_file(options.output, folder, overwrite=options.overwrite)
     check_report_file("--summary-json", report.summary_json)

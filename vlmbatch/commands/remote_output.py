@@ -5,9 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 from vlmbatch.commands.checks import DEFAULT_SHARD_ROWS, checked_destination, is_folder
+from vlmbatch.commands.urls import is_url
 from vlmbatch.config import (
     Destination,
     FileDestination,
@@ -18,16 +23,14 @@ from vlmbatch.config import (
 from vlmbatch.errors import UsageError
 from vlmbatch.remote.filesystem import scheme_of
 
+if TYPE_CHECKING:
+    from vlmbatch.stats import RunStats
+
 _LOCAL_SCHEMES = ("file", "local")
 _NAME_CHARACTERS = 40
 _DIGEST_DIGITS = 12
 _UNUSUAL = re.compile(r"[^A-Za-z0-9_-]+")
 _HUB_PLACE = re.compile(r"datasets/[^/@]+/[^/@]+(/[^@]*)?")
-
-
-def is_url(output: str) -> bool:
-    """Whether a name is of a place in a store, and no path."""
-    return scheme_of(output) is not None or output.lower().startswith(("http://", "https://"))
 
 
 def chosen_destination(
@@ -85,21 +88,37 @@ def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
         raise UsageError(f"--shard-rows needs a folder of Parquet files, and {url} names a file")
     if "/" not in place.strip("/") and not sharded:
         raise UsageError(f"output {url}: give a name in the bucket, as in {url}/out.parquet")
-    folder = work_folder_of(url.rstrip("/"), options.work_dir)
-    local: FileDestination | FolderDestination = FileDestination(folder / f"output{suffix}")
+    name = _UNUSUAL.sub("-", PurePosixPath(place).stem)[:_NAME_CHARACTERS].strip("-") or "output"
+    digest = hashlib.sha256(url.rstrip("/").encode("utf-8", "surrogateescape")).hexdigest()
+    folder = (options.work_dir or _cache_folder()).absolute() / f"{name}-{digest[:_DIGEST_DIGITS]}"
+    local: FileDestination | FolderDestination = FileDestination(folder / f"{name}{suffix}")
     if sharded:
-        local = FolderDestination(folder / "output", options.shard_rows or DEFAULT_SHARD_ROWS)
+        local = FolderDestination(folder / name, options.shard_rows or DEFAULT_SHARD_ROWS)
     return RemoteDestination(url, folder, local)
 
 
-def work_folder_of(url: str, work_dir: Path | None) -> Path:
-    """The folder on this machine in which the output of ``url`` is made."""
-    if work_dir is None:
-        cache = os.environ.get("XDG_CACHE_HOME")
-        work_dir = (Path(cache) if cache else Path.home() / ".cache") / "vlmbatch" / "outputs"
-    name = _UNUSUAL.sub("-", PurePosixPath(url).stem)[:_NAME_CHARACTERS].strip("-") or "output"
-    digest = hashlib.sha256(url.encode("utf-8", "surrogateescape")).hexdigest()[:_DIGEST_DIGITS]
-    return work_dir.absolute() / f"{name}-{digest}"
+@contextmanager
+def local_copy(output: str, stats: RunStats) -> Iterator[Path]:
+    """An output by its path; one with a URL is fetched, and goes in the end.
+
+    Raises:
+        UsageError: there is no output of ours.
+        RemoteError: the store cannot be asked.
+    """
+    if not is_url(output):
+        yield Path(output)
+        return
+    from vlmbatch.jobs.remote_run import fetch_output
+
+    with TemporaryDirectory(prefix="vlmbatch-") as folder:
+        remote = remote_destination(OutputOptions(output=output, work_dir=Path(folder)), output)
+        fetch_output(remote, stats)
+        yield remote.local.path
+
+
+def _cache_folder() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "vlmbatch" / "outputs"
 
 
 def _check_hub_place(url: str, place: str) -> None:

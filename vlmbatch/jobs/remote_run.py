@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from vlmbatch.config import JobConfig, RemoteDestination
 from vlmbatch.durable.crash_points import crash_point
+from vlmbatch.durable.durable_file import reported
 from vlmbatch.durable.run_record import RunRecord
 from vlmbatch.errors import OutputError, UsageError
 from vlmbatch.jobs.run import run
@@ -34,7 +36,7 @@ def run_remote(config: JobConfig, remote: RemoteDestination, stats: RunStats) ->
         UsageError: besides, something else is there, or was put there meanwhile.
         RemoteError: the store refuses, or cannot be reached: the same command puts it later.
     """
-    target = open_target(remote, remote.folder)
+    target = open_target(remote)
     with Staging(remote) as staging:
         stats.stage = f"looking at {remote.url}"
         target.check_access()
@@ -64,12 +66,34 @@ def _prepare(target: Target, staging: Staging, stats: RunStats, *, overwrite: bo
     if record is not None:
         staging.note(found, state.put)
         return
+    _fetch(target, found, staging.output, stats)
+    staging.note(found, target.run_of(found))
+
+
+def fetch_output(remote: RemoteDestination, stats: RunStats) -> None:
+    """Write the output that ``remote`` names, with its work folder, to ``remote.local``.
+
+    Raises:
+        UsageError: there is none, or none of ours, or it is not whole.
+        RemoteError: the store cannot be asked.
+        OutputError: it cannot be written.
+    """
+    target = open_target(remote)
+    stats.stage = f"looking at {remote.url}"
+    found = target.look()
+    if not found:
+        raise UsageError(f"{remote.url} does not exist: give the output of a run")
+    with reported(remote.folder):
+        remote.folder.mkdir(parents=True, exist_ok=True)
+    _fetch(target, found, remote.local.path, stats)
+
+
+def _fetch(target: Target, found: Found, output: Path, stats: RunStats) -> None:
     if target.run_of(found) is None:
         raise unknown_output(target.url)
-    stats.stage = "fetching the output"
-    with _counted(stats, 0) as received:
-        target.fetch(found, staging.output, received)
-    staging.note(found, target.run_of(found))
+    stats.stage = f"fetching {target.url}"
+    with _counted(stats, target.num_bytes(found)) as received:
+        target.fetch(found, output, received)
 
 
 def _put(target: Target, staging: Staging, stats: RunStats) -> None:

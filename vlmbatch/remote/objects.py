@@ -62,6 +62,16 @@ def names_in(folder: RemotePath) -> dict[str, int | None]:
     return found
 
 
+def size_of(path: RemotePath) -> int:
+    """The bytes of an object.
+
+    Raises:
+        RemoteError: there is none, or the store cannot be asked.
+    """
+    with path.errors():
+        return int(path.filesystem.info(path.path)["size"])
+
+
 def read_object(path: RemotePath) -> bytes | None:
     """All of a small object; None where there is none.
 
@@ -92,8 +102,8 @@ def read_end(path: RemotePath, num_bytes: int) -> bytes:
     Raises:
         RemoteError: there is none, or the store cannot be asked.
     """
+    size = size_of(path)
     with path.errors():
-        size = path.filesystem.info(path.path)["size"]
         start = max(0, size - num_bytes)
         data: bytes = path.filesystem.cat_file(path.path, start=start, end=size) if size else b""
     return data
@@ -107,9 +117,7 @@ def fetch_object(path: RemotePath, target: Path, received: Sent) -> None:
         RemoteError: there is none, or the store cannot be asked.
         OSError: the file cannot be written.
     """
-    version = version_of(path)
-    with path.errors():
-        size = path.filesystem.info(path.path)["size"]
+    version, size = version_of(path), size_of(path)
     with target.open("wb") as file:
         for start in range(0, size, _FETCH_BYTES):
             with path.errors():

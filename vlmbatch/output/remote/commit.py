@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from vlmbatch.output.openai_lines import HEAD_BYTES, line_head
 from vlmbatch.output.work_folder import RUN_ID_KEY
 from vlmbatch.remote.filesystem import RemoteMissingError, RemotePath
-from vlmbatch.remote.objects import read_end
+from vlmbatch.remote.objects import read_end, size_of
 
 _FOOTER_BYTES = 2**16  # of most files: else it is read once more, in its length
 _LENGTH_BYTES = 8  # the footer's length and PAR1, at the end
@@ -44,9 +44,8 @@ def lines_run_id(path: RemotePath) -> str | None:
         RemoteError: the store cannot be asked.
     """
     try:
+        end = min(HEAD_BYTES, size_of(path))
         with path.errors():
-            size = path.filesystem.info(path.path)["size"]
-            end = min(HEAD_BYTES, size)
             head = line_head(path.filesystem.cat_file(path.path, start=0, end=end) if end else b"")
     except RemoteMissingError:
         return None

@@ -27,6 +27,7 @@ from vlmbatch.remote.objects import (
     names_in,
     read_object,
     remove_object,
+    size_of,
     version_of,
 )
 from vlmbatch.remote.s3_upload import UploadLog, check_writable
@@ -66,6 +67,9 @@ class FileTarget:
     def files(self, output: Path) -> list[Path]:
         files = self._local(output).values()
         return [path for path in files if path.exists()]
+
+    def num_bytes(self, found: Found) -> int:
+        return sum(size_of(self._objects[name]) for name in found)
 
     def fetch(self, found: Found, output: Path, received: Sent) -> None:
         run_id = self.run_of(found)

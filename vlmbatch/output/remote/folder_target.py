@@ -65,6 +65,9 @@ class FolderTarget:
     def files(self, output: Path) -> list[Path]:
         return [shard.path for shard in finished_shards(output)]
 
+    def num_bytes(self, found: Found) -> int:
+        return sum(size or 0 for size in self._shards().values())
+
     def fetch(self, found: Found, output: Path, received: Sent) -> None:
         raw = read_object(self._mark) if self.run_of(found) else None
         if raw is None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from vlmbatch.config import FolderDestination, RemoteDestination
 from vlmbatch.output.remote.file_target import FileTarget
 from vlmbatch.output.remote.folder_target import FolderTarget
@@ -11,17 +9,15 @@ from vlmbatch.output.remote.target import Target
 from vlmbatch.remote.filesystem import open_filesystem
 from vlmbatch.remote.s3_upload import UploadLog
 
-_CLAIM_FILE = "claim.json"
 
-
-def open_target(remote: RemoteDestination, folder: Path) -> Target:
-    """The place that ``remote`` names; ``folder`` is for what putting there needs.
+def open_target(remote: RemoteDestination) -> Target:
+    """The place that ``remote`` names; what is needed to put there is kept in its folder.
 
     Raises:
         ConfigError: its scheme is not known, or what reads it is not installed.
     """
-    uploads = UploadLog(folder / "uploads.json")
+    uploads = UploadLog(remote.folder / "put.uploads.json")
     path = open_filesystem(remote.url)
     if isinstance(remote.local, FolderDestination):
-        return FolderTarget(path, uploads, folder / _CLAIM_FILE)
+        return FolderTarget(path, uploads, remote.folder / "put.claim.json")
     return FileTarget(path, uploads)

@@ -17,14 +17,14 @@ from typing import Self
 from vlmbatch.config import RemoteDestination
 from vlmbatch.durable.durable_file import FILES, DurableFile, publish, reported
 from vlmbatch.durable.lock import OutputLock
-from vlmbatch.durable.run_paths import LOCK_FILE, RECORD_FILE, work_folder_path
+from vlmbatch.durable.run_paths import RECORD_FILE, work_folder_path
 from vlmbatch.durable.run_record import RunRecord, read_record
 from vlmbatch.errors import OutputError
 from vlmbatch.output.remote.target import Found, Seen
 from vlmbatch.output.work_folder import is_output_of
-from vlmbatch.remote.s3_upload import UploadLog
 
 _STATE_FILE = "put.json"
+_LOCK_FILE = "put.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,8 @@ class Staging:
         self._url = remote.url
         with reported(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.uploads = UploadLog(self.folder / "uploads.json")
         self.state = self._read()
-        self._lock = OutputLock(self.folder / LOCK_FILE, remote.url)
+        self._lock = OutputLock(self.folder / _LOCK_FILE, remote.url)
 
     def __enter__(self) -> Self:
         return self

@@ -59,6 +59,10 @@ class Target(Protocol):
         """What is put of ``output``, but for what lets the run be resumed."""
         ...
 
+    def num_bytes(self, found: Found) -> int:
+        """How much is fetched of it."""
+        ...
+
     def fetch(self, found: Found, output: Path, received: Sent) -> None:
         """Make ``output`` what is there, with a work folder as if its run had been here.
 
