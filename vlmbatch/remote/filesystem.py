@@ -212,12 +212,13 @@ def open_filesystem(url: str) -> RemotePath:
             f"{url}: no scheme {scheme}:// is known; s3, gs, az and hf are, and others that fsspec "
             "has"
         ) from error
+    kinds = (*store.kinds(), TypeError)
     options = {**kind._get_kwargs_from_urls(url), **store.options}
     try:
         # Kept by fsspec, one would go on with the credentials and endpoint that it began with.
         filesystem = kind(**options, use_listings_cache=False, skip_instance_cache=True)
         path = kind._strip_protocol(url)
-    except (*store.kinds(), TypeError) as error:
+    except kinds as error:
         access = store.access and f" ({store.access})"
         raise ConfigError(f"{url}: cannot be opened: {_short(error)}{access}") from error
     return RemotePath(url, filesystem, path, store)
