@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Self
 
 from vlmbatch.config import RemoteDestination
@@ -24,7 +25,7 @@ from vlmbatch.output.remote.target import Found, Seen
 from vlmbatch.output.work_folder import is_output_of
 
 _STATE_FILE = "put.json"
-_LOCK_FILE = "put.lock"
+LOCK_FILE = "put.lock"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +54,8 @@ class Staging:
         self._url = remote.url
         with reported(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-        self.state = self._read()
-        self._lock = OutputLock(self.folder / _LOCK_FILE, remote.url)
+        self.state = read_state(remote)
+        self._lock = OutputLock(self.folder / LOCK_FILE, remote.url)
 
     def __enter__(self) -> Self:
         return self
@@ -78,22 +79,39 @@ class Staging:
             publish(temporary, path, "remote_state", FILES)
 
     def run(self) -> RunRecord | None:
-        """The run that is here, under way or complete; None also when its output is gone."""
-        record = read_record(work_folder_path(self.output) / RECORD_FILE)
-        if record is None or record.state == "running":
-            return record
-        return record if is_output_of(self.output, record) else None
+        """The run that is here, as ``local_run`` has it."""
+        return local_run(self.output)
 
-    def _read(self) -> PutState:
-        path = self.folder / _STATE_FILE
-        try:
-            values = json.loads(path.read_bytes())
-            base = {name: Seen(**seen) for name, seen in values["base"].items()}
-            return PutState(self._url, base, values["put"])
-        except FileNotFoundError:
-            return PutState(self._url)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise OutputError(
-                f"{path} is damaged ({error!r}): remove it and run with --overwrite, or give "
-                "another --work-dir"
-            ) from error
+
+def local_run(output: Path) -> RunRecord | None:
+    """The run on ``output``, under way or complete; None also when its output is gone.
+
+    Raises:
+        OutputError: something that is there cannot be read.
+    """
+    record = read_record(work_folder_path(output) / RECORD_FILE)
+    if record is None or record.state == "running":
+        return record
+    return record if is_output_of(output, record) else None
+
+
+def read_state(remote: RemoteDestination) -> PutState:
+    """What is noted of the output; nothing, where there is no folder of it.
+
+    Raises:
+        OutputError: the file is damaged.
+    """
+    path = remote.folder / _STATE_FILE
+    try:
+        values = json.loads(path.read_bytes())
+        base = {name: Seen(**seen) for name, seen in values["base"].items()}
+        return PutState(remote.url, base, values["put"])
+    except FileNotFoundError:
+        return PutState(remote.url)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise OutputError(
+            f"{path} is damaged ({error!r}): remove it and run with --overwrite, or give "
+            "another --work-dir"
+        ) from error
