@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -187,33 +187,21 @@ def _rows(found: RunStatus | PartsStatus) -> str:
 
 def _run_lines(found: RunStatus) -> Iterator[tuple[str, str]]:
     """What a run is, whatever has become of it."""
+    from vlmbatch.output.chosen_settings import chosen_settings
+
     for name in ("manifest", "model"):
         if (value := getattr(found, name)) is not None:
             yield name, value
     if found.settings:
-        yield "settings", _chosen(found.settings)
+        chosen = chosen_settings(found.settings)
+        yield (
+            "settings",
+            ", ".join(f"{name} {value}" for name, value in chosen.items()) or "defaults",
+        )
     if found.version is not None:
         yield "version", f"vlmbatch {found.version}"
     if found.command is not None:
         yield "command", found.command
-
-
-def _chosen(settings: Mapping[str, Any]) -> str:
-    """The settings that are not as they are by default, without the digests among them."""
-    from vlmbatch.config import SamplingParams
-
-    defaults = json.loads(json.dumps(asdict(SamplingParams())))
-    chosen = [
-        f"{name} {json.dumps(value, ensure_ascii=False)}"
-        for name, value in settings.get("sampling", {}).items()
-        if value != defaults.get(name)
-    ]
-    chosen += [
-        f"{name} {settings[name]}" for name in ("limit", "max_model_len") if settings.get(name)
-    ]
-    if settings.get("dtype", "auto") != "auto":
-        chosen.append(f"dtype {settings['dtype']}")
-    return ", ".join(chosen) or "defaults"
 
 
 def _time(iso: str) -> str:

@@ -114,6 +114,15 @@ def parse_record(raw: bytes, name: str) -> RunRecord:
     return record
 
 
+def recorded_id(raw: bytes) -> str | None:
+    """The id of the run whose ``record_bytes`` these are, of any version; None where of none."""
+    try:
+        run_id = json.loads(raw)["id"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return run_id if isinstance(run_id, str) else None
+
+
 def record_bytes(record: RunRecord) -> bytes:
     """The content of ``run.json``."""
     return json.dumps({"format": _FORMAT, **asdict(record)}, indent=2).encode()

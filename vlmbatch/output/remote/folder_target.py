@@ -10,7 +10,6 @@ other runs and puts its own, and in the end says there that it is complete.
 
 from __future__ import annotations
 
-import json
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from vlmbatch.durable.crash_points import crash_point
 from vlmbatch.durable.run_paths import RECORD_FILE, work_folder_path
-from vlmbatch.durable.run_record import RunRecord, parse_record, record_bytes
+from vlmbatch.durable.run_record import RunRecord, parse_record, record_bytes, recorded_id
 from vlmbatch.errors import UsageError
 from vlmbatch.output.remote.arrival import install_run
 from vlmbatch.output.remote.commit import parquet_run_id
@@ -55,7 +54,7 @@ class FolderTarget:
     def look(self) -> Found:
         version = version_of(self._mark)
         if version is not None:
-            return {_MARK: Seen(version, _run_id(read_object(self._mark)))}
+            return {_MARK: Seen(version, recorded_id(read_object(self._mark) or b""))}
         others = names_in(self._folder).keys() - {_WORK}
         return {_OTHER: Seen("files of no run", None)} if others else {}
 
@@ -146,11 +145,3 @@ class FolderTarget:
 
 def _is_of(record: RunRecord, path: RemotePath) -> bool:
     return parquet_run_id(path) == record.id
-
-
-def _run_id(raw: bytes | None) -> str | None:
-    try:
-        run_id = json.loads(raw or b"")["id"]
-    except (ValueError, KeyError, TypeError):
-        return None
-    return run_id if isinstance(run_id, str) else None

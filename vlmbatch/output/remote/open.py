@@ -5,6 +5,7 @@ from __future__ import annotations
 from vlmbatch.config import FolderDestination, RemoteDestination
 from vlmbatch.output.remote.file_target import FileTarget
 from vlmbatch.output.remote.folder_target import FolderTarget
+from vlmbatch.output.remote.hub_target import DEFAULT_FOLDER, HubTarget
 from vlmbatch.output.remote.target import Target
 from vlmbatch.remote.filesystem import open_filesystem
 from vlmbatch.remote.s3_upload import UploadLog
@@ -18,6 +19,9 @@ def open_target(remote: RemoteDestination) -> Target:
     """
     uploads = UploadLog(remote.folder / "put.uploads.json")
     path = open_filesystem(remote.url)
+    if path.scheme == "hf":
+        _, owner, name, *folder = remote.url.partition("://")[2].strip("/").split("/")
+        return HubTarget(path, f"{owner}/{name}", "/".join(folder) or DEFAULT_FOLDER)
     if isinstance(remote.local, FolderDestination):
         return FolderTarget(path, uploads, remote.folder / "put.claim.json")
     return FileTarget(path, uploads)
