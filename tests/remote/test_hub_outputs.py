@@ -9,7 +9,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import yaml
-from hub_server import Dataset, Hub, hub_server
+from hub_server import Dataset, Hub, RefusalError, hub_server
 from huggingface_hub import constants
 from remote_job import NUM_ROWS, RemoteJob
 
@@ -108,7 +108,7 @@ def test_what_was_sent_is_not_sent_again(new_job: NewJob, hub: Hub) -> None:
 
     def cut_off() -> None:
         if len(hub.uploads) == 2:
-            raise ConnectionResetError
+            raise RefusalError(400, "Come back later")
 
     hub.before_upload = cut_off
     with pytest.raises(RemoteError, match="run the same command again to put them"):

@@ -72,7 +72,7 @@ def hub_server() -> Iterator[Hub]:
         server.server_close()
 
 
-class _RefusalError(Exception):
+class RefusalError(Exception):
     """Ends a request with something else than JSON of what was asked."""
 
     def __init__(self, status: int, code: str) -> None:
@@ -84,6 +84,7 @@ class _RefusalError(Exception):
 class _Handler(BaseHTTPRequestHandler):
     hub: Hub
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -102,8 +103,8 @@ class _Handler(BaseHTTPRequestHandler):
                         handle(self, body=body, query=parse_qs(parts.query), **found.groupdict())
                     )
                     return
-            raise _RefusalError(404, "")
-        except _RefusalError as answer:
+            raise RefusalError(404, "")
+        except RefusalError as answer:
             self.send_response(answer.status)
             self.send_header("X-Error-Code", answer.code)
             self.send_header("X-Error-Message", answer.code)
@@ -136,7 +137,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _dataset(self, name: str) -> Dataset:
         if name not in self.hub.datasets:
-            raise _RefusalError(404, "RepoNotFound")
+            raise RefusalError(404, "RepoNotFound")
         return self.hub.datasets[name]
 
     def whoami(self, **_: Any) -> Any:
@@ -149,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
     def auth_check(self, name: str, **_: Any) -> Any:
         self._dataset(name)
         if name.partition("/")[0] not in (self.hub.user, "lab"):
-            raise _RefusalError(403, "")
+            raise RefusalError(403, "")
         return {}
 
     def tree(self, name: str, revision: str, folder: str | None = None, **_: Any) -> Any:
@@ -160,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
             if folder is None or path.startswith(f"{folder}/")
         }
         if not below:
-            raise _RefusalError(404, "EntryNotFound")
+            raise RefusalError(404, "EntryNotFound")
         return [
             {"type": "file", "path": path, "oid": _blob_id(data), "size": len(data)}
             for path, data in below.items()
@@ -216,7 +217,7 @@ class _Handler(BaseHTTPRequestHandler):
             match line["key"]:
                 case "header":
                     if value.get("parentCommit", found.head) != found.head:
-                        raise _RefusalError(412, "")
+                        raise RefusalError(412, "")
                 case "file":
                     add[value["path"]] = base64.b64decode(value["content"])
                 case "lfsFile":
@@ -229,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
     def resolve(self, name: str, revision: str, file: str, **_: Any) -> bytes:
         files = self._dataset(name).commits[revision]
         if file not in files:
-            raise _RefusalError(404, "EntryNotFound")
+            raise RefusalError(404, "EntryNotFound")
         self.revision = revision
         return files[file]
 
