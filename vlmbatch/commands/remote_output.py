@@ -43,11 +43,6 @@ def chosen_destination(
     """
     if options.output is not None and is_url(options.output):
         return remote_destination(options, options.output)
-    if options.work_dir is not None:
-        raise UsageError(
-            f"--work-dir {options.work_dir} is for outputs with a URL: what a local output is "
-            "resumed from lies beside it"
-        )
     return checked_destination(options, manifest, overwrite=overwrite)
 
 
@@ -84,10 +79,11 @@ def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
         _check_hub_place(url, place)
     suffix = PurePosixPath(place).suffix
     sharded = options.shard_rows is not None or is_folder(place) or scheme == "hf"
-    if sharded and not place.endswith("/") and suffix == ".jsonl":
-        raise UsageError(f"--shard-rows needs a folder of Parquet files, and {url} names a file")
-    if "/" not in place.strip("/") and not sharded:
-        raise UsageError(f"output {url}: give a name in the bucket, as in {url}/out.parquet")
+    if sharded and scheme != "hf" and not place.endswith("/") and suffix not in ("", ".parquet"):
+        raise UsageError(
+            f"output {url} is of no kind that can be written: choose a name that ends in .parquet, "
+            "or in / for a folder"
+        )
     name = _UNUSUAL.sub("-", PurePosixPath(place).stem)[:_NAME_CHARACTERS].strip("-") or "output"
     digest = hashlib.sha256(url.rstrip("/").encode("utf-8", "surrogateescape")).hexdigest()
     folder = (options.work_dir or _cache_folder()).absolute() / f"{name}-{digest[:_DIGEST_DIGITS]}"
