@@ -14,6 +14,8 @@ from model_folder import make_model_folder
 from resumable_runs import WITH_ERRORS, write_manifest
 from s3_server import Proxy, S3Server, s3_variables
 
+from vlmbatch.durable.crash_points import REMOTE_CRASH_POINTS
+
 NUM_ROWS = 40
 
 
@@ -31,7 +33,7 @@ def finish(command: Command) -> None:
     assert f"{NUM_ROWS} done by an earlier run" in command.stderr
 
 
-@pytest.mark.parametrize("point", ["remote.claimed", "remote.object_put:2", "remote.put"])
+@pytest.mark.parametrize("point", REMOTE_CRASH_POINTS)
 def test_a_folder(
     point: str,
     commands: FastCommands,

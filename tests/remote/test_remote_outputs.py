@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,8 +12,13 @@ import pytest
 from remote_job import NUM_ROWS, RemoteJob
 from s3_server import S3Server
 
-from vlmbatch.errors import OutputLockedError, UsageError
+from vlmbatch.commands.remote_output import local_copy
+from vlmbatch.errors import OutputError, OutputLockedError, UsageError
+from vlmbatch.jobs.remote_status import read_remote_status
+from vlmbatch.output.remote.file_target import FileTarget
 from vlmbatch.output.remote.staging import Staging
+from vlmbatch.remote.filesystem import RemoteFailedError
+from vlmbatch.stats import RunStats
 
 NewJob = Callable[..., RemoteJob]
 # Of each kind of output: its name, the objects that it consists of, and the one that readers open.
@@ -103,6 +109,57 @@ def test_put_by_somebody_else_meanwhile(
     assert here.computed == 0 and is_whole(s3, bucket, kind, here)
 
 
+def test_overwrite_where_somebody_else_has_put(new_job: NewJob, s3: S3Server, bucket: str) -> None:
+    here, there = new_job("out.parquet"), new_job("out.parquet", "there")
+    here.meanwhile = there
+    with pytest.raises(UsageError, match="or add --overwrite to start anew and replace it"):
+        here()
+    here.meanwhile = lambda: None
+    here(overwrite=True)
+    assert is_whole(s3, bucket, "out.parquet", here)
+
+
+def test_a_put_that_fails_for_a_while(
+    new_job: NewJob, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = new_job("out.parquet")
+    put, failures = FileTarget.put, ["refused", "refused"]
+
+    def failing(*arguments: Any) -> None:
+        if failures:
+            raise RemoteFailedError(f"{job.remote.url}: {failures.pop()}")
+        put(*arguments)
+
+    monkeypatch.setattr(FileTarget, "put", failing)
+    job()
+    assert is_whole(s3, bucket, "out.parquet", job)
+    failures += ["refused"] * 3
+    with pytest.raises(RemoteFailedError, match="run the same command again to put them"):
+        job(overwrite=True)
+    work_dir = job.remote.folder.parent
+    found = read_remote_status(job.remote, lambda: local_copy(job.remote.url, RunStats()))
+    assert (found.state, found.is_complete, found.rows_done) == ("complete", False, NUM_ROWS)
+    assert found.next_step == "run the same command again to put the output at its URL"
+    job()
+    assert job.computed == 0 and is_whole(s3, bucket, "out.parquet", job)
+    found = read_remote_status(job.remote, lambda: local_copy(job.remote.url, RunStats()))
+    assert found.is_complete and found.output == job.remote.url
+    assert list(work_dir.iterdir()) == [job.remote.folder]
+
+
+def test_damaged_notes(new_job: NewJob, s3: S3Server, bucket: str) -> None:
+    job = new_job("out.parquet")
+    job()
+    notes = job.remote.folder / "put.json"
+    notes.write_text("{")
+    with pytest.raises(OutputError, match=r"remove it and run with --overwrite, or give another"):
+        job()
+    assert new_job("out.parquet", "there")().nothing_to_do
+    notes.unlink()
+    job(overwrite=True)
+    assert is_whole(s3, bucket, "out.parquet", job)
+
+
 def test_what_is_gone_is_put_again(new_job: NewJob, s3: S3Server, bucket: str) -> None:
     job = new_job("out.parquet")
     job()
@@ -135,6 +192,8 @@ def test_a_folder_that_is_being_put(new_job: NewJob, bucket: str) -> None:
     there()
     assert there.computed == 0
     assert here_again().nothing_to_do
+    here_again(overwrite=True)
+    assert here_again.computed == NUM_ROWS
 
 
 def test_one_process_at_a_time(new_job: NewJob) -> None:
