@@ -55,8 +55,15 @@ def test_a_folder(
         assert s3.read(bucket, key) == (local / Path(key).name).read_bytes()
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGINT, 130)])
 def test_a_file_whose_put_hangs(
-    commands: FastCommands, arguments: list[object], s3: S3Server, bucket: str, tmp_path: Path
+    number: int,
+    status: int,
+    commands: FastCommands,
+    arguments: list[object],
+    s3: S3Server,
+    bucket: str,
+    tmp_path: Path,
 ) -> None:
     """The connection stalls within the file: until all of it is there nobody sees anything."""
     held = threading.Event()
@@ -70,8 +77,8 @@ def test_a_file_whose_put_hangs(
     where = ["-o", f"s3://{bucket}/out.parquet", "--work-dir", tmp_path]
     command = commands.start(*arguments, *where, variables=s3_variables(proxy.port))
     command.wait_until(held.is_set)
-    command.send_signal(signal.SIGKILL)
-    assert command.wait() == -signal.SIGKILL
+    command.send_signal(number)
+    assert command.wait(10) == status, command.stderr
     proxy.close()
     assert "out.parquet" not in s3.keys(bucket)
     finish(commands.start(*arguments, *where, variables=s3.variables))

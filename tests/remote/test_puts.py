@@ -163,6 +163,32 @@ def test_parts_of_another_file_are_given_up(
     assert not s3.client.list_multipart_uploads(Bucket=bucket).get("Uploads")
 
 
+class RefusalError(Exception):
+    """What botocore raises."""
+
+    def __init__(self, code: str) -> None:
+        super().__init__(code)
+        self.response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": 501}}
+
+
+def test_a_store_without_conditional_writes(
+    path: RemotePath, log: UploadLog, small: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = Calls(path, monkeypatch)
+
+    def refuse(method: str, arguments: dict[str, Any]) -> None:
+        if "IfNoneMatch" in arguments or "IfMatch" in arguments:
+            raise OSError("not known here") from RefusalError("NotImplemented")
+
+    calls.before = refuse
+    put(small, path, None, log)
+    with pytest.raises(ChangedError):
+        put(small, path, None, log)
+    small.write_bytes(b"new")
+    put(small, path, version_of(path), log)
+    assert read_object(path) == b"new"
+
+
 def test_fetching(path: RemotePath, log: UploadLog, small: Path, tmp_path: Path) -> None:
     put(small, path, None, log)
     counted = [0]

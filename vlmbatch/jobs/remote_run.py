@@ -132,7 +132,7 @@ def _put_once(target: Target, staging: Staging, record: RunRecord, stats: RunSta
     if not _is_known(found, staging.state.base, record):
         raise _conflict(target, staging)
     total = sum(path.stat().st_size for path in target.files(staging.output))
-    with _counted(stats, total) as sent:
+    with reported(staging.folder), _counted(stats, total) as sent:
         target.put(staging.output, record, found, sent)
 
 

@@ -8,10 +8,12 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from vlmbatch.errors import UsageError
@@ -133,14 +135,26 @@ class S3Upload:
             self._sent(self._length(number))
         count = -(-self._size // self._part_bytes)
         missing = [number for number in range(1, count + 1) if number not in there]
-        pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="put")
-        try:
-            sending = {pool.submit(self._send_part, upload, number): number for number in missing}
-            for done in as_completed(sending):
-                there[sending[done]] = done.result()
-                self._sent(self._length(sending[done]))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        todo, done = deque(missing), SimpleQueue[tuple[int, str | BaseException]]()
+
+        def send() -> None:
+            while todo:
+                with suppress(IndexError):  # another thread has taken the last one
+                    number = todo.popleft()
+                    try:
+                        done.put((number, self._send_part(upload, number)))
+                    except BaseException as error:  # noqa: BLE001  raised again on the main thread
+                        done.put((number, error))
+
+        for _ in range(min(_THREADS, len(missing))):
+            Thread(target=send, name="put", daemon=True).start()  # no signal waits for them
+        for _ in missing:
+            number, result = done.get()
+            if isinstance(result, BaseException):
+                todo.clear()
+                raise result
+            there[number] = result
+            self._sent(self._length(number))
         return [{"PartNumber": number, "ETag": there[number]} for number in range(1, count + 1)]
 
     def _send_part(self, upload: str, number: int) -> str:
@@ -160,12 +174,19 @@ class S3Upload:
             self._call("abort_multipart_upload", UploadId=upload)
 
     def _conditional(self, method: str, check: Callable[[], None], **arguments: Any) -> Any:
+        """As ``_call``, with a condition that is to hold."""
         try:
             return self._call(method, **arguments)
         except RemoteError as error:
-            if _error_code(error) in _CHANGED:
+            code = _error_code(error)
+            if code in _CHANGED:
                 check()
-            raise
+            if code != "NotImplemented":
+                raise
+        check()  # a store with S3's API that knows no conditions
+        return self._call(
+            method, **{name: value for name, value in arguments.items() if "Match" not in name}
+        )
 
     def _call(self, method: str, **arguments: Any) -> Any:
         with self._path.errors():
