@@ -492,7 +492,7 @@ _FOLDERS = "of folders of images: in tests/manifest/test_image_folder.py"
 _PDFS = "of PDFs: in tests/manifest/test_pdf_rows.py"
 _TEXTS = "of answers as files: in tests/output/test_text_folder.py"
 _BASE = "of images elsewhere: in tests/manifest/test_image_base.py"
-_STORES = "in tests/remote/test_remote_outputs.py"
+_STORES = "in tests/remote_outputs/test_remote_outputs.py"
 ELSEWHERE = {
     **dict.fromkeys(("sources --prompt", "sources --prompt-column", "sources --sidecar"), _FOLDERS),
     **dict.fromkeys(("manifest --prompt", "manifest --sidecar", "rows --prompt"), _FOLDERS),

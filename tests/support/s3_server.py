@@ -15,7 +15,7 @@ _BLOCK = 2**16
 
 @dataclass(frozen=True)
 class S3Server:
-    """``client``: boto3's, for the test. ``variables``: the environment that leads there."""
+    """``client``: botocore's, for the test. ``variables``: the environment that leads there."""
 
     port: int
     client: Any
@@ -47,7 +47,7 @@ def s3_variables(port: int) -> dict[str, str]:
 @contextmanager
 def s3_server() -> Iterator[S3Server]:
     """One server of this process."""
-    import boto3
+    from botocore.session import Session
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -56,7 +56,7 @@ def s3_server() -> Iterator[S3Server]:
     try:
         _, port = server.get_host_and_port()
         variables = s3_variables(port)
-        client = boto3.client(
+        client = Session().create_client(
             "s3",
             endpoint_url=variables["AWS_ENDPOINT_URL"],
             aws_access_key_id="testing",

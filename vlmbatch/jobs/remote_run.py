@@ -20,7 +20,7 @@ from vlmbatch.output.remote.staging import Staging
 from vlmbatch.output.remote.target import Found, Target, unknown_output
 from vlmbatch.output.work_folder import is_output_of
 from vlmbatch.remote.filesystem import RemoteError, RemoteFailedError
-from vlmbatch.remote.objects import ChangedError
+from vlmbatch.remote.versions import ChangedError
 from vlmbatch.stats import RunStats, Transfer
 
 _PAUSES_S = (2, 10, 30, 60, 120)  # after attempts to put that have failed

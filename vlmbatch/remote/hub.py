@@ -15,7 +15,7 @@ from vlmbatch.remote.filesystem import (
     RemoteMissingError,
     RemotePath,
 )
-from vlmbatch.remote.objects import ChangedError
+from vlmbatch.remote.versions import ChangedError
 
 _KIND: Any = {"repo_type": "dataset"}
 _MOVED_ON = (409, 412)  # what the Hub answers where the parent is no longer the last commit

@@ -21,7 +21,8 @@ from vlmbatch.output.remote.arrival import install_run
 from vlmbatch.output.remote.commit import lines_run_id, parquet_run_id
 from vlmbatch.output.remote.target import Found, Seen, put_again, put_once, unknown_output
 from vlmbatch.remote.filesystem import RemotePath
-from vlmbatch.remote.objects import (
+from vlmbatch.remote.s3_upload import UploadLog, check_writable
+from vlmbatch.remote.versions import (
     Sent,
     fetch_object,
     names_in,
@@ -30,7 +31,6 @@ from vlmbatch.remote.objects import (
     size_of,
     version_of,
 )
-from vlmbatch.remote.s3_upload import UploadLog, check_writable
 
 _ANSWERS, _ERRORS = "answers", "errors"
 

@@ -24,7 +24,8 @@ from vlmbatch.output.remote.commit import parquet_run_id
 from vlmbatch.output.remote.target import Found, Seen, put_again, put_once, unknown_output
 from vlmbatch.output.shards import SHARD_NAME, finished_shards
 from vlmbatch.remote.filesystem import RemotePath
-from vlmbatch.remote.objects import (
+from vlmbatch.remote.s3_upload import UploadLog, check_writable
+from vlmbatch.remote.versions import (
     Sent,
     fetch_object,
     names_in,
@@ -32,7 +33,6 @@ from vlmbatch.remote.objects import (
     remove_object,
     version_of,
 )
-from vlmbatch.remote.s3_upload import UploadLog, check_writable
 
 _WORK = "_vlmbatch"
 _MARK, _OTHER = "run", "other"

@@ -22,7 +22,7 @@ from vlmbatch.output.remote.target import Found, Seen, unknown_output
 from vlmbatch.output.shards import finished_shards, shard_name
 from vlmbatch.remote.filesystem import RemotePath
 from vlmbatch.remote.hub import HubDataset
-from vlmbatch.remote.objects import ChangedError, Sent
+from vlmbatch.remote.versions import ChangedError, Sent
 
 DEFAULT_FOLDER = "data"
 _CARD = "README.md"

@@ -13,7 +13,8 @@ from s3_server import S3Server
 from vlmbatch.errors import UsageError
 from vlmbatch.remote import s3_upload
 from vlmbatch.remote.filesystem import RemoteError, RemotePath, open_filesystem
-from vlmbatch.remote.objects import (
+from vlmbatch.remote.s3_upload import UploadLog, check_writable
+from vlmbatch.remote.versions import (
     ChangedError,
     fetch_object,
     names_in,
@@ -23,7 +24,6 @@ from vlmbatch.remote.objects import (
     remove_object,
     version_of,
 )
-from vlmbatch.remote.s3_upload import UploadLog, check_writable
 
 PART_BYTES = 5 * 2**20  # the smallest that S3 takes
 LARGE = 3 * PART_BYTES + 1000

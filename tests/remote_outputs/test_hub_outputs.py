@@ -9,7 +9,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import yaml
-from hub_server import Dataset, Hub, RefusalError, hub_server
+from hub_commits import Dataset, Hub, RefusalError, hub_server
 from huggingface_hub import constants
 from remote_job import NUM_ROWS, RemoteJob
 

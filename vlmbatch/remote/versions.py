@@ -37,6 +37,7 @@ def version_of(path: RemotePath) -> str | None:
     """
     try:
         with path.errors():
+            path.filesystem.invalidate_cache(path.path)
             info = path.filesystem.info(path.path)
     except RemoteMissingError:
         return None
@@ -51,6 +52,7 @@ def names_in(folder: RemotePath) -> dict[str, int | None]:
     """
     try:
         with folder.errors():
+            folder.filesystem.invalidate_cache(folder.path)
             entries = folder.filesystem.ls(folder.path, detail=True)
     except RemoteMissingError:
         return {}
