@@ -57,16 +57,6 @@ def is_whole(s3: S3Server, bucket: str, kind: str, job: RemoteJob) -> bool:
     return sorted(found) == KINDS[kind] and set(found.values()) == made
 
 
-def test_put_once(new_job: NewJob, s3: S3Server, bucket: str, kind: str) -> None:
-    job = new_job(kind)
-    assert not job().nothing_to_do
-    assert job.computed == NUM_ROWS and is_whole(s3, bucket, kind, job)
-    listing = s3.client.list_objects_v2(Bucket=bucket)["Contents"]
-    assert job().nothing_to_do
-    assert job.computed == 0
-    assert s3.client.list_objects_v2(Bucket=bucket)["Contents"] == listing
-
-
 def test_something_else_is_left_alone(
     new_job: NewJob, s3: S3Server, bucket: str, kind: str
 ) -> None:
@@ -79,18 +69,24 @@ def test_something_else_is_left_alone(
     assert is_whole(s3, bucket, kind, job)
 
 
-def test_another_machine_goes_on(new_job: NewJob, s3: S3Server, bucket: str, kind: str) -> None:
+def test_put_once_and_gone_on_with_elsewhere(
+    new_job: NewJob, s3: S3Server, bucket: str, kind: str
+) -> None:
     here, there = new_job(kind), new_job(kind, "there")
-    here()
-    assert there().nothing_to_do
-    assert there.computed == 0
-    assert is_whole(s3, bucket, kind, there)
+    assert not here().nothing_to_do
+    assert here.computed == NUM_ROWS and is_whole(s3, bucket, kind, here)
+    listing = s3.client.list_objects_v2(Bucket=bucket)["Contents"]
+    for job in (here, there):
+        assert job().nothing_to_do
+        assert job.computed == 0 and is_whole(s3, bucket, kind, job)
+    assert s3.client.list_objects_v2(Bucket=bucket)["Contents"] == listing
     there(overwrite=True)
     assert is_whole(s3, bucket, kind, there)
     here()  # its own is no longer what is there
     assert here.computed == 0 and is_whole(s3, bucket, kind, here)
 
 
+@pytest.mark.parametrize("kind", ["out.parquet", "out/"])
 def test_put_by_somebody_else_meanwhile(
     new_job: NewJob, s3: S3Server, bucket: str, kind: str
 ) -> None:
