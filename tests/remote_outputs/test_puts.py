@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,10 +14,11 @@ from s3_server import S3Server
 
 from vlmbatch.errors import UsageError
 from vlmbatch.remote import s3_upload
-from vlmbatch.remote.filesystem import RemoteError, RemotePath, open_filesystem
+from vlmbatch.remote.filesystem import READ_SECONDS, RemoteError, RemotePath, open_filesystem
 from vlmbatch.remote.s3_upload import UploadLog, check_writable
 from vlmbatch.remote.versions import (
     ChangedError,
+    allow_slow_puts,
     fetch_object,
     names_in,
     put_object,
@@ -200,6 +203,17 @@ def test_fetching(path: RemotePath, log: UploadLog, small: Path, tmp_path: Path)
     assert read_object(path) is None and version_of(path) is None
     with pytest.raises(RemoteError, match="there is nothing there"):
         fetch_object(path, tmp_path / "fetched", counted.append)
+
+
+def test_slow_lines_have_time(path: RemotePath) -> None:
+    """And those of other file systems of the kind have as much as before."""
+    slow, other = open_filesystem(path.url), open_filesystem(path.url)
+    allow_slow_puts(slow)
+    found = [each.filesystem.config_kwargs["read_timeout"] for each in (slow, other)]
+    assert found == [300, READ_SECONDS]
+    google = replace(path, url="gs://a/b", filesystem=SimpleNamespace(requests_timeout=20))
+    allow_slow_puts(google)
+    assert google.filesystem.requests_timeout == 300
 
 
 def test_a_bucket_that_is_missing(path: RemotePath) -> None:

@@ -20,7 +20,7 @@ from vlmbatch.errors import UsageError
 from vlmbatch.remote.filesystem import RemoteError, RemoteMissingError, RemotePath
 
 S3_SCHEMES = ("s3", "s3a")
-PART_BYTES = 16 * 2**20
+PART_BYTES = 8 * 2**20
 _MAX_PARTS = 10_000  # of S3; the smallest it takes has 5 MiB
 _THREADS = 4
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict")

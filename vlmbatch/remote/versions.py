@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmbatch.remote.filesystem import RemoteError, RemoteMissingError, RemotePath
-from vlmbatch.remote.s3_upload import S3_SCHEMES, S3Upload, UploadLog
+from vlmbatch.remote.s3_upload import PART_BYTES, S3_SCHEMES, S3Upload, UploadLog
 
 if TYPE_CHECKING:
     from fsspec.callbacks import Callback
@@ -20,11 +20,23 @@ Sent = Callable[[int], None]  # told of so many bytes more
 # A put appears there in one piece, and ``mode="create"`` refuses to replace anything.
 _CREATING = ("gs", "gcs", "az", "abfs", "abfss")
 _VERSION_KEYS = ("ETag", "etag", "generation", "blob_id")  # the last: the Hub's
+_GOOGLE = ("gs", "gcs")
+_PUT_SECONDS = 300
 _FETCH_BYTES = 16 * 2**20
 
 
 class ChangedError(RemoteError):
     """Something else has been put in an object's place meanwhile."""
+
+
+def allow_slow_puts(path: RemotePath) -> None:
+    """Let the file system of ``path``, which nothing was asked yet, wait for the answer to a put as
+    long as a slow line takes to send a part: no time passes for its libraries while they send."""
+    filesystem = path.filesystem
+    if path.scheme in S3_SCHEMES:
+        filesystem.config_kwargs = {**filesystem.config_kwargs, "read_timeout": _PUT_SECONDS}
+    elif path.scheme in _GOOGLE:
+        filesystem.requests_timeout = _PUT_SECONDS
 
 
 def version_of(path: RemotePath) -> str | None:
@@ -152,10 +164,12 @@ def put_object(
     _check(path, expected)
     callback = _callback(sent)
     if path.scheme in _CREATING:
-        mode = "create" if expected is None else "overwrite"
+        options: dict[str, Any] = {"mode": "create" if expected is None else "overwrite"}
+        if path.scheme in _GOOGLE:
+            options["chunksize"] = PART_BYTES
         try:
             with path.errors():
-                path.filesystem.put_file(str(source), path.path, callback=callback, mode=mode)
+                path.filesystem.put_file(str(source), path.path, callback=callback, **options)
         except RemoteError as error:
             if isinstance(error.__cause__, FileExistsError):
                 raise _changed(path) from error

@@ -9,6 +9,7 @@ from vlmbatch.output.remote.hub_target import DEFAULT_FOLDER, HubTarget
 from vlmbatch.output.remote.target import Target
 from vlmbatch.remote.filesystem import open_filesystem
 from vlmbatch.remote.s3_upload import UploadLog
+from vlmbatch.remote.versions import allow_slow_puts
 
 
 def open_target(remote: RemoteDestination) -> Target:
@@ -19,6 +20,7 @@ def open_target(remote: RemoteDestination) -> Target:
     """
     uploads = UploadLog(remote.folder / "put.uploads.json")
     path = open_filesystem(remote.url)
+    allow_slow_puts(path)
     if path.scheme == "hf":
         _, owner, name, *folder = remote.url.partition("://")[2].strip("/").split("/")
         return HubTarget(path, f"{owner}/{name}", "/".join(folder) or DEFAULT_FOLDER)
