@@ -143,6 +143,17 @@ def test_a_put_that_fails_for_a_while(
     assert list(work_dir.iterdir()) == [job.remote.folder]
 
 
+def test_a_batch_without_an_answer(new_job: NewJob, s3: S3Server, bucket: str) -> None:
+    here, there = new_job("out.jsonl"), new_job("out.jsonl", "there")
+    here.error_rows = range(NUM_ROWS)
+    here()
+    assert s3.keys(bucket)["out.jsonl"] == 0
+    (here.remote.folder / "put.json").unlink()  # as if it had ended before it noted the put
+    here()
+    assert here.computed == 0
+    assert there().nothing_to_do
+
+
 def test_damaged_notes(new_job: NewJob, s3: S3Server, bucket: str) -> None:
     job = new_job("out.parquet")
     job()

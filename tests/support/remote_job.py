@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,7 @@ def nothing() -> None:
 class RemoteJob:
     """The same command on ``url``, from a machine with ``work_dir``.
 
-    ``meanwhile`` is called when the answers are there and nothing is put yet. ``computed``: rows
+    ``error_rows`` cannot be answered. ``meanwhile`` is called when the answers are there and nothing is put yet. ``computed``: rows
     that were answered by the last call.
     """
 
@@ -52,6 +52,7 @@ class RemoteJob:
             self.remote = replace(self.remote, local=replace(self.remote.local, shard_rows=3))
         self.output = self.remote.local.path
         self.computed = 0
+        self.error_rows: Collection[int] = (2,)
         self.meanwhile: Callable[[], object] = nothing
         self._monkeypatch = monkeypatch
 
@@ -81,7 +82,7 @@ class RemoteJob:
             work.begin(record)
             writer = self._writer(work, record)
             for row in range(NUM_ROWS):
-                code = ErrorCode.PROMPT_INVALID if row == 2 else None
+                code = ErrorCode.PROMPT_INVALID if row in self.error_rows else None
                 text = None if code else f"answer {row} of {record.id}"
                 writer.write(Result(row, f"id-{row}", text, "stop", 5, 0, 3, error_code=code))
                 self.computed += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
+import logging
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 10
 READ_SECONDS = 20  # without a byte, before a request is tried again
 ATTEMPTS = 3
+MAX_CONNECTIONS = 64  # no fewer than the threads that fetch images
 _SHOWN_CHARACTERS = 300
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
@@ -91,7 +93,8 @@ class _Store:
     """What is known of the file systems of a scheme.
 
     ``raised`` are the errors that are no ``OSError``, ``refused`` those among them that say that
-    there are no credentials, which ``access`` says how to give.
+    there are no credentials, which ``access`` says how to give. ``log``: where a library also
+    writes what it raises, with tracebacks.
     """
 
     install: str = ""
@@ -99,6 +102,7 @@ class _Store:
     raised: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
     access: str = ""
+    log: str | None = None
 
     def kinds(self) -> tuple[type[Exception], ...]:
         if not self.raised:
@@ -115,6 +119,7 @@ _S3 = _Store(
         "config_kwargs": {
             "connect_timeout": CONNECT_SECONDS,
             "read_timeout": READ_SECONDS,
+            "max_pool_connections": MAX_CONNECTIONS,
             "retries": {"mode": "standard", "total_max_attempts": ATTEMPTS},
         }
     },
@@ -147,6 +152,7 @@ _GS = _Store(
     refused=("google.auth.exceptions.GoogleAuthError",),
     access="GOOGLE_APPLICATION_CREDENTIALS or gcloud auth application-default login give access; "
     "FSSPEC_GS_TOKEN=anon reads public buckets",
+    log="gcsfs",
 )
 _AZ = _Store(
     install="pip install 'vlmbatch[az]'",
@@ -186,6 +192,13 @@ def scheme_of(text: str) -> str | None:
     return scheme
 
 
+def is_known(scheme: str) -> bool:
+    """Whether fsspec has heard of a scheme; what reads it may not be installed."""
+    from fsspec import available_protocols
+
+    return scheme in _STORES or scheme in available_protocols()
+
+
 def open_filesystem(url: str) -> RemotePath:
     """The file system of ``url``, which has a scheme, and the path in it. Nothing is looked at yet.
 
@@ -212,7 +225,9 @@ def open_filesystem(url: str) -> RemotePath:
             f"{url}: no scheme {scheme}:// is known; s3, gs, az and hf are, and others that fsspec "
             "has"
         ) from error
-    kinds = (*store.kinds(), TypeError)
+    if store.log is not None:
+        logging.getLogger(store.log).setLevel(logging.CRITICAL)
+    kinds: tuple[type[Exception], ...] = (*store.kinds(), TypeError)
     options = {**kind._get_kwargs_from_urls(url), **store.options}
     try:
         # Kept by fsspec, one would go on with the credentials and endpoint that it began with.
@@ -230,7 +245,9 @@ def _translated(error: Exception, url: str, store: _Store) -> RemoteError:
         access = store.access and f" ({store.access})"
         return RemoteForbiddenError(f"{url}: access is denied: {_short(error)}{access}")
     if isinstance(error, FileNotFoundError) or status in _MISSING:
-        return RemoteMissingError(f"{url}: there is nothing there")
+        said = _short(error)
+        more = "" if url.partition("://")[2].rstrip("/") in said else f" ({said})"
+        return RemoteMissingError(f"{url}: there is nothing there{more}")
     if isinstance(error, TimeoutError) and not str(error):
         return RemoteFailedError(f"{url}: no answer for too long")
     if _lasts(error, status):

@@ -17,7 +17,12 @@ from threading import Thread
 from typing import Any
 
 from vlmbatch.errors import UsageError
-from vlmbatch.remote.filesystem import RemoteError, RemoteMissingError, RemotePath
+from vlmbatch.remote.filesystem import (
+    RemoteError,
+    RemoteForbiddenError,
+    RemoteMissingError,
+    RemotePath,
+)
 
 S3_SCHEMES = ("s3", "s3a")
 PART_BYTES = 8 * 2**20
@@ -221,6 +226,7 @@ def check_writable(path: RemotePath) -> None:
     try:
         with path.errors():
             upload = path.filesystem.call_s3("create_multipart_upload", **place)["UploadId"]
-            path.filesystem.call_s3("abort_multipart_upload", **place, UploadId=upload)
     except RemoteMissingError as error:
         raise UsageError(f"{path.url}: there is no bucket {bucket}; create it first") from error
+    with suppress(RemoteForbiddenError), path.errors():  # who may put need not be let do this
+        path.filesystem.call_s3("abort_multipart_upload", **place, UploadId=upload)

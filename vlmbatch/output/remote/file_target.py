@@ -58,6 +58,10 @@ class FileTarget:
             if version is not None:
                 run_id = lines_run_id(path) if self._is_batch else parquet_run_id(path)
                 found[name] = Seen(version, run_id)
+        answers, errors = found.get(_ANSWERS), found.get(_ERRORS)
+        is_silent = answers is not None and answers.run_id is None and errors is not None
+        if is_silent and size_of(self._objects[_ANSWERS]) == 0:  # no request was answered
+            found[_ANSWERS] = Seen(found[_ANSWERS].version, found[_ERRORS].run_id)
         return found
 
     def run_of(self, found: Found) -> str | None:

@@ -56,7 +56,8 @@ class HubTarget:
     def num_bytes(self, found: Found) -> int:
         head = self._hub.head()
         assert head is not None
-        return sum(size for _, size in self._hub.files(head, self._folder).values())
+        files = self._hub.files(head, self._folder).items()
+        return sum(size for path, (_, size) in files if self._shard(path))
 
     def fetch(self, found: Found, output: Path, received: Sent) -> None:
         head = self._hub.head()
@@ -70,8 +71,7 @@ class HubTarget:
                 shutil.rmtree(output)
             output.mkdir()
             for path, (_, size) in files.items():
-                shard = _SHARD.fullmatch(path.removeprefix(f"{self._folder}/"))
-                if shard is not None:
+                if (shard := self._shard(path)) is not None:
                     self._hub.fetch(head, path, output / shard_name(int(shard[1])))
                     received(size)
             finished_shards(output)  # all of them, or it says which is missing
@@ -131,5 +131,7 @@ class HubTarget:
         return is_ours and self._folder == DEFAULT_FOLDER
 
     def _is_ours(self, path: str) -> bool:
-        name = path.removeprefix(f"{self._folder}/")
-        return _SHARD.fullmatch(name) is not None or path.startswith(f"{self._work}/keys-")
+        return self._shard(path) is not None or path.startswith(f"{self._work}/keys-")
+
+    def _shard(self, path: str) -> re.Match[str] | None:
+        return _SHARD.fullmatch(path.removeprefix(f"{self._folder}/"))
