@@ -41,8 +41,8 @@ def nothing() -> None:
 class RemoteJob:
     """The same command on ``url``, from a machine with ``work_dir``.
 
-    ``error_rows`` cannot be answered. ``meanwhile`` is called when the answers are there and nothing is put yet. ``computed``: rows
-    that were answered by the last call.
+    ``error_rows`` cannot be answered. ``meanwhile`` is called when the answers are there and
+    nothing is put yet. ``computed``: rows that were answered by the last call.
     """
 
     def __init__(self, url: str, work_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
