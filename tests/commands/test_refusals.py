@@ -53,8 +53,12 @@ MODEL = ("-m", "x")
             "--write-text texts needs an output in a folder of this machine",
         ),
         (
-            ["run", "m.jsonl", "-o", "s3://a/b/", "--shard", "0/2", *MODEL],
-            "--shard 0/2 needs an output in a folder of this machine",
+            ["run", "m.jsonl", "-o", "s3://a/b.parquet", "--shard", "0/2", *MODEL],
+            "--shard 0/2 needs a folder, where each task puts its part: s3://a/b.parquet names a",
+        ),
+        (
+            ["run", "m.jsonl", "-o", "hf://datasets/a/b", "--shard", "0/2", *MODEL],
+            "where each task puts its part: a data set gets one commit",
         ),
         (
             ["run", "m.jsonl", "-o", "s3://a/b/", "--ray", "local", *MODEL],
@@ -64,7 +68,7 @@ MODEL = ("-m", "x")
             ["run", "-", "--summary-json", "s3://a/b.json", *MODEL],
             "--summary-json s3://a/b.json is in a store, and is not written there",
         ),
-        (["merge", "s3://a/b/", "-o", "a.parquet"], "the parts in s3://a/b/ are in a store: copy"),
+        (["merge", "out/", "-o", "s3://a/b.parquet"], "output s3://a/b.parquet is in a store"),
         (["report", "a.parquet", "-o", "s3://a/b.html"], "page s3://a/b.html is in a store"),
         (["run", "-", *MODEL, "--max-tokens", "0"], "max_tokens must be at least 1, got 0"),
         (["run", "-", *MODEL, "--max-tokens", "many"], "'--max-tokens'"),

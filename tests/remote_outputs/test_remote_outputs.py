@@ -15,6 +15,7 @@ from s3_server import S3Server
 from vlmbatch.commands.remote_output import local_copy
 from vlmbatch.errors import OutputError, OutputLockedError, UsageError
 from vlmbatch.jobs.remote_status import read_remote_status
+from vlmbatch.jobs.status import RunStatus
 from vlmbatch.output.remote.file_target import FileTarget
 from vlmbatch.output.remote.staging import Staging
 from vlmbatch.remote.filesystem import RemoteFailedError
@@ -134,6 +135,7 @@ def test_a_put_that_fails_for_a_while(
         job(overwrite=True)
     work_dir = job.remote.folder.parent
     found = read_remote_status(job.remote, lambda: local_copy(job.remote.url, RunStats()))
+    assert isinstance(found, RunStatus)
     assert (found.state, found.is_complete, found.rows_done) == ("complete", False, NUM_ROWS)
     assert found.next_step == "run the same command again to put the output at its URL"
     job()

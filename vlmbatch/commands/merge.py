@@ -11,11 +11,10 @@ from vlmbatch.commands.checks import check_merged_file, check_report_file
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import Place, check_places, output_places, report_places
+from vlmbatch.commands.remote_output import local_copy
 from vlmbatch.commands.reporting import Reporting, ReportOptions
-from vlmbatch.commands.urls import is_url
 from vlmbatch.config import FileDestination
 from vlmbatch.config.option import Opt
-from vlmbatch.errors import UsageError
 
 if TYPE_CHECKING:
     from vlmbatch.stats import RunStats
@@ -49,39 +48,36 @@ def merge(options: MergeOptions, report: ReportOptions, config_file: Path | None
     are answered, 1 when some are errors or parts are missing, 75 while a part is
     being written, 2 when the parts are not those of one run.
     """
-    if is_url(options.folder):
-        raise UsageError(
-            f"the parts in {options.folder} are in a store: copy them to a folder of this machine, "
-            "and join them there"
-        )
     folder = Path(options.folder)
     output = check_merged_file(options.output, folder, overwrite=options.overwrite)
     check_report_file("--summary-json", report.summary_json)
     check_places(
         [
-            Place(f"the folder of parts {folder}", str(folder), is_ours=True),
+            Place(f"the folder of parts {options.folder}", options.folder, is_ours=True),
             *output_places(FileDestination(output)),
             *report_places(summary_json=report.summary_json),
         ]
     )
-    _merge(folder, output, Reporting(report, data_on_stdout=False), overwrite=options.overwrite)
+    reporting = Reporting(report, data_on_stdout=False)
+    _merge(options.folder, output, reporting, overwrite=options.overwrite)
 
 
-def _merge(folder: Path, output: Path, report: Reporting, *, overwrite: bool) -> None:
+def _merge(folder: str, output: Path, report: Reporting, *, overwrite: bool) -> None:
     from vlmbatch.display.summary import print_merge_summary
     from vlmbatch.jobs.merge import merge as join
     from vlmbatch.stats import RunStats
 
     stats = RunStats()
-    details = {"parts": str(folder), "output": str(output)}
+    details = {"parts": folder, "output": str(output)}
     with (
         report.failures_summarised(stats, details),
         early_exits(lambda: _what_is_done(stats, output)),
         report.display(stats),
+        local_copy(folder, stats) as parts,
     ):
-        join(folder, output, stats, overwrite=overwrite)
+        join(parts, output, stats, overwrite=overwrite)
     report.finish(
-        stats, details, lambda: print_merge_summary(stats, log.console(), str(folder), str(output))
+        stats, details, lambda: print_merge_summary(stats, log.console(), folder, str(output))
     )
 
 

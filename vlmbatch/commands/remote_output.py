@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
+from vlmbatch.commands.array_task import chosen_part
 from vlmbatch.commands.checks import DEFAULT_SHARD_ROWS, checked_destination, is_folder
 from vlmbatch.commands.urls import is_url
 from vlmbatch.config import (
@@ -18,9 +19,11 @@ from vlmbatch.config import (
     FileDestination,
     FolderDestination,
     OutputOptions,
+    Part,
+    PartDestination,
     RemoteDestination,
 )
-from vlmbatch.errors import UsageError
+from vlmbatch.errors import UnfinishedError, UsageError
 from vlmbatch.remote.filesystem import scheme_of
 
 if TYPE_CHECKING:
@@ -54,7 +57,6 @@ def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
     """
     for name, value in (
         ("--write-text", options.write_text),
-        ("--shard", options.shard),
         ("--ray", options.ray),
     ):
         if value is not None:
@@ -78,19 +80,45 @@ def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
     if scheme == "hf":
         _check_hub_place(url, place)
     suffix = PurePosixPath(place).suffix
+    if options.shard is not None:
+        return _remote_part(options, url, chosen_part(options.shard, os.environ))
     sharded = options.shard_rows is not None or is_folder(place) or scheme == "hf"
     if sharded and scheme != "hf" and not place.endswith("/") and suffix not in ("", ".parquet"):
         raise UsageError(
             f"output {url} is of no kind that can be written: choose a name that ends in .parquet, "
             "or in / for a folder"
         )
-    name = _UNUSUAL.sub("-", PurePosixPath(place).stem)[:_NAME_CHARACTERS].strip("-") or "output"
-    digest = hashlib.sha256(url.rstrip("/").encode("utf-8", "surrogateescape")).hexdigest()
-    folder = (options.work_dir or _cache_folder()).absolute() / f"{name}-{digest[:_DIGEST_DIGITS]}"
+    folder, name = _work_folder(options, url)
     local: FileDestination | FolderDestination = FileDestination(folder / f"{name}{suffix}")
     if sharded:
         local = FolderDestination(folder / name, options.shard_rows or DEFAULT_SHARD_ROWS)
     return RemoteDestination(url, folder, local)
+
+
+def _remote_part(options: OutputOptions, url: str, part: Part) -> RemoteDestination:
+    if options.shard_rows is not None:
+        raise UsageError(
+            f"--shard {part} and --shard-rows {options.shard_rows} contradict each other: a part "
+            "is one file. Choose one"
+        )
+    if url.startswith("hf:") or not is_folder(url):
+        what = "a data set gets one commit" if url.startswith("hf:") else f"{url} names a file"
+        raise UsageError(
+            f"--shard {part} needs a folder, where each task puts its part: {what}. Give all tasks "
+            "the same folder, such as -o s3://BUCKET/answers/, and join the parts with "
+            "`vlmbatch merge`"
+        )
+    url = f"{url.rstrip('/')}/{part.file_name}"
+    folder, name = _work_folder(options, url)
+    return RemoteDestination(url, folder, PartDestination(folder / name, part))
+
+
+def _work_folder(options: OutputOptions, url: str) -> tuple[Path, str]:
+    """The folder on this machine in which the output of ``url`` is made, and its name there."""
+    name = _UNUSUAL.sub("-", PurePosixPath(url).stem)[:_NAME_CHARACTERS].strip("-") or "output"
+    digest = hashlib.sha256(url.rstrip("/").encode("utf-8", "surrogateescape")).hexdigest()
+    work_dir = (options.work_dir or _cache_folder()).absolute()
+    return work_dir / f"{name}-{digest[:_DIGEST_DIGITS]}", name
 
 
 @contextmanager
@@ -109,7 +137,11 @@ def local_copy(output: str, stats: RunStats) -> Iterator[Path]:
     with TemporaryDirectory(prefix="vlmbatch-") as folder:
         remote = remote_destination(OutputOptions(output=output, work_dir=Path(folder)), output)
         fetch_output(remote, stats)
-        yield remote.local.path
+        copy = remote.local.path
+        try:
+            yield copy
+        except (UsageError, UnfinishedError) as error:
+            raise type(error)(str(error).replace(str(copy), output.rstrip("/"))) from error
 
 
 def _cache_folder() -> Path:

@@ -74,7 +74,7 @@ def _local_status(output: Path) -> RunStatus | PartsStatus:
     return read_parts_status(output_of(output)) or read_status(output)
 
 
-def _remote_status(url: str, work_dir: Path | None) -> RunStatus:
+def _remote_status(url: str, work_dir: Path | None) -> RunStatus | PartsStatus:
     from vlmbatch.jobs.remote_status import read_remote_status
     from vlmbatch.stats import RunStats
 

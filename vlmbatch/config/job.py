@@ -67,7 +67,7 @@ class RemoteDestination:
 
     url: str
     folder: Path  # of this output alone
-    local: FileDestination | FolderDestination
+    local: FileDestination | FolderDestination | PartDestination
 
     def __str__(self) -> str:
         return self.url

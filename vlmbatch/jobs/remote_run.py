@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vlmbatch.config import JobConfig, RemoteDestination
+from vlmbatch.config import JobConfig, PartDestination, RemoteDestination
 from vlmbatch.durable.crash_points import crash_point
 from vlmbatch.durable.durable_file import reported
 from vlmbatch.durable.run_record import RunRecord
@@ -15,7 +15,14 @@ from vlmbatch.errors import OutputError, UsageError
 from vlmbatch.jobs.run import run
 from vlmbatch.log import logger
 from vlmbatch.output.finished import finished_counts
-from vlmbatch.output.remote.open import open_target
+from vlmbatch.output.remote.folder_target import FolderTarget
+from vlmbatch.output.remote.open import open_part_folder, open_target
+from vlmbatch.output.remote.part_objects import (
+    check_part_folder,
+    check_without_parts,
+    fetch_parts,
+    parts_in,
+)
 from vlmbatch.output.remote.staging import Staging
 from vlmbatch.output.remote.target import Found, Target, unknown_output
 from vlmbatch.output.work_folder import is_output_of
@@ -40,6 +47,10 @@ def run_remote(config: JobConfig, remote: RemoteDestination, stats: RunStats) ->
     with Staging(remote) as staging:
         stats.stage = f"looking at {remote.url}"
         target.check_access()
+        if isinstance(remote.local, PartDestination):
+            check_part_folder(open_part_folder(remote), remote.local.part)
+        elif isinstance(target, FolderTarget):
+            check_without_parts(open_part_folder(remote))
         _prepare(target, staging, stats, overwrite=config.policy.overwrite)
         try:
             run(config, stats)
@@ -80,11 +91,16 @@ def fetch_output(remote: RemoteDestination, stats: RunStats) -> None:
     """
     target = open_target(remote)
     stats.stage = f"looking at {remote.url}"
+    with reported(remote.folder):
+        remote.folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(target, FolderTarget) and (parts := parts_in(open_part_folder(remote))):
+        stats.stage = f"fetching {remote.url}"
+        with _counted(stats, sum(parts.values())) as received:
+            fetch_parts(open_part_folder(remote), remote.local.path, received)
+        return
     found = target.look()
     if not found:
         raise UsageError(f"{remote.url} does not exist: give the output of a run")
-    with reported(remote.folder):
-        remote.folder.mkdir(parents=True, exist_ok=True)
     _fetch(target, found, remote.local.path, stats)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from vlmbatch.config import FolderDestination, RemoteDestination
+from vlmbatch.config import FolderDestination, PartDestination, RemoteDestination
 from vlmbatch.output.remote.file_target import FileTarget
 from vlmbatch.output.remote.folder_target import FolderTarget
 from vlmbatch.output.remote.hub_target import DEFAULT_FOLDER, HubTarget
 from vlmbatch.output.remote.target import Target
-from vlmbatch.remote.filesystem import open_filesystem
+from vlmbatch.remote.filesystem import RemotePath, open_filesystem
 from vlmbatch.remote.s3_upload import UploadLog
 from vlmbatch.remote.versions import allow_slow_puts
 
@@ -27,3 +27,13 @@ def open_target(remote: RemoteDestination) -> Target:
     if isinstance(remote.local, FolderDestination):
         return FolderTarget(path, uploads, remote.folder / "put.claim.json")
     return FileTarget(path, uploads)
+
+
+def open_part_folder(remote: RemoteDestination) -> RemotePath:
+    """The folder of a store in which the parts of runs lie beside each other.
+
+    Raises:
+        ConfigError: as ``open_target``.
+    """
+    is_part = isinstance(remote.local, PartDestination)
+    return open_filesystem(remote.url.rpartition("/")[0] if is_part else remote.url)
