@@ -146,8 +146,14 @@ def test_parts_that_are_there_are_not_sent_again(
     assert counted == LARGE and read_object(path) == large.read_bytes()
 
 
+@pytest.mark.parametrize("size", [7, LARGE])
 def test_parts_of_another_file_are_given_up(
-    path: RemotePath, log: UploadLog, large: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+    size: int,
+    path: RemotePath,
+    log: UploadLog,
+    large: Path,
+    s3: S3Server,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     calls = Calls(path, monkeypatch)
 
@@ -159,7 +165,7 @@ def test_parts_of_another_file_are_given_up(
     with pytest.raises(RemoteError):
         put(large, path, None, log)
     calls.before = lambda method, arguments: None
-    large.write_bytes(b"1" * LARGE)
+    large.write_bytes(b"1" * size)
     put(large, path, None, log)
     assert read_object(path) == large.read_bytes()
     bucket = path.path.partition("/")[0]

@@ -93,6 +93,7 @@ class S3Upload:
         condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
         check()
         if self._size <= self._part_bytes:
+            self._give_up_earlier()
             body = self._source.read_bytes()
             reply = self._conditional("put_object", check, Body=body, **condition)
             self._sent(self._size)
@@ -113,12 +114,10 @@ class S3Upload:
     def _begun(self) -> tuple[str, dict[int, str]]:
         """The upload to go on with, or a new one: its id, and the ETags of parts that are there."""
         earlier = self._log.get(self._path.url)
-        if earlier is not None:
-            if earlier.get("file") == self._file:
-                with suppress(RemoteMissingError):  # it was aborted, or is complete
-                    return earlier["id"], dict(self._parts_of(earlier["id"]))
-            else:
-                self._abort(earlier.get("id"))
+        if earlier is not None and earlier.get("file") == self._file:
+            with suppress(RemoteMissingError):  # it was aborted, or is complete
+                return earlier["id"], dict(self._parts_of(earlier["id"]))
+        self._give_up_earlier()
         upload = str(self._call("create_multipart_upload")["UploadId"])
         self._log.set(self._path.url, {"id": upload, "file": self._file})
         return upload, {}
@@ -173,10 +172,13 @@ class S3Upload:
         """The bytes of a part, counted from 1."""
         return min(self._part_bytes, self._size - (number - 1) * self._part_bytes)
 
-    def _abort(self, upload: Any) -> None:
-        """Let S3 forget an upload, whose parts cost until then."""
-        with suppress(RemoteMissingError):
-            self._call("abort_multipart_upload", UploadId=upload)
+    def _give_up_earlier(self) -> None:
+        """Let S3 forget an upload of another file, whose parts cost until then."""
+        earlier = self._log.get(self._path.url)
+        if earlier is not None:
+            with suppress(RemoteMissingError, RemoteForbiddenError):
+                self._call("abort_multipart_upload", UploadId=earlier.get("id"))
+            self._log.set(self._path.url, None)
 
     def _conditional(self, method: str, check: Callable[[], None], **arguments: Any) -> Any:
         """As ``_call``, with a condition that is to hold."""
