@@ -55,10 +55,7 @@ def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
     Raises:
         UsageError: it is of a kind that is not put there.
     """
-    for name, value in (
-        ("--write-text", options.write_text),
-        ("--ray", options.ray),
-    ):
+    for name, value in (("--write-text", options.write_text), ("--ray", options.ray)):
         if value is not None:
             raise UsageError(
                 f"{name} {value} needs an output in a folder of this machine or of a network file "
@@ -79,9 +76,9 @@ def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
         )
     if scheme == "hf":
         _check_hub_place(url, place)
-    suffix = PurePosixPath(place).suffix
     if options.shard is not None:
         return _remote_part(options, url, chosen_part(options.shard, os.environ))
+    suffix = PurePosixPath(place).suffix
     sharded = options.shard_rows is not None or is_folder(place) or scheme == "hf"
     if sharded and scheme != "hf" and not place.endswith("/") and suffix not in ("", ".parquet"):
         raise UsageError(
@@ -101,8 +98,9 @@ def _remote_part(options: OutputOptions, url: str, part: Part) -> RemoteDestinat
             f"--shard {part} and --shard-rows {options.shard_rows} contradict each other: a part "
             "is one file. Choose one"
         )
-    if url.startswith("hf:") or not is_folder(url):
-        what = "a data set gets one commit" if url.startswith("hf:") else f"{url} names a file"
+    is_hub = scheme_of(url) == "hf"
+    if is_hub or not is_folder(url):
+        what = "a data set gets one commit" if is_hub else f"{url} names a file"
         raise UsageError(
             f"--shard {part} needs a folder, where each task puts its part: {what}. Give all tasks "
             "the same folder, such as -o s3://BUCKET/answers/, and join the parts with "

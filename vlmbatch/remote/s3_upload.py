@@ -77,8 +77,8 @@ class S3Upload:
         self._size = status.st_size
         self._part_bytes = max(PART_BYTES, -(-self._size // _MAX_PARTS))
         self._file = [self._size, status.st_mtime_ns, status.st_ino, self._part_bytes]
-        bucket, self._key, _ = path.filesystem.split_path(path.path)
-        self._place = {"Bucket": bucket, "Key": self._key}
+        bucket, key, _ = path.filesystem.split_path(path.path)
+        self._place = {"Bucket": bucket, "Key": key}
 
     def put(self, expected: str | None, check: Callable[[], None]) -> str:
         """Put it where the object with the ETag ``expected`` is, or none; returns the new ETag.

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 Sent = Callable[[int], None]  # told of so many bytes more
 
-
 # A put appears there in one piece, and ``mode="create"`` refuses to replace anything.
 _CREATING = ("gs", "gcs", "az", "abfs", "abfss")
 _VERSION_KEYS = ("ETag", "etag", "generation", "blob_id")  # the last: the Hub's
