@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -143,6 +144,24 @@ def test_a_put_that_fails_for_a_while(
     found = read_remote_status(job.remote, lambda: local_copy(job.remote.url, RunStats()))
     assert found.is_complete and found.output == job.remote.url
     assert list(work_dir.iterdir()) == [job.remote.folder]
+
+
+@pytest.mark.parametrize("name", ["out.parquet", "out/"])
+def test_a_store_of_another_kind(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"memory://{tmp_path.name}/{name}"
+    here, there = (RemoteJob(url, tmp_path / machine, monkeypatch) for machine in ("a", "b"))
+    here()
+    assert there().nothing_to_do
+    there.meanwhile = lambda: here(overwrite=True)
+    with pytest.raises(UsageError, match="was put by another run"):
+        there(overwrite=True)
+    assert here().nothing_to_do
+    store = fsspec.filesystem("memory")
+    objects = store.find(f"/{tmp_path.name}")
+    assert not [path for path in objects if path.endswith(".tmp")]
+    store.rm(f"/{tmp_path.name}", recursive=True)
 
 
 def test_a_batch_without_an_answer(new_job: NewJob, s3: S3Server, bucket: str) -> None:
