@@ -121,15 +121,22 @@ def test_a_put_that_fails_for_a_while(
     new_job: NewJob, s3: S3Server, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = new_job("out.parquet")
-    put, failures = FileTarget.put, ["refused", "refused"]
+    put, look, failures = FileTarget.put, FileTarget.look, ["refused", "refused"]
 
     def failing(*arguments: Any) -> None:
         if failures:
             raise RemoteFailedError(f"{job.remote.url}: {failures.pop()}")
         put(*arguments)
 
+    def unreachable(*arguments: Any) -> Any:
+        monkeypatch.setattr(FileTarget, "look", look)
+        raise RemoteFailedError(f"{job.remote.url}: no answer for too long")
+
     monkeypatch.setattr(FileTarget, "put", failing)
+    job.meanwhile = lambda: monkeypatch.setattr(FileTarget, "look", unreachable)
+    failures.pop()  # there are two attempts after the first
     job()
+    job.meanwhile = lambda: None
     assert is_whole(s3, bucket, "out.parquet", job)
     failures += ["refused"] * 3
     with pytest.raises(RemoteFailedError, match="run the same command again to put them"):

@@ -113,18 +113,9 @@ def _fetch(target: Target, found: Found, output: Path, stats: RunStats) -> None:
 
 
 def _put(target: Target, staging: Staging, stats: RunStats) -> None:
-    """Put the finished output, if that was not done."""
+    """Put the finished output, if that was not done; for some minutes, where the store fails."""
     record = staging.run()
     assert record is not None
-    state = staging.state
-    found = target.look()
-    is_there = found.keys() == state.base.keys() and _is_known(found, state.base, record)
-    if found and is_there and record.id == state.put:
-        return
-    stats.stage = "checking the output"
-    _verify(staging, record)
-    stats.stage = f"putting {target.url}"
-    stats.nothing_to_do = False
     for pause in (*_PAUSES_S, None):
         try:
             _put_once(target, staging, record, stats)
@@ -138,18 +129,24 @@ def _put(target: Target, staging: Staging, stats: RunStats) -> None:
         except RemoteError as error:
             raise _unsent(error, staging) from error
         else:
-            break
-    crash_point("remote.put")
-    staging.note(target.look(), record.id)
+            return
 
 
 def _put_once(target: Target, staging: Staging, record: RunRecord, stats: RunStats) -> None:
-    found = target.look()
-    if not _is_known(found, staging.state.base, record):
+    found, state = target.look(), staging.state
+    if not _is_known(found, state.base, record):
         raise _conflict(target, staging)
+    if found and record.id == state.put and found.keys() == state.base.keys():
+        return
+    stats.stage = "checking the output"
+    _verify(staging, record)
+    stats.stage = f"putting {target.url}"
+    stats.nothing_to_do = False
     total = sum(path.stat().st_size for path in target.files(staging.output))
     with reported(staging.folder), _counted(stats, total) as sent:
         target.put(staging.output, record, found, sent)
+    crash_point("remote.put")
+    staging.note(target.look(), record.id)
 
 
 def _verify(staging: Staging, record: RunRecord) -> None:
