@@ -37,6 +37,18 @@ class Pace:
 
 
 @dataclass(slots=True)
+class Transfer:
+    """Bytes on their way to a store or from it."""
+
+    total: int
+    done: int = 0
+
+    def add(self, num_bytes: int) -> None:
+        """Count bytes that have arrived. By one thread at a time."""
+        self.done += num_bytes
+
+
+@dataclass(slots=True)
 class RunStats:
     """Counters of one run; a reader may see them a moment apart.
 
@@ -64,6 +76,7 @@ class RunStats:
     engines: dict[str, dict[str, int]] = field(default_factory=dict)  # of several, what each did
     start: StartTimes | None = None  # of a run in a process of its own
     nodes: dict[str, Counter[str]] = field(default_factory=dict)  # of a cluster, what each did
+    transfer: Transfer | None = None  # while an output is put or fetched
     started: float = field(default_factory=time.monotonic)
     work_started: float | None = None  # when the first row was begun: loading is over
     finished: float | None = None

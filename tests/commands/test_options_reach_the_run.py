@@ -117,9 +117,10 @@ REACHES: list[tuple[tuple[str, ...], dict[str, Any]]] = [
     (("--host-memory", "4GiB"), {"session.host_memory": 4 * 2**30}),
 ]
 # What is printed, and the file of options; parts need a folder: test_array_task, test_ray_options.
+# What is for outputs with a URL: tests/remote_outputs.
 REACH_NO_RUN = {
     *("--quiet", "--verbose", "--no-progress", "--log-format", "--summary-json", "--exit-zero"),
-    *("--config", "--help", "--shard", "--ray"),
+    *("--config", "--help", "--shard", "--ray", "--work-dir"),
 }
 
 

@@ -19,7 +19,7 @@ from rich.console import Console
 from vlmbatch.display import progress
 from vlmbatch.display.progress import Rates, RunDisplay, display_mode, duration
 from vlmbatch.display.summary import print_run_summary
-from vlmbatch.stats import RunStats
+from vlmbatch.stats import RunStats, Transfer
 
 COLOUR = re.compile(r"\x1b\[[\d;]*3\d")
 
@@ -74,6 +74,16 @@ def test_rows_of_an_earlier_run_are_no_speed() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_bytes_are_shown_while_an_output_is_put(width: int) -> None:
+    stats = stats_of(stage="putting s3://bucket/out", rows_total=10, transfer=Transfer(8_000_000))
+    assert stats.transfer is not None
+    stats.transfer.add(2_000_000)
+    lines = rendered(stats, width)
+    assert all(len(line) <= width for line in lines)
+    assert "2.0/8.0 MB 25%" in lines[0] or width < 40
 
 
 @pytest.mark.parametrize("width", [20, 40, 80, 200])

@@ -493,6 +493,7 @@ _PDFS = "of PDFs: in tests/manifest/test_pdf_rows.py"
 _TEXTS = "of answers as files: in tests/output/test_text_folder.py"
 _BASE = "of images elsewhere: in tests/manifest/test_image_base.py"
 _STORES = "of object stores: in tests/remote"
+_PUTS = "in tests/remote_outputs/test_remote_outputs.py"
 ELSEWHERE = {
     **dict.fromkeys(("sources --prompt-column", "sources --sidecar"), _FOLDERS),
     **dict.fromkeys(("kinds --prompt", "kinds --sidecar"), _FOLDERS),
@@ -507,6 +508,12 @@ ELSEWHERE = {
     "rows --image-base": _BASE,
     **dict.fromkeys(("remote_sources --sidecar", "remote_sources --pages"), _STORES),
     **dict.fromkeys(("buckets --allow-bucket", "urls --allow-bucket"), _STORES),
+    **dict.fromkeys(("target --overwrite", "folder_target --overwrite"), _PUTS),
+    **dict.fromkeys(("remote_run --overwrite", "staging --overwrite"), _PUTS),
+    "staging --work-dir": _PUTS,
+    **dict.fromkeys(("remote_output --shard", "remote_output --shard-rows"), _NAMES_IT),
+    **dict.fromkeys(("remote_output --ray", "remote_output --write-text"), _NAMES_IT),
+    "part_objects --shard": _NAMES_IT,
     "second_pass --incremental": "in test_changed_runs.py, while a model loads",
     "attention --attention-backend": "in tests/attention/test_make_backend.py",
     "attention --force-reinstall": "a command of pip, which changes the machine",

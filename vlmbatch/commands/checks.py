@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vlmbatch.commands.array_task import chosen_part
 from vlmbatch.commands.places import is_stream
+from vlmbatch.commands.urls import refuse_url
 from vlmbatch.config import (
     Destination,
     EngineConfig,
@@ -196,6 +197,7 @@ def check_merged_file(output: str | None, folder: Path, *, overwrite: bool) -> P
     if output is None:
         name = folder.resolve().name or "answers"
         raise UsageError(f"no output given: add -o {name}.parquet")
+    refuse_url("output", output)
     if output == "-" or is_folder(output) or Path(output).suffix != ".parquet":
         raise UsageError(
             f"output {output}: parts are joined into one Parquet file: choose a name that ends in "
@@ -214,6 +216,7 @@ def checked_page(page: str | None, output: str, *, overwrite: bool) -> Path:
     """
     if page is None:
         raise UsageError(f"no page given: add -o {Path(output).name.partition('.')[0]}.html")
+    refuse_url("page", page)
     path = Path(page)
     if path.suffix not in (".html", ".htm") or is_stream(page):
         raise UsageError(f"page {page}: choose the name of a file that ends in .html")
@@ -232,6 +235,7 @@ def checked_feature_folder(output: str | None) -> str:
     """
     if output is None or output == "-":
         raise UsageError("no folder given for the features: add -o features/")
+    refuse_url("output", output)
     with _looking_at(f"output {output}"):
         path = Path(output)
         if path.exists() and not path.is_dir():
@@ -284,6 +288,7 @@ def check_report_file(option: str, path: str | None) -> None:
     Raises:
         UsageError: the path of ``option`` is a folder, or is in none.
     """
+    refuse_url(option, path)
     if path is None or path == "-":
         return
     with _looking_at(f"{option} {path}"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,6 +14,7 @@ from vlmbatch.commands.checks import checked_page
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import Place, check_places
+from vlmbatch.commands.remote_output import local_copy
 from vlmbatch.commands.report import (
     PANEL,
     WITHOUT_FIGURES,
@@ -87,8 +87,12 @@ def compare(options: CompareOptions, reporting: Annotated[ReportOptions, WITHOUT
     stats = RunStats()
     config = ReportConfig(options.rows, options.manifest, not options.no_images)
     with early_exits(lambda: "nothing was changed"):
-        with Reporting(reporting, data_on_stdout=options.json).display(stats):
-            found = join(Path(options.left), Path(options.right), page, config, stats)
+        with (
+            Reporting(reporting, data_on_stdout=options.json).display(stats),
+            local_copy(options.left, stats) as left,
+            local_copy(options.right, stats) as right,
+        ):
+            found = join(left, right, page, config, stats)
         if options.json:
             figures = {**asdict(found), "agreement": found.agreement}
             sys.stdout.write(json.dumps(figures, indent=2) + "\n")

@@ -11,6 +11,7 @@ from vlmbatch.commands.checks import check_merged_file, check_report_file
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import Place, check_places, output_places, report_places
+from vlmbatch.commands.remote_output import local_copy
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config import FileDestination
 from vlmbatch.config.option import Opt
@@ -52,29 +53,31 @@ def merge(options: MergeOptions, report: ReportOptions, config_file: Path | None
     check_report_file("--summary-json", report.summary_json)
     check_places(
         [
-            Place(f"the folder of parts {folder}", str(folder), is_ours=True),
+            Place(f"the folder of parts {options.folder}", options.folder, is_ours=True),
             *output_places(FileDestination(output)),
             *report_places(summary_json=report.summary_json),
         ]
     )
-    _merge(folder, output, Reporting(report, data_on_stdout=False), overwrite=options.overwrite)
+    reporting = Reporting(report, data_on_stdout=False)
+    _merge(options.folder, output, reporting, overwrite=options.overwrite)
 
 
-def _merge(folder: Path, output: Path, report: Reporting, *, overwrite: bool) -> None:
+def _merge(folder: str, output: Path, report: Reporting, *, overwrite: bool) -> None:
     from vlmbatch.display.summary import print_merge_summary
     from vlmbatch.jobs.merge import merge as join
     from vlmbatch.stats import RunStats
 
     stats = RunStats()
-    details = {"parts": str(folder), "output": str(output)}
+    details = {"parts": folder, "output": str(output)}
     with (
         report.failures_summarised(stats, details),
         early_exits(lambda: _what_is_done(stats, output)),
         report.display(stats),
+        local_copy(folder, stats) as parts,
     ):
-        join(folder, output, stats, overwrite=overwrite)
+        join(parts, output, stats, overwrite=overwrite)
     report.finish(
-        stats, details, lambda: print_merge_summary(stats, log.console(), str(folder), str(output))
+        stats, details, lambda: print_merge_summary(stats, log.console(), folder, str(output))
     )
 
 

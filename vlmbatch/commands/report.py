@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from vlmbatch import log
@@ -11,6 +10,7 @@ from vlmbatch.commands.checks import checked_page
 from vlmbatch.commands.command import with_options, without
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import Place, check_places
+from vlmbatch.commands.remote_output import local_copy
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config.option import Opt, check_bounds
 
@@ -86,8 +86,11 @@ def report(
     stats = RunStats()
     config = ReportConfig(options.rows, options.manifest, not options.no_images)
     with early_exits(lambda: f"{page} is as it was"):
-        with Reporting(reporting, data_on_stdout=False).display(stats):
-            written = write(Path(options.output), page, config, stats)
+        with (
+            Reporting(reporting, data_on_stdout=False).display(stats),
+            local_copy(options.output, stats) as output,
+        ):
+            written = write(output, page, config, stats)
         if not reporting.quiet:
             log.console().print(
                 f"{log.printable(str(page))}: {written.shown:,} of {written.rows:,} rows, "

@@ -13,7 +13,6 @@ from vlmbatch.commands.checks import (
     check_resume_options,
     check_sample,
     check_stdout_use,
-    checked_destination,
 )
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
@@ -24,11 +23,13 @@ from vlmbatch.commands.places import (
     session_places,
     text_places,
 )
+from vlmbatch.commands.remote_output import chosen_destination
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config import (
     JobConfig,
     ManifestConfig,
     OutputOptions,
+    RemoteDestination,
     RunPolicy,
     SamplingParams,
     SessionConfig,
@@ -57,7 +58,9 @@ def run(
     Exits 0 when all rows are answered, 1 when some are errors, 2 when the job
     cannot be run as given.
     """
-    destination = checked_destination(output, manifest.source, overwrite=policy.overwrite)
+    chosen = chosen_destination(output, manifest.source, overwrite=policy.overwrite)
+    remote = chosen if isinstance(chosen, RemoteDestination) else None
+    destination = chosen.local if isinstance(chosen, RemoteDestination) else chosen
     check_resume_options(destination, policy)
     check_cluster_engines(output.ray, session.engine)
     check_sample(destination, manifest, output.ray)
@@ -79,17 +82,20 @@ def run(
             f"--write-text {output.write_text} and --ray {output.ray} contradict each other: "
             "choose one"
         )
-    _run(job, Reporting(report, data_on_stdout=to_stdout), output.ray)
+    _run(job, remote, Reporting(report, data_on_stdout=to_stdout), output.ray)
 
 
-def _run(config: JobConfig, report: Reporting, ray: str | None) -> None:
+def _run(
+    config: JobConfig, remote: RemoteDestination | None, report: Reporting, ray: str | None
+) -> None:
     from vlmbatch.display.summary import print_run_summary
     from vlmbatch.stages.stopping import RunStoppedError
     from vlmbatch.start_times import StartTimes
     from vlmbatch.stats import RunStats
 
     stats = RunStats(start=StartTimes.of_process() if ray is None else None)
-    details = {"model": config.session.model, "output": str(config.destination)}
+    output = str(config.destination if remote is None else remote)
+    details = {"model": config.session.model, "output": output}
     stopped = None
     if config.manifest.source == "-" and sys.stdin is not None and sys.stdin.isatty():
         log.logger.info("reading rows from the terminal: end them with Ctrl-D")
@@ -99,7 +105,7 @@ def _run(config: JobConfig, report: Reporting, ray: str | None) -> None:
     ):
         try:
             with report.display(stats):
-                _answer_all(config, stats, ray)
+                _answer_all(config, remote, stats, ray)
         except RunStoppedError as error:
             done = what_is_done(config, stats)
             stopped = RunStoppedError(f"{error}. {done[:1].upper()}{done[1:]}", error.exit_status)
@@ -111,7 +117,7 @@ def _run(config: JobConfig, report: Reporting, ray: str | None) -> None:
         lambda: print_run_summary(
             stats,
             log.console(),
-            str(config.destination),
+            output if stopped is None else str(config.destination),
             stopped=stopped is not None,
             in_parts=ray is not None,
         ),
@@ -119,9 +125,15 @@ def _run(config: JobConfig, report: Reporting, ray: str | None) -> None:
     )
 
 
-def _answer_all(config: JobConfig, stats: RunStats, ray: str | None) -> None:
+def _answer_all(
+    config: JobConfig, remote: RemoteDestination | None, stats: RunStats, ray: str | None
+) -> None:
     """The job, on this machine or on a cluster."""
-    if ray is None:
+    if remote is not None:
+        from vlmbatch.jobs.remote_run import run_remote
+
+        run_remote(config, remote, stats)
+    elif ray is None:
         from vlmbatch.jobs.run import run as answer_here
 
         answer_here(config, stats)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +13,9 @@ import typer
 
 from vlmbatch import log
 from vlmbatch.commands.exits import early_exits
+from vlmbatch.commands.remote_output import local_copy, remote_destination
+from vlmbatch.commands.urls import is_url
+from vlmbatch.config import OutputOptions
 from vlmbatch.errors import OutputLockedError
 
 if TYPE_CHECKING:
@@ -31,10 +34,19 @@ _STATES = {
 
 def status(
     output: Annotated[
-        Path,
-        typer.Argument(metavar="OUTPUT", help="The output of a run: a file or a folder."),
+        str,
+        typer.Argument(metavar="OUTPUT", help="The output of a run: a file, a folder or a URL."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--work-dir",
+            metavar="FOLDER",
+            envvar="VLMBATCH_WORK_DIR",
+            help="That of the run, where OUTPUT is a URL.",
+        ),
+    ] = None,
 ) -> None:
     """Show what a run has done, what is left, and what to do next.
 
@@ -44,11 +56,7 @@ def status(
     when there is neither an output nor a run.
     """
     log.configure()
-    from vlmbatch.durable.run_paths import output_of
-    from vlmbatch.jobs.parts_status import read_parts_status
-    from vlmbatch.jobs.status import read_status
-
-    found = read_parts_status(output_of(output)) or read_status(output)
+    found = _remote_status(output, work_dir) if is_url(output) else _local_status(Path(output))
     with early_exits(lambda: "nothing was changed"):
         if as_json:
             sys.stdout.write(json.dumps(_as_json(found), indent=2) + "\n")
@@ -56,6 +64,22 @@ def status(
             _print(found)
         sys.stdout.flush()
     raise typer.Exit(_exit_status(found))
+
+
+def _local_status(output: Path) -> RunStatus | PartsStatus:
+    from vlmbatch.durable.run_paths import output_of
+    from vlmbatch.jobs.parts_status import read_parts_status
+    from vlmbatch.jobs.status import read_status
+
+    return read_parts_status(output_of(output)) or read_status(output)
+
+
+def _remote_status(url: str, work_dir: Path | None) -> RunStatus | PartsStatus:
+    from vlmbatch.jobs.remote_status import read_remote_status
+    from vlmbatch.stats import RunStats
+
+    remote = remote_destination(OutputOptions(output=url, work_dir=work_dir), url)
+    return read_remote_status(remote, lambda: local_copy(url, RunStats()))
 
 
 def _exit_status(found: RunStatus | PartsStatus) -> int:
@@ -111,6 +135,8 @@ def _print(found: RunStatus | PartsStatus) -> None:
 def _lines(found: RunStatus) -> Iterator[tuple[str, str]]:
     yield "output", str(found.output)
     state = _STATES[found.state]
+    if found.unput:
+        state += ", and not yet put" if found.holder is None else ", and being put"
     if found.holder is not None:
         since = _time(found.holder.started)
         state += f" by process {found.holder.pid} on {found.holder.host}, since {since}"
@@ -161,33 +187,21 @@ def _rows(found: RunStatus | PartsStatus) -> str:
 
 def _run_lines(found: RunStatus) -> Iterator[tuple[str, str]]:
     """What a run is, whatever has become of it."""
+    from vlmbatch.output.chosen_settings import chosen_settings
+
     for name in ("manifest", "model"):
         if (value := getattr(found, name)) is not None:
             yield name, value
     if found.settings:
-        yield "settings", _chosen(found.settings)
+        chosen = chosen_settings(found.settings)
+        yield (
+            "settings",
+            ", ".join(f"{name} {value}" for name, value in chosen.items()) or "defaults",
+        )
     if found.version is not None:
         yield "version", f"vlmbatch {found.version}"
     if found.command is not None:
         yield "command", found.command
-
-
-def _chosen(settings: Mapping[str, Any]) -> str:
-    """The settings that are not as they are by default, without the digests among them."""
-    from vlmbatch.config import SamplingParams
-
-    defaults = json.loads(json.dumps(asdict(SamplingParams())))
-    chosen = [
-        f"{name} {json.dumps(value, ensure_ascii=False)}"
-        for name, value in settings.get("sampling", {}).items()
-        if value != defaults.get(name)
-    ]
-    chosen += [
-        f"{name} {settings[name]}" for name in ("limit", "max_model_len") if settings.get(name)
-    ]
-    if settings.get("dtype", "auto") != "auto":
-        chosen.append(f"dtype {settings['dtype']}")
-    return ", ".join(chosen) or "defaults"
 
 
 def _time(iso: str) -> str:

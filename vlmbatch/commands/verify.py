@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +12,7 @@ import typer
 from vlmbatch import log
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
+from vlmbatch.commands.remote_output import local_copy
 from vlmbatch.commands.report import WITHOUT_FIGURES
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config.option import Opt, check_bounds
@@ -73,9 +73,12 @@ def verify(options: VerifyOptions, reporting: Annotated[ReportOptions, WITHOUT_F
 
     stats = RunStats()
     with early_exits(lambda: f"{stats.rows_done:,} rows were answered again"):
-        with Reporting(reporting, data_on_stdout=options.json).display(stats):
+        with (
+            Reporting(reporting, data_on_stdout=options.json).display(stats),
+            local_copy(options.output, stats) as output,
+        ):
             found = again(
-                Path(options.output),
+                output,
                 options.rows,
                 stats,
                 seed=options.seed,

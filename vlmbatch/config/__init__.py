@@ -26,6 +26,7 @@ from vlmbatch.config.job import (
     JobConfig,
     OutputOptions,
     PartDestination,
+    RemoteDestination,
     RunPolicy,
     StdoutDestination,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "PartDestination",
     "PromptConfig",
     "Quantize",
+    "RemoteDestination",
     "RunPolicy",
     "SamplingParams",
     "SessionConfig",

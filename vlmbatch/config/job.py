@@ -61,6 +61,18 @@ class PartDestination:
         return str(self.path)
 
 
+@dataclass(frozen=True, slots=True)
+class RemoteDestination:
+    """A URL. The answers are written to ``local``, below ``folder``, and put when all are there."""
+
+    url: str
+    folder: Path  # of this output alone
+    local: FileDestination | FolderDestination | PartDestination
+
+    def __str__(self) -> str:
+        return self.url
+
+
 DurableDestination = FileDestination | FolderDestination | PartDestination
 Destination = StdoutDestination | DurableDestination
 
@@ -74,8 +86,18 @@ class OutputOptions:
         _output(
             "FILE",
             "A .parquet file, a folder of them (with --shard-rows), or - for JSONL on standard "
-            "output (default when MANIFEST is -). For OpenAI requests also a .jsonl file.",
+            "output (default when MANIFEST is -). For OpenAI requests also a .jsonl file. May be a "
+            "URL, as s3://BUCKET/out.parquet or hf://datasets/OWNER/NAME.",
             short="-o",
+        ),
+    ] = None
+    work_dir: Annotated[
+        Path | None,
+        _output(
+            "FOLDER",
+            "Where the answers of an output with a URL are kept until it is put, and can be "
+            "resumed; absent: in the user's cache folder.",
+            filled=True,
         ),
     ] = None
     shard_rows: Annotated[

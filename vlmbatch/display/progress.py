@@ -125,7 +125,9 @@ class RunDisplay:
         """Stage and bar, rates, errors: each on its line, cut off rather than wrapped."""
         stats = self._stats
         self._rates.update(stats, time.monotonic())
-        total = stats.rows_total
+        done, total = stats.rows_finished, stats.rows_total
+        if (transfer := stats.transfer) is not None:
+            done, total = transfer.done, transfer.total
         head = Table.grid(padding=(0, 1))
         head.add_column(no_wrap=True, overflow="ellipsis")
         head.add_column(ratio=1, min_width=8)
@@ -133,7 +135,7 @@ class RunDisplay:
         head.expand = True
         head.add_row(
             Text(stats.stage, style="bold"),
-            ProgressBar(total, stats.rows_finished, pulse=total is None, complete_style="cyan"),
+            ProgressBar(total, done, pulse=total is None, complete_style="cyan"),
             Text(self._count()),
         )
         lines: list[RenderableType] = [head]
@@ -153,6 +155,9 @@ class RunDisplay:
         return Group(*lines)
 
     def _count(self) -> str:
+        if (transfer := self._stats.transfer) is not None:
+            share = transfer.done / transfer.total if transfer.total else 1.0
+            return f"{transfer.done / 1e6:,.1f}/{transfer.total / 1e6:,.1f} MB {share:.0%}"
         done, total = self._stats.rows_finished, self._stats.rows_total
         if total is None:
             return f"{done:,} rows"

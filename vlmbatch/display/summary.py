@@ -50,7 +50,8 @@ def print_run_summary(
     else:
         table.add_row("output", Text(printable(output)))
         if is_batch_output(Path(output)) and stats.num_errors:
-            table.add_row("errors", Text(printable(str(errors_path(Path(output))))))
+            folder, slash, name = output.rpartition("/")  # of a URL or a path
+            table.add_row("errors", Text(printable(f"{folder}{slash}{errors_path(Path(name))}")))
     if stats.nothing_to_do:
         console.print("[bold]nothing to do:[/] the output is complete")
         console.print()

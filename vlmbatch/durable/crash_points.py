@@ -23,6 +23,11 @@ CRASH_POINTS = (
     "output.renamed",
     "output.published",
 )
+REMOTE_CRASH_POINTS = (  # of outputs with a URL alone
+    "remote.claimed",  # the folder is this run's
+    "remote.object_put",
+    "remote.put",  # all of it, which is not yet noted here
+)
 
 
 def armed_points(setting: str) -> dict[str, int]:
@@ -34,8 +39,9 @@ def armed_points(setting: str) -> dict[str, int]:
     if not setting:
         return {}
     name, _, count = setting.partition(":")
-    if name not in CRASH_POINTS:
-        raise ValueError(f"VLMBATCH_CRASH_AT={setting}: the points are {', '.join(CRASH_POINTS)}")
+    points = (*CRASH_POINTS, *REMOTE_CRASH_POINTS)
+    if name not in points:
+        raise ValueError(f"VLMBATCH_CRASH_AT={setting}: the points are {', '.join(points)}")
     return {name: int(count or 1)}
 
 

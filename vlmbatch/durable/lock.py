@@ -64,7 +64,7 @@ class OutputLock:
         OutputError: the file cannot be written, or its file system has no locks.
     """
 
-    def __init__(self, path: Path, output: Path) -> None:
+    def __init__(self, path: Path, output: Path | str) -> None:
         with reported(path):
             self._descriptor = open_own(path, os.O_RDWR | os.O_CREAT)
         try:
@@ -116,7 +116,7 @@ def lock_holder(path: Path) -> LockHolder | None:
         os.close(descriptor)
 
 
-def locked_error(output: Path, holder: LockHolder | None) -> OutputLockedError:
+def locked_error(output: Path | str, holder: LockHolder | None) -> OutputLockedError:
     """What the user reads when another run writes ``output``."""
     return OutputLockedError(
         f"{output} is being written by another run ({holder or 'another process'}). Wait until it "

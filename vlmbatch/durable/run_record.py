@@ -81,26 +81,51 @@ def read_record(path: Path) -> RunRecord | None:
     """
     try:
         with os.fdopen(open_own(path, os.O_RDONLY, follow=True), "rb") as file:
-            values = json.loads(file.read())
-        if values.pop("format") != _FORMAT:
-            raise OutputError(
-                f"{path} was written by another version of vlmbatch ({values['version']}). Finish "
-                "the run with that version, or run with --overwrite to start anew"
-            )
-        record = RunRecord(**values)
-        if len(record.run_id) != RUN_ID_BYTES:
-            raise ValueError(f"run id {record.id}")
+            raw = file.read()
     except FileNotFoundError:
         return None
     except OSError as error:
         if error.errno == errno.ENXIO:
             raise output_error(path, error) from error
         raise OutputError(f"{path} cannot be read: {error.strerror}") from error
+    return parse_record(raw, str(path))
+
+
+def parse_record(raw: bytes, name: str) -> RunRecord:
+    """The record that ``record_bytes`` has made; ``name`` is for messages.
+
+    Raises:
+        OutputError: it is damaged, or was written by a later version.
+    """
+    try:
+        values = json.loads(raw)
+        if values.pop("format") != _FORMAT:
+            raise OutputError(
+                f"{name} was written by another version of vlmbatch ({values['version']}). Finish "
+                "the run with that version, or run with --overwrite to start anew"
+            )
+        record = RunRecord(**values)
+        if len(record.run_id) != RUN_ID_BYTES:
+            raise ValueError(f"run id {record.id}")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise OutputError(
-            f"{path} is damaged ({error!r}): run with --overwrite to start anew"
+            f"{name} is damaged ({error!r}): run with --overwrite to start anew"
         ) from error
     return record
+
+
+def recorded_id(raw: bytes) -> str | None:
+    """The id of the run whose ``record_bytes`` these are, of any version; None where of none."""
+    try:
+        run_id = json.loads(raw)["id"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return run_id if isinstance(run_id, str) else None
+
+
+def record_bytes(record: RunRecord) -> bytes:
+    """The content of ``run.json``."""
+    return json.dumps({"format": _FORMAT, **asdict(record)}, indent=2).encode()
 
 
 def write_record(path: Path, record: RunRecord, files: FileSystem = FILES) -> None:
@@ -110,10 +135,9 @@ def write_record(path: Path, record: RunRecord, files: FileSystem = FILES) -> No
         OutputError: the file system refuses.
     """
     temporary = path.with_name(f"{path.name}.tmp")
-    text = json.dumps({"format": _FORMAT, **asdict(record)}, indent=2)
     with reported(path):
         with DurableFile(temporary, files) as file:
-            file.write(text.encode())
+            file.write(record_bytes(record))
             file.sync()
         publish(temporary, path, "run_record", files)
 

@@ -20,7 +20,7 @@ _SAME_COMMAND = "run the same command again to resume"
 class PartsStatus:
     """The parts of the run in ``output``, by number; None is one of which nothing is there."""
 
-    output: Path
+    output: Path | str
     parts: tuple[RunStatus | None, ...]
 
     @property

@@ -48,7 +48,7 @@ class RunStatus:
     that decide the answers.
     """
 
-    output: Path
+    output: Path | str
     state: State
     rows_total: int | None = None
     rows_done: int = 0
@@ -66,6 +66,7 @@ class RunStatus:
     manifest_rows: int | None = None  # of all parts, where this is one
     merged: bool = False  # the output is of parts that were joined
     holder: LockHolder | None = None  # the process that has the output now
+    unput: bool = False  # it is all here, and yet to be put at its URL
 
     @property
     def is_running(self) -> bool:
@@ -74,7 +75,7 @@ class RunStatus:
 
     @property
     def is_complete(self) -> bool:
-        return self.state == "complete"
+        return self.state == "complete" and not self.unput
 
     @property
     def num_errors(self) -> int:
@@ -99,6 +100,8 @@ class RunStatus:
                 f"run the tasks of the parts again with {retry}, then merge them with --overwrite"
             )
         without = " without --overwrite" if "--overwrite" in (self.command or "") else ""
+        if self.unput:
+            return f"run the same command again{without} to put the output at its URL"
         if self.state == "interrupted":
             more = f"; add {retry}" if self.errors else ""
             return f"run the same command again{without} to resume{more}"

@@ -1,0 +1,160 @@
+"""Outputs that are URLs: where their answers are kept until they are put."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+from vlmbatch.commands.array_task import chosen_part
+from vlmbatch.commands.checks import DEFAULT_SHARD_ROWS, checked_destination, is_folder
+from vlmbatch.commands.urls import is_url
+from vlmbatch.config import (
+    Destination,
+    FileDestination,
+    FolderDestination,
+    OutputOptions,
+    Part,
+    PartDestination,
+    RemoteDestination,
+)
+from vlmbatch.errors import UnfinishedError, UsageError
+from vlmbatch.remote.filesystem import scheme_of
+
+if TYPE_CHECKING:
+    from vlmbatch.stats import RunStats
+
+_LOCAL_SCHEMES = ("file", "local")
+_NAME_CHARACTERS = 40
+_DIGEST_DIGITS = 12
+_UNUSUAL = re.compile(r"[^A-Za-z0-9_-]+")
+_HUB_PLACE = re.compile(r"datasets/[^/@]+/[^/@]+(/[^@]*)?")
+
+
+def chosen_destination(
+    options: OutputOptions, manifest: str, *, overwrite: bool
+) -> Destination | RemoteDestination:
+    """Where the answers go, refused now rather than after hours of work.
+
+    Raises:
+        UsageError: none given for a manifest file, of another kind than we write, or in the way.
+    """
+    if options.output is not None and is_url(options.output):
+        return remote_destination(options, options.output)
+    return checked_destination(options, manifest, overwrite=overwrite)
+
+
+def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
+    """An output in a store, by its URL alone: nothing is looked at.
+
+    Raises:
+        UsageError: it is of a kind that is not put there.
+    """
+    for name, value in (("--write-text", options.write_text), ("--ray", options.ray)):
+        if value is not None:
+            raise UsageError(
+                f"{name} {value} needs an output in a folder of this machine or of a network file "
+                f"system, and {url} is in a store: write there, and copy the output afterwards"
+            )
+    scheme = scheme_of(url)
+    if scheme is None:
+        raise UsageError(
+            f"output {url}: web servers take no files. Give an object store, such as "
+            "s3://BUCKET/out.parquet, or a path"
+        )
+    place = url.partition("://")[2]
+    if scheme in _LOCAL_SCHEMES:
+        raise UsageError(f"output {url}: give the path alone, as in -o {place}")
+    if not place.strip("/") or "\0" in url:
+        raise UsageError(
+            f"output {url!r}: give a place in the store, as in s3://BUCKET/out.parquet"
+        )
+    if scheme == "hf":
+        _check_hub_place(url, place)
+    if options.shard is not None:
+        return _remote_part(options, url, chosen_part(options.shard, os.environ))
+    suffix = PurePosixPath(place).suffix
+    sharded = options.shard_rows is not None or is_folder(place) or scheme == "hf"
+    if sharded and scheme != "hf" and not place.endswith("/") and suffix not in ("", ".parquet"):
+        raise UsageError(
+            f"output {url} is of no kind that can be written: choose a name that ends in .parquet, "
+            "or in / for a folder"
+        )
+    folder, name = _work_folder(options, url)
+    local: FileDestination | FolderDestination = FileDestination(folder / f"{name}{suffix}")
+    if sharded:
+        local = FolderDestination(folder / name, options.shard_rows or DEFAULT_SHARD_ROWS)
+    return RemoteDestination(url, folder, local)
+
+
+def _remote_part(options: OutputOptions, url: str, part: Part) -> RemoteDestination:
+    if options.shard_rows is not None:
+        raise UsageError(
+            f"--shard {part} and --shard-rows {options.shard_rows} contradict each other: a part "
+            "is one file. Choose one"
+        )
+    is_hub = scheme_of(url) == "hf"
+    if is_hub or not is_folder(url):
+        what = "a data set gets one commit" if is_hub else f"{url} names a file"
+        raise UsageError(
+            f"--shard {part} needs a folder, where each task puts its part: {what}. Give all tasks "
+            "the same folder, such as -o s3://BUCKET/answers/, and join the parts with "
+            "`vlmbatch merge`"
+        )
+    url = f"{url.rstrip('/')}/{part.file_name}"
+    folder, name = _work_folder(options, url)
+    return RemoteDestination(url, folder, PartDestination(folder / name, part))
+
+
+def _work_folder(options: OutputOptions, url: str) -> tuple[Path, str]:
+    """The folder on this machine in which the output of ``url`` is made, and its name there."""
+    name = _UNUSUAL.sub("-", PurePosixPath(url).stem)[:_NAME_CHARACTERS].strip("-") or "output"
+    digest = hashlib.sha256(url.rstrip("/").encode("utf-8", "surrogateescape")).hexdigest()
+    work_dir = (options.work_dir or _cache_folder()).absolute()
+    return work_dir / f"{name}-{digest[:_DIGEST_DIGITS]}", name
+
+
+@contextmanager
+def local_copy(output: str, stats: RunStats) -> Iterator[Path]:
+    """An output by its path; one with a URL is fetched, and goes in the end.
+
+    Raises:
+        UsageError: there is no output of ours.
+        RemoteError: the store cannot be asked.
+    """
+    if not is_url(output):
+        yield Path(output)
+        return
+    from vlmbatch.jobs.remote_run import fetch_output
+
+    with TemporaryDirectory(prefix="vlmbatch-") as folder:
+        remote = remote_destination(OutputOptions(output=output, work_dir=Path(folder)), output)
+        fetch_output(remote, stats)
+        copy = remote.local.path
+        try:
+            yield copy
+        except (UsageError, UnfinishedError) as error:
+            raise type(error)(str(error).replace(str(copy), output.rstrip("/"))) from error
+
+
+def _cache_folder() -> Path:
+    cache = os.environ.get("XDG_CACHE_HOME")
+    return (Path(cache) if cache else Path.home() / ".cache") / "vlmbatch" / "outputs"
+
+
+def _check_hub_place(url: str, place: str) -> None:
+    if not _HUB_PLACE.fullmatch(place):
+        raise UsageError(
+            f"output {url}: give a data set of the Hugging Face Hub, as in "
+            "hf://datasets/OWNER/NAME, or a folder in it"
+        )
+    if PurePosixPath(place).suffix in (".parquet", ".jsonl") and place.count("/") > 2:
+        raise UsageError(
+            f"output {url}: a data set gets a folder of shards: give the data set, as in "
+            "hf://datasets/OWNER/NAME, or a folder in it"
+        )

@@ -1,0 +1,31 @@
+"""What is fetched of a run, so that it can be gone on with here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from vlmbatch.durable.durable_file import reported
+from vlmbatch.durable.run_record import RunRecord
+from vlmbatch.errors import OutputError
+from vlmbatch.output.work_folder import WorkFolder, is_output_of
+
+
+def install_run(
+    output: Path, record: RunRecord, keys: bytes | None, fetch: Callable[[], None]
+) -> None:
+    """Make ``output``, of which ``fetch`` writes the content, that of a complete run elsewhere.
+
+    ``keys`` are the digests of its rows, if it has any.
+
+    Raises:
+        OutputError: the content is not of the run, or it cannot be written.
+    """
+    with WorkFolder(output) as work:
+        with reported(output):
+            fetch()
+            if keys is not None:
+                work.keys_path(record).write_bytes(keys)
+        if not is_output_of(output, record):
+            raise OutputError(f"{output}: what was fetched is not of the run {record.id}")
+        work.begin(record)
