@@ -16,6 +16,7 @@ from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.config import Device, DType, EngineConfig
 from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.grammars import Grammars
 from vlmbatch.engine.kv_cache import resolve_kv_dtype
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside
@@ -105,7 +106,14 @@ def build_engine(
             parallel,
         )
         config = replace(config, kv_cache_tokens=tokens)
-    engine = make_engine(model, model_config, config, backend, device, dtype, parallel=parallel)
+    grammars = None
+    if rank.index == 0:
+        text = model_config.text
+        eos_token_ids = model_config.eos_token_ids
+        grammars = Grammars(processor.tokenizer.serialized, eos_token_ids, text.vocab_size)
+    engine = make_engine(
+        *(model, model_config, config, backend, device, dtype), parallel=parallel, grammars=grammars
+    )
     logger.debug(
         "engine on %s in %s: %s attention, a KV cache of %d tokens, context length %d",
         device,

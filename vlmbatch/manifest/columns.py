@@ -16,6 +16,7 @@ MESSAGES_COLUMN = "messages"
 SAMPLING_COLUMNS = (
     *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size"),
+    *("json_schema", "regex"),
 )
 CHOICES_COLUMN = "choices"
 RESOLUTION_COLUMNS = ("max_pixels", "min_pixels")

@@ -97,6 +97,11 @@ class Tokenizer:
         ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return ids
 
+    def serialized(self) -> str:
+        """As the tokenizers library writes it, with what other files of the folder have added."""
+        text: str = self._backend.to_str()
+        return text
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids`` without special tokens and ids outside the vocabulary."""
         text: str = self._backend.decode(ids, skip_special_tokens=True)
