@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vlmbatch.jobs.parts_status import PartsStatus
     from vlmbatch.jobs.status import RunStatus
 
+_MAX_SHOWN = 200  # characters of a setting
+
 _STATES = {
     "starting": "begun or ended just now,",
     "running": "written now",
@@ -178,7 +180,7 @@ def _chosen(settings: Mapping[str, Any]) -> str:
 
     defaults = json.loads(json.dumps(asdict(SamplingParams())))
     chosen = [
-        f"{name} {json.dumps(value, ensure_ascii=False)}"
+        f"{name} {_cut(json.dumps(value, ensure_ascii=False))}"
         for name, value in settings.get("sampling", {}).items()
         if value != defaults.get(name)
     ]
@@ -188,6 +190,10 @@ def _chosen(settings: Mapping[str, Any]) -> str:
     if settings.get("dtype", "auto") != "auto":
         chosen.append(f"dtype {settings['dtype']}")
     return ", ".join(chosen) or "defaults"
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
 
 
 def _time(iso: str) -> str:

@@ -27,8 +27,8 @@ class Columns:
     """The input columns' names. All others pass through to the output.
 
     ``prefix``: of the output's own columns; None where there is no such output; ``asked``: those
-    that it has beyond the usual ones. ``kept``: inputs
-    that are written beside the answers; ``dropped``: those that are not.
+    that it has beyond the usual ones. ``fields``: columns that are made of answers. ``kept``:
+    inputs that are written beside the answers; ``dropped``: those that are not.
 
     Raises:
         ConfigError: one name given to two columns.
@@ -40,6 +40,7 @@ class Columns:
     prefix: str | None = ""
     keep_inputs: bool = False
     asked: tuple[str, ...] = ()
+    fields: frozenset[str] = frozenset()
     inputs: frozenset[str] = field(init=False)
     kept: frozenset[str] = field(init=False, default=frozenset())
     dropped: frozenset[str] = field(init=False)
@@ -92,7 +93,21 @@ class Columns:
         if self.prefix is None or name in self.dropped:
             return False
         own = name.removeprefix(self.prefix)
-        return name.startswith(self.prefix) and (own in RESERVED_COLUMNS or own in self.asked)
+        is_own = name.startswith(self.prefix) and (own in RESERVED_COLUMNS or own in self.asked)
+        return is_own or name in self.fields
+
+    def reserved_message(self, name: str) -> str:
+        """What to do about a pass-through column whose name the output needs."""
+        if name in self.fields:
+            return (
+                f'column "{name}" has the name of a property of --json-schema, which --parse-json '
+                "makes a column of: rename one of them, or leave --parse-json out"
+            )
+        return (
+            f'column "{name}" has a name that the output reserves: give the output\'s own columns '
+            "others with --column-prefix, such as --column-prefix vlmbatch_, or rename it, or, if "
+            "it is an input, name it with --prompt-column, --image-column or --id-column"
+        )
 
 
 def is_request(values: Mapping[str, object]) -> bool:
@@ -129,12 +144,3 @@ class NamedColumns:
         for option, name in self._unseen.items():
             if self._present:
                 logger.warning("%s", missing_message(option, name, self._present))
-
-
-def reserved_message(name: str) -> str:
-    """What to do about a pass-through column whose name the output needs."""
-    return (
-        f'column "{name}" has a name that the output reserves: give the output\'s own columns '
-        "others with --column-prefix, such as --column-prefix vlmbatch_, or rename it, or, if it "
-        "is an input, name it with --prompt-column, --image-column or --id-column"
-    )
