@@ -9,16 +9,16 @@ from itertools import islice
 import torch
 
 from vlmbatch.engine.batch import StepInputs
-from vlmbatch.engine.constrained import TokenMasks
 from vlmbatch.engine.grammars import Grammars
 from vlmbatch.engine.lanes import DEPTH, Lane, Lanes
 from vlmbatch.engine.limits import Limits
-from vlmbatch.engine.model_runner import ModelRunner
+from vlmbatch.engine.model_runner import ModelRunner, ScoredStep
 from vlmbatch.engine.outputs import EngineStatus, SequenceFailure, TokenOutput
 from vlmbatch.engine.overlap import OverlapPolicy
 from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.step import ScheduledChunk
+from vlmbatch.engine.token_masks import TokenMasks
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.types import FinishReason, Request
 
@@ -237,10 +237,7 @@ class Engine:
                 assert lane.under_way, "a token that no step samples"
                 outputs += self._collect(lane)
             with lane.current():
-                masks = None
-                if self._grammars is not None:
-                    masks = TokenMasks.of(scored.sequences, self._grammars, self.device)
-                step = self.runner.sample(scored, masks)
+                step = self.runner.sample(scored, self._masks(scored))
         except torch.AcceleratorError:
             raise
         except _STEP_FAILURES as error:
@@ -249,6 +246,17 @@ class Engine:
             return error
         lane.push(step, [chunk.sequence for chunk in chunks])
         return None
+
+    def _masks(self, step: ScoredStep) -> TokenMasks | None:
+        """Those of its sequences that follow a grammar and have not ended meanwhile."""
+        if step.scores is None:
+            return None
+        answers = [
+            (row, sequence.constraint, sequence.output_token_ids)
+            for row, sequence in enumerate(step.sequences)
+            if sequence.constraint is not None and not sequence.finished
+        ]
+        return TokenMasks.of(answers, step.scores.shape[1], self.device)
 
     def _inputs(self, chunks: list[ScheduledChunk]) -> StepInputs:
         inputs = self._lay_out(chunks)

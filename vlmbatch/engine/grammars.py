@@ -7,7 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,7 +48,7 @@ class Constraint:
 
 
 class Grammars:
-    """Compiles grammars for one tokenizer, and fills masks of tokens.
+    """Compiles grammars for one tokenizer.
 
     ``serialized``: the tokenizer as the tokenizers library writes it. ``vocab_size``: the width of
     the model's logits.
@@ -61,11 +61,6 @@ class Grammars:
         self._eos_token_ids = sorted(eos_token_ids)
         self._vocab_size = vocab_size
         self._compiled: OrderedDict[str, Future[LLMatcher]] = OrderedDict()
-
-    @property
-    def num_words(self) -> int:
-        """Of 32 tokens each, in a mask."""
-        return -(-self._vocab_size // 32)
 
     def constraint(self, grammar: str) -> Constraint:
         """Begin to compile a grammar, where it is not known; an answer at its start.
@@ -86,33 +81,6 @@ class Grammars:
             self._compiled.popitem(last=False)
         return Constraint(compiled)
 
-    def fill(
-        self, constraints: Seq[Constraint], outputs: Seq[list[int]], masks: NDArray[np.int32]
-    ) -> None:
-        """Write each answer's mask, (M, W) of int32: which tokens may follow ``outputs``.
-
-        Several are computed at once, without the interpreter lock. An answer that cannot go on has
-        its ``error`` set, and a mask of what ends it.
-        """
-        matchers = [constraint.matcher for constraint in constraints]
-        new = []
-        for constraint, matcher, output in zip(constraints, matchers, outputs, strict=True):
-            if constraint.num_consumed < len(output):
-                assert len(output) == constraint.num_consumed + 1, "each token has had its mask"
-                new.append((matcher, output[-1]))
-                constraint.num_consumed += 1
-        if new:
-            self._executor.consume_token_par(new)
-        self._executor.unsafe_compute_mask_ptr(
-            list(zip(matchers, range(len(matchers)), strict=True)),
-            masks.ctypes.data,
-            masks.strides[0],
-            len(masks),
-        )
-        for constraint, matcher in zip(constraints, matchers, strict=True):
-            if matcher.is_error() and constraint.error is None:
-                constraint.error = _failure(matcher, constraint.num_consumed)
-
     def _compile(self, grammar: str) -> LLMatcher:
         """Never raises for a grammar: a matcher in error has masks that end the answer."""
         from llguidance import LLMatcher
@@ -127,12 +95,41 @@ class Grammars:
             self._serialized(), n_vocab=self._vocab_size, eos_token=self._eos_token_ids
         )
 
-    @cached_property
-    def _executor(self) -> LLExecutor:
-        from llguidance import LLExecutor
 
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        return LLExecutor(min(_MAX_THREADS, max(1, (cores or 1) // 2)))
+def fill_masks(
+    constraints: Seq[Constraint], outputs: Seq[list[int]], masks: NDArray[np.int32]
+) -> None:
+    """Write each answer's mask, (M, W) of int32: which tokens may follow ``outputs``.
+
+    W: words of 32 tokens, for all of the logits. Several are computed at once, without the
+    interpreter lock. An answer that cannot go on has its ``error`` set, and a mask of what ends it.
+    """
+    matchers = [constraint.matcher for constraint in constraints]
+    new = []
+    for constraint, matcher, output in zip(constraints, matchers, outputs, strict=True):
+        if constraint.num_consumed < len(output):
+            assert len(output) == constraint.num_consumed + 1, "each token has had its mask"
+            new.append((matcher, output[-1]))
+            constraint.num_consumed += 1
+    if new:
+        _executor().consume_token_par(new)
+    _executor().unsafe_compute_mask_ptr(
+        list(zip(matchers, range(len(matchers)), strict=True)),
+        masks.ctypes.data,
+        masks.strides[0],
+        len(masks),
+    )
+    for constraint, matcher in zip(constraints, matchers, strict=True):
+        if matcher.is_error() and constraint.error is None:
+            constraint.error = _failure(matcher, constraint.num_consumed)
+
+
+@cache
+def _executor() -> LLExecutor:
+    from llguidance import LLExecutor
+
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return LLExecutor(min(_MAX_THREADS, max(1, (cores or 1) // 2)))
 
 
 def _failure(matcher: LLMatcher, num_tokens: int) -> RowError:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from vlmbatch.attention.base import AttentionMetadata
 from vlmbatch.engine.batch import StepInputs
-from vlmbatch.engine.constrained import TokenMasks
 from vlmbatch.engine.decode_graphs import DecodeGraphs
 from vlmbatch.engine.encoder_cache import EncoderCache
 from vlmbatch.engine.kv_cache import KVCache
 from vlmbatch.engine.logprobs import StepLogprobs
 from vlmbatch.engine.sampler import sample
 from vlmbatch.engine.sequence import Sequence
+from vlmbatch.engine.token_masks import TokenMasks
 from vlmbatch.models.family import Embedded, VisionLanguageModel
 from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
 from vlmbatch.types import TokenLogprob

@@ -1,4 +1,4 @@
-"""Which sequences of a step follow a grammar, and the tokens that it lets them have."""
+"""Which rows of a step follow a grammar, and the tokens that it lets them have."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from vlmbatch_kernels.token_masks import mask_tokens_
 
-from vlmbatch.engine.grammars import Grammars
-from vlmbatch.engine.sequence import Sequence
+from vlmbatch.engine.grammars import Constraint, fill_masks
 
 
 @dataclass(frozen=True, slots=True)
 class TokenMasks:
-    """Those of a step's sampled sequences that follow a grammar: M of them.
+    """Of those of a step's sampled rows that follow a grammar: M of them.
 
     ``rows``: (M,) int64, which they are. ``masks``: (M, W) int32, see ``mask_tokens_``.
     """
@@ -25,23 +24,21 @@ class TokenMasks:
 
     @classmethod
     def of(
-        cls, sampled: Seq[Sequence], grammars: Grammars, device: torch.device
+        cls,
+        answers: Seq[tuple[int, Constraint, list[int]]],
+        vocab_size: int,
+        device: torch.device,
     ) -> TokenMasks | None:
         """Computed on the host, while the device computes the logits that they are for.
 
-        All tokens of the answers are known. Sequences that have ended meanwhile have none.
+        ``answers``: row, grammar, and all tokens so far. ``vocab_size``: V of the logits.
         """
-        rows, constraints, outputs = [], [], []
-        for row, sequence in enumerate(sampled):
-            if sequence.constraint is not None and not sequence.finished:
-                rows.append(row)
-                constraints.append(sequence.constraint)
-                outputs.append(sequence.output_token_ids)
-        if not rows:
+        if not answers:
             return None
+        rows, constraints, outputs = zip(*answers, strict=True)
         pin = device.type == "cuda"
-        masks = torch.empty(len(rows), grammars.num_words, dtype=torch.int32, pin_memory=pin)
-        grammars.fill(constraints, outputs, masks.numpy())
+        masks = torch.empty(len(rows), -(-vocab_size // 32), dtype=torch.int32, pin_memory=pin)
+        fill_masks(constraints, outputs, masks.numpy())
         places = torch.tensor(rows, pin_memory=pin)
         return cls(places.to(device, non_blocking=pin), masks.to(device, non_blocking=pin))
 
