@@ -1,4 +1,4 @@
-"""Answers that follow grammars on the GPU: the CPU's, whatever the steps; masks wait for nothing."""
+"""Answers that follow grammars on the GPU: as on the CPU, and the host never waits for masks."""
 
 from __future__ import annotations
 

@@ -90,11 +90,14 @@ class Columns:
 
     def is_reserved(self, name: str) -> bool:
         """Whether a column of this name in the output would collide with one of its own."""
-        if self.prefix is None or name in self.dropped:
+        return name not in self.dropped and (self.is_own(name) or name in self.fields)
+
+    def is_own(self, name: str) -> bool:
+        """Whether the output has a column of this name that is not made of the manifest's."""
+        if self.prefix is None or not name.startswith(self.prefix):
             return False
         own = name.removeprefix(self.prefix)
-        is_own = name.startswith(self.prefix) and (own in RESERVED_COLUMNS or own in self.asked)
-        return is_own or name in self.fields
+        return own in RESERVED_COLUMNS or own in self.asked
 
     def reserved_message(self, name: str) -> str:
         """What to do about a pass-through column whose name the output needs."""

@@ -94,7 +94,7 @@ def json_columns(
         raise ConfigError("--parse-json makes columns of a schema's properties: add --json-schema")
     found = JsonColumns.of(params.json_schema)
     names = found.schema.names
-    if taken := [name for name in names if columns.is_reserved(name)]:
+    if taken := [name for name in names if columns.is_own(name)]:
         raise ConfigError(
             f"--parse-json: the output has columns {', '.join(taken):.200} of its own: give these "
             "other names with --column-prefix, such as --column-prefix vlmbatch_"
