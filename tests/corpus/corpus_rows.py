@@ -125,11 +125,6 @@ BAD_PROMPTS = (
         *("sampling_invalid", "json_schema cannot be used", "Invalid type: strin"),
     ),
     error(
-        "endless-schema",
-        asked(DESCRIBE, json_schema={"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}),
-        *("sampling_invalid", "after 0 tokens", "no token of the vocabulary may come next"),
-    ),
-    error(
         "two-shapes",
         asked(DESCRIBE, json_schema={}, regex="a"),
         *("sampling_invalid", "json_schema and regex cannot be combined"),

@@ -53,7 +53,7 @@ def read_schema_file(text: str) -> str:
 
 
 def schema_text(name: str, value: object) -> str:
-    """A schema given as a mapping, or as JSON text, in one spelling.
+    """A schema given as a mapping, or as JSON text, in one spelling: that of ASCII.
 
     Raises:
         ConfigError: it is neither.
@@ -77,7 +77,7 @@ def _to_text(name: str, value: object) -> str:
     if not isinstance(value, Mapping):
         raise ConfigError(f"{name} must be a JSON schema, an object; got {value!r:.80}")
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ConfigError(f"{name} is no JSON schema: {error}") from error
 
@@ -112,9 +112,15 @@ def grammar_problem(json_schema: str | None, regex: str | None) -> str | None:
         return f"{name} has {size} bytes, at most {_MAX_BYTES} can be compiled"
     from llguidance import LLMatcher
 
-    grammar = _grammar(json_schema, regex)
-    found = on_deep_stack(lambda: LLMatcher.validate_grammar(grammar, limits=grammar_limits()))
-    reason = found.result()
+    def validated() -> str:
+        return LLMatcher.validate_grammar(_grammar(json_schema, regex), limits=grammar_limits())
+
+    try:
+        reason = on_deep_stack(validated).result()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # noqa: BLE001  a panic in Rust is no narrower
+        reason = str(error) or type(error).__name__
     return f"{name} cannot be used: {short_reason(reason)}" if reason else None
 
 
