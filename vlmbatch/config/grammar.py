@@ -29,10 +29,6 @@ _MAX_REASON = 300  # characters; an expression may be part of it
 # _MAX_BYTES hold takes less than this. Memory is taken as it is touched.
 _STACK_BYTES = 2**28
 
-# Between tokens of JSON at most one space, as models like to write it: white space without end
-# would be within the grammar, and is what small models fall into.
-_JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-
 
 def read_schema_file(text: str) -> str:
     """The schema itself where ``text`` is one, else what the file of that name holds.
@@ -94,7 +90,16 @@ def _grammar(json_schema: str | None, regex: str | None) -> str:
     from llguidance import LLMatcher
 
     if json_schema is not None:
-        return LLMatcher.grammar_from_json_schema(json_schema, overrides=_JSON_STYLE)
+        # Between tokens of JSON at most one space, as models like to write it: small ones would
+        # fall into white space without end.
+        return LLMatcher.grammar_from_json_schema(
+            json_schema,
+            overrides={
+                "whitespace_flexible": False,
+                "item_separator": ", ?",
+                "key_separator": ": ?",
+            },
+        )
     assert regex is not None
     return LLMatcher.grammar_from_regex(regex)
 
