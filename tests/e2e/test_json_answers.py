@@ -168,7 +168,7 @@ def test_names_of_properties_that_the_output_has_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("model", "text"), [(MODEL, "USER: Hi ASSISTANT:"), (QWEN, "Hi")])
 def test_the_command_in_a_pipe(model: Path, text: str, schema: Path, tmp_path: Path) -> None:
     """Fields are there as the answer has them; a row that no answer follows is an error row."""
-    rows = [{"prompt": text}, {"prompt": text, "json_schema": ENDLESS}]
+    rows: list[dict[str, Any]] = [{"prompt": text}, {"prompt": text, "json_schema": ENDLESS}]
     manifest = write(tmp_path / "m.jsonl", rows)
     options = ("-m", model, "-o", "-", "-q", "--json-schema", schema, "--parse-json")
     done = real_command.run("run", manifest, *options)

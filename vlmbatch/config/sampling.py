@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 from vlmbatch.config import typed
 from vlmbatch.config.grammar import grammar_of, grammar_problem, schema_text
@@ -76,8 +76,8 @@ class SamplingParams:
         Sequence[str],
         _opt("A,B,...", "Answer with one of these classes. Repeatable, where one has a comma."),
     ] = ()
-    json_schema: Annotated[
-        str | None,
+    json_schema: Annotated[  # kept as text
+        str | Mapping[str, Any] | None,
         _opt("FILE", "Answer with JSON that follows the schema in this file.", unit="schema"),
     ] = None
     regex: Annotated[
@@ -136,13 +136,18 @@ class SamplingParams:
             raise ConfigError(
                 f"ignore_eos cannot be combined with {given[0]}: an answer of a shape ends with it"
             )
-        if problem := grammar_problem(self.json_schema, self.regex):
+        if problem := grammar_problem(self.schema_text, self.regex):
             raise ConfigError(problem)
+
+    @property
+    def schema_text(self) -> str | None:
+        """``json_schema`` as it is kept."""
+        return cast(str | None, self.json_schema)
 
     @property
     def grammar(self) -> str | None:
         """What the answer's tokens follow, as llguidance writes grammars."""
-        return grammar_of(self.json_schema, self.regex)
+        return grammar_of(self.schema_text, self.regex)
 
     def settings(self) -> dict[str, object]:
         """All by name, for digests: what the first versions lacked only where it is asked for."""

@@ -90,9 +90,9 @@ def json_columns(
     """
     if not config.parse_json:
         return None
-    if params.json_schema is None:
+    if params.schema_text is None:
         raise ConfigError("--parse-json makes columns of a schema's properties: add --json-schema")
-    found = JsonColumns.of(params.json_schema)
+    found = JsonColumns.of(params.schema_text)
     names = found.schema.names
     if taken := [name for name in names if columns.is_own(name)]:
         raise ConfigError(
