@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -130,3 +132,13 @@ def test_what_rows_have_in_common_is_compiled_once() -> None:
         SamplingParams(regex="once upon a time", seed=number)
     after = grammar_problem.cache_info()
     assert (after.misses - before.misses, after.hits - before.hits) == (1, 4)
+
+
+def test_a_forked_process_compiles_on_a_thread_of_its_own() -> None:
+    SamplingParams(regex="of the parent")
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(20)
+        SamplingParams(regex="of the child")
+        os._exit(0)
+    assert os.waitpid(pid, 0)[1] == 0

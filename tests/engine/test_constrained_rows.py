@@ -13,13 +13,15 @@ from fake_model import EOS, IMAGE_TOKEN_ID, VOCAB, FakeModel, reference, small_e
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models, pre_tokenizers
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.grammars import Grammars
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
 from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import Request
 
 REGEXES = ("[a-f]{2,5}", "x+", "(ab|cd)*e?", "[^a]{3}b*")
@@ -39,7 +41,7 @@ def backend() -> Any:
     vocabulary = {chr(33 + token): token for token in range(94)}
     vocabulary |= {"Ġ": 94, "Ċ": 95}
     del vocabulary[chr(33 + EOS)]
-    made = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    made = Backend(models.BPE(vocab=vocabulary, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     written = json.loads(made.to_str())
@@ -49,11 +51,11 @@ def backend() -> Any:
         written["added_tokens"].append(
             {"id": token_id, "content": content, "special": True, **special}
         )
-    return Tokenizer.from_str(json.dumps(written))
+    return Backend.from_str(json.dumps(written))
 
 
 def make_grammars() -> Grammars:
-    return Grammars(backend().to_str, {EOS}, VOCAB)
+    return Grammars(Tokenizer(backend(), {}), {EOS}, VOCAB)
 
 
 def text_of(token_ids: list[int]) -> str:
@@ -190,7 +192,7 @@ def test_a_step_that_fails_is_tried_again_with_its_grammars_as_they_were() -> No
 
 def test_a_model_without_an_end_cannot_follow_a_grammar() -> None:
     with pytest.raises(RowError, match="need an end-of-sequence token"):
-        Grammars(backend().to_str, (), VOCAB).constraint("{}")
+        Grammars(Tokenizer(backend(), {}), (), VOCAB).constraint("{}")
 
 
 def test_compiled_grammars_are_shared_and_few_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,3 +205,25 @@ def test_compiled_grammars_are_shared_and_few_are_kept(monkeypatch: pytest.Monke
         assert grammar is not None
         grammars.constraint(grammar)._compiled.result()
     assert made == [first, second, third, second]
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_has() -> None:
+    """Those that it lacks are chosen by nobody."""
+    tokenizer = Tokenizer(backend(), {})
+    engine = small_engine(grammars=Grammars(tokenizer, {EOS}, 60))
+    follows = Request(0, [3], SamplingParams(regex="a{3}|[A-E]{4}", max_tokens=9))
+    engine.add(follows)
+    assert finished(engine)[0].sequence.output_token_ids == expected(follows)
+
+
+def test_a_tokenizer_that_llguidance_does_not_know_fails_the_row() -> None:
+    tokenizer = Tokenizer(Backend(models.WordLevel({"a": 0, "b": 1}, unk_token="a")), {})
+    engine = small_engine(grammars=Grammars(tokenizer, {EOS}, VOCAB))
+    plain = Request(0, [1, 2], SamplingParams(max_tokens=4, ignore_eos=True))
+    for row in (plain, Request(1, [4], SamplingParams(regex="a"))):
+        engine.add(row)
+    found = finished(engine)
+    failure = found[1]
+    assert isinstance(failure, SequenceFailure)
+    assert failure.error.message.startswith("json_schema or regex cannot be followed, after 0 tok")
+    assert found[0].sequence.output_token_ids == expected(plain)

@@ -55,8 +55,7 @@ def test_in_float32_answers_are_the_cpus(
 
 
 def test_the_host_does_not_wait_for_masks(sample: SampleModel) -> None:
-    serialized = sample.inputs.processor.tokenizer.serialized
-    grammars = Grammars(serialized, {2}, VOCAB)
+    grammars = Grammars(sample.inputs.processor.tokenizer, {2}, VOCAB)
     grammar = SHAPES[0].grammar
     assert grammar is not None
     logits = torch.zeros(8, VOCAB, device="cuda", dtype=torch.bfloat16)
@@ -64,7 +63,7 @@ def test_the_host_does_not_wait_for_masks(sample: SampleModel) -> None:
         answers = [(row, grammars.constraint(grammar), []) for row in (1, 6)]
         torch.cuda.set_sync_debug_mode(mode)
         try:
-            masks = TokenMasks.of(answers, VOCAB, logits.device)
+            masks = TokenMasks.of(answers, logits.device)
             assert masks is not None
             masks.apply_(logits)
         finally:

@@ -7,6 +7,7 @@ loaded. Imports llguidance where a shape is asked for, and not before.
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -154,6 +155,10 @@ def on_deep_stack(work: Callable[[], T]) -> Future[T]:
 
 
 _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # a child that is forked has none of its parent's threads
+    os.register_at_fork(after_in_child=lambda: _thread.cache_clear())
 
 
 @cache

@@ -256,7 +256,7 @@ class Engine:
             for row, sequence in enumerate(step.sequences)
             if sequence.constraint is not None and not sequence.finished
         ]
-        return TokenMasks.of(answers, step.scores.shape[1], self.device)
+        return TokenMasks.of(answers, self.device)
 
     def _inputs(self, chunks: list[ScheduledChunk]) -> StepInputs:
         inputs = self._lay_out(chunks)

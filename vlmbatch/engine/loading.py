@@ -110,7 +110,7 @@ def build_engine(
     if rank.index == 0:
         text = model_config.text
         eos_token_ids = model_config.eos_token_ids
-        grammars = Grammars(processor.tokenizer.serialized, eos_token_ids, text.vocab_size)
+        grammars = Grammars(processor.tokenizer, eos_token_ids, text.vocab_size)
     engine = make_engine(
         *(model, model_config, config, backend, device, dtype), parallel=parallel, grammars=grammars
     )

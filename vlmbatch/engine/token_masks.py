@@ -24,20 +24,17 @@ class TokenMasks:
 
     @classmethod
     def of(
-        cls,
-        answers: Seq[tuple[int, Constraint, list[int]]],
-        vocab_size: int,
-        device: torch.device,
+        cls, answers: Seq[tuple[int, Constraint, list[int]]], device: torch.device
     ) -> TokenMasks | None:
         """Computed on the host, while the device computes the logits that they are for.
 
-        ``answers``: row, grammar, and all tokens so far. ``vocab_size``: V of the logits.
+        ``answers``: row, grammar, and all tokens so far.
         """
         if not answers:
             return None
         rows, constraints, outputs = zip(*answers, strict=True)
         pin = device.type == "cuda"
-        masks = torch.empty(len(rows), -(-vocab_size // 32), dtype=torch.int32, pin_memory=pin)
+        masks = torch.empty(len(rows), len(constraints[0].ends), dtype=torch.int32, pin_memory=pin)
         fill_masks(constraints, outputs, masks.numpy())
         places = torch.tensor(rows, pin_memory=pin)
         return cls(places.to(device, non_blocking=pin), masks.to(device, non_blocking=pin))

@@ -234,7 +234,7 @@ class Shapes(LogitsProcessor):  # type: ignore[misc]
             for place, row in enumerate(self._rows)
             if row.constraint is not None and not row.ended
         ]
-        masks = TokenMasks.of(answers, scores.shape[1], scores.device)
+        masks = TokenMasks.of(answers, scores.device)
         return scores if masks is None else masks.apply_(scores.clone())
 
 

@@ -135,9 +135,7 @@ def load_with_transformers(
         on_cpu=on_cpu,
         on_start=on_start,
         on_begin=on_begin,
-        grammars=Grammars(
-            inputs.processor.tokenizer.serialized, loaded.eos_token_ids, loaded.vocab_size
-        ),
+        grammars=Grammars(inputs.processor.tokenizer, loaded.eos_token_ids, loaded.vocab_size),
     )
 
 
