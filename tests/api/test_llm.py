@@ -289,7 +289,7 @@ def test_an_interrupted_step_leaves_no_wrong_prefix(
 
     prompt = QUESTION.replace("What", "Tell me, what")
     with monkeypatch.context() as patch:
-        patch.setattr(engine.runner, "launch", interrupted)
+        patch.setattr(engine.runner, "score", interrupted)
         with pytest.raises(KeyboardInterrupt):
             llm.generate(request(samples, prompt))
     (output,) = llm.generate(request(samples, prompt))

@@ -48,13 +48,16 @@ def bench(temporary: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_sample_model(temporary: Path, tmp_path: Path) -> None:
     figures = tmp_path / "bench.json"
     arguments = ["--workloads", "vqa,classify", "--rows", "16", "--json", str(figures)]
+    arguments.append("--json-answers")
     done = bench(temporary, *arguments)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0].startswith("tiny-llava: float32 on CPU, ")
     assert [line.split()[0] for line in lines[1:4]] == ["workload", "vqa", "classify"]
     assert "classify: warming up" in done.stderr
-    measured = json.loads(figures.read_text())["workloads"]
+    written = json.loads(figures.read_text())
+    assert written["json_answers"] is True
+    measured = written["workloads"]
     assert list(measured) == ["vqa", "classify"]
     vqa, classify = measured["vqa"], measured["classify"]
     assert (vqa["rows"], vqa["images"], vqa["errors"]) == (16, 2, 0)

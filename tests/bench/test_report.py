@@ -100,6 +100,7 @@ def test_json_has_every_figure() -> None:
     figures = json.loads(json.dumps(as_json(make_result())))
     assert set(figures) == {
         "vlmbatch",
+        "json_answers",
         "torch",
         "model",
         "random_weights",

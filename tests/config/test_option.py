@@ -167,7 +167,7 @@ def test_every_option_of_a_command_has_a_key_or_is_its_own(command: str) -> None
     own = {
         "validate": {"decode_images", "errors"},
         "features": {"errors"},
-        "bench": {"random_weights", "rows", "startup", "workloads", "json"},
+        "bench": {"random_weights", "rows", "json_answers", "startup", "workloads", "json"},
     }
     parameters = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
     names = {parameter.name for parameter in parameters} - {"manifest", "config", "help"}

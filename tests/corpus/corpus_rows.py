@@ -112,6 +112,23 @@ BAD_PROMPTS = (
         "max_pixels, which is 8",
     ),
     error("hot", asked(DESCRIBE, temperature=-1), "sampling_invalid", "temperature", "-1"),
+    error("open-regex", asked(DESCRIBE, regex="(a"), "sampling_invalid", "regex", "unclosed group"),
+    error(
+        "no-schema",
+        asked(DESCRIBE, json_schema=7),
+        "sampling_invalid",
+        "json_schema must be a JSON",
+    ),
+    error(
+        "odd-schema",
+        asked(DESCRIBE, json_schema={"type": "strin"}),
+        *("sampling_invalid", "json_schema cannot be used", "Invalid type: strin"),
+    ),
+    error(
+        "two-shapes",
+        asked(DESCRIBE, json_schema={}, regex="a"),
+        *("sampling_invalid", "json_schema and regex cannot be combined"),
+    ),
 )
 BAD_IMAGES = (
     picture_error("none.png", "image_missing"),

@@ -491,6 +491,7 @@ _CLUSTER = "needs a cluster: in tests/ray_cluster/test_killed_machines.py"
 _FOLDERS = "of folders of images: in tests/manifest/test_image_folder.py"
 _PDFS = "of PDFs: in tests/manifest/test_pdf_rows.py"
 _TEXTS = "of answers as files: in tests/output/test_text_folder.py"
+_JSON = "of columns of JSON fields: in tests/e2e/test_json_answers.py"
 _BASE = "of images elsewhere: in tests/manifest/test_image_base.py"
 _STORES = "of object stores: in tests/remote"
 _PUTS = "in tests/remote_outputs/test_remote_outputs.py"
@@ -551,6 +552,10 @@ ELSEWHERE = {
     "open --image-root": _NAMES_IT,
     "open --choices": _NAMES_IT,
     "manifest --keep-inputs": _NAMES_IT,
+    "manifest --parse-json": _NAMES_IT,
+    **dict.fromkeys(("json_columns --parse-json", "json_columns --keep-inputs"), _JSON),
+    **dict.fromkeys(("json_columns --json-schema", "json_columns --column-prefix"), _JSON),
+    **dict.fromkeys(("columns --parse-json", "columns --json-schema"), _JSON),
     "compressed --ultra": "an option of zstd",
     "compressed --long": "an option of zstd: in tests/manifest/test_manifest_jsonl.py",
     "hosts --api-key": _SERVER,

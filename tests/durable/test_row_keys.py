@@ -44,6 +44,8 @@ CHANGES: dict[str, Any] = {
     "no_repeat_ngram_size": 3,
     "logprobs": 3,
     "choices": ("a", "b"),
+    "json_schema": '{"type": "object"}',
+    "regex": "a+",
 }
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import urllib.request
 from pathlib import Path
@@ -144,6 +145,9 @@ def test_from_python(folder: Path) -> None:
     ]
     params = SamplingParams(max_tokens=6)
     classes, told = SamplingParams(choices=("yes", "no")), SamplingParams(max_tokens=2, logprobs=1)
+    endless = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}  # no answer follows it
+    shapes = [SamplingParams(regex=r"[a-z]{3}\d|[A-Z]{9}"), SamplingParams(json_schema=endless)]
+    shaped: list[list[str]] = []
     answers: list[list[tuple[int, ...]]] = []
     probabilities: list[list[float]] = []
     several: tuple[tuple[int, dict[str, Any]], ...] = (
@@ -164,6 +168,8 @@ def test_from_python(folder: Path) -> None:
             outputs = llm.generate(prompts, params)
             answers.append([output.outputs[0].token_ids for output in outputs])
             chosen = [output.outputs[0].choices for output in llm.generate(prompts[:4], classes)]
+            outputs = llm.generate(prompts[:4], [*shapes, *shapes])
+            shaped.append([str(each.error or each.outputs[0].text) for each in outputs])
             outputs = llm.generate(prompts[:4], told)
             tokens = [each for output in outputs for each in output.outputs[0].logprobs or ()]
             assert len(tokens) == 8
@@ -172,6 +178,10 @@ def test_from_python(folder: Path) -> None:
             engines = worker_pids(os.getpid(), ENGINE)
             assert len(engines) == number
     assert answers[0] == answers[1] == answers[2]
+    assert shaped[0] == shaped[1] == shaped[2]
+    for text, message in zip(shaped[0][::2], shaped[0][1::2], strict=True):
+        assert re.fullmatch(r"[a-z]{3}\d|[A-Z]{9}", text)
+        assert "no token of the vocabulary may come next" in message
     assert len(set(probabilities[0])) > 1
     assert probabilities[1] == pytest.approx(probabilities[0], abs=1e-5)
     assert probabilities[2] == pytest.approx(probabilities[0], abs=1e-4)

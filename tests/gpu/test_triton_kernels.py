@@ -8,6 +8,7 @@ from kernel_cases import (
     CASES,
     check,
     check_greedy_tokens,
+    check_mask_tokens,
     check_normalize_patches,
     check_project_qkv,
     check_silu_gated_linear,
@@ -102,6 +103,11 @@ def test_gelu_linear(shape: tuple[int, ...], dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("vocab", [113, 4099, 32064])
 def test_greedy_tokens(vocab: int, dtype: torch.dtype) -> None:
     check_greedy_tokens(7, vocab, dtype, "cuda")
+
+
+@pytest.mark.parametrize("vocab", [113, 32064])
+def test_mask_tokens(vocab: int) -> None:
+    check_mask_tokens(7, vocab, torch.bfloat16, "cuda")
 
 
 @pytest.mark.parametrize("backend_name", ["flash-attn", "triton", "torch"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from hf_case import ROWS, Case, make_images
 from hf_checkpoints import EOS_ID, KINDS
+from llguidance import LLMatcher, LLTokenizer
 from vlmbatch_kernels.sampling import sample_tokens
 
 from vlmbatch.config import EngineConfig, SamplingParams, SessionConfig
@@ -255,6 +256,36 @@ def test_penalties_are_those_of_generate(loaded: Loaded) -> None:
                 expected = tuple(loaded.case.answer(inputs, **options))
                 assert expected != before[i].token_ids
             assert found[i].token_ids == expected
+
+
+def test_rows_that_follow_a_grammar_have_the_tokens_of_a_plain_loop(loaded: Loaded) -> None:
+    """The likeliest token that a matcher allows, beside rows that follow none."""
+    plain = SamplingParams(max_tokens=10)
+    shapes = {1: SamplingParams(max_tokens=10, regex="[a-e]{2,8}")}
+    shapes[5] = SamplingParams(max_tokens=10, json_schema={"enum": [True, "x", 17]})
+    requests = [loaded.request(index, shapes.get(index, plain)) for index in range(7)]
+    found = loaded.answers(requests)
+    before = loaded.answers([loaded.request(index, plain) for index in range(7)])
+    serialized = loaded.inputs.processor.tokenizer.serialized()
+    vocab_size = loaded.case.model.config.get_text_config().vocab_size
+    tokenizer = LLTokenizer(serialized, n_vocab=vocab_size, eos_token=EOS_ID)
+    for index, request in enumerate(requests):
+        if index not in shapes:
+            assert found[index].token_ids == before[index].token_ids
+            continue
+        grammar = shapes[index].grammar
+        assert grammar is not None
+        matcher, answer = LLMatcher(tokenizer, grammar), torch.tensor([], dtype=torch.int64)
+        while len(answer) < 10 and EOS_ID not in answer:
+            tokens = torch.cat([torch.tensor(request.token_ids), answer])[None]
+            with torch.inference_mode():
+                logits = loaded.case.model(input_ids=tokens).logits[0, -1]
+            mask = torch.frombuffer(bytearray(matcher.compute_bitmask()), dtype=torch.uint8)
+            bits = (mask[:, None] >> torch.arange(8)) & 1
+            allowed = logits.masked_fill(bits.flatten()[:vocab_size] == 0, -torch.inf)
+            answer = torch.cat([answer, allowed.argmax()[None]])
+            assert matcher.consume_token(int(answer[-1]))
+        assert list(found[index].token_ids) == answer.tolist()
 
 
 def test_log_probabilities_are_those_of_the_models_logits(loaded: Loaded) -> None:

@@ -122,6 +122,9 @@ DECIDES = {
     "manifest.id_column": Change("key"),
     "manifest.column_prefix": Change("answer_"),
     "manifest.keep_inputs": Change(True),
+    "manifest.parse_json": Change(
+        True, beside={"sampling.json_schema": '{"properties": {"a": {}}}'}
+    ),
     "manifest.limit": Change(2),
     "manifest.sample": Change(2),
     "manifest.sample_seed": Change(2, beside={"manifest.sample": 2}),
@@ -141,6 +144,8 @@ DECIDES = {
     "sampling.no_repeat_ngram_size": Change(3),
     "sampling.logprobs": Change(0),
     "sampling.choices": Change(("a", "b")),
+    "sampling.json_schema": Change('{"type": "object"}'),
+    "sampling.regex": Change("a+"),
     "session.engine.engine": Change("transformers"),
     "session.engine.dtype": Change("float16"),
     "session.engine.quantize": Change("fp8"),

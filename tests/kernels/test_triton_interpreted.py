@@ -16,6 +16,7 @@ from kernel_cases import (
     CASES,
     check,
     check_greedy_tokens,
+    check_mask_tokens,
     check_normalize_patches,
     check_project_qkv,
     check_silu_gated_linear,
@@ -37,6 +38,10 @@ def test_images(interpreter: ProcessPoolExecutor) -> None:
 
 def test_greedy_tokens(interpreter: ProcessPoolExecutor) -> None:
     interpreter.submit(check_greedy_tokens, 4, 4099, torch.float16, "cpu").result()
+
+
+def test_mask_tokens(interpreter: ProcessPoolExecutor) -> None:
+    interpreter.submit(check_mask_tokens, 4, 4099, torch.float16, "cpu").result()
 
 
 @pytest.mark.parametrize("shape", [(37, 64, 48), (130, 72, 200), (1, 8, 1032)])

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
 from server_process import (
     MODEL,
@@ -313,3 +315,46 @@ def test_several_answers(client: openai.OpenAI, chat: bool) -> None:
     assert streamed == texts and ended == {0, 1, 2}
     assert opened == ({0, 1, 2} if chat else set())
     assert chunk.usage.completion_tokens == whole.usage.completion_tokens
+
+
+class Shape(pydantic.BaseModel, extra="forbid"):
+    colour: Literal["red", "green", "blue"]
+    sides: int = pydantic.Field(ge=0, le=99)
+    tags: list[Literal["a", "b"]] = pydantic.Field(max_length=2)
+
+
+def test_an_answer_of_a_pydantic_model(client: openai.OpenAI) -> None:
+    """OpenAI's client makes the schema, and reads the answer by it."""
+    answer = client.chat.completions.parse(**chat_body(max_tokens=200), response_format=Shape)
+    assert isinstance(answer.choices[0].message.parsed, Shape)
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_a_shape_is_streamed(client: openai.OpenAI) -> None:
+    schema = {"name": "shape", "schema": Shape.model_json_schema(), "strict": True}
+    body = chat_body(max_tokens=200, response_format={"type": "json_schema", "json_schema": schema})
+    whole = client.chat.completions.create(**body).choices[0].message.content
+    chunks = [*client.chat.completions.create(**body, stream=True)]
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == whole
+    Shape.model_validate_json(whole)
+    text = client.completions.create(
+        model=MODEL,
+        prompt="USER: Hi ASSISTANT:",
+        extra_body={"structured_outputs": {"regex": "[a-c]{2,4}"}},
+    )
+    assert re.fullmatch("[a-c]{2,4}", text.choices[0].text)
+
+
+def test_a_shape_that_cannot_be_used_is_refused(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="Unimplemented keys") as caught:
+        schema = {"name": "n", "schema": {"not": {}}}
+        body = chat_body(response_format={"type": "json_schema", "json_schema": schema})
+        client.chat.completions.create(**body)
+    assert caught.value.param == "response_format"
+
+
+def test_a_shape_without_an_answer_is_an_error(client: openai.OpenAI) -> None:
+    endless = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}
+    shape = {"type": "json_schema", "json_schema": {"name": "n", "schema": endless}}
+    with pytest.raises(openai.BadRequestError, match="no token of the vocabulary"):
+        client.chat.completions.create(**chat_body(response_format=shape))

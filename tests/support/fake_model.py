@@ -19,6 +19,7 @@ from vlmbatch.attention.base import AttentionMetadata, LayerKVCache
 from vlmbatch.config import EngineConfig
 from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.grammars import Grammars
 from vlmbatch.engine.lanes import Lane, Lanes
 from vlmbatch.engine.overlap import OverlapPolicy
 from vlmbatch.engine.scheduler import Scheduler
@@ -180,6 +181,7 @@ def small_engine(
     granules_per_block: int = 1,
     ahead: bool = False,
     overlaps: list[bool] | None = None,
+    grammars: Grammars | None = None,
     **options: Any,
 ) -> Engine:
     """An engine on the CPU; ``overlaps``: steps that run in lanes, over and over; None: never."""
@@ -193,6 +195,7 @@ def small_engine(
         ahead=ahead,
         lanes=None if overlaps is None else Lanes(Lane(), Lane()),
         overlap=None if overlaps is None else FixedPolicy(overlaps),
+        grammars=grammars,
     )
 
 

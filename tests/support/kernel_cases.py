@@ -339,6 +339,29 @@ def check_project_qkv(
         assert (ours.cpu().float() - want).norm() <= 2 * (theirs - want).norm()
 
 
+def check_mask_tokens(rows: int, vocab: int, dtype: torch.dtype, device: str) -> None:
+    """Some rows have masks, in any order, in logits that stand apart; the others stay."""
+    from vlmbatch_kernels.token_masks import mask_tokens_
+
+    logits = torch.randn(rows, vocab + 3).to(dtype)
+    chosen = torch.randperm(rows)[: rows - 1]
+    words = -(-vocab // 32)
+    masks = torch.randint(-(2**31), 2**31, (rows - 1, words), dtype=torch.int64).to(torch.int32)
+    masks[0], masks[1] = 0, -1
+    expected = logits.clone()
+    for row, mask in zip(chosen.tolist(), masks.tolist(), strict=True):
+        for token in range(vocab):
+            if not mask[token // 32] >> (token % 32) & 1:
+                expected[row, token] = -torch.inf
+    placed = logits.to(device)
+    got = triton_form(mask_tokens_)(placed[:, :vocab], chosen.to(device), masks.to(device))
+    assert got.data_ptr() == placed.data_ptr()
+    assert torch.equal(placed.cpu(), expected)
+    torch_form: Any = mask_tokens_
+    twin = torch_form.__wrapped__(logits[:, :vocab], chosen, masks)
+    assert torch.equal(twin, expected[:, :vocab])
+
+
 def check_greedy_tokens(rows: int, vocab: int, dtype: torch.dtype, device: str) -> None:
     """Ties, rows of -inf, the ends of a row, and rows that stand apart."""
     from vlmbatch_kernels.sampling import greedy_tokens

@@ -65,6 +65,7 @@ class BenchResult:
     process_starts: tuple[float, ...]  # to the first row: a first process, then a second
     workloads: tuple[WorkloadResult, ...]
     quantization: str | None = None  # what is quantized, for people
+    json_answers: bool = False  # whether they follow a schema
     num_engines: int = 1  # each has a KV cache, and on GPUs the rates above
 
     @property
@@ -136,6 +137,7 @@ def _bench(config: BenchConfig, folder: Path) -> BenchResult:
             workloads=tuple(measured),
             quantization=inputs.quantization(session.engine),
             num_engines=engines.number,
+            json_answers=config.json_answers,
         )
 
 

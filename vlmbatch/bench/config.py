@@ -39,6 +39,13 @@ class BenchConfig:
             minimum=1,
         ),
     ] = None
+    json_answers: Annotated[
+        bool,
+        Opt(
+            "",
+            "Have answers follow a JSON schema of ten fields; each is as long as without it.",
+        ),
+    ] = False
     startup: Annotated[
         bool,
         Opt(

@@ -16,7 +16,7 @@ from vlmbatch.bench.bench import BenchResult, WorkloadResult
 CAPTION = (
     "Wall time from opening the manifest to the whole, durable Parquet file; model load is apart. "
     "Every image is new. Before each workload a few rows of other images warm up what is compiled "
-    "or captured when first needed. Greedy, past the end-of-sequence token. The last columns are "
+    "or captured when first needed. Greedy, {answers}. The last columns are "
     "shares of bounds in rows/s: if arithmetic were all that takes time, if reads of weights and "
     "KV cache were, and if the two took turns, at the rates measured here."
 )
@@ -28,10 +28,13 @@ def print_report(result: BenchResult, console: Console) -> None:
     """One line a workload, and below what it was measured with."""
     on_gpu = not result.device.startswith("CPU")
     weights = ", random weights" if result.random_weights else ""
+    answers = "past the end-of-sequence token"
+    if result.json_answers:
+        answers = "by a JSON schema of ten fields, the last of which has no end"
     table = Table(
         title=f"{Path(result.model).name}{weights}: {result.dtype} on {result.device}, "
         f"{result.num_cores} cores",
-        caption=CAPTION + (GPU_CAPTION if on_gpu else CPU_CAPTION),
+        caption=CAPTION.format(answers=answers) + (GPU_CAPTION if on_gpu else CPU_CAPTION),
         caption_justify="left",
         title_justify="left",
         box=None,
@@ -91,6 +94,7 @@ def as_json(result: BenchResult) -> dict[str, Any]:
         "torch": torch.__version__,
         "model": result.model,
         "random_weights": result.random_weights,
+        "json_answers": result.json_answers,
         "device": result.device,
         "num_cores": result.num_cores,
         "num_engines": result.num_engines,

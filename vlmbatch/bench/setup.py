@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 
 from vlmbatch.bench.config import BenchConfig
 from vlmbatch.bench.inputs import write_inputs
+from vlmbatch.bench.json_answers import TEN_FIELDS
 from vlmbatch.bench.random_checkpoint import built_in_configs, prepare_checkpoint
 from vlmbatch.bench.workloads import Workload
 from vlmbatch.config import (
@@ -110,8 +112,15 @@ def make_jobs(
             ),
             manifest=ManifestConfig(str(manifest)),
             destination=FileDestination(inputs / "answers.parquet"),
-            sampling=SamplingParams(max_tokens=workload.max_tokens, ignore_eos=True),
+            sampling=sampling(workload),
         )
+
+    def sampling(workload: Workload) -> SamplingParams:
+        """Each answer has its full length."""
+        if config.json_answers:
+            schema = json.dumps(TEN_FIELDS)
+            return SamplingParams(max_tokens=workload.max_tokens, json_schema=schema)
+        return SamplingParams(max_tokens=workload.max_tokens, ignore_eos=True)
 
     def job(workload: Workload) -> Job:
         rows = config.rows or (workload.gpu_rows * num_engines if on_gpu else workload.cpu_rows)

@@ -33,7 +33,7 @@ _FOLDER = Opt(
     short="-o",
 )
 # Of every image something is wanted, and nothing is answered.
-_MANIFEST = without("format", "column_prefix", "keep_inputs", "sample", "sample_seed")
+_MANIFEST = without("format", "column_prefix", "keep_inputs", "parse_json", "sample", "sample_seed")
 # Prompts are not looked at, and no token is computed.
 _TOWER = without(
     *("tokenizer", "image_input_type", "image_token_id", "strict_image_tokens"),

@@ -42,6 +42,7 @@ def examine() -> list[Check]:
         *_torch_and_cuda(),
         _package("transformers", "transformers>=5.12,<6"),
         _package("tokenizers", "tokenizers>=0.22"),
+        _package("llguidance", "llguidance>=1.9,<2"),
         _package("pyarrow", "pyarrow>=20.0"),
         _pillow(),
         *_machine(),

@@ -70,7 +70,7 @@ class PlanOptions:
 
 @with_options
 def plan(
-    manifest: Annotated[ManifestConfig, without("keep_inputs")],
+    manifest: Annotated[ManifestConfig, without("keep_inputs", "parse_json")],
     session: Annotated[SessionConfig, _TO_LOOK],
     sampling: SamplingParams,
     options: PlanOptions,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vlmbatch.jobs.parts_status import PartsStatus
     from vlmbatch.jobs.status import RunStatus
 
+_MAX_SHOWN = 200  # characters of a setting
+
 _STATES = {
     "starting": "begun or ended just now,",
     "running": "written now",
@@ -196,12 +198,16 @@ def _run_lines(found: RunStatus) -> Iterator[tuple[str, str]]:
         chosen = chosen_settings(found.settings)
         yield (
             "settings",
-            ", ".join(f"{name} {value}" for name, value in chosen.items()) or "defaults",
+            ", ".join(f"{name} {_cut(value)}" for name, value in chosen.items()) or "defaults",
         )
     if found.version is not None:
         yield "version", f"vlmbatch {found.version}"
     if found.command is not None:
         yield "command", found.command
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
 
 
 def _time(iso: str) -> str:

@@ -30,7 +30,7 @@ _TO_LOOK = without(
 
 @with_options
 def validate(
-    manifest: ManifestConfig,
+    manifest: Annotated[ManifestConfig, without("parse_json")],
     session: Annotated[SessionConfig, _TO_LOOK],
     report: ReportOptions,
     config_file: Path | None,

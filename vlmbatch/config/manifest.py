@@ -119,6 +119,10 @@ class ManifestConfig:
     keep_inputs: Annotated[
         bool, _input("", "Write prompts and images beside the answers, as the manifest has them.")
     ] = False
+    parse_json: Annotated[
+        bool,
+        _input("", "Write the fields of JSON answers as columns, typed as --json-schema says."),
+    ] = False
 
     def __post_init__(self) -> None:
         check_bounds(self)

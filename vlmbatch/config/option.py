@@ -90,10 +90,14 @@ class OptField:
 
     @property
     def plain_kind(self) -> Any:
-        """``kind`` without None."""
+        """``kind`` without None, and without the mapping that Python may give in place of text."""
         if get_origin(self.kind) not in (Union, UnionType):
             return self.kind
-        kinds = [kind for kind in get_args(self.kind) if kind is not NoneType]
+        kinds = [
+            kind
+            for kind in get_args(self.kind)
+            if kind is not NoneType and get_origin(kind) is not collections.abc.Mapping
+        ]
         assert len(kinds) == 1, f"{self.name} is of several kinds: {kinds}"
         return kinds[0]
 

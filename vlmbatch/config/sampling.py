@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 from vlmbatch.config import typed
+from vlmbatch.config.grammar import grammar_of, grammar_problem, schema_text
 from vlmbatch.config.option import Opt
 from vlmbatch.errors import ConfigError
 
@@ -31,7 +32,8 @@ class SamplingParams:
     what it is batched with. Penalties count tokens of text, not the places of images.
     Text is cut before the first of the ``stop`` strings. ``None`` stands for the default, but in
     ``max_tokens`` for as many as the context has room for, as in vLLM. ``logprobs`` 0 asks for
-    those of the answer's own tokens alone, None for none.
+    those of the answer's own tokens alone, None for none. ``json_schema`` is a mapping or JSON text
+    and kept as text; an answer that ends by itself follows it, or fully matches ``regex``.
 
     Raises:
         ConfigError: a value of the wrong type or out of range.
@@ -74,6 +76,13 @@ class SamplingParams:
         Sequence[str],
         _opt("A,B,...", "Answer with one of these classes. Repeatable, where one has a comma."),
     ] = ()
+    json_schema: Annotated[  # kept as text
+        str | Mapping[str, Any] | None,
+        _opt("FILE", "Answer with JSON that follows the schema in this file.", unit="schema"),
+    ] = None
+    regex: Annotated[
+        str | None, _opt("PATTERN", "Answer with a text that matches this pattern as a whole.")
+    ] = None
 
     def __post_init__(self) -> None:
         for name, read in _SAMPLING_READERS.items():
@@ -110,10 +119,35 @@ class SamplingParams:
             raise ConfigError(f"logprobs must be from 0 to {MAX_LOGPROBS}, got {self.logprobs}")
         if self.choices:
             _check_choices(self.choices)
+        self._check_shape()
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
         if any(not text for text in self.stop):
             raise ConfigError("a stop string must not be empty")
+
+    def _check_shape(self) -> None:
+        names = ("choices", "json_schema", "regex")
+        given = [name for name in names if getattr(self, name) not in ((), None)]
+        if len(given) > 1:
+            raise ConfigError(f"{' and '.join(given)} cannot be combined: leave all but one out")
+        if self.json_schema is None and self.regex is None:
+            return
+        if self.ignore_eos:
+            raise ConfigError(
+                f"ignore_eos cannot be combined with {given[0]}: an answer of a shape ends with it"
+            )
+        if problem := grammar_problem(self.schema_text, self.regex):
+            raise ConfigError(problem)
+
+    @property
+    def schema_text(self) -> str | None:
+        """``json_schema`` as it is kept."""
+        return cast(str | None, self.json_schema)
+
+    @property
+    def grammar(self) -> str | None:
+        """What the answer's tokens follow, as llguidance writes grammars."""
+        return grammar_of(self.schema_text, self.regex)
 
     def settings(self) -> dict[str, object]:
         """All by name, for digests: what the first versions lacked only where it is asked for."""
@@ -182,6 +216,8 @@ _SAMPLING_READERS: dict[str, Callable[[str, object], object]] = {
     "no_repeat_ngram_size": typed.integer,
     "logprobs": typed.integer,
     "choices": _choices,
+    "json_schema": schema_text,
+    "regex": typed.text,
     "seed": typed.integer,
     "stop": _stop_strings,
     "stop_token_ids": _token_ids,
@@ -190,6 +226,7 @@ _SAMPLING_READERS: dict[str, Callable[[str, object], object]] = {
 _ADDED = (
     *("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("no_repeat_ngram_size", "logprobs", "choices"),
+    *("json_schema", "regex"),
 )
 _STANDS_FOR_NONE: dict[str, object] = {
     **{field.name: field.default for field in fields(SamplingParams)},

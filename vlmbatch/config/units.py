@@ -7,9 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from vlmbatch.config.grammar import read_schema_file
 from vlmbatch.errors import ConfigError
 
-UnitName = Literal["time", "size", "share", "shape", "gpus"]
+UnitName = Literal["time", "size", "share", "shape", "gpus", "schema"]
 
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 _MAX_SIZE = 2**63  # bytes, what the system's own sizes end at
@@ -151,4 +152,5 @@ UNITS: dict[UnitName, Unit] = {
         (list,),
     ),
     "gpus": Unit(parse_gpus, str, 'a number of GPUs, or a string such as "all" or "0,2,3"', (int,)),
+    "schema": Unit(read_schema_file, str, "the name of a file with a JSON schema, or its text", ()),
 }

@@ -12,6 +12,7 @@ from vlmbatch.config import EngineConfig
 from vlmbatch.engine.batch import build_step_inputs
 from vlmbatch.engine.block_pool import BlockPool
 from vlmbatch.engine.engine import Engine
+from vlmbatch.engine.grammars import Grammars
 from vlmbatch.engine.kv_cache import KVCache, pool_granules, resolve_kv_dtype
 from vlmbatch.engine.lanes import Lanes, make_lanes
 from vlmbatch.engine.limits import Limits
@@ -35,13 +36,14 @@ def make_engine(
     lanes: Lanes | None = None,
     overlap: OverlapPolicy | None = None,
     parallel: ParallelContext = SINGLE_DEVICE,
+    grammars: Grammars | None = None,
 ) -> Engine:
     """An engine around ``model``, whose weights are on ``device`` in ``dtype``.
 
     ``ahead``: prepare a step while the one before is computed; None: on a GPU. ``lanes``: to run
     prefill beside decode in; None: as the device and ``config`` allow. ``overlap``: when to use
     them; None: where it pays by the shape of the model. ``parallel``: this rank, whose heads
-    ``model_config`` counts, of those that divide the model.
+    ``model_config`` counts, of those that divide the model. ``grammars``: where it samples.
 
     Raises:
         ConfigError: the KV cache that ``config`` asks for is less than a granule, or of a type that
@@ -90,4 +92,5 @@ def make_engine(
         device=device,
         ahead=device.type == "cuda" if ahead is None else ahead,
         recovers=parallel.world_size == 1,
+        grammars=grammars,
     )

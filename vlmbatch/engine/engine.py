@@ -10,14 +10,16 @@ import torch
 from vlmbatch_kernels.compilations import COMPILATIONS
 
 from vlmbatch.engine.batch import StepInputs
+from vlmbatch.engine.grammars import Grammars
 from vlmbatch.engine.lanes import DEPTH, Lane, Lanes
 from vlmbatch.engine.limits import Limits
-from vlmbatch.engine.model_runner import ModelRunner
+from vlmbatch.engine.model_runner import ModelRunner, ScoredStep
 from vlmbatch.engine.outputs import EngineStatus, SequenceFailure, TokenOutput
 from vlmbatch.engine.overlap import OverlapPolicy
 from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.step import ScheduledChunk
+from vlmbatch.engine.token_masks import TokenMasks
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.start_times import EngineStart
 from vlmbatch.types import FinishReason, Request
@@ -57,6 +59,7 @@ class Engine:
         device: torch.device,
         ahead: bool,
         recovers: bool = True,
+        grammars: Grammars | None = None,
     ) -> None:
         """The parts come from ``assembly.make_engine``.
 
@@ -64,6 +67,7 @@ class Engine:
         for steps of all kinds, ``lanes`` for prefill beside decode where ``overlap`` wants it.
         ``ahead``: launch a step before the results of the one before are in. ``recovers``: go on
         when a step fails; ranks that share a step cannot, as it may fail on one of them alone.
+        ``grammars``: for requests that have one; None on ranks that sample nothing.
         """
         self.runner = runner
         self._make_scheduler = make_scheduler
@@ -78,6 +82,7 @@ class Engine:
         self.device = device
         self._ahead = ahead
         self._recovers = recovers
+        self._grammars = grammars
         self._failures = 0  # sequences given up since a step went well
         self.load_seconds: dict[str, float] = {}  # by stage
         # Told of the sequences of each step before it is launched: what they were, if it kills us.
@@ -138,7 +143,8 @@ class Engine:
         """Queue a request; its tokens come out of later calls of ``step``.
 
         Raises:
-            RowError: the prompt leaves no room for an answer in the context or in the pool.
+            RowError: the prompt leaves no room for an answer in the context or in the pool, or a
+                grammar cannot end.
         """
         num_prompt_tokens = len(request.token_ids)
         if num_prompt_tokens >= self.max_model_len:
@@ -156,6 +162,8 @@ class Engine:
                 f"{self.kv_cache_tokens}; raise --kv-cache-tokens or lower --max-tokens",
             )
         sequence = Sequence(request, max_len, self._eos_token_ids)
+        if (grammar := request.sampling.grammar) is not None and self._grammars is not None:
+            sequence.constraint = self._grammars.constraint(grammar)
         self.scheduler.add(sequence)
         return sequence
 
@@ -184,10 +192,10 @@ class Engine:
         return drained + (self._step_in_lanes(self._lanes) if overlapping else self._step_alone())
 
     def _step_alone(self) -> Outputs:
-        chunks = self.scheduler.schedule()
-        if chunks and (failure := self._launch(self._main, chunks)):
-            return self._recover(chunks, failure)
         outputs: Outputs = []
+        chunks = self.scheduler.schedule()
+        if chunks and (failure := self._launch(self._main, chunks, outputs)):
+            return outputs + self._recover(chunks, failure)
         while len(self._main.under_way) > (1 if self._ahead and chunks else 0):
             outputs += self._collect(self._main)
         return outputs
@@ -201,8 +209,8 @@ class Engine:
             return self._drain() + self._step_alone()
         if chunks:
             after = lanes.prefill if lanes.decode_waits else None
-            if failure := self._launch(lanes.decode, chunks, after):
-                return self._recover(chunks, failure)
+            if failure := self._launch(lanes.decode, chunks, outputs, after):
+                return outputs + self._recover(chunks, failure)
             lanes.decode_waits = False
         decoding = bool(lanes.decode.under_way)
         if len(lanes.prefill.under_way) < DEPTH and (
@@ -211,8 +219,8 @@ class Engine:
             prompts = self.scheduler.schedule_prefill(_LANE_PREFILL)
             if not prompts:
                 self.scheduler.end_prefill()
-            elif failure := self._launch(lanes.prefill, prompts, lanes.decode):
-                outputs = self._recover(prompts, failure)
+            elif failure := self._launch(lanes.prefill, prompts, outputs, lanes.decode):
+                outputs += self._recover(prompts, failure)
                 self.scheduler.end_prefill()
                 return outputs
         oldest = lanes.decode if decoding else lanes.prefill
@@ -223,15 +231,28 @@ class Engine:
         return outputs
 
     def _launch(
-        self, lane: Lane, chunks: list[ScheduledChunk], after: Lane | None = None
+        self,
+        lane: Lane,
+        chunks: list[ScheduledChunk],
+        outputs: Outputs,
+        after: Lane | None = None,
     ) -> Exception | None:
-        """Launch a step, behind all that ``after`` has launched; returns what it failed with."""
+        """Launch a step, behind all that ``after`` has launched; returns what it failed with.
+
+        While the device computes its logits, the host waits for the tokens that its grammars ask
+        for, which go to ``outputs`` with the others of their step, and computes masks.
+        """
         before = lane.under_way[-1] if lane.under_way else None
         if self.on_launch is not None:
             self.on_launch([chunk.sequence for chunk in chunks])
         try:
             with lane.current(after):
-                step = self.runner.launch(self._inputs(chunks), before, lane.graphs)
+                scored = self.runner.score(self._inputs(chunks), before, lane.graphs)
+            while any(map(_awaits_token, scored.sequences)):
+                assert lane.under_way, "a token that no step samples"
+                outputs += self._collect(lane)
+            with lane.current():
+                step = self.runner.sample(scored, self._masks(scored))
         except torch.AcceleratorError:
             raise
         except _STEP_FAILURES as error:
@@ -240,6 +261,17 @@ class Engine:
             return error
         lane.push(step, [chunk.sequence for chunk in chunks])
         return None
+
+    def _masks(self, step: ScoredStep) -> TokenMasks | None:
+        """Those of its sequences that follow a grammar and have not ended meanwhile."""
+        if step.scores is None:
+            return None
+        answers = [
+            (row, sequence.constraint, sequence.output_token_ids)
+            for row, sequence in enumerate(step.sequences)
+            if sequence.constraint is not None and not sequence.finished
+        ]
+        return TokenMasks.of(answers, self.device)
 
     def _inputs(self, chunks: list[ScheduledChunk]) -> StepInputs:
         inputs = self._lay_out(chunks)
@@ -260,7 +292,10 @@ class Engine:
         for row, (sequence, token_id) in enumerate(zip(step.sequences, token_ids, strict=True)):
             if self.scheduler.update(sequence, token_id):
                 reason = sequence.finish_reason
-                outputs.append(TokenOutput(sequence, token_id, reason, logprobs.get(row)))
+                if (failure := _grammar_failure(sequence)) is not None:
+                    outputs.append(failure)
+                else:
+                    outputs.append(TokenOutput(sequence, token_id, reason, logprobs.get(row)))
                 if sequence.finished:
                     self._overlap.observe(sequence)
         if self._lanes is not None and lane is self._lanes.prefill:
@@ -333,3 +368,16 @@ class Engine:
         if self._lanes is not None and self._lanes.prefill.under_way:
             self._lanes.decode_waits = True  # it may be among those whose prompts are computed
         self.scheduler.finish(sequence, reason)
+
+
+def _awaits_token(sequence: Sequence) -> bool:
+    """Whether its mask for a step just begun depends on a token that is not known yet."""
+    return sequence.constraint is not None and sequence.num_pending > 1
+
+
+def _grammar_failure(sequence: Sequence) -> SequenceFailure | None:
+    """Of a sequence that its grammar has ended, as on all ranks, with a token and no answer."""
+    constraint = sequence.constraint
+    if constraint is None or constraint.error is None or not sequence.finished:
+        return None
+    return SequenceFailure(sequence, constraint.error)

@@ -22,6 +22,7 @@ from vlmbatch.config import Device, DType, EngineConfig
 from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.gpu import check_usable, memory_use
+from vlmbatch.engine.grammars import Grammars
 from vlmbatch.engine.kv_cache import resolve_kv_dtype
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside
@@ -120,7 +121,14 @@ def build_engine(
         )
         config = replace(config, kv_cache_tokens=tokens)
         stages.end("kv_measuring")
-    engine = make_engine(model, model_config, config, backend, device, dtype, parallel=parallel)
+    grammars = None
+    if rank.index == 0:
+        text = model_config.text
+        eos_token_ids = model_config.eos_token_ids
+        grammars = Grammars(processor.tokenizer, eos_token_ids, text.vocab_size)
+    engine = make_engine(
+        *(model, model_config, config, backend, device, dtype), parallel=parallel, grammars=grammars
+    )
     stages.end("kv_cache")
     engine.load_seconds = stages.rounded()
     logger.debug(

@@ -136,7 +136,7 @@ def run_largest_step(
         chunk.sequence.blocks = [Block(0, page // backend.granule)] * -(-chunk.length // page)
     inputs = build_step_inputs(chunks, page, backend.granule, device)
     inputs.upcoming_images = images
-    runner.launch(inputs).token_ids()
+    runner.sample(runner.score(inputs)).token_ids()
 
 
 def _largest_chunks(

@@ -16,9 +16,24 @@ from vlmbatch.engine.kv_cache import KVCache
 from vlmbatch.engine.logprobs import StepLogprobs
 from vlmbatch.engine.sampler import sample
 from vlmbatch.engine.sequence import Sequence
+from vlmbatch.engine.token_masks import TokenMasks
 from vlmbatch.models.family import Embedded, VisionLanguageModel
 from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
 from vlmbatch.types import TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredStep:
+    """A step whose logits the device may still be computing, and of which no token is sampled yet.
+
+    ``logits``: (n, V), the model's own; ``scores``: the same after penalties. None on all ranks but
+    the first, and where nothing is sampled.
+    """
+
+    sequences: list[Sequence]
+    positions: list[int]  # of the new tokens
+    logits: Tensor | None = None
+    scores: Tensor | None = None
 
 
 @dataclass(slots=True)
@@ -80,13 +95,13 @@ class ModelRunner:
         )
 
     @torch.inference_mode()
-    def launch(
+    def score(
         self,
         inputs: StepInputs,
         before: LaunchedStep | None = None,
         graphs: DecodeGraphs | None = None,
-    ) -> LaunchedStep:
-        """Start computing a step on the current stream.
+    ) -> ScoredStep:
+        """Start computing the logits of a step on the current stream, where ``sample`` goes on.
 
         ``before``: the step under way, which samples the tokens that are still pending in
         ``inputs``. ``graphs``: of decode steps on this stream, if they are to be used.
@@ -96,30 +111,34 @@ class ModelRunner:
         if before is not None and inputs.pending_tokens:
             self._take_pending(inputs, before)
         hidden = self._hidden(inputs, graphs)
-        if not inputs.sampled:
-            return LaunchedStep.of([], torch.empty(0, dtype=torch.int64, device=self._device))
-        tokens, logprobs = self._sampled(hidden, inputs)
-        return LaunchedStep.of(inputs.sampled, tokens, logprobs)
+        if not inputs.sampled or self._parallel.rank > 0:
+            return ScoredStep(inputs.sampled, inputs.sample_positions)
+        scores = logits = self._model.compute_logits(hidden)
+        if inputs.penalised is not None:
+            scores = inputs.penalised.apply(logits, inputs.input_ids)
+        return ScoredStep(inputs.sampled, inputs.sample_positions, logits, scores)
 
-    def _sampled(self, hidden: Tensor, inputs: StepInputs) -> tuple[Tensor, StepLogprobs | None]:
-        """Token ids (n,) int64, and what is told of their logits.
+    @torch.inference_mode()
+    def sample(self, step: ScoredStep, masks: TokenMasks | None = None) -> LaunchedStep:
+        """Start sampling the tokens of a step, of those that ``masks`` let each sequence have.
 
         Where ranks divide the model, the tokens are the first one's choice, which alone tells more.
         """
         logprobs = None
-        if self._parallel.rank == 0:
-            requests = [sequence.request for sequence in inputs.sampled]
+        if step.logits is not None and step.scores is not None:
+            requests = [sequence.request for sequence in step.sequences]
             params = [request.sampling for request in requests]
-            scores = logits = self._model.compute_logits(hidden)
-            if inputs.penalised is not None:
-                scores = inputs.penalised.apply(logits, inputs.input_ids)
-            tokens = sample(scores, params, inputs.sample_positions)
-            logprobs = StepLogprobs.launch(logits, tokens, requests)
+            scores = step.scores
+            if masks is not None:
+                told = any(p.logprobs is not None for p in params)  # of the model's own logits
+                scores = masks.apply_(scores.clone() if told else scores)
+            tokens = sample(scores, params, step.positions)
+            logprobs = StepLogprobs.launch(step.logits, tokens, requests)
         else:
-            tokens = torch.empty(len(inputs.sampled), dtype=torch.int64, device=self._device)
-        if self._parallel.world_size > 1:
+            tokens = torch.empty(len(step.sequences), dtype=torch.int64, device=self._device)
+        if self._parallel.world_size > 1 and step.sequences:
             tokens = self._parallel.broadcast(tokens)
-        return tokens, logprobs
+        return LaunchedStep.of(step.sequences, tokens, logprobs)
 
     def _hidden(self, inputs: StepInputs, graphs: DecodeGraphs | None) -> Tensor:
         """(n, E) of the queries behind which a token is sampled."""

@@ -8,6 +8,7 @@ from array import array
 from itertools import pairwise
 
 from vlmbatch.engine.block_pool import Block
+from vlmbatch.engine.grammars import Constraint
 from vlmbatch.engine.token_history import TokenHistory
 from vlmbatch.types import FinishReason, Request
 
@@ -35,6 +36,7 @@ class Sequence:
         # Of those alone whose next token depends on it.
         penalised = request.sampling.penalises
         self.history = TokenHistory(request, max_len) if penalised else None
+        self.constraint: Constraint | None = None  # where a grammar rules tokens out
         self.finished = False
         self.finish_reason: FinishReason | None = None  # stays None when the engine failed on it
         self._prefix_hashes: list[bytes] = []

@@ -21,6 +21,7 @@ from vlmbatch_kernels.sampling import sample_tokens
 from vlmbatch.config import SamplingParams
 from vlmbatch.engine.logprobs import StepLogprobs
 from vlmbatch.engine.penalties import penalty_factors
+from vlmbatch.engine.token_masks import TokenMasks
 from vlmbatch.hf.batch import collate
 from vlmbatch.hf.failures import BatchFailedError
 from vlmbatch.hf.library import shown
@@ -114,6 +115,8 @@ class BatchGenerator:
         processors: list[LogitsProcessor] = []
         if any(row.request.sampling.penalises for row in rows):
             processors.append(Penalties(rows, self._image_token_id))
+        if any(row.constraint is not None for row in rows):
+            processors.append(Shapes(rows))
         if any(row.request.sampling.temperature > 0 for row in rows):
             processors.append(Choice(rows))
         raw = None
@@ -217,6 +220,22 @@ class Penalties(LogitsProcessor):  # type: ignore[misc]
             self._factors.to(device),
             self._ngram_sizes,
         )
+
+
+class Shapes(LogitsProcessor):  # type: ignore[misc]
+    """Leaves each row the tokens that its grammar allows."""
+
+    def __init__(self, rows: Sequence[RowUnderWay]) -> None:
+        self._rows = rows
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        answers = [
+            (place, row.constraint, row.token_ids)
+            for place, row in enumerate(self._rows)
+            if row.constraint is not None and not row.ended
+        ]
+        masks = TokenMasks.of(answers, scores.device)
+        return scores if masks is None else masks.apply_(scores.clone())
 
 
 class Choice(LogitsProcessor):  # type: ignore[misc]

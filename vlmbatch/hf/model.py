@@ -21,10 +21,11 @@ _MOST_NUMBERS_A_BYTE = 8  # of the smallest types, and tied weights counted twic
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model on its device. ``eos_token_ids`` end an answer."""
+    """A model on its device. ``eos_token_ids`` end an answer; ``vocab_size``: of its logits."""
 
     generator: BatchGenerator
     eos_token_ids: frozenset[int]
+    vocab_size: int
 
 
 def load_hf_model(
@@ -71,7 +72,8 @@ def load_hf_model(
     pad_token_id = _pad_token_id(model, config, eos_token_ids)
     _set_greedy(model, pad_token_id)
     generator = BatchGenerator(model, device, dtype, pad_token_id, config.image_token_id)
-    return LoadedModel(generator, eos_token_ids)
+    vocab_size = model.config.get_text_config(decoder=True).vocab_size
+    return LoadedModel(generator, eos_token_ids, vocab_size)
 
 
 def _check_size(folder: Path, config: HfConfig) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Collection, Hashable, Sequence
 from typing import Protocol
 
+from vlmbatch.engine.grammars import Grammars
 from vlmbatch.errors import ErrorCode, RowError, VlmbatchError
 from vlmbatch.hf.failures import BatchFailedError
 from vlmbatch.hf.row import RowUnderWay
@@ -52,6 +53,7 @@ class HfReplica:
     Rows whose ``signature`` is equal may be in one batch. ``on_start`` is called on the generating
     thread before the first. ``on_cpu`` tells where the model is. An idle replica waits
     ``gather_seconds`` for requests beside those it has. ``on_begin`` is told of each batch's rows.
+    ``grammars``: for requests that have one.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class HfReplica:
         on_start: Callable[[], None] = lambda: None,
         gather_seconds: float = _GATHER_SECONDS,
         on_begin: OnBegin | None = None,
+        grammars: Grammars | None = None,
     ) -> None:
         self.max_model_len = max_model_len
         self.on_cpu = on_cpu
@@ -78,6 +81,8 @@ class HfReplica:
         self._on_start = on_start
         self._gather_seconds = gather_seconds
         self._on_begin = on_begin
+        self._grammars = grammars
+        self._refused: list[RowFailure] = []  # that ``poll`` has not returned yet
         self._no_more = False  # requests are to come
         self._first_at = self._last_at = 0.0  # when the requests that wait were submitted
         self._rows: dict[int, RowUnderWay] = {}  # that have not ended, by index
@@ -101,7 +106,7 @@ class HfReplica:
 
     @property
     def num_unfinished(self) -> int:
-        return len(self._rows)
+        return len(self._rows) + len(self._refused)
 
     @property
     def wants_requests(self) -> bool:
@@ -124,9 +129,15 @@ class HfReplica:
     def submit(self, request: Request, *, stream: bool = False) -> None:
         index = request.index
         assert index not in self._rows, "two requests of one index"
-        row = RowUnderWay(
-            request, self._tokenizer, self._eos_token_ids, self.max_model_len, stream=stream
-        )
+        try:
+            row = RowUnderWay(
+                *(request, self._tokenizer, self._eos_token_ids, self.max_model_len),
+                stream=stream,
+                grammars=self._grammars,
+            )
+        except RowError as error:
+            self._refused.append(RowFailure(index, error))
+            return
         self._no_more = False
         self._last_at = time.monotonic()
         if not self._waiting:
@@ -137,8 +148,11 @@ class HfReplica:
     def poll(self) -> list[Event]:
         if not self._generating and self._waiting and self._is_gathered():
             self._start_batch()
-        events: list[Event] = []
-        if self._generating:
+        events: list[Event] = [*self._refused]
+        self._refused.clear()
+        if events:
+            timeout = 0.0
+        elif self._generating:
             timeout = _POLL_SECONDS
         else:
             timeout = min(self._gather_seconds, _POLL_SECONDS) / 4 if self._waiting else 0.0
@@ -159,6 +173,7 @@ class HfReplica:
                 events += self._tell(*news)
 
     def cancel(self, index: int) -> None:
+        self._refused = [failure for failure in self._refused if failure.index != index]
         row = self._rows.get(index)
         if row is not None:
             row.ended = True  # the batch that it is in goes on without it
@@ -187,6 +202,7 @@ class HfReplica:
         self._give_up.clear()
         self._rows.clear()
         self._waiting.clear()
+        self._refused.clear()
         self._waiting_bytes = 0
 
     def close(self) -> None:

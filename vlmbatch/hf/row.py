@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 
+from vlmbatch.engine.grammars import Constraint, Grammars
 from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.replicas.replica import Completion, NewTokens
+from vlmbatch.replicas.replica import Completion, NewTokens, RowFailure
 from vlmbatch.replicas.stop_strings import StopChecker
 from vlmbatch.types import FinishReason, Request, TokenLogprob
 
@@ -15,6 +16,10 @@ class RowUnderWay:
     """One request, from its submission to its end.
 
     ``eos_token_ids``: those of the model. ``limit``: tokens that its answer can have.
+    ``grammars``: where it may follow one.
+
+    Raises:
+        RowError: its grammar cannot end.
     """
 
     def __init__(
@@ -25,8 +30,10 @@ class RowUnderWay:
         max_model_len: int,
         *,
         stream: bool,
+        grammars: Grammars | None = None,
     ) -> None:
         self.request = request
+        self._grammars = grammars
         self.stream = stream
         self.num_prompt_tokens = len(request.token_ids)
         self.limit = min(request.sampling.max_tokens, max_model_len - self.num_prompt_tokens)
@@ -43,12 +50,15 @@ class RowUnderWay:
         """Forget the tokens of a batch that failed."""
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
+        self.constraint: Constraint | None = None
+        if self._grammars is not None and (grammar := self.request.sampling.grammar) is not None:
+            self.constraint = self._grammars.constraint(grammar)
         stop = self.request.sampling.stop
         self._checker = StopChecker(self._tokenizer, stop) if stop else None
 
     def push(
         self, token_id: int, logprob: TokenLogprob | None = None
-    ) -> Completion | NewTokens | None:
+    ) -> Completion | NewTokens | RowFailure | None:
         """Take the next token; what there is to tell of it."""
         if self._first_token_at is None:
             self._first_token_at = time.monotonic()
@@ -68,6 +78,8 @@ class RowUnderWay:
         index = self.request.index
         if reason is not None:
             self.ended = True
+            if self.constraint is not None and self.constraint.error is not None:
+                return RowFailure(index, self.constraint.error)
             token_ids = tuple(self.token_ids)
             logprobs = tuple(self.logprobs)
             return Completion(index, token_ids, reason, 0, self._first_token_at, text_end, logprobs)

@@ -41,6 +41,8 @@ def run_settings(config: JobConfig, inputs: Inputs, info: ManifestInfo) -> dict[
         shape["sidecars"] = list(manifest.sidecars)
     if manifest.keep_inputs:
         shape["keep_inputs"] = True
+    if manifest.parse_json:
+        shape["parse_json"] = True
     if manifest.sample is not None:
         shape |= {"sample": manifest.sample, "sample_seed": manifest.sample_seed}
     if session.engine.quantize is not None:

@@ -27,6 +27,7 @@ from vlmbatch.jobs.stream_output import StreamOutput
 from vlmbatch.manifest.arrow_values import TIME_REDUCERS
 from vlmbatch.manifest.schema import asked_columns
 from vlmbatch.output.finished import finished_counts
+from vlmbatch.output.json_fields import JsonFieldsWriter
 from vlmbatch.output.kept_inputs import InputsWriter
 from vlmbatch.output.openai_lines import BatchLines, is_batch_output
 from vlmbatch.output.parts import check_folder, check_without_parts
@@ -228,6 +229,8 @@ def answer_manifest(
         feed = feed or start_feed(config, inputs, images, output)
         spill: Spill[Result] = Spill(memory.results, output.folder, reducers=TIME_REDUCERS)
         writer = output.writer
+        if (json_columns := inputs.manifest.json_columns) is not None:
+            writer = JsonFieldsWriter(writer, json_columns)
         if config.manifest.keep_inputs and not inputs.streaming:
             writer = InputsWriter(writer, inputs.manifest.kept_inputs())
         texts = None
@@ -280,8 +283,9 @@ def open_output(
     is_batch = inputs.manifest.format == "openai"
     lines = BatchLines.new(config.session.model) if is_batch else None
     prefix = config.manifest.column_prefix or ""
+    asked = asked_columns(config.sampling, config.manifest.parse_json)
     if inputs.streaming:
-        return StreamOutput(lines, prefix, asked_columns(config.sampling))
+        return StreamOutput(lines, prefix, asked)
     stats.stage = "reading the manifest"
     info = inputs.manifest.scanned()
     stats.rows_total = info.num_rows
@@ -293,7 +297,7 @@ def open_output(
     if texts is not None:
         texts.check(inputs.manifest.ids, span, overwrite=config.policy.overwrite)
     if isinstance(destination, StdoutDestination):
-        return StreamOutput(lines, prefix, asked_columns(config.sampling))
+        return StreamOutput(lines, prefix, asked)
     wants_batch = isinstance(destination, FileDestination) and is_batch_output(destination.path)
     if wants_batch and info.num_rows and not is_batch:
         raise UsageError(

@@ -133,7 +133,8 @@ class DurableOutput:
             self._record = self._begin(rows, settings)
             self.complete = self._record.state == "complete"
             if not self.complete:
-                prefix, asked = config.manifest.column_prefix or "", asked_columns(config.sampling)
+                prefix = config.manifest.column_prefix or ""
+                asked = asked_columns(config.sampling, config.manifest.parse_json)
                 self._open(resources, output_schema(info.extra_schema, prefix, asked))
             self._resources = resources.pop_all()
 

@@ -16,6 +16,7 @@ MESSAGES_COLUMN = "messages"
 SAMPLING_COLUMNS = (
     *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size"),
+    *("json_schema", "regex"),
 )
 CHOICES_COLUMN = "choices"
 RESOLUTION_COLUMNS = ("max_pixels", "min_pixels")
@@ -26,8 +27,8 @@ class Columns:
     """The input columns' names. All others pass through to the output.
 
     ``prefix``: of the output's own columns; None where there is no such output; ``asked``: those
-    that it has beyond the usual ones. ``kept``: inputs
-    that are written beside the answers; ``dropped``: those that are not.
+    that it has beyond the usual ones. ``fields``: columns that are made of answers. ``kept``:
+    inputs that are written beside the answers; ``dropped``: those that are not.
 
     Raises:
         ConfigError: one name given to two columns.
@@ -39,6 +40,7 @@ class Columns:
     prefix: str | None = ""
     keep_inputs: bool = False
     asked: tuple[str, ...] = ()
+    fields: frozenset[str] = frozenset()
     inputs: frozenset[str] = field(init=False)
     kept: frozenset[str] = field(init=False, default=frozenset())
     dropped: frozenset[str] = field(init=False)
@@ -88,10 +90,27 @@ class Columns:
 
     def is_reserved(self, name: str) -> bool:
         """Whether a column of this name in the output would collide with one of its own."""
-        if self.prefix is None or name in self.dropped:
+        return name not in self.dropped and (self.is_own(name) or name in self.fields)
+
+    def is_own(self, name: str) -> bool:
+        """Whether the output has a column of this name that is not made of the manifest's."""
+        if self.prefix is None or not name.startswith(self.prefix):
             return False
         own = name.removeprefix(self.prefix)
-        return name.startswith(self.prefix) and (own in RESERVED_COLUMNS or own in self.asked)
+        return own in RESERVED_COLUMNS or own in self.asked
+
+    def reserved_message(self, name: str) -> str:
+        """What to do about a pass-through column whose name the output needs."""
+        if name in self.fields:
+            return (
+                f'column "{name}" has the name of a property of --json-schema, which --parse-json '
+                "makes a column of: rename one of them, or leave --parse-json out"
+            )
+        return (
+            f'column "{name}" has a name that the output reserves: give the output\'s own columns '
+            "others with --column-prefix, such as --column-prefix vlmbatch_, or rename it, or, if "
+            "it is an input, name it with --prompt-column, --image-column or --id-column"
+        )
 
 
 def is_request(values: Mapping[str, object]) -> bool:
@@ -128,12 +147,3 @@ class NamedColumns:
         for option, name in self._unseen.items():
             if self._present:
                 logger.warning("%s", missing_message(option, name, self._present))
-
-
-def reserved_message(name: str) -> str:
-    """What to do about a pass-through column whose name the output needs."""
-    return (
-        f'column "{name}" has a name that the output reserves: give the output\'s own columns '
-        "others with --column-prefix, such as --column-prefix vlmbatch_, or rename it, or, if it "
-        "is an input, name it with --prompt-column, --image-column or --id-column"
-    )

@@ -19,12 +19,13 @@ from vlmbatch.config import ManifestConfig, Part, SamplingParams
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
 from vlmbatch.images.buckets import AllowedBuckets
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
-from vlmbatch.manifest.columns import Columns, NamedColumns, missing_message, reserved_message
+from vlmbatch.manifest.columns import Columns, NamedColumns, missing_message
 from vlmbatch.manifest.division import rows_of_part, uses_within
 from vlmbatch.manifest.huggingface import image_value
 from vlmbatch.manifest.ids import SeenIds
 from vlmbatch.manifest.image_base import base_folder, read_base_url
 from vlmbatch.manifest.image_folder import ImageFolder
+from vlmbatch.manifest.json_columns import JsonColumns, json_columns
 from vlmbatch.manifest.jsonl import JsonlFile
 from vlmbatch.manifest.openai_batch import BatchRowBuilder, holds_requests
 from vlmbatch.manifest.partitions import without_partitions
@@ -41,7 +42,8 @@ from vlmbatch.types import Row
 @dataclass(frozen=True, slots=True)
 class ManifestInfo:
     """What the first pass found. ``num_rows``: that ``rows`` gives out. ``sha256`` is the digest of
-    the decompressed content; for a folder, of its files' names and digests. ``image_base``: the
+    the decompressed content; for a folder, of its files' names and digests. ``extra_schema``: of
+    columns made of answers, and those that pass through. ``image_base``: the
     folder or URL where relative image paths start; None where no row has one. ``manifest_rows``:
     with those that a sample leaves out."""
 
@@ -59,6 +61,7 @@ class Manifest:
     ``scan`` is the first pass, ``rows`` the second, which must not overlap. ``last_image_uses`` is
     what ``ImageUses`` says after ``scan``, of the rows that ``select`` or a sample has chosen. The
     rows of a sample are numbered from 0; their ids and seeds are as in the whole manifest.
+    ``json_columns``: that the output has of its answers.
     """
 
     last_image_uses: NDArray[np.int64] | None = None
@@ -73,10 +76,12 @@ class Manifest:
         streaming: bool,
         sample: tuple[int, int] | None = None,
         fetches_images: bool = False,
+        json_columns: JsonColumns | None = None,
     ) -> None:
         """``sample``: its number of rows, and its seed. ``fetches_images``: rows may name some by
         URL."""
         self.fetches_images = fetches_images
+        self.json_columns = json_columns
         self._files = files
         self._builder = builder
         self._image_base = image_base
@@ -123,10 +128,13 @@ class Manifest:
             self.last_image_uses = uses_within(self.last_image_uses, self._sampled)
             num_rows = len(self._sampled)
         self._all_image_uses = self.last_image_uses
+        extra = scan.extras.schema()
+        if self.json_columns is not None:
+            extra = pa.schema([*self.json_columns.schema, *extra], extra.metadata)
         self._info = ManifestInfo(
             num_rows,
             self._combined(digests),
-            scan.extras.schema(),
+            extra,
             tuple(file.name for file in self._files),
             self._image_base if scan.has_relative_images else None,
             scan.num_rows,
@@ -275,9 +283,10 @@ class Manifest:
             error = row.error
             is_known = seen.add(row.id)
             if reserved := next(filter(columns.is_reserved, row.extra), None):
+                message = columns.reserved_message(reserved)
                 if row.index == 0:
-                    raise ManifestError(f"{row.file}:{row.line}: {reserved_message(reserved)}")
-                error = RowError(ErrorCode.MANIFEST_LINE_INVALID, reserved_message(reserved))
+                    raise ManifestError(f"{row.file}:{row.line}: {message}")
+                error = RowError(ErrorCode.MANIFEST_LINE_INVALID, message)
             elif is_known:
                 error = RowError(
                     ErrorCode.ID_DUPLICATE, f'an earlier row has the id "{row.id}" too'
@@ -356,7 +365,10 @@ def open_manifest(
             f"--sample {config.sample} needs the number of rows first, and standard input is read "
             "as it comes: name a file as MANIFEST, or for `run` a file as output"
         )
-    columns = Columns.from_config(config, asked_columns(defaults))
+    columns = Columns.from_config(config, asked_columns(defaults, config.parse_json))
+    fields = json_columns(config, defaults, columns)
+    if fields is not None:
+        columns = replace(columns, fields=frozenset(fields.schema.names))
     files: Sequence[ManifestFile]
     folder, base_url = Path(), None
     if config.source == "-":
@@ -384,6 +396,11 @@ def open_manifest(
             raise ManifestError(
                 f"{config.source}: --keep-inputs is for manifests of columns; prompts and images "
                 "of OpenAI's batch requests are in their bodies"
+            )
+        if config.parse_json:
+            raise ManifestError(
+                f"{config.source}: --parse-json is for manifests of columns; answers to OpenAI's "
+                "batch requests are as their response_format says"
             )
         if config.image_base is not None and base_url is not None:
             raise ManifestError(
@@ -415,6 +432,7 @@ def open_manifest(
         streaming=streaming,
         sample=sample,
         fetches_images=bool(domains or buckets),
+        json_columns=fields,
     )
 
 

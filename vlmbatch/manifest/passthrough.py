@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from vlmbatch.errors import ManifestError
 from vlmbatch.manifest.column_types import InferredColumn, common_type
-from vlmbatch.manifest.columns import Columns, reserved_message
+from vlmbatch.manifest.columns import Columns
 from vlmbatch.manifest.huggingface import (
     features_metadata,
     image_feature,
@@ -150,7 +150,7 @@ class ExtraColumns:
 
     def _check_name(self, name: str, num_columns: int, where: str) -> None:
         if self._columns.is_reserved(name):
-            raise ManifestError(f"{where}: {reserved_message(name)}")
+            raise ManifestError(f"{where}: {self._columns.reserved_message(name)}")
         if num_columns == MAX_COLUMNS:
             raise ManifestError(
                 f'{where}: "{name}" is the {MAX_COLUMNS + 1}th pass-through column; {MAX_COLUMNS} '

@@ -217,11 +217,11 @@ def row_sampling(defaults: SamplingParams, values: dict[str, Any], index: int) -
         "frequency_penalty": _number(values, "frequency_penalty"),
         "no_repeat_ngram_size": _integer(values, "no_repeat_ngram_size"),
         "stop": _strings(values, "stop"),
-        "choices": _choices(values) if defaults.choices else None,
         "seed": derive_seed(defaults.seed, index) if seed is None else seed,
     }
+    changes = {name: value for name, value in changes.items() if value is not None}
     try:
-        return replace(defaults, **{k: v for k, v in changes.items() if v is not None})
+        return replace(defaults, **changes, **_shape(defaults, values))
     except ConfigError as error:
         raise RowError(ErrorCode.SAMPLING_INVALID, str(error)) from error
 
@@ -291,6 +291,32 @@ def _strings(values: dict[str, Any], name: str) -> tuple[str, ...] | None:
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return tuple(value)
     raise _wrong_type(name, "a string or a list of strings", value)
+
+
+def _shape(defaults: SamplingParams, values: dict[str, Any]) -> dict[str, Any]:
+    """What shape the row's answer is to have; one of its own replaces the run's, of any kind."""
+    own = {
+        "choices": _choices(values) if defaults.choices else None,
+        "json_schema": _schema(values),
+        "regex": _text(values, "regex"),
+    }
+    if all(value is None for value in own.values()):
+        return {}
+    return own
+
+
+def _schema(values: dict[str, Any]) -> str | dict[str, Any] | None:
+    value = _present(values, "json_schema")
+    if value is None or isinstance(value, str | dict):
+        return value
+    raise _wrong_type("json_schema", "a JSON schema, as an object or as text", value)
+
+
+def _text(values: dict[str, Any], name: str) -> str | None:
+    value = _present(values, name)
+    if value is None or isinstance(value, str):
+        return value
+    raise _wrong_type(name, "a string", value)
 
 
 def _choices(values: dict[str, Any]) -> tuple[str, ...] | None:

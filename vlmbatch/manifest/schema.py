@@ -37,6 +37,7 @@ _DETAILS = {
             [("choice", pa.string()), ("probability", pa.float32()), ("logprob", pa.float32())]
         )
     ),
+    "json_error": pa.string(),
 }
 _DETAIL_KEY = b"vlmbatch.detail"  # marks them in the schema
 
@@ -50,10 +51,11 @@ JSON_TEXT = {b"vlmbatch.encoding": b"json"}
 COLUMN_PREFIX_KEY = b"vlmbatch.column_prefix"
 
 
-def asked_columns(params: SamplingParams) -> tuple[str, ...]:
+def asked_columns(params: SamplingParams, parse_json: bool = False) -> tuple[str, ...]:
     """The columns beyond those of every output that a run's parameters ask for."""
     logprobs = () if params.logprobs is None else ("logprobs",)
-    return (*logprobs, "choice", "confidence", "choices") if params.choices else logprobs
+    classes = ("choice", "confidence", "choices") if params.choices else ()
+    return (*logprobs, *classes, *(("json_error",) if parse_json else ()))
 
 
 def output_schema(extra: pa.Schema, prefix: str = "", asked: Sequence[str] = ()) -> pa.Schema:

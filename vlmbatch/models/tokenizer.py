@@ -89,6 +89,11 @@ class Tokenizer:
         size: int = self._backend.get_vocab_size()
         return size
 
+    @property
+    def num_ids(self) -> int:
+        """One more than the largest id; more than ``num_tokens`` where ids are left out."""
+        return max(self._backend.get_vocab().values()) + 1
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. Special tokens written out in ``text`` become their ids.
 
@@ -104,6 +109,11 @@ class Tokenizer:
                 raise
             raise CheckpointError(f"the tokenizer cannot encode a text: {error}") from error
         return ids
+
+    def serialized(self) -> str:
+        """As the tokenizers library writes it, with what other files of the folder have added."""
+        text: str = self._backend.to_str()
+        return text
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids`` without special tokens and ids outside the vocabulary."""

@@ -27,12 +27,12 @@ def object_body(body: object) -> Json:
     return body
 
 
-def string(body: Json, name: str) -> str | None:
+def string(body: Json, name: str, where: str = "") -> str | None:
     """A string; None when it is absent or null. Raises ApiError, as all below."""
     value = body.get(name)
     if value is None or isinstance(value, str):
         return value
-    raise wrong_type(name, "a string", value)
+    raise wrong_type(where + name, "a string", value)
 
 
 def boolean(body: Json, name: str, where: str = "") -> bool:
@@ -66,12 +66,12 @@ def number(body: Json, name: str) -> float | None:
     raise wrong_type(name, "a number", value)
 
 
-def json_object(body: Json, name: str) -> Json | None:
+def json_object(body: Json, name: str, where: str = "") -> Json | None:
     """An object; None when it is absent or null."""
     value = body.get(name)
     if value is None or isinstance(value, dict):
         return value
-    raise wrong_type(name, "an object", value)
+    raise wrong_type(where + name, "an object", value)
 
 
 def tags(body: Json, name: str) -> dict[str, str] | None:

@@ -9,14 +9,16 @@ from vlmbatch.config import SamplingParams
 from vlmbatch.errors import ConfigError
 from vlmbatch.openai.errors import bad_request
 from vlmbatch.openai.fields import Json, boolean, integer, number, wrong_type
+from vlmbatch.openai.response_format import SHAPE_FIELDS, read_shape
 
-# Of both endpoints; the last ones are no part of OpenAI's API, but vLLM's servers know them too,
-# all but the very last.
+# Of both endpoints; not all are of OpenAI's API, but vLLM's servers know them too, all but
+# no_repeat_ngram_size.
 SAMPLING_FIELDS = frozenset(
     {"max_tokens", "temperature", "top_p", "seed", "stop"}
     | {"presence_penalty", "frequency_penalty"}
     | {"top_k", "ignore_eos", "stop_token_ids", "min_p", "repetition_penalty"}
     | {"no_repeat_ngram_size"}
+    | {*SHAPE_FIELDS}
 )
 
 _PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
@@ -49,6 +51,9 @@ def read_sampling(body: Json, defaults: SamplingParams) -> SamplingParams:
         "stop": ("stop", _stop(body.get("stop"))),
         "stop_token_ids": ("stop_token_ids", _token_ids(body.get("stop_token_ids"))),
     }
+    ignore_eos = boolean(body, "ignore_eos") if body.get("ignore_eos") is not None else None
+    changes["ignore_eos"] = ("ignore_eos", ignore_eos)
+    shape_name, shape = read_shape(body)
     sampling = defaults
     for field, (param, value) in changes.items():
         if value is None:
@@ -57,9 +62,10 @@ def read_sampling(body: Json, defaults: SamplingParams) -> SamplingParams:
             sampling = replace(sampling, **{field: value})
         except ConfigError as error:
             raise bad_request(str(error).replace(field, param, 1), param) from error
-    if body.get("ignore_eos") is not None:
-        sampling = replace(sampling, ignore_eos=boolean(body, "ignore_eos"))
-    return sampling
+    try:
+        return replace(sampling, **shape)
+    except ConfigError as error:
+        raise bad_request(f"'{shape_name}': {error}", shape_name) from error
 
 
 def _temperature(body: Json) -> float | None:

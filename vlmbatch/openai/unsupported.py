@@ -37,7 +37,6 @@ _BOTH: dict[str, tuple[Any, ...]] = {
     "spaces_between_special_tokens": (True, False),
     "include_stop_str_in_output": (False,),
     "echo": (False,),
-    "response_format": ({"type": "text"},),
 }
 NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = _BOTH | {
     "tools": ([],),

@@ -105,6 +105,7 @@ def load_with_transformers(
     """
     import torch
 
+    from vlmbatch.engine.grammars import Grammars
     from vlmbatch.engine.loading import resolve_device, resolve_dtype
     from vlmbatch.hf.batch import signature
     from vlmbatch.hf.model import load_hf_model
@@ -147,6 +148,7 @@ def load_with_transformers(
         on_cpu=on_cpu,
         on_start=on_start,
         on_begin=on_begin,
+        grammars=Grammars(inputs.processor.tokenizer, loaded.eos_token_ids, loaded.vocab_size),
     )
 
 
