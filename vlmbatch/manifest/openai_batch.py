@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from vlmbatch.config import SamplingParams
+from vlmbatch.config.seeds import derive_seed
 from vlmbatch.errors import ManifestError, RowError
 from vlmbatch.images.urls import ImageUrls
 from vlmbatch.log import logger
 from vlmbatch.manifest.columns import Columns, is_request
 from vlmbatch.manifest.ids import read_id, unknown_id
 from vlmbatch.manifest.jsonl import JsonlFile
-from vlmbatch.manifest.rows import derive_seed
 from vlmbatch.manifest.scan import ManifestFile
 from vlmbatch.manifest.schema import asked_columns
 from vlmbatch.openai.errors import ApiError, bad_request

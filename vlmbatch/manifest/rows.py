@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from vlmbatch.config import ImageResolution, SamplingParams
+from vlmbatch.config.seeds import derive_seed
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.manifest.arrow_values import shown_with_type, times_as_text
@@ -32,7 +33,6 @@ _READ_AS_URL = re.compile("(?:data:|https?://)", re.IGNORECASE)
 _BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|.{4096})[A-Za-z0-9+/=_\s-]*")
 _MIN_BASE64 = 48  # characters: no image is shorter
 NO_DOMAINS = AllowedDomains()
-_MASK = 2**64 - 1
 
 
 class RowBuilder:
@@ -235,17 +235,6 @@ def row_resolution(values: dict[str, Any]) -> ImageResolution | None:
         return ImageResolution(**given)
     except ConfigError as error:
         raise RowError(code, str(error)) from error
-
-
-def derive_seed(run_seed: int, index: int) -> int:
-    """A row's seed below 2**63: the ``index``-th output of SplitMix64 started at ``run_seed``.
-
-    SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
-    """
-    z = (run_seed + (index + 1) * 0x9E3779B97F4A7C15) & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return (z ^ (z >> 31)) >> 1
 
 
 def _integer(

@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from vlmbatch.config import SamplingParams, SessionConfig
 from vlmbatch.config.option import build, opt_fields
+from vlmbatch.config.seeds import derive_seed
 from vlmbatch.durable.row_keys import row_key
 from vlmbatch.errors import UsageError
 from vlmbatch.manifest.columns import Columns
-from vlmbatch.manifest.rows import RowBuilder, derive_seed
+from vlmbatch.manifest.rows import RowBuilder
 from vlmbatch.manifest.schema import RESULT_SCHEMA
 from vlmbatch.types import Row
 

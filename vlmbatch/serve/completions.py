@@ -12,8 +12,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from vlmbatch.config import SamplingParams
+from vlmbatch.config.seeds import derive_seed
 from vlmbatch.errors import VlmbatchError
-from vlmbatch.manifest.rows import derive_seed
 from vlmbatch.models.described_tokens import described
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.openai import responses
