@@ -164,7 +164,8 @@ class Request:
     the prompt's T tokens, (T,) or (3, T) int64, where a model's processor counts them itself;
     ``None`` stands for 0 to T - 1. Token i of the answer is at ``next_position`` + i, in all three
     rows; ``None`` stands for T. ``scored``: tokens whose log-probabilities are told with each token
-    of the answer, in the place of the likeliest ones.
+    of the answer, in the place of the likeliest ones. ``is_row``: whether its answer counts as a
+    row's; of several requests for one row only one does.
     """
 
     index: int
@@ -176,6 +177,7 @@ class Request:
     next_position: int | None = None
     inputs: ProcessedInputs | None = None
     scored: tuple[int, ...] = ()
+    is_row: bool = True
 
     @property
     def num_image_tokens(self) -> int:

@@ -23,9 +23,10 @@ def test_sampling_params_have_their_types_or_are_refused(name: str, value: Any) 
         return
     kinds = [type(each) for each in asdict(params).values()]
     first, penalties = [int, float, float, int, int, tuple, tuple, bool], [float] * 4 + [int]
-    assert kinds[:-2] == first + penalties
-    assert kinds[-2] is (type(None) if params.logprobs is None else int)
-    assert kinds[-1] is tuple and all(type(each) is str for each in params.choices)
+    assert kinds[:-5] == first + penalties
+    assert kinds[-5] is (type(None) if params.logprobs is None else int)
+    assert kinds[-4:] == [tuple, int, int, int]
+    assert all(type(each) is str for each in params.choices)
     assert all(type(each) is str for each in params.stop)
     assert all(type(each) is int for each in params.stop_token_ids)
 

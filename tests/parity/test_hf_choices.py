@@ -16,7 +16,8 @@ from qwen_vl_ours import Ours
 from vlmbatch.config import EngineConfig, SamplingParams
 from vlmbatch.engine.loading import build_engine
 from vlmbatch.models.family import load_model_config
-from vlmbatch.replicas.choices import ChoiceReplica
+from vlmbatch.replicas.choices import ChoiceScorer
+from vlmbatch.replicas.composed import ComposedReplica
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.replica import Completion, Replica
 from vlmbatch.types import ImageGrid, ImageSpan, PixelImage, Request
@@ -75,7 +76,7 @@ def test_classes_of_images(tmp_path: Path, budget: int) -> None:
         SimpleNamespace(images=IMAGES),
     )
     letters: Any = Letters()
-    replica = ChoiceReplica(LocalReplica(engine, letters), letters, ENDS)
+    replica = ComposedReplica(LocalReplica(engine, letters), [ChoiceScorer(letters, ENDS).compose])
     requests = []
     for index, (ids, pixels) in enumerate(zip(pair.prompts, pair.pixels, strict=True)):
         places = (ids == IMAGE_TOKEN_ID).nonzero().squeeze(1).tolist()
@@ -108,7 +109,7 @@ def test_classes_of_prompts_with_positions_of_three_rows(tmp_path: Path) -> None
         ours.processor,
     )
     letters: Any = Letters()
-    replica = ChoiceReplica(LocalReplica(engine, letters), letters, ())
+    replica = ComposedReplica(LocalReplica(engine, letters), [ChoiceScorer(letters, ()).compose])
     requests = []
     for index, (prompt, names) in enumerate(ROWS):
         encoded = ours.encoded(prompt, names)

@@ -36,6 +36,7 @@ from vlmbatch.output.work_folder import check_unlocked
 from vlmbatch.session.engines import EnginePlace, engine_places, several_engines
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.session.load import (
+    composed,
     freeze_loaded,
     load_engine,
     load_with_transformers,
@@ -137,8 +138,7 @@ def _started(config: JobConfig, inputs: Inputs) -> Iterator[tuple[ImageLoader, R
         replica: Replica = stack.enter_context(pool)
         if not isinstance(inputs.model, HfConfig):  # whose images stay in this process
             images = SharedLoader(images, memory)
-            replica = with_choices(replica, inputs)
-        yield images, replica
+        yield images, composed(replica, inputs.model, inputs.processor.tokenizer)
 
 
 @contextmanager
@@ -146,21 +146,14 @@ def loaded_replica(config: JobConfig, inputs: Inputs) -> Iterator[Replica]:
     """What answers: the engine of this process, or transformers."""
     if isinstance(inputs.model, HfConfig):
         with closing(load_with_transformers(config.session, inputs)) as replica:
-            yield replica
+            yield composed(replica, inputs.model, inputs.processor.tokenizer)
         return
     from vlmbatch.replicas.local import LocalReplica
 
     engine = load_engine(config.session, inputs)
     freeze_loaded(engine)
-    yield with_choices(LocalReplica(engine, inputs.processor.tokenizer), inputs)
-
-
-def with_choices(replica: Replica, inputs: Inputs) -> Replica:
-    """``replica``, of a model of our own, for rows that may have classes to choose from."""
-    from vlmbatch.replicas.choices import ChoiceReplica
-
-    assert not isinstance(inputs.model, HfConfig)
-    return ChoiceReplica(replica, inputs.processor.tokenizer, inputs.model.eos_token_ids)
+    tokenizer = inputs.processor.tokenizer
+    yield composed(LocalReplica(engine, tokenizer), inputs.model, tokenizer)
 
 
 def _count_shares(status: ReplicaStatus, stats: RunStats) -> None:

@@ -211,8 +211,13 @@ def row_sampling(defaults: SamplingParams, values: dict[str, Any], index: int) -
         "presence_penalty": _number(values, "presence_penalty"),
         "frequency_penalty": _number(values, "frequency_penalty"),
         "no_repeat_ngram_size": _integer(values, "no_repeat_ngram_size"),
+        "min_tokens": _integer(values, "min_tokens"),
         "stop": _strings(values, "stop"),
         "choices": _choices(values) if defaults.choices else None,
+        "n": _integer(values, "n") if defaults.n > 1 else None,
+        "best_of_retries": (
+            _integer(values, "best_of_retries") if defaults.best_of_retries else None
+        ),
         "seed": derive_seed(defaults.seed, index) if seed is None else seed,
     }
     try:
@@ -277,7 +282,9 @@ def _strings(values: dict[str, Any], name: str) -> tuple[str, ...] | None:
     raise _wrong_type(name, "a string or a list of strings", value)
 
 
-def _choices(values: dict[str, Any]) -> tuple[str, ...] | None:
+def _choices(values: dict[str, Any]) -> str | tuple[str, ...] | None:
+    if isinstance(text := values.get(CHOICES_COLUMN), str):
+        return text  # which may hold several
     choices = _strings(values, CHOICES_COLUMN)
     if choices == ():  # which would be a row without classes, whose answer is generated
         raise RowError(

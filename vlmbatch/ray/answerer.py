@@ -138,7 +138,7 @@ class Answerer:
         return self._llm.answer(RowSource(batch.select(inputs).to_pylist(), None, read))
 
     def _seeded(self, row: Row) -> Row:
-        if row.sampling is None or row.sampling.temperature == 0:
+        if row.sampling is None or not (row.sampling.temperature or row.sampling.best_of_retries):
             return row
         plain = replace(row, sampling=replace(row.sampling, seed=0))
         number = int.from_bytes(row_key(plain)[:8], "little")

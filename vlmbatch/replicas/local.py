@@ -179,7 +179,7 @@ class LocalReplica:
         if state.checker is not None:
             del token_ids[state.num_checked :]  # of steps that were handed out with this one
         assert state.first_token_at is not None
-        self._answered += 1
+        self._answered += sequence.request.is_row
         return Completion(
             self._forget(state),
             tuple(token_ids),

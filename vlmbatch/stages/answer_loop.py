@@ -128,4 +128,7 @@ class AnswerLoop:
             text_end=completion.text_end,
             logprobs=completion.logprobs,
             choices=completion.choices,
+            others=completion.others,
+            retries=completion.retries,
+            loops=completion.loops,
         )
