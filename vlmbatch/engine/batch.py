@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlmbatch.attention.base import AttentionMetadata, SampledQueries, SharedPrefixes
+from vlmbatch.engine.early_ends import EarlyEnds
 from vlmbatch.engine.penalties import PenalisedRows
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.shared_prefix import find_shared_prefixes, sort_by_prefix
@@ -42,7 +43,7 @@ class StepInputs:
     ``sampled``: the sequences of which a token is sampled, in the order of the queries that
     ``metadata.sampled`` names (all, where it names none).
     ``sample_positions``: the positions of the new tokens. ``penalised``: those of ``sampled`` whose
-    new token depends on which came before.
+    new token depends on which came before. ``early_ends``: new tokens that are ruled out.
     ``image_rows``: which features replace which token embeddings.
     ``pending_tokens``: tokens among the T that the previous step samples, with their sequences.
     ``copies``: granules of the pool to copy first, sources and targets, both (n,) int64.
@@ -55,6 +56,7 @@ class StepInputs:
     sampled: list[Sequence]
     sample_positions: list[int]
     penalised: PenalisedRows | None
+    early_ends: EarlyEnds | None
     image_rows: list[ImageRows]
     pending_tokens: list[tuple[int, Sequence]]
     copies: tuple[Tensor, Tensor] | None
@@ -123,6 +125,12 @@ def build_step_inputs(
         sample_positions=[ends[i] for i in sampling],
         penalised=PenalisedRows.of(
             [chunks[i] for i in sampling], [int(offsets[i + 1]) - 1 for i in sampling], device
+        ),
+        early_ends=EarlyEnds.of(
+            [
+                chunks[i].sequence.early_ends(ends[i] - chunks[i].sequence.num_prompt_tokens)
+                for i in sampling
+            ]
         ),
         pending_tokens=pending,
         image_rows=image_rows,

@@ -113,6 +113,8 @@ class ModelRunner:
             scores = logits = self._model.compute_logits(hidden)
             if inputs.penalised is not None:
                 scores = inputs.penalised.apply(logits, inputs.input_ids)
+            if inputs.early_ends is not None:
+                scores = inputs.early_ends.rule_out(scores)
             tokens = sample(scores, params, inputs.sample_positions)
             logprobs = StepLogprobs.launch(logits, tokens, requests)
         else:

@@ -64,6 +64,11 @@ class Sequence:
         """Whether the whole prompt is computed, or will be once every scheduled step has run."""
         return self.num_computed_tokens >= self.num_prompt_tokens
 
+    def early_ends(self, num_output: int) -> frozenset[int] | set[int]:
+        """Tokens that may not come behind so many of the answer, as they would end it."""
+        early = num_output < self.request.sampling.min_tokens
+        return self._stop_token_ids if early else frozenset()
+
     @property
     def output_token_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt_tokens : self.num_known_tokens]

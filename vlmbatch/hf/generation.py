@@ -19,6 +19,7 @@ from vlmbatch_kernels.penalties import penalise
 from vlmbatch_kernels.sampling import sample_tokens
 
 from vlmbatch.config import SamplingParams
+from vlmbatch.engine.early_ends import EarlyEnds
 from vlmbatch.engine.logprobs import StepLogprobs
 from vlmbatch.engine.penalties import penalty_factors
 from vlmbatch.hf.batch import collate
@@ -114,6 +115,8 @@ class BatchGenerator:
         processors: list[LogitsProcessor] = []
         if any(row.request.sampling.penalises for row in rows):
             processors.append(Penalties(rows, self._image_token_id))
+        if any(row.request.sampling.min_tokens for row in rows):
+            processors.append(NoEarlyEnd(rows))
         if any(row.request.sampling.temperature > 0 for row in rows):
             processors.append(Choice(rows))
         raw = None
@@ -217,6 +220,24 @@ class Penalties(LogitsProcessor):  # type: ignore[misc]
             self._factors.to(device),
             self._ngram_sizes,
         )
+
+
+class NoEarlyEnd(LogitsProcessor):  # type: ignore[misc]
+    """Rules out what would end a row before it has as many tokens as asked for."""
+
+    def __init__(self, rows: Sequence[RowUnderWay]) -> None:
+        self._rows = rows
+        self._num_steps = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        ends = EarlyEnds.of(
+            [
+                row.stop_token_ids if self._num_steps < row.request.sampling.min_tokens else ()
+                for row in self._rows
+            ]
+        )
+        self._num_steps += 1
+        return scores if ends is None else ends.rule_out(scores)
 
 
 class Choice(LogitsProcessor):  # type: ignore[misc]

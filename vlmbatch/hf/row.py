@@ -32,9 +32,9 @@ class RowUnderWay:
         self.limit = min(request.sampling.max_tokens, max_model_len - self.num_prompt_tokens)
         self.ended = False  # answered, failed or given up
         self._tokenizer = tokenizer
-        self._stop_token_ids = set(request.sampling.stop_token_ids)
+        self.stop_token_ids = set(request.sampling.stop_token_ids)
         if not request.sampling.ignore_eos:
-            self._stop_token_ids |= set(eos_token_ids)
+            self.stop_token_ids |= set(eos_token_ids)
         self._num_told = 0  # tokens that were streamed, also by a batch that failed later
         self._first_token_at: float | None = None
         self.restart()
@@ -43,8 +43,10 @@ class RowUnderWay:
         """Forget the tokens of a batch that failed."""
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
-        stop = self.request.sampling.stop
-        self._checker = StopChecker(self._tokenizer, stop) if stop else None
+        sampling = self.request.sampling
+        self._checker = None
+        if sampling.stop:
+            self._checker = StopChecker(self._tokenizer, sampling.stop, sampling.min_tokens)
 
     def push(
         self, token_id: int, logprob: TokenLogprob | None = None
@@ -57,7 +59,7 @@ class RowUnderWay:
         self.logprobs += own
         reason: FinishReason | None = None
         text_end = None
-        if token_id in self._stop_token_ids:
+        if token_id in self.stop_token_ids:
             reason = "stop"
         elif len(self.token_ids) == self.limit:
             reason = "length"

@@ -126,11 +126,12 @@ class BatchRowBuilder:
             raise bad_request(
                 f'\'url\' must be "{CHAT_URL}" or "{COMPLETION_URL}", got {kind_of(url)}', "url"
             )
-        if request.n > 1:
+        n = request.sampling.n
+        if n > 1 and request.sampling.logprobs is not None:
             raise bad_request(
-                f"'n' with {request.n} is not supported in a batch file: send a request for each "
-                "answer, with a seed of its own",
-                "n",
+                f"'logprobs' with {n} answers ('n') are not supported in a batch file: send a "
+                "request for each answer, with a seed of its own",
+                "logprobs",
                 "unsupported_parameter",
             )
         if request.stream:

@@ -11,7 +11,6 @@ from vlmbatch.openai.errors import bad_request
 from vlmbatch.openai.fields import (
     Json,
     boolean,
-    integer,
     json_object,
     missing,
     object_body,
@@ -28,8 +27,7 @@ from vlmbatch.types import ImageRef
 CHAT_URL = "/v1/chat/completions"
 COMPLETION_URL = "/v1/completions"
 
-_MAX_N = 16
-_COMMON = SAMPLING_FIELDS | {"model", "n", "logprobs", "stream", "stream_options", RESOLUTION_FIELD}
+_COMMON = SAMPLING_FIELDS | {"model", "logprobs", "stream", "stream_options", RESOLUTION_FIELD}
 _CHAT_FIELDS = _COMMON | {"messages", "max_completion_tokens", "top_logprobs"}
 _COMPLETION_FIELDS = _COMMON | {"prompt", "images"}  # images: ours; OpenAI's has none
 # The last is vLLM's; OpenAI's obfuscation pads what is streamed, and is a matter of taste.
@@ -54,7 +52,6 @@ class ChatRequest:
     include_usage: bool = False  # at the end of a stream
     continuous_usage: bool = False  # and in each of its chunks
     user: str | None = None
-    n: int = 1  # answers
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +66,6 @@ class CompletionRequest:
     include_usage: bool = False  # at the end of a stream
     continuous_usage: bool = False  # and in each of its chunks
     user: str | None = None
-    n: int = 1  # answers
 
 
 def parse_chat_request(
@@ -96,7 +92,6 @@ def parse_chat_request(
         sampling,
         *_stream(body),
         string(body, "user"),
-        _n(body),
     )
 
 
@@ -123,7 +118,6 @@ def parse_completion_request(
         sampling,
         *_stream(body),
         string(body, "user"),
-        _n(body),
     )
 
 
@@ -145,13 +139,6 @@ def _prompt(value: object) -> str:
     if not isinstance(value, str):
         raise wrong_type("prompt", "a string (token ids are not supported)", value)
     return value
-
-
-def _n(body: Json) -> int:
-    n = integer(body, "n")
-    if n is not None and not 1 <= n <= _MAX_N:
-        raise bad_request(f"'n' must be from 1 to {_MAX_N}, got {n}", "n")
-    return 1 if n is None else n
 
 
 def _stream(body: Json) -> tuple[bool, bool, bool]:

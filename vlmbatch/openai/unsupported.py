@@ -30,7 +30,6 @@ HARMLESS: dict[str, Callable[[Json, str], object]] = {
 _BOTH: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "length_penalty": (1,),
-    "min_tokens": (0,),
     "logit_bias": ({},),
     "use_beam_search": (False,),
     "skip_special_tokens": (True,),

@@ -90,8 +90,10 @@ class LocalReplica:
         except RowError as error:
             self._refused.append(RowFailure(index, error))
             return
-        stop = request.sampling.stop
-        checker = StopChecker(self._tokenizer, stop) if stop else None
+        sampling = request.sampling
+        checker = None
+        if sampling.stop:
+            checker = StopChecker(self._tokenizer, sampling.stop, sampling.min_tokens)
         self._under_way[sequence] = _UnderWay(sequence, checker, stream)
         self._sequences[index] = sequence
 

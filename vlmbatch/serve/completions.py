@@ -12,7 +12,6 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Receive, Scope, Send
 
 from vlmbatch.config import SamplingParams
-from vlmbatch.config.seeds import derive_seed
 from vlmbatch.errors import VlmbatchError
 from vlmbatch.models.described_tokens import described
 from vlmbatch.models.tokenizer import Tokenizer
@@ -21,6 +20,7 @@ from vlmbatch.openai.errors import SERVER_ERROR, ApiError
 from vlmbatch.openai.logprobs import chat_logprobs, text_logprobs
 from vlmbatch.openai.requests import parse_chat_request, parse_completion_request
 from vlmbatch.openai.responses import JsonObject, ResponseHead
+from vlmbatch.replicas.several_answers import sampling_of
 from vlmbatch.serve.body import read_body
 from vlmbatch.serve.config import ServeConfig
 from vlmbatch.serve.disconnect import while_connected
@@ -172,7 +172,7 @@ class CompletionEndpoint:
         )
         answers = [
             _Answer(number, request, stream, head)
-            for number, request in enumerate(_requests(prepared.request, asked.n))
+            for number, request in enumerate(_requests(prepared.request))
         ]
         # Of several, one that fails ends all, as the others would be told to nobody.
         tasks = [asyncio.ensure_future(self._answer_one(each, asked, answers)) for each in answers]
@@ -266,13 +266,10 @@ class _Answer:
         return None if self.generation is None else self.generation.first_token_at
 
 
-def _requests(request: EngineRequest, n: int) -> Iterator[EngineRequest]:
-    """``n`` times the same with seeds of their own; the first keeps its seed."""
-    yield request
-    sampling = request.sampling
-    for number in range(1, n):
-        seed = derive_seed(sampling.seed, number)
-        yield replace(request, sampling=replace(sampling, seed=seed))
+def _requests(request: EngineRequest) -> Iterator[EngineRequest]:
+    """One for each of the answers that are asked for."""
+    for number in range(request.sampling.n):
+        yield replace(request, sampling=sampling_of(request.sampling, number))
 
 
 def _usage(answers: Sequence[_Answer]) -> JsonObject:
