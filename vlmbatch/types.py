@@ -51,7 +51,10 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One manifest row as read. ``error`` is set when the row is already known to be bad."""
+    """One manifest row as read. ``error`` is set when the row is already known to be bad.
+
+    ``prompt_token_ids``: the prompt of a request that brings tokens in the place of text.
+    """
 
     index: int
     id: str
@@ -63,6 +66,7 @@ class Row:
     sampling: SamplingParams | None = None  # the run's parameters with this row's overrides
     extra: dict[str, Any] = field(default_factory=dict)  # columns passed through to the output
     error: RowError | None = None
+    prompt_token_ids: tuple[int, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         count = len(self.images)

@@ -117,9 +117,14 @@ def test_images_leave_their_places_in_the_messages() -> None:
 
 
 def test_a_completion() -> None:
-    for prompt in ("Once", ["Once"]):
+    for prompt, prompts in (
+        ("Once", ("Once",)),
+        (["Once"], ("Once",)),
+        ([1, 2], ((1, 2),)),
+        (["Once", [3]], ("Once", (3,))),
+    ):
         request = parse_completion_request({"model": "m", "prompt": prompt}, DEFAULTS)
-        assert request.prompt == "Once"
+        assert request.prompts == prompts
 
 
 @pytest.mark.parametrize(
@@ -224,8 +229,8 @@ def test_refused_chats(body: dict[str, Any], param: str, code: str) -> None:
     ("body", "param"),
     [
         ({}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
-        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": [1, "b"]}, "prompt"),
+        ({"prompt": ["a", "b"], "images": ["data:image/png;base64,AA=="]}, "images"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "echo": True}, "echo"),
         ({"prompt": "a", "messages": MESSAGES}, "messages"),

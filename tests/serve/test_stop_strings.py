@@ -156,7 +156,7 @@ class PlainPreparation:
 
     async def prepare(self, body: bytes, parse: Any, defaults: SamplingParams) -> PreparedRequest:
         asked = parse_completion_request(json.loads(body), defaults)
-        return PreparedRequest(asked, Request(0, [0], asked.sampling))
+        return PreparedRequest(asked, (Request(0, [0], asked.sampling),))
 
 
 async def served_answers(tokenizer: Tokenizer, case: StopCase) -> list[tuple[str, str, int]]:

@@ -52,6 +52,8 @@ def row_key(row: Row) -> bytes:
     else:
         images = [_image_values(image) for image in row.images]
         content = [row.prompt, row.messages, _sampling_values(row.sampling), images]
+        if row.prompt_token_ids is not None:
+            content.append(row.prompt_token_ids)
     digest = hashlib.blake2b(digest_size=KEY_BYTES, person=_PERSON)
     digest.update(_encode_json(content).encode("ascii"))
     return digest.digest()

@@ -98,16 +98,18 @@ class BatchRowBuilder:
         except RowError as error:
             return Row(index, row_id, line, file, extra=extra, error=error)
         self._note_model(request.model, file, line)
+        prompt = request.prompts[0] if isinstance(request, CompletionRequest) else None
         return Row(
             index,
             row_id,
             line,
             file,
-            prompt=request.prompt if isinstance(request, CompletionRequest) else None,
+            prompt=prompt if isinstance(prompt, str) else None,
             messages=request.messages if isinstance(request, ChatRequest) else None,
             images=request.images,
             sampling=request.sampling,
             extra=extra,
+            prompt_token_ids=prompt if isinstance(prompt, tuple) else None,
         )
 
     def _request(self, index: int, values: dict[str, Any]) -> ChatRequest | CompletionRequest:
@@ -125,6 +127,13 @@ class BatchRowBuilder:
         else:
             raise bad_request(
                 f'\'url\' must be "{CHAT_URL}" or "{COMPLETION_URL}", got {kind_of(url)}', "url"
+            )
+        if isinstance(request, CompletionRequest) and len(request.prompts) > 1:
+            raise bad_request(
+                f"'prompt' has {len(request.prompts)} prompts: in a batch file send a request for "
+                "each",
+                "prompt",
+                "unsupported_parameter",
             )
         n = request.sampling.n
         if n > 1 and request.sampling.logprobs is not None:

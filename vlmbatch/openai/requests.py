@@ -30,6 +30,8 @@ COMPLETION_URL = "/v1/completions"
 _COMMON = SAMPLING_FIELDS | {"model", "logprobs", "stream", "stream_options", RESOLUTION_FIELD}
 _CHAT_FIELDS = _COMMON | {"messages", "max_completion_tokens", "top_logprobs"}
 _COMPLETION_FIELDS = _COMMON | {"prompt", "images"}  # images: ours; OpenAI's has none
+_MAX_PROMPTS = 256  # of one request
+_PROMPT_KINDS = "a string, an array of token ids, or an array of these"
 # The last is vLLM's; OpenAI's obfuscation pads what is streamed, and is a matter of taste.
 _STREAM_OPTIONS = ("include_usage", "include_obfuscation", "continuous_usage_stats")
 
@@ -56,10 +58,13 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A parsed completion request: ``images`` are those of the ``<image>`` tokens in ``prompt``."""
+    """A parsed completion request, of one prompt or several, each a text or token ids.
+
+    ``images`` are those of the ``<image>`` tokens in the one prompt that there then is.
+    """
 
     model: str | None
-    prompt: str = field(repr=False)
+    prompts: tuple[str | tuple[int, ...], ...] = field(repr=False)
     images: tuple[ImageRef, ...]
     sampling: SamplingParams
     stream: bool = False
@@ -107,13 +112,18 @@ def parse_completion_request(
     """
     body = object_body(body)
     check_fields(body, _COMPLETION_FIELDS, NEUTRAL_COMPLETION)
-    prompt = _prompt(body.get("prompt"))
+    prompts = _prompts(body.get("prompt"))
     images = at_own_resolution(body, _images(body.get("images"), urls))
+    if images and len(prompts) > 1:
+        raise bad_request(
+            f"'images' cannot be told apart among {len(prompts)} prompts: send a request for each",
+            "images",
+        )
     sampling = read_sampling(body, defaults)
     sampling = replace(sampling, logprobs=read_text_logprobs(body, defaults.logprobs))
     return CompletionRequest(
         string(body, "model"),
-        prompt,
+        prompts,
         images,
         sampling,
         *_stream(body),
@@ -129,16 +139,35 @@ def _images(value: object, urls: ImageUrls) -> tuple[ImageRef, ...]:
     return tuple(read_image(url, urls, f"images[{index}]") for index, url in enumerate(value))
 
 
-def _prompt(value: object) -> str:
+def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
+    """A text, token ids, or an array of either."""
     if value is None:
         raise missing("prompt")
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        raise bad_request(f"'prompt' has {len(value)} texts: send a request for each", "prompt")
-    if not isinstance(value, str):
-        raise wrong_type("prompt", "a string (token ids are not supported)", value)
-    return value
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list):
+        raise wrong_type("prompt", _PROMPT_KINDS, value)
+    if not value:
+        raise bad_request("'prompt' is empty: it needs at least one text or token", "prompt")
+    if not isinstance(value[0], str | list):
+        return (_token_ids(value, "prompt"),)
+    if len(value) > _MAX_PROMPTS:
+        raise bad_request(
+            f"'prompt' has {len(value)} prompts, at most {_MAX_PROMPTS} fit a request", "prompt"
+        )
+    return tuple(
+        item if isinstance(item, str) else _token_ids(item, f"prompt[{number}]")
+        for number, item in enumerate(value)
+    )
+
+
+def _token_ids(value: object, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise wrong_type(where, _PROMPT_KINDS, value)
+    for item in value:
+        if not isinstance(item, int) or isinstance(item, bool):
+            raise wrong_type(where, _PROMPT_KINDS, item)
+    return tuple(value)
 
 
 def _stream(body: Json) -> tuple[bool, bool, bool]:

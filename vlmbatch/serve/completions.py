@@ -172,7 +172,7 @@ class CompletionEndpoint:
         )
         answers = [
             _Answer(number, request, stream, head)
-            for number, request in enumerate(_requests(prepared.request))
+            for number, request in enumerate(_requests(prepared.requests))
         ]
         # Of several, one that fails ends all, as the others would be told to nobody.
         tasks = [asyncio.ensure_future(self._answer_one(each, asked, answers)) for each in answers]
@@ -266,19 +266,21 @@ class _Answer:
         return None if self.generation is None else self.generation.first_token_at
 
 
-def _requests(request: EngineRequest) -> Iterator[EngineRequest]:
-    """One for each of the answers that are asked for."""
-    for number in range(request.sampling.n):
-        yield replace(request, sampling=sampling_of(request.sampling, number))
+def _requests(prompts: Sequence[EngineRequest]) -> Iterator[EngineRequest]:
+    """One for each of the answers to each prompt, as many to every one."""
+    for request in prompts:
+        for number in range(request.sampling.n):
+            yield replace(request, sampling=sampling_of(request.sampling, number))
 
 
 def _usage(answers: Sequence[_Answer]) -> JsonObject:
-    """The tokens so far: of the prompt once, of all answers together."""
-    request = answers[0].request
-    generations = [each.generation for each in answers if each.generation is not None]
+    """The tokens so far: of each prompt once, of all answers together."""
+    firsts = {each.request.index: each for each in reversed(answers)}.values()
+    requests = [each.request for each in firsts]
+    cached = (each.generation.num_cached_tokens for each in firsts if each.generation is not None)
     return responses.usage(
-        len(request.token_ids),
-        sum(generation.num_tokens for generation in generations),
-        request.num_image_tokens,
-        generations[0].num_cached_tokens,
+        sum(len(request.token_ids) for request in requests),
+        sum(each.generation.num_tokens for each in answers if each.generation is not None),
+        sum(request.num_image_tokens for request in requests),
+        sum(cached),
     )

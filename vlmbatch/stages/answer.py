@@ -62,7 +62,7 @@ def to_result(answer: Answer, tokenizer: Tokenizer) -> Result:
         finish_reason=answer.finish_reason,
         prompt_tokens=len(answer.prompt_token_ids),
         image_tokens=answer.image_tokens,
-        completion_tokens=sum(len(each.token_ids) for each in (answer, *answer.others)),
+        completion_tokens=sum(map(len, [answer.token_ids, *(o.token_ids for o in answer.others)])),
         extra=row.extra,
         details=details,
     )
