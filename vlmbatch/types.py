@@ -169,7 +169,8 @@ class Request:
     ``None`` stands for 0 to T - 1. Token i of the answer is at ``next_position`` + i, in all three
     rows; ``None`` stands for T. ``scored``: tokens whose log-probabilities are told with each token
     of the answer, in the place of the likeliest ones. ``is_row``: whether its answer counts as a
-    row's; of several requests for one row only one does.
+    row's; of several requests for one row only one does. ``prompt_logprobs``: log-probabilities of
+    the prompt's own tokens are told, with so many of the likeliest; None for none.
     """
 
     index: int
@@ -182,6 +183,7 @@ class Request:
     inputs: ProcessedInputs | None = None
     scored: tuple[int, ...] = ()
     is_row: bool = True
+    prompt_logprobs: int | None = None
 
     @property
     def num_image_tokens(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from vlmbatch.engine.decode_graphs import DecodeGraphs
 from vlmbatch.engine.encoder_cache import EncoderCache
 from vlmbatch.engine.kv_cache import KVCache
 from vlmbatch.engine.logprobs import StepLogprobs
+from vlmbatch.engine.prompt_logprobs import PromptLogprobs
 from vlmbatch.engine.sampler import sample
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.models.family import Embedded, VisionLanguageModel
@@ -30,17 +32,22 @@ class LaunchedStep:
     _copied: Tensor  # the same on the host, once ``_event`` has passed
     _event: torch.cuda.Event | None
     _logprobs: StepLogprobs | None = None
+    _prompt_logprobs: PromptLogprobs | None = None
 
     @classmethod
     def of(
-        cls, sequences: list[Sequence], sampled: Tensor, logprobs: StepLogprobs | None = None
+        cls,
+        sequences: list[Sequence],
+        sampled: Tensor,
+        logprobs: StepLogprobs | None = None,
+        prompts: PromptLogprobs | None = None,
     ) -> LaunchedStep:
         if sampled.is_cuda:
             copied = sampled.to("cpu", non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-            return cls(sequences, sampled, copied, event, logprobs)
-        return cls(sequences, sampled, sampled, None, logprobs)
+            return cls(sequences, sampled, copied, event, logprobs, prompts)
+        return cls(sequences, sampled, sampled, None, logprobs, prompts)
 
     @property
     def done(self) -> bool:
@@ -57,6 +64,10 @@ class LaunchedStep:
     def logprobs(self) -> dict[int, TokenLogprob]:
         """By place in ``sequences``, of those that ask; after ``token_ids``."""
         return {} if self._logprobs is None else self._logprobs.by_row()
+
+    def prompt_logprobs(self) -> Iterable[tuple[Sequence, int, TokenLogprob]]:
+        """Of prompt tokens, by sequence and place; after ``token_ids``."""
+        return () if self._prompt_logprobs is None else self._prompt_logprobs.told()
 
 
 class ModelRunner:
@@ -96,10 +107,15 @@ class ModelRunner:
         if before is not None and inputs.pending_tokens:
             self._take_pending(inputs, before)
         hidden = self._hidden(inputs, graphs)
-        if not inputs.sampled:
-            return LaunchedStep.of([], torch.empty(0, dtype=torch.int64, device=self._device))
-        tokens, logprobs = self._sampled(hidden, inputs)
-        return LaunchedStep.of(inputs.sampled, tokens, logprobs)
+        num_sampled, prompts = len(inputs.sampled), None
+        if inputs.scored is not None and self._parallel.rank == 0:
+            scored = hidden[num_sampled:]
+            prompts = PromptLogprobs.launch(inputs.scored, scored, self._model.compute_logits)
+        if not num_sampled:
+            nothing = torch.empty(0, dtype=torch.int64, device=self._device)
+            return LaunchedStep.of([], nothing, prompts=prompts)
+        tokens, logprobs = self._sampled(hidden[:num_sampled], inputs)
+        return LaunchedStep.of(inputs.sampled, tokens, logprobs, prompts)
 
     def _sampled(self, hidden: Tensor, inputs: StepInputs) -> tuple[Tensor, StepLogprobs | None]:
         """Token ids (n,) int64, and what is told of their logits.

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from vlmbatch.engine.block_pool import Block
 from vlmbatch.engine.token_history import TokenHistory
-from vlmbatch.types import FinishReason, Request
+from vlmbatch.types import FinishReason, Request, TokenLogprob
 
 _PLACE = struct.Struct("qq")
 PENDING = -1  # stands for a token that a step under way will sample
@@ -35,6 +35,8 @@ class Sequence:
         # Of those alone whose next token depends on it.
         penalised = request.sampling.penalises
         self.history = TokenHistory(request, max_len) if penalised else None
+        # By place in the prompt, where they are asked for; the first token has none.
+        self.prompt_logprobs: dict[int, TokenLogprob] = {}
         self.finished = False
         self.finish_reason: FinishReason | None = None  # stays None when the engine failed on it
         self._prefix_hashes: list[bytes] = []

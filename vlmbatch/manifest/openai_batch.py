@@ -128,6 +128,12 @@ class BatchRowBuilder:
             raise bad_request(
                 f'\'url\' must be "{CHAT_URL}" or "{COMPLETION_URL}", got {kind_of(url)}', "url"
             )
+        if isinstance(request, CompletionRequest) and request.echo:
+            raise bad_request(
+                "'echo' is not supported in a batch file: leave it out",
+                "echo",
+                "unsupported_parameter",
+            )
         if isinstance(request, CompletionRequest) and len(request.prompts) > 1:
             raise bad_request(
                 f"'prompt' has {len(request.prompts)} prompts: in a batch file send a request for "

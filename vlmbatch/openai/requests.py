@@ -29,7 +29,7 @@ COMPLETION_URL = "/v1/completions"
 
 _COMMON = SAMPLING_FIELDS | {"model", "logprobs", "stream", "stream_options", RESOLUTION_FIELD}
 _CHAT_FIELDS = _COMMON | {"messages", "max_completion_tokens", "top_logprobs"}
-_COMPLETION_FIELDS = _COMMON | {"prompt", "images"}  # images: ours; OpenAI's has none
+_COMPLETION_FIELDS = _COMMON | {"prompt", "images", "echo"}  # images: ours; OpenAI's has none
 _MAX_PROMPTS = 256  # of one request
 _PROMPT_KINDS = "a string, an array of token ids, or an array of these"
 # The last is vLLM's; OpenAI's obfuscation pads what is streamed, and is a matter of taste.
@@ -71,6 +71,8 @@ class CompletionRequest:
     include_usage: bool = False  # at the end of a stream
     continuous_usage: bool = False  # and in each of its chunks
     user: str | None = None
+    echo: bool = False  # the prompt comes before the answer
+    generates: bool = True  # False: there is to be no answer behind the echo
 
 
 def parse_chat_request(
@@ -119,16 +121,33 @@ def parse_completion_request(
             f"'images' cannot be told apart among {len(prompts)} prompts: send a request for each",
             "images",
         )
-    sampling = read_sampling(body, defaults)
+    echo = boolean(body, "echo")
+    generates = not (echo and body.get("max_tokens") == 0)
+    sampling = read_sampling(body if generates else body | {"max_tokens": 1}, defaults)
     sampling = replace(sampling, logprobs=read_text_logprobs(body, defaults.logprobs))
+    stream = _stream(body)
+    if echo:
+        _check_echo(images, *stream)
     return CompletionRequest(
         string(body, "model"),
         prompts,
         images,
         sampling,
-        *_stream(body),
+        *stream,
         string(body, "user"),
+        echo,
+        generates,
     )
+
+
+def _check_echo(images: tuple[ImageRef, ...], stream: bool, *_: bool) -> None:
+    for name, given in (("stream", stream), ("images", bool(images))):
+        if given:
+            raise bad_request(
+                f"'echo' with '{name}' is not supported: leave one of them out",
+                "echo",
+                "unsupported_parameter",
+            )
 
 
 def _images(value: object, urls: ImageUrls) -> tuple[ImageRef, ...]:

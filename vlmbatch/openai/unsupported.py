@@ -35,10 +35,10 @@ _BOTH: dict[str, tuple[Any, ...]] = {
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True, False),
     "include_stop_str_in_output": (False,),
-    "echo": (False,),
     "response_format": ({"type": "text"},),
 }
 NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = _BOTH | {
+    "echo": (False,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),

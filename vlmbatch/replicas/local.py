@@ -190,6 +190,9 @@ class LocalReplica:
             state.first_token_at,
             text_end,
             tuple(state.logprobs),
+            prompt_logprobs=tuple(
+                sequence.prompt_logprobs[place] for place in sorted(sequence.prompt_logprobs)
+            ),
         )
 
     def _forget(self, state: _UnderWay) -> int:

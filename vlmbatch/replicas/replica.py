@@ -33,7 +33,8 @@ class Completion:
     ``logprobs``: of each token, where the request asks for them. ``choices``: the request's, with
     the log-probability of each. ``others``: the second answer and those behind it, where the
     request asks for several. ``retries``: how often an answer that looped was tried again, and
-    ``loops``: whether the last one loops as well.
+    ``loops``: whether the last one loops as well. ``prompt_logprobs``: of the prompt's tokens but
+    the first, where the request asks for them.
     """
 
     index: int
@@ -47,6 +48,7 @@ class Completion:
     others: tuple[Completion, ...] = ()
     retries: int = 0
     loops: bool = False
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,12 +18,17 @@ from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.openai import responses
 from vlmbatch.openai.errors import SERVER_ERROR, ApiError
 from vlmbatch.openai.logprobs import chat_logprobs, text_logprobs
-from vlmbatch.openai.requests import parse_chat_request, parse_completion_request
+from vlmbatch.openai.requests import (
+    CompletionRequest,
+    parse_chat_request,
+    parse_completion_request,
+)
 from vlmbatch.openai.responses import JsonObject, ResponseHead
 from vlmbatch.replicas.several_answers import sampling_of
 from vlmbatch.serve.body import read_body
 from vlmbatch.serve.config import ServeConfig
 from vlmbatch.serve.disconnect import while_connected
+from vlmbatch.serve.echo import echoed_text, echoed_tokens
 from vlmbatch.serve.engine_thread import EngineThread, Generation
 from vlmbatch.serve.errors import as_api_error
 from vlmbatch.serve.event_stream import EventStream
@@ -184,12 +189,14 @@ class CompletionEndpoint:
         first_token_at = answers[0].first_token_at
         if first_token_at is not None:
             service.metrics.observe_first_token(first_token_at - arrived)
-        usage = _usage(answers)
+        usage = _usage(answers, prepared.generates)
         if asked.stream:
             if asked.include_usage:
                 await stream.put(dialect.usage_chunk(head, usage))
             await stream.end()
         else:
+            if isinstance(asked, CompletionRequest) and asked.echo:
+                self._echo(asked, answers)
             whole = [self._whole(each, usage) for each in answers]
             await JsonResponse(responses.joined(whole))(scope, receive, send)
 
@@ -198,6 +205,21 @@ class CompletionEndpoint:
         logprobs = self._dialect.logprobs(answer.tokens, 0) if answer.asks else None
         text = "".join(answer.texts)
         return self._dialect.whole(answer.head, text, answer.reason, usage, logprobs)
+
+    def _echo(self, asked: CompletionRequest, answers: Sequence[_Answer]) -> None:
+        """Put each answer's prompt before it."""
+        tokenizer = self._service.tokenizer
+        for answer in answers:
+            assert answer.generation is not None
+            if not asked.generates:
+                answer.texts.clear()
+                answer.tokens.clear()
+                answer.reason = "length"
+            prompt = asked.prompts[answer.number // asked.sampling.n]
+            answer.texts.insert(0, echoed_text(prompt, tokenizer))
+            if answer.asks:
+                token_ids, logprobs = answer.request.token_ids, answer.generation.prompt_logprobs
+                answer.tokens[:0] = echoed_tokens(token_ids, logprobs, tokenizer)
 
     async def _answer_one(
         self, answer: _Answer, asked: ApiRequest, answers: Sequence[_Answer]
@@ -273,14 +295,15 @@ def _requests(prompts: Sequence[EngineRequest]) -> Iterator[EngineRequest]:
             yield replace(request, sampling=sampling_of(request.sampling, number))
 
 
-def _usage(answers: Sequence[_Answer]) -> JsonObject:
-    """The tokens so far: of each prompt once, of all answers together."""
+def _usage(answers: Sequence[_Answer], generates: bool = True) -> JsonObject:
+    """The tokens so far: of each prompt once, of all answers together, where these are wanted."""
     firsts = {each.request.index: each for each in reversed(answers)}.values()
     requests = [each.request for each in firsts]
+    generated = (each.generation.num_tokens for each in answers if each.generation is not None)
     cached = (each.generation.num_cached_tokens for each in firsts if each.generation is not None)
     return responses.usage(
         sum(len(request.token_ids) for request in requests),
-        sum(each.generation.num_tokens for each in answers if each.generation is not None),
+        sum(generated) if generates else 0,
         sum(request.num_image_tokens for request in requests),
         sum(cached),
     )

@@ -36,6 +36,11 @@ class PreparedRequest:
     asked: ApiRequest
     requests: tuple[Request, ...]  # one for each prompt
 
+    @property
+    def generates(self) -> bool:
+        """Whether there is to be an answer, and not the prompt alone."""
+        return not isinstance(self.asked, CompletionRequest) or self.asked.generates
+
 
 @dataclass(frozen=True, slots=True)
 class _Parsed:
@@ -141,8 +146,19 @@ class Preparation:
         prepared = prepare(row, self._processor, self._loader, _nothing_known)
         if prepared.error is not None:
             raise prepared.error
-        assert prepared.request is not None
-        return prepared.request
+        request = prepared.request
+        assert request is not None
+        top = asked.sampling.logprobs
+        if isinstance(asked, CompletionRequest) and asked.echo and top is not None:
+            if request.inputs is not None:
+                raise bad_request(
+                    "'echo' with 'logprobs' is not supported where transformers answers: leave "
+                    "one of them out",
+                    "echo",
+                    "unsupported_parameter",
+                )
+            return replace(request, prompt_logprobs=top)
+        return request
 
 
 def _contained(work: Callable[[], T]) -> T:
