@@ -196,6 +196,7 @@ def test_parquet_is_no_batch_file(tmp_path):
             "logprobs",
             "unsupported_parameter",
         ),
+        (request("x", {**TEXT, "echo": True}, COMPLETION), "echo", "unsupported_parameter"),
         (request("x", {"prompt": ["a", [1]]}, COMPLETION), "prompt", "unsupported_parameter"),
         (request("x", {**TEXT, "tempo": 2}, COMPLETION), "tempo", "unknown_parameter"),
         (request("x", {**TEXT, "top_p": 2}, COMPLETION), "top_p", "invalid_value"),

@@ -232,7 +232,7 @@ def test_refused_chats(body: dict[str, Any], param: str, code: str) -> None:
         ({"prompt": [1, "b"]}, "prompt"),
         ({"prompt": ["a", "b"], "images": ["data:image/png;base64,AA=="]}, "images"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
-        ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": "a", "echo": 1}, "echo"),
         ({"prompt": "a", "messages": MESSAGES}, "messages"),
     ],
 )

@@ -361,6 +361,33 @@ def test_prompts_that_are_refused(
     assert caught.value.param == param
 
 
+def test_echo(client: openai.OpenAI) -> None:
+    """As lm-eval asks for it: the prompt's tokens with their log-probabilities, before an answer."""
+    texts = ["USER: Hi ASSISTANT:", "What is it?"]
+    body: dict[str, Any] = {"model": MODEL, "prompt": texts, "echo": True, "temperature": 0}
+    whole = client.completions.create(**body, max_tokens=1, logprobs=1)
+    nothing = client.completions.create(**body, max_tokens=0)
+    assert [choice.text for choice in nothing.choices] == texts
+    assert nothing.usage is not None and nothing.usage.completion_tokens == 0
+    assert whole.usage is not None and whole.usage.completion_tokens == 2
+    lengths = []
+    for choice, text in zip(whole.choices, texts, strict=True):
+        found = choice.logprobs
+        assert found is not None and found.tokens is not None and found.token_logprobs is not None
+        assert choice.text == text + found.tokens[-1] == "".join(found.tokens[1:])
+        assert found.token_logprobs[0] is None and found.top_logprobs[0] is None  # type: ignore[index]
+        assert all(each < 0 for each in found.token_logprobs[1:])
+        lengths.append(len(found.tokens))
+    assert sum(lengths) == whole.usage.total_tokens
+
+
+@pytest.mark.parametrize("field", [{"stream": True}, {"extra_body": {"images": [data_url()]}}])
+def test_echoes_that_are_refused(client: openai.OpenAI, field: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError, match="'echo' with .* is not supported") as caught:
+        client.completions.create(model=MODEL, prompt="<image>Hi", echo=True, **field)
+    assert caught.value.param == "echo"
+
+
 def test_an_answer_has_as_many_tokens_as_asked_for(client: openai.OpenAI) -> None:
     body = chat_body(max_tokens=40, stop=["9"], extra_body={"min_tokens": 9})
     answer = client.chat.completions.create(**body)

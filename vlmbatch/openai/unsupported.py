@@ -61,6 +61,9 @@ NEUTRAL_COMPLETION: dict[str, tuple[Any, ...]] = _BOTH | {
 }
 
 
+_TOOL_FIELDS = ("tools", "tool_choice", "functions", "function_call")
+
+
 def check_fields(
     body: Json, supported: Collection[str], neutral: Mapping[str, tuple[Any, ...]]
 ) -> None:
@@ -85,6 +88,8 @@ def check_fields(
             continue
         instead = " or ".join(as_json(allowed) for allowed in neutral[name])
         hint = f"leave it out, or set it to {instead}" if instead else "leave it out"
+        if name in _TOOL_FIELDS:
+            hint = "tools are not called here; for JSON of a schema use 'response_format'"
         raise bad_request(
             f"'{name}' with {as_json(value)} is not supported: {hint}",
             name,

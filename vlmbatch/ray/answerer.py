@@ -80,6 +80,11 @@ class Answerer:
         self._arguments = {"model": model, **arguments}
         build(SessionConfig, self._arguments, key="argument")
         self._sampling = sampling_params or SamplingParams()
+        if self._sampling.n > 1:
+            raise ConfigError(
+                f"n is {self._sampling.n}, but a row of a batch has one answer: give the batch the "
+                "row so often, each with a seed of its own"
+            )
         self._columns = Columns(prompt_column, image_column)
         self._prefix = column_prefix
         self._image_base = Path() if image_base is None else Path(image_base)
