@@ -58,6 +58,9 @@ def test_arrays_flags_and_shapes_of_a_file(job: Run, tmp_path: Path) -> None:
     assert config["sampling"]["stop"] == ["a b", "\n"]
     assert config["sampling"]["stop_token_ids"] == [3, 4]
     assert config["sampling"]["temperature"] == 1.0
+    assert config["session"]["prompt"]["chat"] is True
+    assert config["session"]["engine"]["enable_prefix_caching"] is False
+    assert config["session"]["image_arguments"]["image_input_shape"] == [1, 3, 80, 80]
 
 
 def test_classes_of_a_list_are_whole(job: Run, tmp_path: Path) -> None:
@@ -69,9 +72,6 @@ def test_classes_of_a_list_are_whole(job: Run, tmp_path: Path) -> None:
     write(tmp_path, 'model = "m"\nchoices = ["x, y"]\n')
     done = job("show_config", "run", "m.jsonl", "-o", "-", "--config", "job.toml")
     assert "choices must be from 2 to 256 classes, got 1" in done.stderr
-    assert config["session"]["prompt"]["chat"] is True
-    assert config["session"]["engine"]["enable_prefix_caching"] is False
-    assert config["session"]["image_arguments"]["image_input_shape"] == [1, 3, 80, 80]
 
 
 def test_a_repeated_flag_replaces_the_array_of_the_file(job: Run, tmp_path: Path) -> None:

@@ -491,6 +491,7 @@ _CLUSTER = "needs a cluster: in tests/ray_cluster/test_killed_machines.py"
 _FOLDERS = "of folders of images: in tests/manifest/test_image_folder.py"
 _PDFS = "of PDFs: in tests/manifest/test_pdf_rows.py"
 _TEXTS = "of answers as files: in tests/output/test_text_folder.py"
+_SEVERAL = "of several answers: in tests/e2e/test_several_answers.py"
 _BASE = "of images elsewhere: in tests/manifest/test_image_base.py"
 ELSEWHERE = {
     **dict.fromkeys(("sources --prompt", "sources --prompt-column", "sources --sidecar"), _FOLDERS),
@@ -539,6 +540,7 @@ ELSEWHERE = {
     "urls --allow-domain": "needs the network: in tests/openai/test_fetch.py",
     "open --image-root": _NAMES_IT,
     "open --choices": _NAMES_IT,
+    **dict.fromkeys(("checks --temperature", "checks --logprobs", "checks --write-text"), _SEVERAL),
     "manifest --keep-inputs": _NAMES_IT,
     "compressed --ultra": "an option of zstd",
     "compressed --long": "an option of zstd: in tests/manifest/test_manifest_jsonl.py",

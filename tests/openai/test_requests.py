@@ -277,7 +277,7 @@ def test_an_error_in_json_and_across_processes() -> None:
             """'response_format' with {"type": "json_object"} is not supported: """
             """leave it out, or set it to {"type": "text"}""",
         ),
-        (chat(tool_choice="required"), 'leave it out, or set it to "none" or "auto"'),
+        (chat(tool_choice="required"), "for JSON of a schema use 'response_format'"),
         (chat(echo=True), "'echo' with true is not supported: leave it out, or set it to false"),
         (chat(modalities=["text", "audio"]), '["text", "audio"] is not'),
         (chat(max_tokens="é"), "'max_tokens' must be an integer, got \"é\""),

@@ -362,7 +362,7 @@ def test_prompts_that_are_refused(
 
 
 def test_echo(client: openai.OpenAI) -> None:
-    """As lm-eval asks for it: the prompt's tokens with their log-probabilities, before an answer."""
+    """As lm-eval asks for it: the prompt's tokens with their log-probabilities come first."""
     texts = ["USER: Hi ASSISTANT:", "What is it?"]
     body: dict[str, Any] = {"model": MODEL, "prompt": texts, "echo": True, "temperature": 0}
     whole = client.completions.create(**body, max_tokens=1, logprobs=1)
@@ -374,7 +374,8 @@ def test_echo(client: openai.OpenAI) -> None:
     for choice, text in zip(whole.choices, texts, strict=True):
         found = choice.logprobs
         assert found is not None and found.tokens is not None and found.token_logprobs is not None
-        assert choice.text == text + found.tokens[-1] == "".join(found.tokens[1:])
+        assert choice.text.startswith(text)
+        assert "".join(found.tokens).removeprefix("<s>").removesuffix("</s>") == choice.text
         assert found.token_logprobs[0] is None and found.top_logprobs[0] is None  # type: ignore[index]
         assert all(each < 0 for each in found.token_logprobs[1:])
         lengths.append(len(found.tokens))
@@ -383,7 +384,7 @@ def test_echo(client: openai.OpenAI) -> None:
 
 @pytest.mark.parametrize("field", [{"stream": True}, {"extra_body": {"images": [data_url()]}}])
 def test_echoes_that_are_refused(client: openai.OpenAI, field: dict[str, Any]) -> None:
-    with pytest.raises(openai.BadRequestError, match="'echo' with .* is not supported") as caught:
+    with pytest.raises(openai.BadRequestError, match=r"'echo' with .* is not supported") as caught:
         client.completions.create(model=MODEL, prompt="<image>Hi", echo=True, **field)
     assert caught.value.param == "echo"
 
@@ -404,6 +405,6 @@ def test_an_answer_has_as_many_tokens_as_asked_for(client: openai.OpenAI) -> Non
     ],
 )
 def test_tools_are_refused_by_name(client: openai.OpenAI, field: str, value: Any) -> None:
-    with pytest.raises(openai.BadRequestError, match=f"'{field}' with .* is not supported") as got:
+    with pytest.raises(openai.BadRequestError, match=rf"'{field}' with .* is not supported") as got:
         client.chat.completions.create(**chat_body(**{field: value}))
     assert (got.value.code, got.value.param) == ("unsupported_parameter", field)

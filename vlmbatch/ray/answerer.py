@@ -14,7 +14,7 @@ from vlmbatch.config import SamplingParams, SessionConfig
 from vlmbatch.config.option import build, opt_fields
 from vlmbatch.config.seeds import derive_seed
 from vlmbatch.durable.row_keys import row_key
-from vlmbatch.errors import UsageError
+from vlmbatch.errors import ConfigError, UsageError
 from vlmbatch.manifest.columns import Columns
 from vlmbatch.manifest.rows import RowBuilder
 from vlmbatch.manifest.schema import RESULT_SCHEMA

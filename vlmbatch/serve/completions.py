@@ -212,13 +212,14 @@ class CompletionEndpoint:
         for answer in answers:
             assert answer.generation is not None
             if not asked.generates:
-                answer.texts.clear()
-                answer.tokens.clear()
+                for generated in (answer.texts, answer.tokens, answer.token_ids):
+                    generated.clear()
                 answer.reason = "length"
             prompt = asked.prompts[answer.number // asked.sampling.n]
-            answer.texts.insert(0, echoed_text(prompt, tokenizer))
+            token_ids = answer.request.token_ids
+            answer.texts.insert(0, echoed_text(prompt, token_ids, answer.token_ids, tokenizer))
             if answer.asks:
-                token_ids, logprobs = answer.request.token_ids, answer.generation.prompt_logprobs
+                logprobs = answer.generation.prompt_logprobs
                 answer.tokens[:0] = echoed_tokens(token_ids, logprobs, tokenizer)
 
     async def _answer_one(
@@ -234,6 +235,7 @@ class CompletionEndpoint:
                 chunk = await generation.next_chunk()
                 answer.reason = chunk.finish_reason
                 text = text_stream.push(chunk)
+                answer.token_ids += chunk.token_ids
                 answer.tokens += described(chunk.logprobs, service.tokenizer)
                 if not asked.stream:
                     answer.texts.append(text)
@@ -276,6 +278,7 @@ class _Answer:
     reason: FinishReason | None = None
     opened: bool = False  # its stream
     texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     tokens: list[JsonObject] = field(default_factory=list)
 
     @property

@@ -10,9 +10,20 @@ from vlmbatch.openai.responses import JsonObject
 from vlmbatch.types import TokenLogprob
 
 
-def echoed_text(prompt: str | Sequence[int], tokenizer: Tokenizer) -> str:
-    """The prompt as it was sent, or the text of its tokens."""
-    return prompt if isinstance(prompt, str) else tokenizer.decode(prompt)
+def echoed_text(
+    prompt: str | Sequence[int],
+    token_ids: Sequence[int],
+    answer_ids: Sequence[int],
+    tokenizer: Tokenizer,
+) -> str:
+    """The prompt as it was sent, or the text of its tokens, up to the text of the answer alone.
+
+    ``token_ids``: what the model saw of it. Decoders cut the blank that an answer begins with.
+    """
+    seen = tokenizer.decode(token_ids)
+    behind = tokenizer.decode([*token_ids, *answer_ids])[len(seen) :]
+    blank = behind[: len(behind) - len(tokenizer.decode(answer_ids))]
+    return (prompt if isinstance(prompt, str) else seen) + blank
 
 
 def echoed_tokens(
