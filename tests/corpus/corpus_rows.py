@@ -112,6 +112,14 @@ BAD_PROMPTS = (
         "max_pixels, which is 8",
     ),
     error("hot", asked(DESCRIBE, temperature=-1), "sampling_invalid", "temperature", "-1"),
+    error(
+        "too-early",
+        asked(DESCRIBE, min_tokens=9, max_tokens=8),
+        "sampling_invalid",
+        "min_tokens",
+        "max_tokens, which is 8, got 9",
+    ),
+    error("few-tokens", asked(DESCRIBE, min_tokens="few"), "sampling_invalid", "'few' (str)"),
 )
 BAD_IMAGES = (
     picture_error("none.png", "image_missing"),

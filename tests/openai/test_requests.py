@@ -230,6 +230,7 @@ def test_refused_chats(body: dict[str, Any], param: str, code: str) -> None:
     [
         ({}, "prompt"),
         ({"prompt": [1, "b"]}, "prompt"),
+        ({"prompt": ["a"] * 17, "n": 16}, "n"),
         ({"prompt": ["a", "b"], "images": ["data:image/png;base64,AA=="]}, "images"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
         ({"prompt": "a", "echo": 1}, "echo"),

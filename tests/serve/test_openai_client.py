@@ -376,7 +376,7 @@ def test_echo(client: openai.OpenAI) -> None:
         assert found is not None and found.tokens is not None and found.token_logprobs is not None
         assert choice.text.startswith(text)
         assert "".join(found.tokens).removeprefix("<s>").removesuffix("</s>") == choice.text
-        assert found.token_logprobs[0] is None and found.top_logprobs[0] is None  # type: ignore[index]
+        assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
         assert all(each < 0 for each in found.token_logprobs[1:])
         lengths.append(len(found.tokens))
     assert sum(lengths) == whole.usage.total_tokens

@@ -29,4 +29,4 @@ class EarlyEnds:
         if logits.is_cuda:
             indices = indices.pin_memory().to(logits.device, non_blocking=True)
         rows, tokens = indices.T
-        return logits.index_put((rows, tokens), logits.new_tensor(-torch.inf))
+        return logits.index_put((rows, tokens), logits.new_full((), -torch.inf))

@@ -125,6 +125,12 @@ def parse_completion_request(
     generates = not (echo and body.get("max_tokens") == 0)
     sampling = read_sampling(body if generates else body | {"max_tokens": 1}, defaults)
     sampling = replace(sampling, logprobs=read_text_logprobs(body, defaults.logprobs))
+    if (answers := len(prompts) * sampling.n) > _MAX_PROMPTS:
+        raise bad_request(
+            f"'n' with {sampling.n} makes {answers} answers to {len(prompts)} prompts, at most "
+            f"{_MAX_PROMPTS} fit a request",
+            "n",
+        )
     stream = _stream(body)
     if echo:
         _check_echo(images, *stream)
