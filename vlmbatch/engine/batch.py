@@ -133,10 +133,11 @@ def build_step_inputs(
             [chunks[i] for i in sampling], [int(offsets[i + 1]) - 1 for i in sampling], device
         ),
         early_ends=EarlyEnds.of(
-            [
-                chunks[i].sequence.early_ends(ends[i] - chunks[i].sequence.num_prompt_tokens)
-                for i in sampling
-            ]
+            {
+                row: chunks[i].sequence.stop_token_ids
+                for row, i in enumerate(sampling)
+                if ends[i] < chunks[i].sequence.earliest_end
+            }
         ),
         pending_tokens=pending,
         scored=scored,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +16,9 @@ class EarlyEnds:
     places: list[tuple[int, int]]
 
     @classmethod
-    def of(cls, ends: Sequence[Iterable[int]]) -> EarlyEnds | None:
-        """``ends``: of each row the tokens that would end it now, where none should; None: none."""
-        places = [(row, token_id) for row, tokens in enumerate(ends) for token_id in tokens]
+    def of(cls, ends: Mapping[int, Iterable[int]]) -> EarlyEnds | None:
+        """``ends``: by row the tokens that would end it now, where none should; None: none."""
+        places = [(row, token_id) for row, tokens in ends.items() for token_id in tokens]
         return cls(places) if places else None
 
     def rule_out(self, logits: Tensor) -> Tensor:

@@ -43,7 +43,9 @@ class Sequence:
         stop = set(request.sampling.stop_token_ids)
         if not request.sampling.ignore_eos:
             stop |= eos_token_ids
-        self._stop_token_ids = stop
+        self.stop_token_ids = stop
+        # Tokens of prompt and answer before none of these may end it.
+        self.earliest_end = self.num_prompt_tokens + request.sampling.min_tokens
 
     @property
     def num_tokens(self) -> int:
@@ -66,11 +68,6 @@ class Sequence:
         """Whether the whole prompt is computed, or will be once every scheduled step has run."""
         return self.num_computed_tokens >= self.num_prompt_tokens
 
-    def early_ends(self, num_output: int) -> frozenset[int] | set[int]:
-        """Tokens that may not come behind so many of the answer, as they would end it."""
-        early = num_output < self.request.sampling.min_tokens
-        return self._stop_token_ids if early else frozenset()
-
     @property
     def output_token_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt_tokens : self.num_known_tokens]
@@ -90,7 +87,7 @@ class Sequence:
         assert self.num_pending > 0
         self.token_ids[self.num_known_tokens] = token_id
         self.num_pending -= 1
-        if token_id in self._stop_token_ids:
+        if token_id in self.stop_token_ids:
             self.finish_reason = "stop"
         elif self.num_known_tokens == self.max_len:
             self.finish_reason = "length"

@@ -231,10 +231,11 @@ class NoEarlyEnd(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         ends = EarlyEnds.of(
-            [
-                row.stop_token_ids if self._num_steps < row.request.sampling.min_tokens else ()
-                for row in self._rows
-            ]
+            {
+                place: row.stop_token_ids
+                for place, row in enumerate(self._rows)
+                if self._num_steps < row.request.sampling.min_tokens
+            }
         )
         self._num_steps += 1
         return scores if ends is None else ends.rule_out(scores)

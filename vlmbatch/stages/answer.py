@@ -55,6 +55,7 @@ def to_result(answer: Answer, tokenizer: Tokenizer) -> Result:
         details["finish_reasons"] = [answer.finish_reason, *reasons]
     if row.sampling is not None and row.sampling.best_of_retries:
         details |= {"retries": answer.retries, "loops": answer.loops}
+    num_tokens = [len(answer.token_ids), *(len(each.token_ids) for each in answer.others)]
     return Result(
         index=row.index,
         id=row.id,
@@ -62,7 +63,7 @@ def to_result(answer: Answer, tokenizer: Tokenizer) -> Result:
         finish_reason=answer.finish_reason,
         prompt_tokens=len(answer.prompt_token_ids),
         image_tokens=answer.image_tokens,
-        completion_tokens=sum(map(len, [answer.token_ids, *(o.token_ids for o in answer.others)])),
+        completion_tokens=sum(num_tokens),
         extra=row.extra,
         details=details,
     )
