@@ -14,6 +14,7 @@ from vlmbatch.types import Result
 ADDED_COUNTERS = (  # of the parts of a run
     *("rows_earlier", "rows_done", "rows_resumed", "rows_begun", "images_done"),
     *("prompt_tokens", "image_tokens", "completion_tokens", "cached_tokens"),
+    *("rows_retried", "rows_looping"),
     *("errors", "errors_resumed"),
 )
 _MAX_POINTS = 240
@@ -69,6 +70,8 @@ class RunStats:
     image_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0  # prompt tokens found in the prefix cache
+    rows_retried: int = 0  # with an answer that looped and was tried again
+    rows_looping: int = 0  # of these, those whose last attempt loops as well
     errors: Counter[str] = field(default_factory=Counter)
     errors_resumed: Counter[str] = field(default_factory=Counter)  # of these, the earlier run's
     error_examples: dict[str, str] = field(default_factory=dict)  # first message of each code
@@ -104,6 +107,8 @@ class RunStats:
         self.prompt_tokens += result.prompt_tokens or 0
         self.image_tokens += result.image_tokens or 0
         self.completion_tokens += result.completion_tokens or 0
+        self.rows_retried += result.details.get("retries", 0) > 0
+        self.rows_looping += result.details.get("loops", False)
 
     def count_earlier(
         self, num_rows: int, errors: Mapping[str, int], examples: Mapping[str, str]
@@ -174,6 +179,7 @@ class RunStats:
         seconds = self.processing_seconds()
         rate = 1 / seconds if seconds else 0.0
         shares = {"engines": self.engines, "nodes": self.nodes}
+        retries = {"retried": self.rows_retried, "looping": self.rows_looping}
         return {
             "rows": self.rows_done,
             "rows_total": self.rows_total,
@@ -192,6 +198,7 @@ class RunStats:
             "rows_per_second": round((self.rows_done - self.rows_resumed) * rate, 2),
             "images_per_second": round(self.images_done * rate, 2),
             "completion_tokens_per_second": round(self.completion_tokens * rate, 2),
+            **(retries if self.rows_retried else {}),
             **{name: share for name, share in shares.items() if share},
             **({} if self.quantization is None else {"quantization": self.quantization}),
             **({} if self.start is None else {"start": self.start.figures()}),

@@ -51,7 +51,10 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One manifest row as read. ``error`` is set when the row is already known to be bad."""
+    """One manifest row as read. ``error`` is set when the row is already known to be bad.
+
+    ``prompt_token_ids``: the prompt of a request that brings tokens in the place of text.
+    """
 
     index: int
     id: str
@@ -63,6 +66,7 @@ class Row:
     sampling: SamplingParams | None = None  # the run's parameters with this row's overrides
     extra: dict[str, Any] = field(default_factory=dict)  # columns passed through to the output
     error: RowError | None = None
+    prompt_token_ids: tuple[int, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         count = len(self.images)
@@ -164,7 +168,9 @@ class Request:
     the prompt's T tokens, (T,) or (3, T) int64, where a model's processor counts them itself;
     ``None`` stands for 0 to T - 1. Token i of the answer is at ``next_position`` + i, in all three
     rows; ``None`` stands for T. ``scored``: tokens whose log-probabilities are told with each token
-    of the answer, in the place of the likeliest ones.
+    of the answer, in the place of the likeliest ones. ``is_row``: whether its answer counts as a
+    row's; of several requests for one row only one does. ``prompt_logprobs``: log-probabilities of
+    the prompt's own tokens are told, with so many of the likeliest; None for none.
     """
 
     index: int
@@ -176,6 +182,8 @@ class Request:
     next_position: int | None = None
     inputs: ProcessedInputs | None = None
     scored: tuple[int, ...] = ()
+    is_row: bool = True
+    prompt_logprobs: int | None = None
 
     @property
     def num_image_tokens(self) -> int:

@@ -23,11 +23,12 @@ def test_sampling_params_have_their_types_or_are_refused(name: str, value: Any) 
         return
     kinds = [type(each) for each in asdict(params).values()]
     first, penalties = [int, float, float, int, int, tuple, tuple, bool], [float] * 4 + [int]
-    assert kinds[:-4] == first + penalties
-    assert kinds[-4] is (type(None) if params.logprobs is None else int)
-    assert kinds[-3] is tuple and all(type(each) is str for each in params.choices)
-    assert kinds[-2] is (type(None) if params.json_schema is None else str)
-    assert kinds[-1] is (type(None) if params.regex is None else str)
+    assert kinds[:-7] == first + penalties
+    assert kinds[-7] is (type(None) if params.logprobs is None else int)
+    assert kinds[-6] is tuple and all(type(each) is str for each in params.choices)
+    assert kinds[-5] is (type(None) if params.json_schema is None else str)
+    assert kinds[-4] is (type(None) if params.regex is None else str)
+    assert kinds[-3:] == [int, int, int]
     assert all(type(each) is str for each in params.stop)
     assert all(type(each) is int for each in params.stop_token_ids)
 

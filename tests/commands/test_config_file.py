@@ -63,6 +63,17 @@ def test_arrays_flags_and_shapes_of_a_file(job: Run, tmp_path: Path) -> None:
     assert config["session"]["image_arguments"]["image_input_shape"] == [1, 3, 80, 80]
 
 
+def test_classes_of_a_list_are_whole(job: Run, tmp_path: Path) -> None:
+    """Those of one text, on the command line alone, are divided."""
+    write(tmp_path, 'model = "m"\nchoices = ["x, y", "z"]\n')
+    assert shown_config(job, "--config", "job.toml")["sampling"]["choices"] == ["x, y", "z"]
+    found = shown_config(job, "--config", "job.toml", "--choices", "x, y")
+    assert found["sampling"]["choices"] == ["x", "y"]
+    write(tmp_path, 'model = "m"\nchoices = ["x, y"]\n')
+    done = job("show_config", "run", "m.jsonl", "-o", "-", "--config", "job.toml")
+    assert "choices must be from 2 to 256 classes, got 1" in done.stderr
+
+
 def test_a_repeated_flag_replaces_the_array_of_the_file(job: Run, tmp_path: Path) -> None:
     write(tmp_path, 'model = "m"\nstop = ["a"]\n')
     config = shown_config(job, "--config", "job.toml", "--stop", "x", "--stop", "y")

@@ -20,7 +20,8 @@ from vlmbatch.errors import ErrorCode
 from vlmbatch.manifest.schema import RESULT_SCHEMA
 
 ALLOWED_BYTES = 8_000  # what is read to its end
-OTHER_PROGRAMS = {"--blocks", "--array", "--gres"}  # options that are not vlmbatch's
+# Options that are not vlmbatch's.
+OTHER_PROGRAMS = {"--blocks", "--array", "--gres", "--tasks", "--batch", "--schema"}
 
 
 def table(page: str, title: str) -> list[list[str]]:

@@ -129,6 +129,14 @@ BAD_PROMPTS = (
         asked(DESCRIBE, json_schema={}, regex="a"),
         *("sampling_invalid", "json_schema and regex cannot be combined"),
     ),
+    error(
+        "too-early",
+        asked(DESCRIBE, min_tokens=9, max_tokens=8),
+        "sampling_invalid",
+        "min_tokens",
+        "max_tokens, which is 8, got 9",
+    ),
+    error("few-tokens", asked(DESCRIBE, min_tokens="few"), "sampling_invalid", "'few' (str)"),
 )
 BAD_IMAGES = (
     picture_error("none.png", "image_missing"),

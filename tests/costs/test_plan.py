@@ -11,6 +11,8 @@ from in_process import call
 from sample_model import MODEL, ROOT
 
 from vlmbatch.manifest.sample import sampled_rows
+from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.replicas.choices import ChoiceTree
 
 MANIFEST = ROOT / "samples/manifest.jsonl"
 
@@ -59,6 +61,38 @@ def test_a_sample_stands_for_the_whole(tmp_path: Path, capfd: pytest.CaptureFixt
     for gpu in whole["gpus"]:
         assert gpu["cost"] == pytest.approx(gpu["seconds"] / 1000)
     assert whole["generated_tokens"] == 9 * 400
+
+
+def test_classes_and_several_answers_are_known(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(json.dumps({"prompt": "USER: word ASSISTANT:", "max_tokens": 9}) + "\n")
+    assert planned(capfd, 0, manifest, "--n", 3)["generated_tokens"] == 27
+    classes = ["red square", "red circle", "blue"]
+    tree = ChoiceTree.of(classes, Tokenizer.load(MODEL), (), 0)
+    scored = len(tree.branches())
+    assert scored > 1
+    options = ["--choices", ",".join(classes)]
+    assert planned(capfd, 0, manifest, *options)["generated_tokens"] == scored
+    assert call(["plan", manifest, "-m", MODEL, *options]) == 0
+    assert f"{scored} scored for classes ({scored} a row)" in capfd.readouterr().out
+
+
+def test_memory_follows_the_options(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(json.dumps({"prompt": "word"}) + "\n")
+    plain = planned(capfd, 0, manifest)
+    files = sum(path.stat().st_size for path in MODEL.glob("*.safetensors"))
+    assert plain["weight_bytes"] == files
+    double = planned(capfd, 0, manifest, "--dtype", "float32")["weight_bytes"]
+    half = planned(capfd, 0, manifest, "--dtype", "bfloat16")["weight_bytes"]
+    assert double == pytest.approx(2 * half, rel=0.01) and half <= files <= double * 1.01
+    assert planned(capfd, 0, manifest, "--quantize", "fp8")["weight_bytes"] < files
+    few = planned(capfd, 0, manifest, "--kv-cache-tokens", 700, "--gpu", "h100")["gpus"][0]
+    assert few["kv_cache_tokens"] == 700 and few["seconds"] is not None
+    many = planned(capfd, 0, manifest, "--kv-cache-tokens", 10**12, "--gpu", "h100")["gpus"][0]
+    assert many["seconds"] is None and many["kv_cache_tokens"] < 10**12
 
 
 def test_what_is_too_long_or_behind_a_url(

@@ -492,6 +492,7 @@ _FOLDERS = "of folders of images: in tests/manifest/test_image_folder.py"
 _PDFS = "of PDFs: in tests/manifest/test_pdf_rows.py"
 _TEXTS = "of answers as files: in tests/output/test_text_folder.py"
 _JSON = "of columns of JSON fields: in tests/e2e/test_json_answers.py"
+_SEVERAL = "of several answers: in tests/e2e/test_several_answers.py"
 _BASE = "of images elsewhere: in tests/manifest/test_image_base.py"
 _STORES = "of object stores: in tests/remote"
 _PUTS = "in tests/remote_outputs/test_remote_outputs.py"
@@ -551,6 +552,7 @@ ELSEWHERE = {
     "urls --allow-domain": "needs the network: in tests/openai/test_fetch.py",
     "open --image-root": _NAMES_IT,
     "open --choices": _NAMES_IT,
+    **dict.fromkeys(("checks --temperature", "checks --logprobs", "checks --write-text"), _SEVERAL),
     "manifest --keep-inputs": _NAMES_IT,
     "manifest --parse-json": _NAMES_IT,
     **dict.fromkeys(("json_columns --parse-json", "json_columns --keep-inputs"), _JSON),

@@ -46,6 +46,9 @@ CHANGES: dict[str, Any] = {
     "choices": ("a", "b"),
     "json_schema": '{"type": "object"}',
     "regex": "a+",
+    "min_tokens": 1,
+    "n": 2,
+    "best_of_retries": 1,
 }
 
 
@@ -99,6 +102,8 @@ class TestKey:
     def test_depends_on_every_sampling_parameter(self):
         assert CHANGES.keys() == {field.name for field in fields(SamplingParams)}
         variants = [replace(SAMPLED, **{name: value}) for name, value in CHANGES.items()]
+        retried = replace(GREEDY, best_of_retries=2)  # which may sample
+        variants += [retried, replace(retried, seed=4)]
         variants += [SAMPLED, GREEDY, replace(GREEDY, max_tokens=5), replace(GREEDY, stop=("x",))]
         assert len({row_key(replace(ROW, sampling=s)) for s in variants}) == len(variants)
 

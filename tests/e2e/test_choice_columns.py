@@ -36,10 +36,12 @@ def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         ROW | {"choices": "17"},
         ROW | {"choices": None},
         ROW | {"choices": []},
+        ROW | {"choices": ["17, 92"]},
+        ROW | {"choices": '["17", "9, 2"]'},
     ]
     manifest, output = write(tmp_path / "m.jsonl", rows), tmp_path / "out.parquet"
     assert run(manifest, output, "--choices", "17,29, 92") == 1
-    first, own, bad, null, empty = pq.read_table(output).to_pylist()
+    first, own, bad, null, empty, whole, text = pq.read_table(output).to_pylist()
     assert [row["choice"] for row in (first, own, null)] == ["92"] * 3
     assert first["text"] == "92" and first["finish_reason"] == "stop"
     assert [each["choice"] for each in first["choices"]] == ["17", "29", "92"]
@@ -49,6 +51,8 @@ def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert row["confidence"] == row["choices"][2]["probability"] > 0.9
     assert bad["error_message"] == "choices must be from 2 to 256 classes, got 1"
     assert "choices is an empty list" in empty["error_message"] and empty["choice"] is None
+    assert whole["error_message"] == bad["error_message"]
+    assert [each["choice"] for each in text["choices"]] == ["17", "9, 2"]
     assert bad["choice"] is bad["confidence"] is bad["choices"] is None
 
     write(manifest, rows[::-1])

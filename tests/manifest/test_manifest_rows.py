@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from vlmbatch.config import ImageResolution, SamplingParams
+from vlmbatch.config.seeds import derive_seed
 from vlmbatch.errors import ErrorCode
 from vlmbatch.images.urls import AllowedDomains
 from vlmbatch.manifest.columns import Columns
-from vlmbatch.manifest.rows import RowBuilder, derive_seed
+from vlmbatch.manifest.rows import RowBuilder
 from vlmbatch.types import ImageRef, Row
 
 DEFAULTS = SamplingParams(max_tokens=10, temperature=0.5, stop=("END",), seed=3)

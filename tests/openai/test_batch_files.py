@@ -190,7 +190,14 @@ def test_parquet_is_no_batch_file(tmp_path):
 @pytest.mark.parametrize(
     ("line", "param", "code"),
     [
-        (request("x", {**TEXT, "n": 2}, COMPLETION), "n", "unsupported_parameter"),
+        (request("x", {**TEXT, "best_of": 2}, COMPLETION), "best_of", "unsupported_parameter"),
+        (
+            request("x", {**TEXT, "n": 2, "logprobs": 1}, COMPLETION),
+            "logprobs",
+            "unsupported_parameter",
+        ),
+        (request("x", {**TEXT, "echo": True}, COMPLETION), "echo", "unsupported_parameter"),
+        (request("x", {"prompt": ["a", [1]]}, COMPLETION), "prompt", "unsupported_parameter"),
         (request("x", {**TEXT, "tempo": 2}, COMPLETION), "tempo", "unknown_parameter"),
         (request("x", {**TEXT, "top_p": 2}, COMPLETION), "top_p", "invalid_value"),
         (request("x", {}, COMPLETION), "prompt", "missing_required_parameter"),

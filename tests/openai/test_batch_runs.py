@@ -56,7 +56,7 @@ def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for index in range(NUM_ROWS):
             body: dict[str, Any] = {"prompt": f"What is {index}?"}
             if index % 10 == 7:
-                body["n"] = 2
+                body["best_of"] = 2
             file.write(line(f"row-{index}", body, COMPLETION))
     return path
 
@@ -173,7 +173,7 @@ def test_no_errors_no_file_of_them(new_run, tmp_path):
 
 def test_nothing_but_errors_and_nothing_at_all(new_run, tmp_path):
     manifest = tmp_path / "requests.jsonl"
-    for text, status in ((line("a", {"n": 2, "prompt": "a"}, COMPLETION), 1), ("", 0)):
+    for text, status in ((line("a", {"best_of": 2, "prompt": "a"}, COMPLETION), 1), ("", 0)):
         manifest.write_text(text)
         run = new_run(manifest)
         for _ in range(2):  # a complete run stays complete, though its file names no run

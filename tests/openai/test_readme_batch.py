@@ -48,7 +48,9 @@ def test_the_snippet(tmp_path: Path) -> None:
     assert number["response"]["body"]["choices"][0]["message"]["content"] == "92"
     assert text["response"]["body"]["object"] == "text_completion"
     [error] = errors
-    assert error["response"]["body"]["error"]["message"].startswith("'n' with 2 is not supported")
+    assert error["response"]["body"]["error"]["message"].startswith(
+        "'best_of' with 2 is not supported"
+    )
 
 
 def test_the_limits() -> None:

@@ -117,9 +117,14 @@ def test_images_leave_their_places_in_the_messages() -> None:
 
 
 def test_a_completion() -> None:
-    for prompt in ("Once", ["Once"]):
+    for prompt, prompts in (
+        ("Once", ("Once",)),
+        (["Once"], ("Once",)),
+        ([1, 2], ((1, 2),)),
+        (["Once", [3]], ("Once", (3,))),
+    ):
         request = parse_completion_request({"model": "m", "prompt": prompt}, DEFAULTS)
-        assert request.prompt == "Once"
+        assert request.prompts == prompts
 
 
 @pytest.mark.parametrize(
@@ -223,10 +228,11 @@ def test_refused_chats(body: dict[str, Any], param: str, code: str) -> None:
     ("body", "param"),
     [
         ({}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
-        ({"prompt": [1, 2]}, "prompt"),
+        ({"prompt": [1, "b"]}, "prompt"),
+        ({"prompt": ["a"] * 17, "n": 16}, "n"),
+        ({"prompt": ["a", "b"], "images": ["data:image/png;base64,AA=="]}, "images"),
         ({"prompt": "a", "suffix": "b"}, "suffix"),
-        ({"prompt": "a", "echo": True}, "echo"),
+        ({"prompt": "a", "echo": 1}, "echo"),
         ({"prompt": "a", "messages": MESSAGES}, "messages"),
     ],
 )
@@ -270,7 +276,7 @@ def test_an_error_in_json_and_across_processes() -> None:
             chat(verbosity="low"),
             """'verbosity' with "low" is not supported: leave it out, or set it to "medium\"""",
         ),
-        (chat(tool_choice="required"), 'leave it out, or set it to "none" or "auto"'),
+        (chat(tool_choice="required"), "for JSON of a schema use 'response_format'"),
         (chat(echo=True), "'echo' with true is not supported: leave it out, or set it to false"),
         (chat(modalities=["text", "audio"]), '["text", "audio"] is not'),
         (chat(max_tokens="é"), "'max_tokens' must be an integer, got \"é\""),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,8 @@ from qwen_vl_ours import Ours
 from vlmbatch.config import EngineConfig, SamplingParams
 from vlmbatch.engine.loading import build_engine
 from vlmbatch.models.family import load_model_config
-from vlmbatch.replicas.choices import ChoiceReplica
+from vlmbatch.replicas.choices import ChoiceScorer
+from vlmbatch.replicas.composed import ComposedReplica
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.replica import Completion, Replica
 from vlmbatch.types import ImageGrid, ImageSpan, PixelImage, Request
@@ -75,7 +77,7 @@ def test_classes_of_images(tmp_path: Path, budget: int) -> None:
         SimpleNamespace(images=IMAGES),
     )
     letters: Any = Letters()
-    replica = ChoiceReplica(LocalReplica(engine, letters), letters, ENDS)
+    replica = ComposedReplica(LocalReplica(engine, letters), [ChoiceScorer(letters, ENDS).compose])
     requests = []
     for index, (ids, pixels) in enumerate(zip(pair.prompts, pair.pixels, strict=True)):
         places = (ids == IMAGE_TOKEN_ID).nonzero().squeeze(1).tolist()
@@ -87,6 +89,23 @@ def test_classes_of_images(tmp_path: Path, budget: int) -> None:
     plain = Request(99, [1, 7, 9], SamplingParams(max_tokens=3, ignore_eos=True))
     found = answers(replica, [*requests, plain])
     assert len(found[99].token_ids) == 3 and found[99].choices == ()
+    assert replica.status.answered == len(requests) + 1  # rows, not what was asked for them
+
+    # Of the prompts themselves, which are in the prefix cache by now.
+    telling = SamplingParams(max_tokens=2, logprobs=0, ignore_eos=True)
+    told = answers(replica, [replace(r, sampling=telling, prompt_logprobs=3) for r in requests])
+    for index, (ids, pixels) in enumerate(zip(pair.prompts, pair.pixel_values(), strict=True)):
+        with torch.inference_mode():
+            logits = pair.theirs(input_ids=ids[None], pixel_values=pixels[None]).logits[0]
+        table = logits.log_softmax(-1)
+        ours = told[index].prompt_logprobs
+        assert [each.token_id for each in ours] == ids[1:].tolist()
+        own = table[:-1].gather(1, ids[1:, None]).squeeze(1)
+        assert [each.logprob for each in ours] == pytest.approx(own.tolist(), abs=1e-4)
+        likeliest = table[:-1].topk(3).values.tolist()
+        for each, values in zip(ours, likeliest, strict=True):
+            assert [value for _, value in each.top] == pytest.approx(values, abs=1e-4)
+        assert len(told[index].logprobs) == 2
     for index, (ids, pixels) in enumerate(zip(pair.prompts, pair.pixel_values(), strict=True)):
 
         def logprobs(path: list[int], ids: Any = ids, pixels: Any = pixels) -> Any:
@@ -108,7 +127,7 @@ def test_classes_of_prompts_with_positions_of_three_rows(tmp_path: Path) -> None
         ours.processor,
     )
     letters: Any = Letters()
-    replica = ChoiceReplica(LocalReplica(engine, letters), letters, ())
+    replica = ComposedReplica(LocalReplica(engine, letters), [ChoiceScorer(letters, ()).compose])
     requests = []
     for index, (prompt, names) in enumerate(ROWS):
         encoded = ours.encoded(prompt, names)

@@ -15,7 +15,8 @@ from small_tokenizers import SPECIAL, byte_level, sentencepiece
 from vlmbatch.config import SamplingParams
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.replicas.choices import ChoiceReplica, ChoiceTree
+from vlmbatch.replicas.choices import ChoiceScorer, ChoiceTree
+from vlmbatch.replicas.composed import ComposedReplica
 from vlmbatch.replicas.replica import Completion, Event, RowFailure
 from vlmbatch.types import ProcessedInputs, Request, TokenLogprob
 
@@ -74,16 +75,16 @@ class Played:
         return [Completion(request.index, (0,), "length", 3, 1.5, None, logprobs)]
 
 
-def replica_on(played: Any) -> ChoiceReplica:
+def replica_on(played: Any) -> ComposedReplica:
     letters: Any = Letters()
-    return ChoiceReplica(played, letters, EOS)
+    return ComposedReplica(played, [ChoiceScorer(letters, EOS).compose])
 
 
 def request(index: int, *choices: str, **more: Any) -> Request:
     return Request(index, [1000 + index], SamplingParams(choices=choices), **more)
 
 
-def drain(replica: ChoiceReplica) -> dict[int, Event]:
+def drain(replica: ComposedReplica) -> dict[int, Event]:
     found: dict[int, Event] = {}
     for _ in range(1000):
         if not replica.num_unfinished:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Literal
 
 import httpx
@@ -23,6 +24,8 @@ from server_process import (
     data_url,
     user_message,
 )
+
+from vlmbatch.models.tokenizer import Tokenizer
 
 JSON = ["-H", "Content-Type: application/json", "-d", "@-"]
 PROMPT = f"USER: <image>\n{NUMBER} ASSISTANT:"
@@ -358,3 +361,94 @@ def test_a_shape_without_an_answer_is_an_error(client: openai.OpenAI) -> None:
     shape = {"type": "json_schema", "json_schema": {"name": "n", "schema": endless}}
     with pytest.raises(openai.BadRequestError, match="no token of the vocabulary"):
         client.chat.completions.create(**chat_body(response_format=shape))
+
+
+def test_several_prompts(client: openai.OpenAI) -> None:
+    """Texts and token ids, each answered as it is alone, with ``n`` answers in its place."""
+    options: dict[str, Any] = {"model": MODEL, "max_tokens": 5, "seed": 3, "temperature": 0}
+    texts = ["USER: Hi ASSISTANT:", "What is it?"]
+    alone = [client.completions.create(**options, prompt=text) for text in texts]
+    expected = [each.choices[0].text for each in alone]
+    prompt_tokens = sum(each.usage.prompt_tokens for each in alone if each.usage is not None)
+    both = client.completions.create(**options, prompt=texts, n=2)
+    assert [choice.text for choice in both.choices] == [expected[0]] * 2 + [expected[1]] * 2
+    assert [choice.index for choice in both.choices] == [0, 1, 2, 3]
+    assert both.usage is not None and both.usage.prompt_tokens == prompt_tokens
+
+    tokenizer = Tokenizer.load(Path(MODEL))
+    ids = [tokenizer.encode(text) for text in texts]
+    assert client.completions.create(**options, prompt=ids[1]).choices[0].text == expected[1]
+    streamed = ["", ""]
+    for chunk in client.completions.create(**options, prompt=ids, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += choice.text
+    assert streamed == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message", "param"),
+    [
+        ([], "'prompt' is empty", "prompt"),
+        ([[]], "the prompt is empty", None),
+        ([1, "a"], 'an array of token ids, or an array of these, got "a"', "prompt"),
+        ([[1, 2], [3, True]], "got true", "prompt[1]"),
+        ("a" * 9000, "exceeds the context of 512", None),
+        (["a"] * 257, "has 257 prompts, at most 256 fit", "prompt"),
+        (["Hi", [1, 99999]], "prompt 1: token 1 of the prompt is 99999, and the model has", None),
+    ],
+)
+def test_prompts_that_are_refused(
+    client: openai.OpenAI, prompt: Any, message: str, param: str | None
+) -> None:
+    with pytest.raises(openai.BadRequestError, match=re.escape(message)) as caught:
+        client.completions.create(model=MODEL, prompt=prompt)
+    assert caught.value.param == param
+
+
+def test_echo(client: openai.OpenAI) -> None:
+    """As lm-eval asks for it: the prompt's tokens with their log-probabilities come first."""
+    texts = ["USER: Hi ASSISTANT:", "What is it?"]
+    body: dict[str, Any] = {"model": MODEL, "prompt": texts, "echo": True, "temperature": 0}
+    whole = client.completions.create(**body, max_tokens=1, logprobs=1)
+    nothing = client.completions.create(**body, max_tokens=0)
+    assert [choice.text for choice in nothing.choices] == texts
+    assert nothing.usage is not None and nothing.usage.completion_tokens == 0
+    assert whole.usage is not None and whole.usage.completion_tokens == 2
+    lengths = []
+    for choice, text in zip(whole.choices, texts, strict=True):
+        found = choice.logprobs
+        assert found is not None and found.tokens is not None and found.token_logprobs is not None
+        assert choice.text.startswith(text)
+        assert "".join(found.tokens).removeprefix("<s>").removesuffix("</s>") == choice.text
+        assert found.token_logprobs[0] is None and found.top_logprobs[0] is None
+        assert all(each < 0 for each in found.token_logprobs[1:])
+        lengths.append(len(found.tokens))
+    assert sum(lengths) == whole.usage.total_tokens
+
+
+@pytest.mark.parametrize("field", [{"stream": True}, {"extra_body": {"images": [data_url()]}}])
+def test_echoes_that_are_refused(client: openai.OpenAI, field: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError, match=r"'echo' with .* is not supported") as caught:
+        client.completions.create(model=MODEL, prompt="<image>Hi", echo=True, **field)
+    assert caught.value.param == "echo"
+
+
+def test_an_answer_has_as_many_tokens_as_asked_for(client: openai.OpenAI) -> None:
+    body = chat_body(max_tokens=40, stop=["9"], extra_body={"min_tokens": 9})
+    answer = client.chat.completions.create(**body)
+    assert answer.usage is not None and answer.usage.completion_tokens >= 9
+    assert str(answer.choices[0].message.content).startswith("92")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tools", [{"type": "function", "function": {"name": "f", "parameters": {}}}]),
+        ("tool_choice", "required"),
+        ("functions", [{"name": "f"}]),
+    ],
+)
+def test_tools_are_refused_by_name(client: openai.OpenAI, field: str, value: Any) -> None:
+    with pytest.raises(openai.BadRequestError, match=rf"'{field}' with .* is not supported") as got:
+        client.chat.completions.create(**chat_body(**{field: value}))
+    assert (got.value.code, got.value.param) == ("unsupported_parameter", field)

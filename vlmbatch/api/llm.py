@@ -38,13 +38,12 @@ from vlmbatch.hf.replica import HfReplica
 from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.models.chat import Message
-from vlmbatch.replicas.choices import ChoiceReplica
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.pool import ReplicaPool
 from vlmbatch.session.cores import default_image_workers
 from vlmbatch.session.engines import engine_places, several_engines
 from vlmbatch.session.host_memory import HostMemory
-from vlmbatch.session.load import load_engine, load_with_transformers
+from vlmbatch.session.load import composed, load_engine, load_with_transformers
 from vlmbatch.session.open import open_images, open_model
 from vlmbatch.stages.answer_loop import GATHER_SECONDS
 
@@ -163,8 +162,6 @@ class LLM:
         else:
             self._engine = load_engine(config, inputs)
             on_cpu = self._engine.device.type == "cpu"
-        own = None if isinstance(inputs.model, HfConfig) else inputs.model
-        self._eos_token_ids = () if own is None else own.eos_token_ids
         self._on_cpu = on_cpu
         num_workers = config.image_loading.workers
         if num_workers is None:
@@ -407,7 +404,7 @@ class LLM:
                 replica = engine
             else:
                 replica = LocalReplica(engine, tokenizer)
-            yield ChoiceReplica(replica, tokenizer, self._eos_token_ids)
+            yield composed(replica, self.model_config, tokenizer)
         finally:
             self._in_use.release()
 

@@ -15,7 +15,7 @@ from vlmbatch.types import FinishReason, Result, TokenLogprob
 class CompletionOutput:
     """One answer to a request. ``token_ids`` end with what ended the answer, if it is a token."""
 
-    index: int  # among the request's answers: always 0, as each has one
+    index: int  # among the request's answers, from 0
     text: str
     token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason
@@ -38,6 +38,7 @@ class RequestOutput:
     error: RowError | None = None
     num_image_tokens: int = 0
     num_cached_tokens: int = 0  # prompt tokens found in the prefix cache
+    num_retries: int = 0  # of answers that looped
 
 
 def to_output(answer: Answer, tokenizer: Tokenizer) -> RequestOutput:
@@ -49,6 +50,16 @@ def to_output(answer: Answer, tokenizer: Tokenizer) -> RequestOutput:
     assert result.text is not None
     assert answer.finish_reason is not None
     asks = row.sampling is not None and row.sampling.logprobs is not None
+    others = (
+        CompletionOutput(
+            number,
+            result.details["texts"][number],
+            each.token_ids,
+            each.finish_reason,
+            each.logprobs if asks else None,
+        )
+        for number, each in enumerate(answer.others, 1)
+    )
     return RequestOutput(
         index=row.index,
         prompt=row.prompt,
@@ -62,9 +73,11 @@ def to_output(answer: Answer, tokenizer: Tokenizer) -> RequestOutput:
                 answer.logprobs if asks else None,
                 _probabilities(result) if answer.choices else None,
             ),
+            *others,
         ),
         num_image_tokens=answer.image_tokens,
         num_cached_tokens=answer.cached_tokens,
+        num_retries=answer.retries,
     )
 
 

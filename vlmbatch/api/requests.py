@@ -9,11 +9,11 @@ from typing import Any
 
 from vlmbatch.api.images import ImageFeatureData, ImagePixelData, ImageReader, path_ref
 from vlmbatch.config import ImageResolution, SamplingParams, typed
+from vlmbatch.config.seeds import derive_seed
 from vlmbatch.config.typed import shown
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.images.urls import ImageUrls
 from vlmbatch.manifest.columns import RESOLUTION_COLUMNS
-from vlmbatch.manifest.rows import derive_seed
 from vlmbatch.openai.errors import ApiError
 from vlmbatch.types import ImageRef, Row
 

@@ -20,6 +20,7 @@ from vlmbatch.config import (
     Part,
     PartDestination,
     RunPolicy,
+    SamplingParams,
     StdoutDestination,
 )
 from vlmbatch.durable.run_paths import WORK_SUFFIX, real_output, temporary_path, work_folder_path
@@ -264,6 +265,32 @@ def check_resume_options(destination: Destination, policy: RunPolicy) -> None:
         raise UsageError(f"{' and '.join(chosen)} contradict each other: choose one")
     if isinstance(destination, StdoutDestination) and chosen and not policy.overwrite:
         raise UsageError(f"{chosen[0]} needs an output file: standard output keeps nothing")
+
+
+def check_answers(sampling: SamplingParams, text_folder: Path | None) -> None:
+    """Refuse several answers to a row where they would be the same, or some of them be left out.
+
+    Raises:
+        UsageError: names the options.
+    """
+    given = f"--n {sampling.n}"
+    if sampling.n == 1:
+        return
+    if sampling.temperature == 0:
+        raise UsageError(
+            f"{given} gives the same answer {sampling.n} times at --temperature 0: raise it, as in "
+            "--temperature 0.7"
+        )
+    if sampling.logprobs is not None:
+        raise UsageError(
+            f"{given} and --logprobs {sampling.logprobs} contradict each other: the column has the "
+            "tokens of one answer. Choose one"
+        )
+    if text_folder is not None:
+        raise UsageError(
+            f"{given} and --write-text {text_folder} contradict each other: a row has one file. "
+            "Choose one"
+        )
 
 
 def check_sample(destination: Destination, manifest: ManifestConfig, ray: str | None) -> None:

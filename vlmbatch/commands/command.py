@@ -18,6 +18,7 @@ import typer
 
 from vlmbatch.commands.config_file import load_settings
 from vlmbatch.commands.reporting import ReportOptions
+from vlmbatch.config import typed
 from vlmbatch.config.option import Opt, OptField, build, opt_fields
 from vlmbatch.config.shipped import find_config
 from vlmbatch.config.units import UNITS
@@ -98,7 +99,7 @@ def _options_of(name: str, hint: Any, default: Any) -> Iterator[OptField]:
 def _parameter(item: OptField) -> inspect.Parameter:
     """An option as a parameter of a function that Typer reads."""
     opt = item.opt
-    shared: dict[str, Any] = {"metavar": opt.metavar, "help": opt.help, "callback": _checks(item)}
+    shared: dict[str, Any] = {"metavar": opt.metavar, "help": opt.help, "callback": _callback(item)}
     default = None if item.default is MISSING else item.default
     kind: Any
     if opt.positional:
@@ -135,6 +136,26 @@ def _parameter(item: OptField) -> inspect.Parameter:
 
 
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
+
+
+def _callback(item: OptField) -> Callable[..., Any] | None:
+    """What sees a value while the command line is read."""
+    return _divides(item.name) if item.opt.divided else _checks(item)
+
+
+def _divides(name: str) -> Callable[[typer.Context, Any], Any]:
+    """What takes the one text of a command line or variable, but not of a file's list, apart."""
+
+    def divide(ctx: typer.Context, value: Any) -> Any:
+        source = ctx.get_parameter_source(name)
+        if not value or len(value) > 1 or source is None or source.name == "DEFAULT_MAP":
+            return value
+        try:
+            return list(typed.divided(value[0]))
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return divide
 
 
 def _checks(item: OptField) -> Callable[[Any], Any] | None:

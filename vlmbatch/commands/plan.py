@@ -153,11 +153,13 @@ def _lines(found: Plan, options: PlanOptions) -> Iterator[tuple[str, str]]:
         yield "too long", f"{found.over_context:,} rows, for a context of {found.context:,} tokens"
     known = max(1, looked - sum(found.errors.values()) - found.unknown)
     mean = found.generated_tokens / known
-    what = "expected" if options.answer_tokens is not None else "at most"
+    what = "generated expected" if options.answer_tokens is not None else "generated at most"
+    if found.scores_classes:
+        what = "scored for classes"
     yield (
         "tokens",
         f"{found.prompt_tokens:,} of prompts ({found.image_tokens:,} of images), "
-        f"{found.generated_tokens:,} generated {what} ({mean:,.0f} a row)",
+        f"{found.generated_tokens:,} {what} ({mean:,.0f} a row)",
     )
     yield "images", f"{found.distinct_images:,} different ones"
     if found.unknown:

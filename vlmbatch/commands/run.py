@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vlmbatch import log
 from vlmbatch.commands.checks import (
+    check_answers,
     check_cluster_engines,
     check_report_file,
     check_resume_options,
@@ -63,6 +64,7 @@ def run(
     destination = chosen.local if isinstance(chosen, RemoteDestination) else chosen
     check_resume_options(destination, policy)
     check_cluster_engines(output.ray, session.engine)
+    check_answers(sampling, output.write_text)
     check_sample(destination, manifest, output.ray)
     check_report_file("--summary-json", report.summary_json)
     check_places(

@@ -39,6 +39,7 @@ class Opt:
     ``argument``: the field's name in Python, where it is not the option's. ``unit``: the field is
     written as text with a unit. ``minimum`` and ``maximum`` hold wherever the field is set, if
     ``check_bounds`` is called by its class. ``positional``: an argument without a name.
+    ``divided``: a repeatable option that, given once on a command line, may hold several values.
     """
 
     metavar: str
@@ -55,6 +56,7 @@ class Opt:
     positional: bool = field(kw_only=True, default=False)
     filled: bool = field(kw_only=True, default=False)  # no empty text, as of an unset variable
     absent: str | None = field(kw_only=True, default=None)
+    divided: bool = field(kw_only=True, default=False)
     python_only: bool = field(kw_only=True, default=False)  # an argument in Python alone
 
 

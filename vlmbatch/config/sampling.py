@@ -16,6 +16,8 @@ from vlmbatch.errors import ConfigError
 MAX_LOGPROBS = 20  # of the likeliest tokens, as of OpenAI's API
 
 _MAX_CHOICES = 256  # each may take a request of its own
+_MAX_ANSWERS = 128  # as of OpenAI's API
+_MAX_RETRIES = 10
 
 _MAX_PENALTY = 2.0  # as of OpenAI's API, either way
 _MAX_NGRAM = 100  # so many tokens are compared with all that came before
@@ -33,10 +35,12 @@ class SamplingParams:
     Text is cut before the first of the ``stop`` strings. ``None`` stands for the default, but in
     ``max_tokens`` for as many as the context has room for, as in vLLM. ``logprobs`` 0 asks for
     those of the answer's own tokens alone, None for none. ``json_schema`` is a mapping or JSON text
-    and kept as text; an answer that ends by itself follows it, or fully matches ``regex``.
+    and kept as text; an answer that ends by itself follows it, or fully matches ``regex``. Of ``n``
+    answers each has a seed of its own, the first one ``seed``. ``choices`` in one text are divided
+    at its commas.
 
     Raises:
-        ConfigError: a value of the wrong type or out of range.
+        ConfigError: a value of the wrong type or out of range, or two that exclude each other.
     """
 
     max_tokens: Annotated[int, _opt("N", "Generate at most N tokens.")] = 256
@@ -74,7 +78,11 @@ class SamplingParams:
     ] = None
     choices: Annotated[  # kept as a tuple
         Sequence[str],
-        _opt("A,B,...", "Answer with one of these classes. Repeatable, where one has a comma."),
+        _opt(
+            "A,B,...",
+            "Answer with one of these classes. Repeatable, or a JSON list, where one has a comma.",
+            divided=True,
+        ),
     ] = ()
     json_schema: Annotated[  # kept as text
         str | Mapping[str, Any] | None,
@@ -83,6 +91,11 @@ class SamplingParams:
     regex: Annotated[
         str | None, _opt("PATTERN", "Answer with a text that matches this pattern as a whole.")
     ] = None
+    min_tokens: Annotated[int, _opt("N", "Let no answer end by itself before it has N tokens.")] = 0
+    n: Annotated[int, _opt("N", "Give N answers to each row, each sampled by itself.")] = 1
+    best_of_retries: Annotated[
+        int, _opt("N", "Try an answer that loops again, up to N times at rising temperature.")
+    ] = 0
 
     def __post_init__(self) -> None:
         for name, read in _SAMPLING_READERS.items():
@@ -117,8 +130,20 @@ class SamplingParams:
             )
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
             raise ConfigError(f"logprobs must be from 0 to {MAX_LOGPROBS}, got {self.logprobs}")
+        if not 0 <= self.min_tokens <= self.max_tokens:
+            raise ConfigError(
+                f"min_tokens must be from 0 to max_tokens, which is {self.max_tokens}, "
+                f"got {self.min_tokens}"
+            )
+        if not 1 <= self.n <= _MAX_ANSWERS:
+            raise ConfigError(f"n must be from 1 to {_MAX_ANSWERS}, got {self.n}")
+        if not 0 <= self.best_of_retries <= _MAX_RETRIES:
+            raise ConfigError(
+                f"best_of_retries must be from 0 to {_MAX_RETRIES}, got {self.best_of_retries}"
+            )
         if self.choices:
             _check_choices(self.choices)
+            self._check_nothing_generated()
         self._check_shape()
         if not 0 <= self.seed < 2**63:
             raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
@@ -136,6 +161,11 @@ class SamplingParams:
             raise ConfigError(
                 f"ignore_eos cannot be combined with {given[0]}: an answer of a shape ends with it"
             )
+        if self.min_tokens:
+            raise ConfigError(
+                f"min_tokens cannot be combined with {given[0]}, got {self.min_tokens}: an answer "
+                "ends where its shape does"
+            )
         if problem := grammar_problem(self.schema_text, self.regex):
             raise ConfigError(problem)
 
@@ -148,6 +178,15 @@ class SamplingParams:
     def grammar(self) -> str | None:
         """What the answer's tokens follow, as llguidance writes grammars."""
         return grammar_of(self.schema_text, self.regex)
+
+    def _check_nothing_generated(self) -> None:
+        """Refuse beside ``choices`` what is asked of generated tokens."""
+        for name, nothing in (("logprobs", None), ("n", 1), ("best_of_retries", 0)):
+            if (value := getattr(self, name)) != nothing:
+                raise ConfigError(
+                    f"choices cannot be asked for with {name}, got {value}: classes are scored, "
+                    "and no token is generated"
+                )
 
     def settings(self) -> dict[str, object]:
         """All by name, for digests: what the first versions lacked only where it is asked for."""
@@ -177,11 +216,8 @@ def _stop_strings(name: str, value: object) -> tuple[str, ...]:
 
 
 def _choices(name: str, value: object) -> tuple[str, ...]:
-    """Classes one by one, or in one text between commas."""
-    choices = _stop_strings(name, value)
-    if len(choices) == 1:
-        choices = tuple(text.strip() for text in choices[0].split(","))
-    return choices
+    """Classes one by one, or all in one text."""
+    return _stop_strings(name, typed.divided(value) if isinstance(value, str) else value)
 
 
 def _check_choices(choices: Sequence[str]) -> None:
@@ -218,6 +254,9 @@ _SAMPLING_READERS: dict[str, Callable[[str, object], object]] = {
     "choices": _choices,
     "json_schema": schema_text,
     "regex": typed.text,
+    "min_tokens": typed.integer,
+    "n": typed.integer,
+    "best_of_retries": typed.integer,
     "seed": typed.integer,
     "stop": _stop_strings,
     "stop_token_ids": _token_ids,
@@ -227,6 +266,7 @@ _ADDED = (
     *("min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"),
     *("no_repeat_ngram_size", "logprobs", "choices"),
     *("json_schema", "regex"),
+    *("min_tokens", "n", "best_of_retries"),
 )
 _STANDS_FOR_NONE: dict[str, object] = {
     **{field.name: field.default for field in fields(SamplingParams)},

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import numbers
 import operator
 import os
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -101,6 +103,21 @@ def several(name: str, value: object, expected: str) -> tuple[Any, ...]:
         return tuple(value)
     except TypeError as error:  # an array without an axis, which passes for iterable
         raise refusal(name, expected, value) from error
+
+
+def divided(value: str) -> tuple[str, ...]:
+    """The texts that one text lists: as a JSON array, else between commas, without blanks around.
+
+    Raises:
+        ConfigError: it begins as an array of texts and is none.
+    """
+    if re.match(r"\s*\[\s*[\"\]]", value) is None:
+        return tuple(text.strip() for text in value.split(","))
+    try:
+        items = json.loads(value)
+    except ValueError as error:
+        raise ConfigError(f"{value!r:.80} is no JSON array: {error}") from error
+    return tuple(text(f"item {number} of the list", item) for number, item in enumerate(items))
 
 
 def refusal(name: str, expected: str, value: object) -> ConfigError:

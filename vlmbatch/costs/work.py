@@ -7,6 +7,7 @@ image an earlier row had are given its tokens for nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from vlmbatch.costs.model import ModelCosts, causal_pairs
@@ -34,20 +35,45 @@ class Work:
     image_flops: int = 0
 
     def add(
-        self, prompt_tokens: int, generated: int, image_flops: int, shared_tokens: int = 0
+        self,
+        prompt_tokens: int,
+        generated: int,
+        image_flops: int,
+        shared_tokens: int = 0,
+        answers: int = 1,
     ) -> None:
-        """A row. ``image_flops``: of images that no earlier row had; ``shared_tokens``: of the
-        prompt, those of an image that one had."""
+        """A row with so many ``answers`` of ``generated`` tokens each.
+
+        ``image_flops``: of images that no earlier row had; ``shared_tokens``: of the prompt, those
+        of an image that one had.
+        """
         steps = max(0, generated - 1)
         own = prompt_tokens - shared_tokens
         self.rows += 1
-        self.layer_tokens += own + steps
-        self.pairs += causal_pairs(shared_tokens, prompt_tokens + steps)
-        self.head_tokens += generated
-        self.steps += steps
-        self.kv_tokens += steps * own + steps * (steps + 1) // 2
-        self.held_tokens += own + generated
+        self.layer_tokens += own + answers * steps
+        self.pairs += causal_pairs(shared_tokens, prompt_tokens)
+        self.pairs += answers * causal_pairs(prompt_tokens, prompt_tokens + steps)
+        self.head_tokens += answers * generated
+        self.steps += answers * steps
+        self.kv_tokens += answers * (steps * own + steps * (steps + 1) // 2)
+        self.held_tokens += own + answers * generated
         self.image_flops += image_flops
+
+    def add_classes(
+        self,
+        prompt_tokens: int,
+        beginnings: Iterable[int],
+        image_flops: int,
+        shared_tokens: int = 0,
+    ) -> None:
+        """A row whose classes are scored, by tokens behind ``beginnings`` of so many tokens, all
+        but the prompt's own in one step beside each other."""
+        self.add(prompt_tokens, 1, image_flops, shared_tokens)
+        for length in beginnings:
+            self.layer_tokens += length
+            self.pairs += causal_pairs(prompt_tokens, prompt_tokens + length)
+            self.head_tokens += 1
+            self.held_tokens += length
 
 
 @dataclass(frozen=True, slots=True)

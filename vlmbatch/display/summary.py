@@ -91,6 +91,9 @@ def _add_rates(table: Table, stats: RunStats) -> None:
         f"{figures['completion_tokens']:,} generated: "
         f"{figures['completion_tokens_per_second']:,.0f}/s",
     )
+    if stats.rows_retried:
+        still = f"{stats.rows_looping:,} of them in vain"
+        table.add_row("tried again", f"{stats.rows_retried:,} rows whose answer looped, {still}")
     if stats.engines:
         table.add_row("engines", f"{_shares(stats.engines, 'rows')} rows")
     if stats.nodes:

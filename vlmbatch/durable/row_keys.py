@@ -52,6 +52,8 @@ def row_key(row: Row) -> bytes:
     else:
         images = [_image_values(image) for image in row.images]
         content = [row.prompt, row.messages, _sampling_values(row.sampling), images]
+        if row.prompt_token_ids is not None:
+            content.append(row.prompt_token_ids)
     digest = hashlib.blake2b(digest_size=KEY_BYTES, person=_PERSON)
     digest.update(_encode_json(content).encode("ascii"))
     return digest.digest()
@@ -60,7 +62,8 @@ def row_key(row: Row) -> bytes:
 def _sampling_values(sampling: SamplingParams | None) -> list[Any]:
     if sampling is None:
         return [None] * len(_FIRST_FIELDS)
-    left_out = frozenset() if sampling.temperature > 0 else _ONLY_SAMPLED
+    may_sample = sampling.temperature > 0 or sampling.best_of_retries
+    left_out = frozenset() if may_sample else _ONLY_SAMPLED
     settings = sampling.settings()
     values = [settings.pop(name) for name in _FIRST_FIELDS]
     values = [v for name, v in zip(_FIRST_FIELDS, values, strict=True) if name not in left_out]

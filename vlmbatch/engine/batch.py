@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlmbatch.attention.base import AttentionMetadata, SampledQueries, SharedPrefixes
+from vlmbatch.engine.early_ends import EarlyEnds
 from vlmbatch.engine.penalties import PenalisedRows
+from vlmbatch.engine.prompt_logprobs import ScoredTokens
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.shared_prefix import find_shared_prefixes, sort_by_prefix
 from vlmbatch.engine.step import ScheduledChunk
@@ -42,7 +44,8 @@ class StepInputs:
     ``sampled``: the sequences of which a token is sampled, in the order of the queries that
     ``metadata.sampled`` names (all, where it names none).
     ``sample_positions``: the positions of the new tokens. ``penalised``: those of ``sampled`` whose
-    new token depends on which came before.
+    new token depends on which came before. ``early_ends``: new tokens that are ruled out.
+    ``scored``: prompt tokens to tell of, whose queries come behind those of ``sampled``.
     ``image_rows``: which features replace which token embeddings.
     ``pending_tokens``: tokens among the T that the previous step samples, with their sequences.
     ``copies``: granules of the pool to copy first, sources and targets, both (n,) int64.
@@ -55,6 +58,8 @@ class StepInputs:
     sampled: list[Sequence]
     sample_positions: list[int]
     penalised: PenalisedRows | None
+    early_ends: EarlyEnds | None
+    scored: ScoredTokens | None
     image_rows: list[ImageRows]
     pending_tokens: list[tuple[int, Sequence]]
     copies: tuple[Tensor, Tensor] | None
@@ -113,8 +118,11 @@ def build_step_inputs(
         shared=_shared_prefixes(singles, granule, device) if share_prefixes else None,
     )
     sampling = [i for i, chunk in enumerate(chunks) if chunk.needs_sampling]
-    if len(sampling) < num_tokens:
-        metadata.sampled = _sampled_queries(metadata, tables, offsets, sampling, device)
+    scored = ScoredTokens.of(chunks)
+    if len(sampling) < num_tokens or scored is not None:
+        queries = [(i, chunks[i].length - 1) for i in sampling]
+        queries += [] if scored is None else scored.queries
+        metadata.sampled = _sampled_queries(metadata, tables, chunks, offsets, queries, device)
     return StepInputs(
         input_ids=_to(np.array(token_ids, np.int64), device),
         positions=_to(_model_positions(chunks, positions, offsets), device),
@@ -124,7 +132,15 @@ def build_step_inputs(
         penalised=PenalisedRows.of(
             [chunks[i] for i in sampling], [int(offsets[i + 1]) - 1 for i in sampling], device
         ),
+        early_ends=EarlyEnds.of(
+            {
+                row: chunks[i].sequence.stop_token_ids
+                for row, i in enumerate(sampling)
+                if ends[i] < chunks[i].sequence.earliest_end
+            }
+        ),
         pending_tokens=pending,
+        scored=scored,
         image_rows=image_rows,
         copies=_copies(chunks, device),
     )
@@ -167,22 +183,25 @@ def _shared_prefixes(
 def _sampled_queries(
     metadata: AttentionMetadata,
     tables: NDArray[np.int32],
+    chunks: Seq[ScheduledChunk],
     offsets: NDArray[np.int32],
-    sampling: list[int],
+    queries: list[tuple[int, int]],
     device: torch.device,
 ) -> SampledQueries:
-    """The last queries of the sequences ``sampling``, each as a sequence of one query."""
-    ends = [metadata.seqlens_k_host[i] for i in sampling]
+    """``queries``, by chunk and place in it, each as a sequence of one query."""
+    owners = [i for i, _ in queries]
+    ends = [chunks[i].start + place + 1 for i, place in queries]
+    tokens = np.array([offsets[i] + place for i, place in queries], np.int64)
     return SampledQueries(
-        _to(offsets[1:][sampling].astype(np.int64) - 1, device),
+        _to(tokens, device),
         AttentionMetadata(
-            cu_seqlens_q=_to(np.arange(len(sampling) + 1, dtype=np.int32), device),
+            cu_seqlens_q=_to(np.arange(len(queries) + 1, dtype=np.int32), device),
             seqlens_k=_to(np.array(ends, np.int32), device),
-            block_table=_to(tables[sampling], device),
+            block_table=_to(tables[owners], device),
             slot_mapping=metadata.slot_mapping[:0],
-            query_lens=[1] * len(sampling),
+            query_lens=[1] * len(queries),
             seqlens_k_host=ends,
-            num_decodes=len(sampling),
+            num_decodes=len(queries),
             max_seqlen_q=1,
             max_seqlen_k=max(ends, default=0),
         ),

@@ -289,6 +289,8 @@ class Engine:
         step = lane.pop()
         outputs: Outputs = []
         token_ids, logprobs = step.token_ids(), step.logprobs()
+        for sequence, place, logprob in step.prompt_logprobs():
+            sequence.prompt_logprobs[place] = logprob
         for row, (sequence, token_id) in enumerate(zip(step.sequences, token_ids, strict=True)):
             if self.scheduler.update(sequence, token_id):
                 reason = sequence.finish_reason

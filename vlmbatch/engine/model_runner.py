@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from vlmbatch.engine.decode_graphs import DecodeGraphs
 from vlmbatch.engine.encoder_cache import EncoderCache
 from vlmbatch.engine.kv_cache import KVCache
 from vlmbatch.engine.logprobs import StepLogprobs
+from vlmbatch.engine.prompt_logprobs import PromptLogprobs
 from vlmbatch.engine.sampler import sample
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.token_masks import TokenMasks
@@ -26,14 +28,16 @@ from vlmbatch.types import TokenLogprob
 class ScoredStep:
     """A step whose logits the device may still be computing, and of which no token is sampled yet.
 
-    ``logits``: (n, V), the model's own; ``scores``: the same after penalties. None on all ranks but
-    the first, and where nothing is sampled.
+    ``logits``: (n, V), the model's own; ``scores``: the same after penalties, and without ends that
+    come too early. None on all ranks but the first, and where nothing is sampled. ``prompts``: of
+    prompts whose tokens are scored.
     """
 
     sequences: list[Sequence]
     positions: list[int]  # of the new tokens
     logits: Tensor | None = None
     scores: Tensor | None = None
+    prompts: PromptLogprobs | None = None
 
 
 @dataclass(slots=True)
@@ -45,17 +49,22 @@ class LaunchedStep:
     _copied: Tensor  # the same on the host, once ``_event`` has passed
     _event: torch.cuda.Event | None
     _logprobs: StepLogprobs | None = None
+    _prompt_logprobs: PromptLogprobs | None = None
 
     @classmethod
     def of(
-        cls, sequences: list[Sequence], sampled: Tensor, logprobs: StepLogprobs | None = None
+        cls,
+        sequences: list[Sequence],
+        sampled: Tensor,
+        logprobs: StepLogprobs | None = None,
+        prompts: PromptLogprobs | None = None,
     ) -> LaunchedStep:
         if sampled.is_cuda:
             copied = sampled.to("cpu", non_blocking=True)
             event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             event.record()
-            return cls(sequences, sampled, copied, event, logprobs)
-        return cls(sequences, sampled, sampled, None, logprobs)
+            return cls(sequences, sampled, copied, event, logprobs, prompts)
+        return cls(sequences, sampled, sampled, None, logprobs, prompts)
 
     @property
     def done(self) -> bool:
@@ -72,6 +81,10 @@ class LaunchedStep:
     def logprobs(self) -> dict[int, TokenLogprob]:
         """By place in ``sequences``, of those that ask; after ``token_ids``."""
         return {} if self._logprobs is None else self._logprobs.by_row()
+
+    def prompt_logprobs(self) -> Iterable[tuple[Sequence, int, TokenLogprob]]:
+        """Of prompt tokens, by sequence and place; after ``token_ids``."""
+        return () if self._prompt_logprobs is None else self._prompt_logprobs.told()
 
 
 class ModelRunner:
@@ -111,12 +124,18 @@ class ModelRunner:
         if before is not None and inputs.pending_tokens:
             self._take_pending(inputs, before)
         hidden = self._hidden(inputs, graphs)
-        if not inputs.sampled or self._parallel.rank > 0:
-            return ScoredStep(inputs.sampled, inputs.sample_positions)
-        scores = logits = self._model.compute_logits(hidden)
+        num_sampled, prompts = len(inputs.sampled), None
+        if inputs.scored is not None and self._parallel.rank == 0:
+            scored = hidden[num_sampled:]
+            prompts = PromptLogprobs.launch(inputs.scored, scored, self._model.compute_logits)
+        if not num_sampled or self._parallel.rank > 0:
+            return ScoredStep(inputs.sampled, inputs.sample_positions, prompts=prompts)
+        scores = logits = self._model.compute_logits(hidden[:num_sampled])
         if inputs.penalised is not None:
             scores = inputs.penalised.apply(logits, inputs.input_ids)
-        return ScoredStep(inputs.sampled, inputs.sample_positions, logits, scores)
+        if inputs.early_ends is not None:
+            scores = inputs.early_ends.rule_out(scores)
+        return ScoredStep(inputs.sampled, inputs.sample_positions, logits, scores, prompts)
 
     @torch.inference_mode()
     def sample(self, step: ScoredStep, masks: TokenMasks | None = None) -> LaunchedStep:
@@ -138,7 +157,7 @@ class ModelRunner:
             tokens = torch.empty(len(step.sequences), dtype=torch.int64, device=self._device)
         if self._parallel.world_size > 1 and step.sequences:
             tokens = self._parallel.broadcast(tokens)
-        return LaunchedStep.of(step.sequences, tokens, logprobs)
+        return LaunchedStep.of(step.sequences, tokens, logprobs, step.prompts)
 
     def _hidden(self, inputs: StepInputs, graphs: DecodeGraphs | None) -> Tensor:
         """(n, E) of the queries behind which a token is sampled."""

@@ -217,7 +217,10 @@ class Scheduler:
             sequence = queue[position]
             if sequence.num_pending:
                 break
-            prefix = Prefix() if self._prefixes is None else self._prefixes.find(sequence)
+            prefix = Prefix()
+            # What is found in the cache is not computed, and nothing can be told of it.
+            if self._prefixes is not None and sequence.request.prompt_logprobs is None:
+                prefix = self._prefixes.find(sequence)
             if prefix.is_growing:
                 position += 1
                 continue

@@ -10,7 +10,7 @@ from itertools import pairwise
 from vlmbatch.engine.block_pool import Block
 from vlmbatch.engine.grammars import Constraint
 from vlmbatch.engine.token_history import TokenHistory
-from vlmbatch.types import FinishReason, Request
+from vlmbatch.types import FinishReason, Request, TokenLogprob
 
 _PLACE = struct.Struct("qq")
 PENDING = -1  # stands for a token that a step under way will sample
@@ -37,13 +37,17 @@ class Sequence:
         penalised = request.sampling.penalises
         self.history = TokenHistory(request, max_len) if penalised else None
         self.constraint: Constraint | None = None  # where a grammar rules tokens out
+        # By place in the prompt, where they are asked for; the first token has none.
+        self.prompt_logprobs: dict[int, TokenLogprob] = {}
         self.finished = False
         self.finish_reason: FinishReason | None = None  # stays None when the engine failed on it
         self._prefix_hashes: list[bytes] = []
         stop = set(request.sampling.stop_token_ids)
         if not request.sampling.ignore_eos:
             stop |= eos_token_ids
-        self._stop_token_ids = stop
+        self.stop_token_ids = stop
+        # Tokens of prompt and answer before none of these may end it.
+        self.earliest_end = self.num_prompt_tokens + request.sampling.min_tokens
 
     @property
     def num_tokens(self) -> int:
@@ -85,7 +89,7 @@ class Sequence:
         assert self.num_pending > 0
         self.token_ids[self.num_known_tokens] = token_id
         self.num_pending -= 1
-        if token_id in self._stop_token_ids:
+        if token_id in self.stop_token_ids:
             self.finish_reason = "stop"
         elif self.num_known_tokens == self.max_len:
             self.finish_reason = "length"

@@ -19,6 +19,7 @@ from vlmbatch_kernels.penalties import penalise
 from vlmbatch_kernels.sampling import sample_tokens
 
 from vlmbatch.config import SamplingParams
+from vlmbatch.engine.early_ends import EarlyEnds
 from vlmbatch.engine.logprobs import StepLogprobs
 from vlmbatch.engine.penalties import penalty_factors
 from vlmbatch.engine.token_masks import TokenMasks
@@ -117,6 +118,8 @@ class BatchGenerator:
             processors.append(Penalties(rows, self._image_token_id))
         if any(row.constraint is not None for row in rows):
             processors.append(Shapes(rows))
+        if any(row.request.sampling.min_tokens for row in rows):
+            processors.append(NoEarlyEnd(rows))
         if any(row.request.sampling.temperature > 0 for row in rows):
             processors.append(Choice(rows))
         raw = None
@@ -236,6 +239,25 @@ class Shapes(LogitsProcessor):  # type: ignore[misc]
         ]
         masks = TokenMasks.of(answers, scores.device)
         return scores if masks is None else masks.apply_(scores.clone())
+
+
+class NoEarlyEnd(LogitsProcessor):  # type: ignore[misc]
+    """Rules out what would end a row before it has as many tokens as asked for."""
+
+    def __init__(self, rows: Sequence[RowUnderWay]) -> None:
+        self._rows = rows
+        self._num_steps = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        ends = EarlyEnds.of(
+            {
+                place: row.stop_token_ids
+                for place, row in enumerate(self._rows)
+                if self._num_steps < row.request.sampling.min_tokens
+            }
+        )
+        self._num_steps += 1
+        return scores if ends is None else ends.rule_out(scores)
 
 
 class Choice(LogitsProcessor):  # type: ignore[misc]

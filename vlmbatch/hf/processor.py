@@ -82,6 +82,11 @@ class HfProcessor(PromptText):
 
     def tokenize(self, row: Row) -> Tokens:
         """See ``Processor``."""
+        if row.prompt_token_ids is not None:
+            raise RowError(
+                ErrorCode.PROMPT_INVALID,
+                "a prompt of token ids cannot be used where transformers answers: send its text",
+            )
         text, add_special_tokens = self._text(row)
         num_placeholders = self._placeholder.count(text)
         if num_placeholders != len(row.images):

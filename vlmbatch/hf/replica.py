@@ -222,7 +222,7 @@ class HfReplica:
         if isinstance(event, Completion):
             self._prompt_tokens += row.num_prompt_tokens
             self._generation_tokens += len(event.token_ids)
-            self._answered += 1
+            self._answered += row.request.is_row
         self._forget(row)
         return [event]
 

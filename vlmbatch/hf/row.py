@@ -39,9 +39,9 @@ class RowUnderWay:
         self.limit = min(request.sampling.max_tokens, max_model_len - self.num_prompt_tokens)
         self.ended = False  # answered, failed or given up
         self._tokenizer = tokenizer
-        self._stop_token_ids = set(request.sampling.stop_token_ids)
+        self.stop_token_ids = set(request.sampling.stop_token_ids)
         if not request.sampling.ignore_eos:
-            self._stop_token_ids |= set(eos_token_ids)
+            self.stop_token_ids |= set(eos_token_ids)
         self._num_told = 0  # tokens that were streamed, also by a batch that failed later
         self._first_token_at: float | None = None
         self.restart()
@@ -51,10 +51,12 @@ class RowUnderWay:
         self.token_ids: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self.constraint: Constraint | None = None
-        if self._grammars is not None and (grammar := self.request.sampling.grammar) is not None:
+        sampling = self.request.sampling
+        if self._grammars is not None and (grammar := sampling.grammar) is not None:
             self.constraint = self._grammars.constraint(grammar)
-        stop = self.request.sampling.stop
-        self._checker = StopChecker(self._tokenizer, stop) if stop else None
+        self._checker = None
+        if sampling.stop:
+            self._checker = StopChecker(self._tokenizer, sampling.stop, sampling.min_tokens)
 
     def push(
         self, token_id: int, logprob: TokenLogprob | None = None
@@ -67,7 +69,7 @@ class RowUnderWay:
         self.logprobs += own
         reason: FinishReason | None = None
         text_end = None
-        if token_id in self._stop_token_ids:
+        if token_id in self.stop_token_ids:
             reason = "stop"
         elif len(self.token_ids) == self.limit:
             reason = "length"

@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from vlmbatch.errors import ErrorCode, RowError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.manifest.validate import RowSize, sized_rows
 from vlmbatch.models.config import ModelConfig
-from vlmbatch.models.family import family_of
+from vlmbatch.models.family import Processor, family_of
 from vlmbatch.session.open import ModelInputs, image_prober, open_inputs, opening_stage
 from vlmbatch.stats import RunStats
 from vlmbatch.types import ImageGrid, Row
@@ -60,8 +60,9 @@ class GpuPlan:
 class Plan:
     """Sizes are in bytes, times in seconds. ``rows_looked_at``: of ``rows``; counts are of these.
 
-    ``histograms``: bars of (first value, last value, rows) by name. ``unknown``: rows with images
-    behind URLs, which are taken to be as the others.
+    ``generated_tokens``: with ``scores_classes``, those that are scored. ``histograms``: bars of
+    (first value, last value, rows) by name. ``unknown``: rows with images behind URLs, which are
+    taken to be as the others.
     """
 
     model: str
@@ -75,6 +76,7 @@ class Plan:
     prompt_tokens: int
     image_tokens: int
     generated_tokens: int
+    scores_classes: bool
     distinct_images: int
     histograms: dict[str, list[tuple[int, int, int]]]
     weight_bytes: int
@@ -108,7 +110,7 @@ def plan(
     info = inputs.manifest.scan()
     stats.rows_total = info.num_rows
     stats.stage, stats.work_started = "looking at rows", time.monotonic()
-    found = _Rows(inputs.model, inputs.processor.max_model_len, config.answer_tokens)
+    found = _Rows(inputs.model, inputs.processor, config.answer_tokens)
     rows = inputs.manifest.rows()
     with closing(sized_rows(rows, inputs.processor, image_prober(session, inputs))) as sizes:
         for row, size in sizes:
@@ -134,6 +136,7 @@ def plan(
         prompt_tokens=found.prompt.total(),
         image_tokens=found.image.total(),
         generated_tokens=found.work.head_tokens,
+        scores_classes=bool(sampling.choices),
         distinct_images=found.distinct_images,
         histograms=found.histograms(),
         weight_bytes=weights,
@@ -158,11 +161,14 @@ def _on_gpu(
     session: SessionConfig,
 ) -> GpuPlan:
     tokens = kv_cache_tokens(gpu.memory, weights, model, costs, _itemsize(session, model))
-    fits = GpuPlan(gpu.name, gpu.label, gpu.is_measured, gpu.memory, tokens)
     longest = session.engine.max_model_len or model.text.max_position_embeddings
-    if tokens < longest:
-        return fits
-    least = bound(work, costs, gpu.rates, session.engine.kv_cache_tokens or tokens, rows)
+    wanted = session.engine.kv_cache_tokens
+    fits = tokens >= (wanted or longest)
+    if fits and wanted is not None:
+        tokens = wanted
+    if not fits:
+        return GpuPlan(gpu.name, gpu.label, gpu.is_measured, gpu.memory, tokens)
+    least = bound(work, costs, gpu.rates, tokens, rows)
     seconds = least.serial_seconds / reached_share(model.model_type)
     whole = seconds + _START_SECONDS
     price = config.price_per_hour
@@ -177,12 +183,14 @@ def _on_gpu(
 class _Rows:
     """What the rows looked at take together."""
 
-    def __init__(self, model: ModelConfig, context: int, answer_tokens: int | None) -> None:
+    def __init__(self, model: ModelConfig, processor: Processor, answer_tokens: int | None) -> None:
         self._model = model
-        self._context = context
+        self._tokenizer = processor.tokenizer
+        self._context = processor.max_model_len
         self._answer_tokens = answer_tokens
         self._image_flops: dict[ImageGrid, int] = {}
         self._seen: set[int] = set()  # hashes of images
+        self._beginnings_of: dict[tuple[str, ...], list[int]] = {}
         self.work = Work()
         self.prompt, self.image, self.patches = _Lengths(), _Lengths(), _Lengths()
         self.unknown = 0
@@ -213,9 +221,22 @@ class _Rows:
                 self._seen.add(key)
                 flops += self._flops(grid)
         assert row.sampling is not None
+        if row.sampling.choices:
+            lengths = self._beginnings(tuple(row.sampling.choices))
+            self.work.add_classes(size.prompt_tokens, lengths, flops, shared)
+            return
         room = self._context - size.prompt_tokens
         generated = min(self._answer_tokens or row.sampling.max_tokens, max(1, room))
-        self.work.add(size.prompt_tokens, generated, flops, shared)
+        self.work.add(size.prompt_tokens, generated, flops, shared, row.sampling.n)
+
+    def _beginnings(self, choices: tuple[str, ...]) -> list[int]:
+        """Tokens of the beginnings of classes that are scored behind a prompt, the empty one not
+        among them; about, as what the prompt ends in has a say."""
+        if choices not in self._beginnings_of:
+            paths = [self._tokenizer.encode(each, add_special_tokens=False) for each in choices]
+            found = {tuple(path[:end]) for path in paths for end in range(1, len(path))}
+            self._beginnings_of[choices] = [len(path) for path in found]
+        return self._beginnings_of[choices]
 
     def costs(self, itemsize: int, kv_itemsize: int | None) -> ModelCosts:
         """The model's costs; what an image takes is in ``work``."""
@@ -266,9 +287,18 @@ def _itemsize(session: SessionConfig, model: ModelConfig) -> int:
 
 
 def _weight_bytes(session: SessionConfig, inputs: ModelInputs, model: ModelConfig) -> int:
-    """Of the checkpoint's files where they are as they will be loaded, else as counted."""
+    """Of the checkpoint's files where they are as they will be loaded, else as counted.
+
+    What the files have beside the decoder, which is counted, is the tower's.
+    """
     files = sum(path.stat().st_size for path in inputs.folder.glob("*.safetensors"))
     if files and session.engine.quantize is None and session.engine.dtype == "auto":
         return files
-    costs = model_costs(model, _itemsize(session, model), ImageGrid(1, 1, 1, 3))
-    return costs.decoder_bytes + _TOWER_BYTES
+    itemsize, any_grid = _itemsize(session, model), ImageGrid(1, 1, 1, 3)
+    decoder = model_costs(model, itemsize, any_grid).decoder_bytes
+    if not files:
+        return decoder + _TOWER_BYTES
+    stored = model if session.engine.quantize is None else replace(model, quantization=None)
+    stored_itemsize = _BYTES[model.dtype]
+    tower = files - model_costs(stored, stored_itemsize, any_grid).decoder_bytes
+    return decoder + max(0, tower) * itemsize // stored_itemsize

@@ -38,6 +38,7 @@ from vlmbatch.session.engines import EnginePlace, engine_places, several_engines
 from vlmbatch.session.gpu_context import make_context_early
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.session.load import (
+    composed,
     freeze_loaded,
     load_engine,
     load_with_transformers,
@@ -148,7 +149,7 @@ def _started(
         replica = stack.enter_context(pooled_replica(config, inputs, places, memory))
         if not isinstance(inputs.model, HfConfig):  # whose images stay in this process
             images = SharedLoader(images, memory)
-        yield images, replica, None
+        yield images, composed(replica, inputs.model, inputs.processor.tokenizer), None
 
 
 @contextmanager
@@ -161,7 +162,7 @@ def pooled_replica(
     with several_engines(
         config.session, inputs, places, memory, gather_seconds=GATHER_SECONDS
     ) as pool:
-        yield pool if isinstance(inputs.model, HfConfig) else with_choices(pool, inputs)
+        yield composed(pool, inputs.model, inputs.processor.tokenizer)
 
 
 @contextmanager
@@ -169,21 +170,14 @@ def loaded_replica(config: JobConfig, inputs: Inputs) -> Iterator[Replica]:
     """What answers: the engine of this process, or transformers."""
     if isinstance(inputs.model, HfConfig):
         with closing(load_with_transformers(config.session, inputs)) as replica:
-            yield replica
+            yield composed(replica, inputs.model, inputs.processor.tokenizer)
         return
     from vlmbatch.replicas.local import LocalReplica
 
     engine = load_engine(config.session, inputs)
     freeze_loaded(engine)
-    yield with_choices(LocalReplica(engine, inputs.processor.tokenizer), inputs)
-
-
-def with_choices(replica: Replica, inputs: Inputs) -> Replica:
-    """``replica``, of a model of our own, for rows that may have classes to choose from."""
-    from vlmbatch.replicas.choices import ChoiceReplica
-
-    assert not isinstance(inputs.model, HfConfig)
-    return ChoiceReplica(replica, inputs.processor.tokenizer, inputs.model.eos_token_ids)
+    tokenizer = inputs.processor.tokenizer
+    yield composed(LocalReplica(engine, tokenizer), inputs.model, tokenizer)
 
 
 def _count_work(status: ReplicaStatus, stats: RunStats) -> None:

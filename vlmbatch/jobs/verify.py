@@ -35,7 +35,7 @@ from vlmbatch.output.answers import Answers, open_answers
 from vlmbatch.output.changes import explained
 from vlmbatch.output.parts import parts_named
 from vlmbatch.replicas.replica import Completion, Replica, RowFailure
-from vlmbatch.session.load import load_engine, load_with_transformers
+from vlmbatch.session.load import composed, load_engine, load_with_transformers
 from vlmbatch.session.open import Inputs, open_images, open_inputs, open_model
 from vlmbatch.stages.answer import Answer, to_result
 from vlmbatch.stages.prepare import prepare
@@ -152,7 +152,6 @@ def _answered_again(
 def _by_engine(
     session: SessionConfig, inputs: Inputs, rows: Sequence[Row], stats: RunStats
 ) -> list[Result]:
-    from vlmbatch.jobs.run import with_choices
     from vlmbatch.replicas.local import LocalReplica
 
     alone = replace(
@@ -166,7 +165,7 @@ def _by_engine(
     session = replace(session, engine=alone)
     stats.stage, stats.rows_total, stats.rows_done = "loading the model", len(rows), 0
     engine = load_engine(session, inputs)
-    replica = with_choices(LocalReplica(engine, inputs.processor.tokenizer), inputs)
+    replica = LocalReplica(engine, inputs.processor.tokenizer)
     return _one_by_one(session, inputs, replica, rows, stats)
 
 
@@ -188,6 +187,7 @@ def _one_by_one(
 ) -> list[Result]:
     stats.stage, stats.work_started = "answering rows alone", time.monotonic()
     results = []
+    replica = composed(replica, inputs.model, inputs.processor.tokenizer)
     with closing(open_images(session, inputs, 1)) as images:
         for row in rows:
             results.append(_answer(row, inputs.processor, images, replica))

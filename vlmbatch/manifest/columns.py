@@ -16,9 +16,11 @@ MESSAGES_COLUMN = "messages"
 SAMPLING_COLUMNS = (
     *("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "stop"),
     *("repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size"),
-    *("json_schema", "regex"),
+    *("json_schema", "regex", "min_tokens"),
 )
 CHOICES_COLUMN = "choices"
+# Inputs of runs alone whose output has these columns: many data sets have columns of such names.
+_INPUTS_WHERE_ASKED = {CHOICES_COLUMN: "choice", "n": "texts", "best_of_retries": "retries"}
 RESOLUTION_COLUMNS = ("max_pixels", "min_pixels")
 
 
@@ -48,8 +50,7 @@ class Columns:
     def __post_init__(self) -> None:
         names = [self.prompt, self.image, self.id]
         names += [MESSAGES_COLUMN, *SAMPLING_COLUMNS, *RESOLUTION_COLUMNS]
-        if CHOICES_COLUMN in self.asked:  # else it passes through: many data sets have one
-            names.append(CHOICES_COLUMN)
+        names += [name for name, output in _INPUTS_WHERE_ASKED.items() if output in self.asked]
         for name in names[:3]:
             if names.count(name) > 1:
                 raise ConfigError(

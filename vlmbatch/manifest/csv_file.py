@@ -29,7 +29,7 @@ from vlmbatch.manifest.text_columns import TextColumn, number
 
 _ESCAPED = re.compile("[\udc80-\udcff]")  # a byte that is not UTF-8
 _UNCLOSED = "a quote opens in the row and is not closed before the end of the file"
-_NUMBERS = frozenset({*SAMPLING_COLUMNS, *RESOLUTION_COLUMNS})
+_NUMBERS = frozenset({*SAMPLING_COLUMNS, *RESOLUTION_COLUMNS, "n", "best_of_retries"})
 
 
 class CsvFile:
@@ -56,6 +56,7 @@ class CsvFile:
         self._lists = {columns.image, MESSAGES_COLUMN, "stop"}
         if CHOICES_COLUMN in columns.asked:
             self._lists.add(CHOICES_COLUMN)
+        self._numbers = _NUMBERS & columns.inputs
         self._max_row_bytes = max_row_bytes
         self._empty_prompt = empty_prompt
         self._seen: StreamDigest | None = None  # by scan
@@ -186,7 +187,7 @@ class CsvFile:
             return cell or self._empty_prompt
         if not cell:
             return None
-        if name in _NUMBERS and (value := number(cell)) != cell:
+        if name in self._numbers and (value := number(cell)) != cell:
             return value
         if name in self._lists and cell.startswith("["):
             return parse_value(cell.encode(), f'{where}: column "{name}"')

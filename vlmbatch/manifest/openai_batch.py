@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from vlmbatch.config import SamplingParams
+from vlmbatch.config.seeds import derive_seed
 from vlmbatch.errors import ManifestError, RowError
 from vlmbatch.images.urls import ImageUrls
 from vlmbatch.log import logger
 from vlmbatch.manifest.columns import Columns, is_request
 from vlmbatch.manifest.ids import read_id, unknown_id
 from vlmbatch.manifest.jsonl import JsonlFile
-from vlmbatch.manifest.rows import derive_seed
 from vlmbatch.manifest.scan import ManifestFile
 from vlmbatch.manifest.schema import asked_columns
 from vlmbatch.openai.errors import ApiError, bad_request
@@ -98,16 +98,18 @@ class BatchRowBuilder:
         except RowError as error:
             return Row(index, row_id, line, file, extra=extra, error=error)
         self._note_model(request.model, file, line)
+        prompt = request.prompts[0] if isinstance(request, CompletionRequest) else None
         return Row(
             index,
             row_id,
             line,
             file,
-            prompt=request.prompt if isinstance(request, CompletionRequest) else None,
+            prompt=prompt if isinstance(prompt, str) else None,
             messages=request.messages if isinstance(request, ChatRequest) else None,
             images=request.images,
             sampling=request.sampling,
             extra=extra,
+            prompt_token_ids=prompt if isinstance(prompt, tuple) else None,
         )
 
     def _request(self, index: int, values: dict[str, Any]) -> ChatRequest | CompletionRequest:
@@ -126,11 +128,25 @@ class BatchRowBuilder:
             raise bad_request(
                 f'\'url\' must be "{CHAT_URL}" or "{COMPLETION_URL}", got {kind_of(url)}', "url"
             )
-        if request.n > 1:
+        if isinstance(request, CompletionRequest) and request.echo:
             raise bad_request(
-                f"'n' with {request.n} is not supported in a batch file: send a request for each "
-                "answer, with a seed of its own",
-                "n",
+                "'echo' is not supported in a batch file: leave it out",
+                "echo",
+                "unsupported_parameter",
+            )
+        if isinstance(request, CompletionRequest) and len(request.prompts) > 1:
+            raise bad_request(
+                f"'prompt' has {len(request.prompts)} prompts: in a batch file send a request for "
+                "each",
+                "prompt",
+                "unsupported_parameter",
+            )
+        n = request.sampling.n
+        if n > 1 and request.sampling.logprobs is not None:
+            raise bad_request(
+                f"'logprobs' with {n} answers ('n') are not supported in a batch file: send a "
+                "request for each answer, with a seed of its own",
+                "logprobs",
                 "unsupported_parameter",
             )
         if request.stream:

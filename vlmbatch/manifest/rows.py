@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from vlmbatch.config import ImageResolution, SamplingParams
+from vlmbatch.config.seeds import derive_seed
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.images.buckets import AllowedBuckets, is_bucket_url
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
@@ -34,7 +35,6 @@ _BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|.{4096})[A-Z
 _MIN_BASE64 = 48  # characters: no image is shorter
 NO_DOMAINS = AllowedDomains()
 NO_BUCKETS = AllowedBuckets()
-_MASK = 2**64 - 1
 
 
 class RowBuilder:
@@ -216,7 +216,12 @@ def row_sampling(defaults: SamplingParams, values: dict[str, Any], index: int) -
         "presence_penalty": _number(values, "presence_penalty"),
         "frequency_penalty": _number(values, "frequency_penalty"),
         "no_repeat_ngram_size": _integer(values, "no_repeat_ngram_size"),
+        "min_tokens": _integer(values, "min_tokens"),
         "stop": _strings(values, "stop"),
+        "n": _integer(values, "n") if defaults.n > 1 else None,
+        "best_of_retries": (
+            _integer(values, "best_of_retries") if defaults.best_of_retries else None
+        ),
         "seed": derive_seed(defaults.seed, index) if seed is None else seed,
     }
     changes = {name: value for name, value in changes.items() if value is not None}
@@ -240,17 +245,6 @@ def row_resolution(values: dict[str, Any]) -> ImageResolution | None:
         return ImageResolution(**given)
     except ConfigError as error:
         raise RowError(code, str(error)) from error
-
-
-def derive_seed(run_seed: int, index: int) -> int:
-    """A row's seed below 2**63: the ``index``-th output of SplitMix64 started at ``run_seed``.
-
-    SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
-    """
-    z = (run_seed + (index + 1) * 0x9E3779B97F4A7C15) & _MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
-    return (z ^ (z >> 31)) >> 1
 
 
 def _integer(
@@ -319,7 +313,9 @@ def _text(values: dict[str, Any], name: str) -> str | None:
     raise _wrong_type(name, "a string", value)
 
 
-def _choices(values: dict[str, Any]) -> tuple[str, ...] | None:
+def _choices(values: dict[str, Any]) -> str | tuple[str, ...] | None:
+    if isinstance(text := values.get(CHOICES_COLUMN), str):
+        return text  # which may hold several
     choices = _strings(values, CHOICES_COLUMN)
     if choices == ():  # which would be a row without classes, whose answer is generated
         raise RowError(

@@ -37,6 +37,10 @@ _DETAILS = {
             [("choice", pa.string()), ("probability", pa.float32()), ("logprob", pa.float32())]
         )
     ),
+    "texts": pa.list_(pa.string()),
+    "finish_reasons": pa.list_(pa.string()),
+    "retries": pa.int32(),
+    "loops": pa.bool_(),
     "json_error": pa.string(),
 }
 _DETAIL_KEY = b"vlmbatch.detail"  # marks them in the schema
@@ -53,9 +57,14 @@ COLUMN_PREFIX_KEY = b"vlmbatch.column_prefix"
 
 def asked_columns(params: SamplingParams, parse_json: bool = False) -> tuple[str, ...]:
     """The columns beyond those of every output that a run's parameters ask for."""
-    logprobs = () if params.logprobs is None else ("logprobs",)
-    classes = ("choice", "confidence", "choices") if params.choices else ()
-    return (*logprobs, *classes, *(("json_error",) if parse_json else ()))
+    asked = {
+        ("logprobs",): params.logprobs is not None,
+        ("choice", "confidence", "choices"): bool(params.choices),
+        ("texts", "finish_reasons"): params.n > 1,
+        ("retries", "loops"): params.best_of_retries > 0,
+        ("json_error",): parse_json,
+    }
+    return tuple(name for names, wanted in asked.items() if wanted for name in names)
 
 
 def output_schema(extra: pa.Schema, prefix: str = "", asked: Sequence[str] = ()) -> pa.Schema:
@@ -92,6 +101,19 @@ def result_values(result: Result) -> dict[str, Any]:
         "error_code": result.error_code,
         "error_message": result.error_message,
     }
+
+
+def detail_value(result: Result, name: str) -> Any:
+    """A result's value in a column that is asked for; of a row with one answer the list is of it.
+
+    None where the row has none.
+    """
+    if result.text is not None and name not in result.details:
+        if name == "texts":
+            return [result.text]
+        if name == "finish_reasons":
+            return [result.finish_reason]
+    return result.details.get(name)
 
 
 def detail_name(field: pa.Field) -> str | None:

@@ -71,10 +71,13 @@ class PromptProcessor(PromptText, ABC):
 
     def tokenize(self, row: Row) -> Tokens:
         """See ``Processor``: where all images take as many tokens, the whole prompt is checked."""
-        text, add_special_tokens = self._text(row)
-        if self._image_text is not None:
-            text = text.replace(IMAGE_PLACEHOLDER, self._image_text)
-        token_ids = self._encoded(text, add_special_tokens)
+        if row.prompt_token_ids is not None:
+            token_ids = self._checked(row.prompt_token_ids)
+        else:
+            text, add_special_tokens = self._text(row)
+            if self._image_text is not None:
+                text = text.replace(IMAGE_PLACEHOLDER, self._image_text)
+            token_ids = self._encoded(text, add_special_tokens)
         if not token_ids:
             raise RowError(ErrorCode.PROMPT_INVALID, "the prompt is empty")
         tokens = Tokens(token_ids)
@@ -109,6 +112,22 @@ class PromptProcessor(PromptText, ABC):
     def encode(self, tokens: Tokens, images: Sequence[ImageInput]) -> EncodedPrompt:
         """See ``Processor``."""
         return self.place(tokens, [image.grid for image in images])
+
+    def _checked(self, token_ids: Sequence[int]) -> list[int]:
+        """Tokens that are a prompt as they are.
+
+        Raises:
+            RowError: the model has no such token.
+        """
+        vocab_size = self._model.text.vocab_size
+        for place, token_id in enumerate(token_ids):
+            if not 0 <= token_id < vocab_size:
+                raise RowError(
+                    ErrorCode.PROMPT_INVALID,
+                    f"token {place} of the prompt is {token_id}, and the model has tokens 0 to "
+                    f"{vocab_size - 1}",
+                )
+        return list(token_ids)
 
     def _positions(
         self, token_ids: list[int], spans: Sequence[ImageSpan], grids: Sequence[ImageGrid]

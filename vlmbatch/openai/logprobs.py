@@ -52,16 +52,23 @@ def chat_logprobs(tokens: Sequence[Json]) -> Json:
 
 
 def text_logprobs(tokens: Sequence[Json], offset: int = 0) -> Json:
-    """``logprobs`` of a choice of a completion, whose text so far has ``offset`` characters."""
+    """``logprobs`` of a choice of a completion, whose text so far has ``offset`` characters.
+
+    The first token of an echoed prompt has None for its own and for those in its place.
+    """
     offsets = []
     for token in tokens:
         offsets.append(offset)
         offset += len(token["token"])
     return {
         "tokens": [token["token"] for token in tokens],
-        "token_logprobs": [_finite(token) for token in tokens],
+        "token_logprobs": [
+            None if token["logprob"] is None else _finite(token) for token in tokens
+        ],
         "top_logprobs": [
-            {each["token"]: _finite(each) for each in reversed(token["top_logprobs"])}
+            None
+            if token["top_logprobs"] is None
+            else {each["token"]: _finite(each) for each in reversed(token["top_logprobs"])}
             for token in tokens
         ],
         "text_offset": offsets,

@@ -11,7 +11,6 @@ from vlmbatch.openai.errors import bad_request
 from vlmbatch.openai.fields import (
     Json,
     boolean,
-    integer,
     json_object,
     missing,
     object_body,
@@ -28,10 +27,11 @@ from vlmbatch.types import ImageRef
 CHAT_URL = "/v1/chat/completions"
 COMPLETION_URL = "/v1/completions"
 
-_MAX_N = 16
-_COMMON = SAMPLING_FIELDS | {"model", "n", "logprobs", "stream", "stream_options", RESOLUTION_FIELD}
+_COMMON = SAMPLING_FIELDS | {"model", "logprobs", "stream", "stream_options", RESOLUTION_FIELD}
 _CHAT_FIELDS = _COMMON | {"messages", "max_completion_tokens", "top_logprobs"}
-_COMPLETION_FIELDS = _COMMON | {"prompt", "images"}  # images: ours; OpenAI's has none
+_COMPLETION_FIELDS = _COMMON | {"prompt", "images", "echo"}  # images: ours; OpenAI's has none
+_MAX_PROMPTS = 256  # of one request
+_PROMPT_KINDS = "a string, an array of token ids, or an array of these"
 # The last is vLLM's; OpenAI's obfuscation pads what is streamed, and is a matter of taste.
 _STREAM_OPTIONS = ("include_usage", "include_obfuscation", "continuous_usage_stats")
 
@@ -54,22 +54,25 @@ class ChatRequest:
     include_usage: bool = False  # at the end of a stream
     continuous_usage: bool = False  # and in each of its chunks
     user: str | None = None
-    n: int = 1  # answers
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """A parsed completion request: ``images`` are those of the ``<image>`` tokens in ``prompt``."""
+    """A parsed completion request, of one prompt or several, each a text or token ids.
+
+    ``images`` are those of the ``<image>`` tokens in the one prompt that there then is.
+    """
 
     model: str | None
-    prompt: str = field(repr=False)
+    prompts: tuple[str | tuple[int, ...], ...] = field(repr=False)
     images: tuple[ImageRef, ...]
     sampling: SamplingParams
     stream: bool = False
     include_usage: bool = False  # at the end of a stream
     continuous_usage: bool = False  # and in each of its chunks
     user: str | None = None
-    n: int = 1  # answers
+    echo: bool = False  # the prompt comes before the answer
+    generates: bool = True  # False: there is to be no answer behind the echo
 
 
 def parse_chat_request(
@@ -96,7 +99,6 @@ def parse_chat_request(
         sampling,
         *_stream(body),
         string(body, "user"),
-        _n(body),
     )
 
 
@@ -112,19 +114,46 @@ def parse_completion_request(
     """
     body = object_body(body)
     check_fields(body, _COMPLETION_FIELDS, NEUTRAL_COMPLETION)
-    prompt = _prompt(body.get("prompt"))
+    prompts = _prompts(body.get("prompt"))
     images = at_own_resolution(body, _images(body.get("images"), urls))
-    sampling = read_sampling(body, defaults)
+    if images and len(prompts) > 1:
+        raise bad_request(
+            f"'images' cannot be told apart among {len(prompts)} prompts: send a request for each",
+            "images",
+        )
+    echo = boolean(body, "echo")
+    generates = not (echo and body.get("max_tokens") == 0)
+    sampling = read_sampling(body if generates else body | {"max_tokens": 1}, defaults)
     sampling = replace(sampling, logprobs=read_text_logprobs(body, defaults.logprobs))
+    if (answers := len(prompts) * sampling.n) > _MAX_PROMPTS:
+        raise bad_request(
+            f"'n' with {sampling.n} makes {answers} answers to {len(prompts)} prompts, at most "
+            f"{_MAX_PROMPTS} fit a request",
+            "n",
+        )
+    stream = _stream(body)
+    if echo:
+        _check_echo(images, *stream)
     return CompletionRequest(
         string(body, "model"),
-        prompt,
+        prompts,
         images,
         sampling,
-        *_stream(body),
+        *stream,
         string(body, "user"),
-        _n(body),
+        echo,
+        generates,
     )
+
+
+def _check_echo(images: tuple[ImageRef, ...], stream: bool, *_: bool) -> None:
+    for name, given in (("stream", stream), ("images", bool(images))):
+        if given:
+            raise bad_request(
+                f"'echo' with '{name}' is not supported: leave one of them out",
+                "echo",
+                "unsupported_parameter",
+            )
 
 
 def _images(value: object, urls: ImageUrls) -> tuple[ImageRef, ...]:
@@ -135,23 +164,35 @@ def _images(value: object, urls: ImageUrls) -> tuple[ImageRef, ...]:
     return tuple(read_image(url, urls, f"images[{index}]") for index, url in enumerate(value))
 
 
-def _prompt(value: object) -> str:
+def _prompts(value: object) -> tuple[str | tuple[int, ...], ...]:
+    """A text, token ids, or an array of either."""
     if value is None:
         raise missing("prompt")
-    if isinstance(value, list) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        raise bad_request(f"'prompt' has {len(value)} texts: send a request for each", "prompt")
-    if not isinstance(value, str):
-        raise wrong_type("prompt", "a string (token ids are not supported)", value)
-    return value
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list):
+        raise wrong_type("prompt", _PROMPT_KINDS, value)
+    if not value:
+        raise bad_request("'prompt' is empty: it needs at least one text or token", "prompt")
+    if not isinstance(value[0], str | list):
+        return (_token_ids(value, "prompt"),)
+    if len(value) > _MAX_PROMPTS:
+        raise bad_request(
+            f"'prompt' has {len(value)} prompts, at most {_MAX_PROMPTS} fit a request", "prompt"
+        )
+    return tuple(
+        item if isinstance(item, str) else _token_ids(item, f"prompt[{number}]")
+        for number, item in enumerate(value)
+    )
 
 
-def _n(body: Json) -> int:
-    n = integer(body, "n")
-    if n is not None and not 1 <= n <= _MAX_N:
-        raise bad_request(f"'n' must be from 1 to {_MAX_N}, got {n}", "n")
-    return 1 if n is None else n
+def _token_ids(value: object, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list):
+        raise wrong_type(where, _PROMPT_KINDS, value)
+    for item in value:
+        if not isinstance(item, int) or isinstance(item, bool):
+            raise wrong_type(where, _PROMPT_KINDS, item)
+    return tuple(value)
 
 
 def _stream(body: Json) -> tuple[bool, bool, bool]:

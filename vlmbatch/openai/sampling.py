@@ -17,12 +17,13 @@ SAMPLING_FIELDS = frozenset(
     {"max_tokens", "temperature", "top_p", "seed", "stop"}
     | {"presence_penalty", "frequency_penalty"}
     | {"top_k", "ignore_eos", "stop_token_ids", "min_p", "repetition_penalty"}
-    | {"no_repeat_ngram_size"}
+    | {"n", "min_tokens", "no_repeat_ngram_size"}
     | {*SHAPE_FIELDS}
 )
 
 _PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 _MAX_STOPS = 4
+_MAX_N = 16
 _MAX_TEMPERATURE = 2.0  # OpenAI's
 
 
@@ -49,6 +50,8 @@ def read_sampling(body: Json, defaults: SamplingParams) -> SamplingParams:
         "no_repeat_ngram_size": ("no_repeat_ngram_size", integer(body, "no_repeat_ngram_size")),
         "seed": ("seed", None if seed is None else seed % 2**63),  # OpenAI's may be negative
         "stop": ("stop", _stop(body.get("stop"))),
+        "min_tokens": ("min_tokens", integer(body, "min_tokens")),
+        "n": ("n", _n(body)),
         "stop_token_ids": ("stop_token_ids", _token_ids(body.get("stop_token_ids"))),
     }
     ignore_eos = boolean(body, "ignore_eos") if body.get("ignore_eos") is not None else None
@@ -66,6 +69,13 @@ def read_sampling(body: Json, defaults: SamplingParams) -> SamplingParams:
         return replace(sampling, **shape)
     except ConfigError as error:
         raise bad_request(f"'{shape_name}': {error}", shape_name) from error
+
+
+def _n(body: Json) -> int | None:
+    n = integer(body, "n")
+    if n is not None and not 1 <= n <= _MAX_N:
+        raise bad_request(f"'n' must be from 1 to {_MAX_N}, got {n}", "n")
+    return n
 
 
 def _temperature(body: Json) -> float | None:

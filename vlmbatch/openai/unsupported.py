@@ -30,15 +30,14 @@ HARMLESS: dict[str, Callable[[Json, str], object]] = {
 _BOTH: dict[str, tuple[Any, ...]] = {
     "best_of": (1,),
     "length_penalty": (1,),
-    "min_tokens": (0,),
     "logit_bias": ({},),
     "use_beam_search": (False,),
     "skip_special_tokens": (True,),
     "spaces_between_special_tokens": (True, False),
     "include_stop_str_in_output": (False,),
-    "echo": (False,),
 }
 NEUTRAL_CHAT: dict[str, tuple[Any, ...]] = _BOTH | {
+    "echo": (False,),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
@@ -59,6 +58,9 @@ NEUTRAL_COMPLETION: dict[str, tuple[Any, ...]] = _BOTH | {
     "suffix": ("",),
     "add_special_tokens": (True,),
 }
+
+
+_TOOL_FIELDS = ("tools", "tool_choice", "functions", "function_call")
 
 
 def check_fields(
@@ -85,6 +87,8 @@ def check_fields(
             continue
         instead = " or ".join(as_json(allowed) for allowed in neutral[name])
         hint = f"leave it out, or set it to {instead}" if instead else "leave it out"
+        if name in _TOOL_FIELDS:
+            hint = "tools are not called here; for JSON of a schema use 'response_format'"
         raise bad_request(
             f"'{name}' with {as_json(value)} is not supported: {hint}",
             name,

@@ -7,14 +7,14 @@ from typing import Any, BinaryIO
 
 from vlmbatch.errors import OutputError
 from vlmbatch.manifest.json_text import dump_json
-from vlmbatch.manifest.schema import result_values
+from vlmbatch.manifest.schema import detail_value, result_values
 from vlmbatch.types import Result
 
 
 def result_line(result: Result, prefix: str = "", asked: Sequence[str] = ()) -> dict[str, Any]:
     """The output schema's keys, and those ``asked`` for, behind ``prefix``, nulls included; then
     what passes through."""
-    own = result_values(result) | {name: result.details.get(name) for name in asked}
+    own = result_values(result) | {name: detail_value(result, name) for name in asked}
     values = {f"{prefix}{name}": value for name, value in own.items()}
     extra = {name: value for name, value in result.extra.items() if name not in values}
     return {**values, **extra}

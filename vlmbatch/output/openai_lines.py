@@ -26,6 +26,7 @@ from vlmbatch.openai.responses import (
     COMPLETION_ID_PREFIX,
     ResponseHead,
     chat_completion,
+    joined,
     text_completion,
     usage,
 )
@@ -102,7 +103,14 @@ class BatchLines:
         )
         found = result.details.get("logprobs")
         logprobs = None if found is None else form(found)
-        return build(head, result.text, result.finish_reason, tokens, logprobs)
+        texts = result.details.get("texts", [result.text])
+        reasons = result.details.get("finish_reasons", [result.finish_reason])
+        return joined(
+            [
+                build(head, text, reason, tokens, logprobs)
+                for text, reason in zip(texts, reasons, strict=True)
+            ]
+        )
 
 
 def is_batch_output(output: Path) -> bool:
@@ -147,18 +155,25 @@ def parse_line(raw: bytes) -> Result:
                 error_param=failure["param"],
                 error_api_code=api_code,
             )
-        choice, tokens = body["choices"][0], body["usage"]
-        text = choice["message"]["content"] if "message" in choice else choice["text"]
-        logprobs = choice["logprobs"]
+        choices, tokens = body["choices"], body["usage"]
+        texts = [
+            each["message"]["content"] if "message" in each else each["text"] for each in choices
+        ]
+        reasons = [each["finish_reason"] for each in choices]
+        details: dict[str, Any] = {}
+        if (logprobs := choices[0]["logprobs"]) is not None:
+            details["logprobs"] = tokens_of(logprobs)
+        if len(choices) > 1:
+            details |= {"texts": texts, "finish_reasons": reasons}
         return Result(
             head[1],
             values["custom_id"],
-            text,
-            choice["finish_reason"],
+            texts[0],
+            reasons[0],
             tokens["prompt_tokens"],
             tokens["prompt_tokens_details"]["image_tokens"],
             tokens["completion_tokens"],
-            details={} if logprobs is None else {"logprobs": tokens_of(logprobs)},
+            details=details,
         )
     except (KeyError, IndexError, TypeError) as error:
         raise ValueError(f"a field is missing: {error}") from error

@@ -18,7 +18,13 @@ from vlmbatch.errors import OutputError
 from vlmbatch.manifest.arrow_values import shown
 from vlmbatch.manifest.json_text import dump_json
 from vlmbatch.manifest.parquet_file import read_footer
-from vlmbatch.manifest.schema import RESULT_SCHEMA, detail_name, is_json_text, result_values
+from vlmbatch.manifest.schema import (
+    RESULT_SCHEMA,
+    detail_name,
+    detail_value,
+    is_json_text,
+    result_values,
+)
 from vlmbatch.manifest.stored_types import UNFIT, to_array
 from vlmbatch.types import Result
 
@@ -192,7 +198,7 @@ def results_table(results: list[Result], schema: pa.Schema) -> pa.Table:
         if position < len(RESULT_SCHEMA):
             values = [row[RESULT_SCHEMA.names[position]] for row in rows]
         elif (detail := detail_name(field)) is not None:
-            values = [result.details.get(detail) for result in results]
+            values = [detail_value(result, detail) for result in results]
         else:
             values = [result.extra.get(field.name) for result in results]
             if is_json_text(field):

@@ -12,10 +12,11 @@ import pyarrow as pa
 
 from vlmbatch.config import SamplingParams, SessionConfig
 from vlmbatch.config.option import build, opt_fields
+from vlmbatch.config.seeds import derive_seed
 from vlmbatch.durable.row_keys import row_key
-from vlmbatch.errors import UsageError
+from vlmbatch.errors import ConfigError, UsageError
 from vlmbatch.manifest.columns import Columns
-from vlmbatch.manifest.rows import RowBuilder, derive_seed
+from vlmbatch.manifest.rows import RowBuilder
 from vlmbatch.manifest.schema import RESULT_SCHEMA
 from vlmbatch.types import Row
 
@@ -79,6 +80,11 @@ class Answerer:
         self._arguments = {"model": model, **arguments}
         build(SessionConfig, self._arguments, key="argument")
         self._sampling = sampling_params or SamplingParams()
+        if self._sampling.n > 1:
+            raise ConfigError(
+                f"n is {self._sampling.n}, but a row of a batch has one answer: give the batch the "
+                "row so often, each with a seed of its own"
+            )
         self._columns = Columns(prompt_column, image_column)
         self._prefix = column_prefix
         self._image_base = Path() if image_base is None else Path(image_base)
@@ -137,7 +143,7 @@ class Answerer:
         return self._llm.answer(RowSource(batch.select(inputs).to_pylist(), None, read))
 
     def _seeded(self, row: Row) -> Row:
-        if row.sampling is None or row.sampling.temperature == 0:
+        if row.sampling is None or not (row.sampling.temperature or row.sampling.best_of_retries):
             return row
         plain = replace(row, sampling=replace(row.sampling, seed=0))
         number = int.from_bytes(row_key(plain)[:8], "little")

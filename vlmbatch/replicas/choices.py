@@ -8,16 +8,17 @@ one step, which find the prompt in the prefix cache. No torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import count
+from collections.abc import Collection, Hashable, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.replicas.replica import Completion, Event, Replica, ReplicaStatus, RowFailure
+from vlmbatch.replicas.composed import Composition, Parts
+from vlmbatch.replicas.replica import Completion
 from vlmbatch.types import Request
 
 Path = tuple[int, ...]
@@ -101,104 +102,29 @@ def _tokens(choice: str, tokenizer: Tokenizer, behind: int) -> Path:
     return tuple(tokenizer.encode(choice, add_special_tokens=False))
 
 
-@dataclass(slots=True)
-class _Row:
-    """A request whose classes are being scored. ``asked``: indexes of what is under way."""
+class ChoiceScorer:
+    """Composes requests that have choices."""
 
-    request: Request
-    tree: ChoiceTree
-    branches: dict[Path, tuple[int, ...]]
-    asked: dict[int, Path] = field(default_factory=dict)
-    scores: dict[Path, dict[int, float]] = field(default_factory=dict)
-    first: Completion | None = None
-
-
-class ChoiceReplica:
-    """A ``Replica`` whose requests may have choices, on one that knows nothing of them."""
-
-    def __init__(
-        self, replica: Replica, tokenizer: Tokenizer, eos_token_ids: Collection[int]
-    ) -> None:
-        self._replica = replica
+    def __init__(self, tokenizer: Tokenizer, eos_token_ids: Collection[int]) -> None:
         self._tokenizer = tokenizer
         self._eos_token_ids = eos_token_ids
-        self._indexes = count(-1, -1)  # of our own requests: others have none below 0
-        self._rows: dict[int, _Row] = {}  # by the request's index
-        self._owner: dict[int, _Row] = {}  # by the indexes of our own requests
-        self._refused: list[RowFailure] = []
         self._trees: dict[tuple[tuple[str, ...], int], ChoiceTree] = {}  # most rows have the same
 
-    @property
-    def num_unfinished(self) -> int:
-        return self._replica.num_unfinished + len(self._refused)
+    def compose(self, request: Request) -> Composition | None:
+        """See ``Compose``.
 
-    @property
-    def wants_requests(self) -> bool:
-        return self._replica.wants_requests
-
-    @property
-    def fills_step(self) -> bool:
-        return self._replica.fills_step
-
-    @property
-    def status(self) -> ReplicaStatus:
-        return self._replica.status
-
-    def submit(self, request: Request, *, stream: bool = False) -> None:
-        choices = request.sampling.choices
+        Raises:
+            RowError: the classes cannot be told apart, or transformers answers.
+        """
+        choices = tuple(request.sampling.choices)
         if not choices:
-            self._replica.submit(request, stream=stream)
-            return
-        try:
-            if request.inputs is not None:
-                raise RowError(
-                    ErrorCode.SAMPLING_INVALID,
-                    "choices cannot be scored where transformers answers: leave them out",
-                )
-            tree = self._tree(tuple(choices), request.token_ids[-1])
-        except RowError as error:
-            self._refused.append(RowFailure(request.index, error))
-            return
-        row = self._rows[request.index] = _Row(request, tree, tree.branches())
-        self._ask(row, ())
-
-    def poll(self) -> list[Event]:
-        events: list[Event] = [*self._refused]
-        self._refused.clear()
-        for event in self._replica.poll():
-            row = self._owner.pop(event.index, None)
-            if row is None:
-                if event.index >= 0:  # else of a row that failed in this very step
-                    events.append(event)
-            elif isinstance(event, RowFailure):
-                path = row.asked.pop(event.index)
-                self.cancel(row.request.index)
-                events.append(RowFailure(row.request.index, _of_class(event.error, len(path))))
-            elif isinstance(event, Completion) and (done := self._take(row, event)) is not None:
-                events.append(done)
-        return events
-
-    def cancel(self, index: int) -> None:
-        row = self._rows.pop(index, None)
-        if row is None:
-            self._refused = [failure for failure in self._refused if failure.index != index]
-            self._replica.cancel(index)
-            return
-        for own in row.asked:
-            self._owner.pop(own, None)
-            self._replica.cancel(own)
-
-    def drop_waiting(self) -> None:
-        self._replica.drop_waiting()
-
-    def expect_no_more(self) -> None:
-        self._replica.expect_no_more()
-
-    def reset(self) -> None:
-        self._rows.clear()
-        self._owner.clear()
-        self._refused.clear()
-        self._replica.reset()
+            return None
+        if request.inputs is not None:
+            raise RowError(
+                ErrorCode.SAMPLING_INVALID,
+                "choices cannot be scored where transformers answers: leave them out",
+            )
+        return _Scoring(request, self._tree(choices, request.token_ids[-1]))
 
     def _tree(self, choices: tuple[str, ...], behind: int) -> ChoiceTree:
         known = self._trees.get((choices, behind))
@@ -209,36 +135,47 @@ class ChoiceReplica:
             self._trees[choices, behind] = known
         return known
 
-    def _ask(self, row: _Row, path: Path) -> None:
-        index = next(self._indexes)
-        row.asked[index] = path
-        self._owner[index] = row
-        self._replica.submit(_behind(row.request, path, index, row.branches[path]))
 
-    def _take(self, row: _Row, event: Completion) -> Completion | None:
-        """Keep what a request of ours tells; the row's answer, if it is the last."""
-        path = row.asked.pop(event.index)
-        row.scores[path] = dict(event.logprobs[0].top)
-        if row.first is None:
-            row.first = event
-            for other in row.branches:
-                if other:
-                    self._ask(row, other)
-        if row.asked:
-            return None
-        del self._rows[row.request.index]
-        logprobs = row.tree.logprobs(row.scores)
+class _Scoring:
+    """A request whose classes are being scored: a part for each beginning of a class."""
+
+    def __init__(self, request: Request, tree: ChoiceTree) -> None:
+        self._request = request
+        self._tree = tree
+        self._branches = tree.branches()
+        self._scores: dict[Path, dict[int, float]] = {}
+        self._first: Completion | None = None
+
+    def first(self) -> Parts:
+        return {(): self._part(())}
+
+    def take(self, name: Hashable, completion: Completion) -> Parts | Completion:
+        path = cast(Path, name)
+        self._scores[path] = dict(completion.logprobs[0].top)
+        if self._first is None:
+            self._first = completion
+            others: Parts = {path: self._part(path) for path in self._branches if path}
+            if others:
+                return others
+        if len(self._scores) < len(self._branches):
+            return {}
+        logprobs = self._tree.logprobs(self._scores)
         best = logprobs.index(max(logprobs))
-        choices = zip(row.request.sampling.choices, logprobs, strict=True)
-        first = row.first
+        choices = zip(self._request.sampling.choices, logprobs, strict=True)
         return Completion(
-            row.request.index,
-            row.tree.paths[best],
+            self._request.index,
+            self._tree.paths[best],
             "stop",
-            first.cached_tokens,
-            first.first_token_at,
+            self._first.cached_tokens,
+            self._first.first_token_at,
             choices=tuple(choices),
         )
+
+    def failure(self, name: Hashable, error: RowError) -> RowError:
+        return _of_class(error, len(cast(Path, name)))
+
+    def _part(self, path: Path) -> Request:
+        return _behind(self._request, path, self._branches[path])
 
 
 def _of_class(error: RowError, num_tokens: int) -> RowError:
@@ -249,7 +186,7 @@ def _of_class(error: RowError, num_tokens: int) -> RowError:
     return RowError(error.code, f"{more}{error.message}")
 
 
-def _behind(request: Request, path: Path, index: int, scored: tuple[int, ...]) -> Request:
+def _behind(request: Request, path: Path, scored: tuple[int, ...]) -> Request:
     """A request for the scores of tokens behind the prompt and ``path``."""
     positions, next_position = request.positions, request.next_position
     if path and not (positions is None and next_position is None):
@@ -260,7 +197,6 @@ def _behind(request: Request, path: Path, index: int, scored: tuple[int, ...]) -
         positions, next_position = np.concatenate([own, more], axis=-1), first + len(path)
     return replace(
         request,
-        index=index,
         token_ids=[*request.token_ids, *path],
         sampling=_ONE_TOKEN,
         positions=positions,

@@ -91,8 +91,10 @@ class LocalReplica:
         except RowError as error:
             self._refused.append(RowFailure(index, error))
             return
-        stop = request.sampling.stop
-        checker = StopChecker(self._tokenizer, stop) if stop else None
+        sampling = request.sampling
+        checker = None
+        if sampling.stop:
+            checker = StopChecker(self._tokenizer, sampling.stop, sampling.min_tokens)
         self._under_way[sequence] = _UnderWay(sequence, checker, stream)
         self._sequences[index] = sequence
 
@@ -180,7 +182,7 @@ class LocalReplica:
         if state.checker is not None:
             del token_ids[state.num_checked :]  # of steps that were handed out with this one
         assert state.first_token_at is not None
-        self._answered += 1
+        self._answered += sequence.request.is_row
         return Completion(
             self._forget(state),
             tuple(token_ids),
@@ -189,6 +191,9 @@ class LocalReplica:
             state.first_token_at,
             text_end,
             tuple(state.logprobs),
+            prompt_logprobs=tuple(
+                sequence.prompt_logprobs[place] for place in sorted(sequence.prompt_logprobs)
+            ),
         )
 
     def _forget(self, state: _UnderWay) -> int:

@@ -32,7 +32,10 @@ class Completion:
     the prefix cache. ``first_token_at``: ``time.monotonic()`` when the first token was known.
     ``text_end``: characters of its text before the stop string that ended it, if one did.
     ``logprobs``: of each token, where the request asks for them. ``choices``: the request's, with
-    the log-probability of each.
+    the log-probability of each. ``others``: the second answer and those behind it, where the
+    request asks for several. ``retries``: how often an answer that looped was tried again, and
+    ``loops``: whether the last one loops as well. ``prompt_logprobs``: of the prompt's tokens but
+    the first, where the request asks for them.
     """
 
     index: int
@@ -43,6 +46,10 @@ class Completion:
     text_end: int | None = None
     logprobs: tuple[TokenLogprob, ...] = ()
     choices: tuple[tuple[str, float], ...] = ()
+    others: tuple[Completion, ...] = ()
+    retries: int = 0
+    loops: bool = False
+    prompt_logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +80,7 @@ class ReplicaStatus:
     cached_tokens: int = 0  # of the prompt tokens, those found in the prefix cache
     generation_tokens: int = 0
     preemptions: int = 0
-    answered: int = 0  # requests, without those that failed
+    answered: int = 0  # requests that stand for a row, without those that failed
     start: EngineStart | None = None
     parts: tuple[tuple[str, ReplicaStatus], ...] = ()
 

@@ -13,17 +13,22 @@ from starlette.types import Receive, Scope, Send
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.errors import VlmbatchError
-from vlmbatch.manifest.rows import derive_seed
 from vlmbatch.models.described_tokens import described
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.openai import responses
 from vlmbatch.openai.errors import SERVER_ERROR, ApiError
 from vlmbatch.openai.logprobs import chat_logprobs, text_logprobs
-from vlmbatch.openai.requests import parse_chat_request, parse_completion_request
+from vlmbatch.openai.requests import (
+    CompletionRequest,
+    parse_chat_request,
+    parse_completion_request,
+)
 from vlmbatch.openai.responses import JsonObject, ResponseHead
+from vlmbatch.replicas.several_answers import sampling_of
 from vlmbatch.serve.body import read_body
 from vlmbatch.serve.config import ServeConfig
 from vlmbatch.serve.disconnect import while_connected
+from vlmbatch.serve.echo import echoed_text, echoed_tokens
 from vlmbatch.serve.engine_thread import EngineThread, Generation
 from vlmbatch.serve.errors import as_api_error
 from vlmbatch.serve.event_stream import EventStream
@@ -172,7 +177,7 @@ class CompletionEndpoint:
         )
         answers = [
             _Answer(number, request, stream, head)
-            for number, request in enumerate(_requests(prepared.request, asked.n))
+            for number, request in enumerate(_requests(prepared.requests))
         ]
         # Of several, one that fails ends all, as the others would be told to nobody.
         tasks = [asyncio.ensure_future(self._answer_one(each, asked, answers)) for each in answers]
@@ -184,12 +189,14 @@ class CompletionEndpoint:
         first_token_at = answers[0].first_token_at
         if first_token_at is not None:
             service.metrics.observe_first_token(first_token_at - arrived)
-        usage = _usage(answers)
+        usage = _usage(answers, prepared.generates)
         if asked.stream:
             if asked.include_usage:
                 await stream.put(dialect.usage_chunk(head, usage))
             await stream.end()
         else:
+            if isinstance(asked, CompletionRequest) and asked.echo:
+                self._echo(asked, answers)
             whole = [self._whole(each, usage) for each in answers]
             await JsonResponse(responses.joined(whole))(scope, receive, send)
 
@@ -198,6 +205,22 @@ class CompletionEndpoint:
         logprobs = self._dialect.logprobs(answer.tokens, 0) if answer.asks else None
         text = "".join(answer.texts)
         return self._dialect.whole(answer.head, text, answer.reason, usage, logprobs)
+
+    def _echo(self, asked: CompletionRequest, answers: Sequence[_Answer]) -> None:
+        """Put each answer's prompt before it."""
+        tokenizer = self._service.tokenizer
+        for answer in answers:
+            assert answer.generation is not None
+            if not asked.generates:
+                for generated in (answer.texts, answer.tokens, answer.token_ids):
+                    generated.clear()
+                answer.reason = "length"
+            prompt = asked.prompts[answer.number // asked.sampling.n]
+            token_ids = answer.request.token_ids
+            answer.texts.insert(0, echoed_text(prompt, token_ids, answer.token_ids, tokenizer))
+            if answer.asks:
+                logprobs = answer.generation.prompt_logprobs
+                answer.tokens[:0] = echoed_tokens(token_ids, logprobs, tokenizer)
 
     async def _answer_one(
         self, answer: _Answer, asked: ApiRequest, answers: Sequence[_Answer]
@@ -212,6 +235,7 @@ class CompletionEndpoint:
                 chunk = await generation.next_chunk()
                 answer.reason = chunk.finish_reason
                 text = text_stream.push(chunk)
+                answer.token_ids += chunk.token_ids
                 answer.tokens += described(chunk.logprobs, service.tokenizer)
                 if not asked.stream:
                     answer.texts.append(text)
@@ -254,6 +278,7 @@ class _Answer:
     reason: FinishReason | None = None
     opened: bool = False  # its stream
     texts: list[str] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
     tokens: list[JsonObject] = field(default_factory=list)
 
     @property
@@ -266,22 +291,22 @@ class _Answer:
         return None if self.generation is None else self.generation.first_token_at
 
 
-def _requests(request: EngineRequest, n: int) -> Iterator[EngineRequest]:
-    """``n`` times the same with seeds of their own; the first keeps its seed."""
-    yield request
-    sampling = request.sampling
-    for number in range(1, n):
-        seed = derive_seed(sampling.seed, number)
-        yield replace(request, sampling=replace(sampling, seed=seed))
+def _requests(prompts: Sequence[EngineRequest]) -> Iterator[EngineRequest]:
+    """One for each of the answers to each prompt, as many to every one."""
+    for request in prompts:
+        for number in range(request.sampling.n):
+            yield replace(request, sampling=sampling_of(request.sampling, number))
 
 
-def _usage(answers: Sequence[_Answer]) -> JsonObject:
-    """The tokens so far: of the prompt once, of all answers together."""
-    request = answers[0].request
-    generations = [each.generation for each in answers if each.generation is not None]
+def _usage(answers: Sequence[_Answer], generates: bool = True) -> JsonObject:
+    """The tokens so far: of each prompt once, of all answers together, where these are wanted."""
+    firsts = {each.request.index: each for each in reversed(answers)}.values()
+    requests = [each.request for each in firsts]
+    generated = (each.generation.num_tokens for each in answers if each.generation is not None)
+    cached = (each.generation.num_cached_tokens for each in firsts if each.generation is not None)
     return responses.usage(
-        len(request.token_ids),
-        sum(generation.num_tokens for generation in generations),
-        request.num_image_tokens,
-        generations[0].num_cached_tokens,
+        sum(len(request.token_ids) for request in requests),
+        sum(generated) if generates else 0,
+        sum(request.num_image_tokens for request in requests),
+        sum(cached),
     )

@@ -38,7 +38,8 @@ class Generation:
     """A request under way, as the event loop sees it.
 
     ``first_token_at``: ``time.monotonic()`` of the first token; None before the last one.
-    ``num_tokens``: those that have come so far.
+    ``num_tokens``: those that have come so far. ``prompt_logprobs``: those of its prompt, at the
+    end, where they are asked for.
     """
 
     def __init__(self, request: Request, every_token: bool) -> None:
@@ -47,6 +48,7 @@ class Generation:
         self.first_token_at: float | None = None
         self.num_cached_tokens = 0
         self.num_tokens = 0
+        self.prompt_logprobs: Sequence[TokenLogprob] = ()
         self._tokens: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._finish_reason: FinishReason | None = None
@@ -89,6 +91,7 @@ class Generation:
         self.num_cached_tokens = completion.cached_tokens
         self._finish_reason = completion.finish_reason
         self._text_end = completion.text_end
+        self.prompt_logprobs = completion.prompt_logprobs
         come = self.num_tokens
         self.take(completion.token_ids[come:], completion.logprobs[come:])
 

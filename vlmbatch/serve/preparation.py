@@ -13,7 +13,7 @@ from functools import partial
 from typing import TypeVar
 
 from vlmbatch.config import SamplingParams
-from vlmbatch.errors import VlmbatchError
+from vlmbatch.errors import RowError, VlmbatchError
 from vlmbatch.images.loading.loader import ImageLoader
 from vlmbatch.images.urls import ImageUrls
 from vlmbatch.models.family import Processor
@@ -34,15 +34,20 @@ class PreparedRequest:
     """A request as it was asked, and as the engine takes it."""
 
     asked: ApiRequest
-    request: Request
+    requests: tuple[Request, ...]  # one for each prompt
+
+    @property
+    def generates(self) -> bool:
+        """Whether there is to be an answer, and not the prompt alone."""
+        return not isinstance(self.asked, CompletionRequest) or self.asked.generates
 
 
 @dataclass(frozen=True, slots=True)
 class _Parsed:
-    """``request`` is left out where images have to be fetched for it."""
+    """``requests`` are left out where images have to be fetched for them."""
 
     asked: ApiRequest
-    request: Request | None
+    requests: tuple[Request, ...] | None
 
 
 class Preparation:
@@ -80,11 +85,11 @@ class Preparation:
         loop = asyncio.get_running_loop()
         parsing = partial(self._parse, body, parse, defaults)
         here = await loop.run_in_executor(self._threads, _contained, parsing)
-        if here.request is not None:
-            return PreparedRequest(here.asked, here.request)
-        fetching = partial(self._to_request, here.asked)
-        request = await loop.run_in_executor(self._fetchers, _contained, fetching)
-        return PreparedRequest(here.asked, request)
+        if here.requests is not None:
+            return PreparedRequest(here.asked, here.requests)
+        fetching = partial(self._to_requests, here.asked)
+        requests = await loop.run_in_executor(self._fetchers, _contained, fetching)
+        return PreparedRequest(here.asked, requests)
 
     def close(self) -> None:
         """End the threads and what loads images; requests not yet prepared are dropped."""
@@ -105,7 +110,7 @@ class Preparation:
                 "too_many_images",
             )
         fetches = any(image.url is not None for image in asked.images)
-        return _Parsed(asked, None if fetches else self._to_request(asked))
+        return _Parsed(asked, None if fetches else self._to_requests(asked))
 
     def _unknown_model(self, name: str | None) -> ApiError:
         if name is None:
@@ -113,22 +118,47 @@ class Preparation:
         message = f"there is no model {name!r:.200}; the server has '{self._model_name}'"
         return ApiError(404, message, param="model", code="model_not_found")
 
-    def _to_request(self, asked: ApiRequest) -> Request:
+    def _to_requests(self, asked: ApiRequest) -> tuple[Request, ...]:
+        if isinstance(asked, ChatRequest):
+            return (self._to_request(asked, None),)
+        requests = []
+        for number, prompt in enumerate(asked.prompts):
+            try:
+                requests.append(self._to_request(asked, prompt))
+            except RowError as error:
+                if len(asked.prompts) == 1:
+                    raise
+                raise RowError(error.code, f"prompt {number}: {error.message}") from error
+        return tuple(requests)
+
+    def _to_request(self, asked: ApiRequest, prompt: str | tuple[int, ...] | None) -> Request:
         row = Row(
             index=next(self._indices),
             id="",
             line=0,
             file="",
-            prompt=asked.prompt if isinstance(asked, CompletionRequest) else None,
+            prompt=prompt if isinstance(prompt, str) else None,
             messages=asked.messages if isinstance(asked, ChatRequest) else None,
             images=asked.images,
             sampling=asked.sampling,
+            prompt_token_ids=prompt if isinstance(prompt, tuple) else None,
         )
         prepared = prepare(row, self._processor, self._loader, _nothing_known)
         if prepared.error is not None:
             raise prepared.error
-        assert prepared.request is not None
-        return prepared.request
+        request = prepared.request
+        assert request is not None
+        top = asked.sampling.logprobs
+        if isinstance(asked, CompletionRequest) and asked.echo and top is not None:
+            if request.inputs is not None:
+                raise bad_request(
+                    "'echo' with 'logprobs' is not supported where transformers answers: leave "
+                    "one of them out",
+                    "echo",
+                    "unsupported_parameter",
+                )
+            return replace(request, prompt_logprobs=top)
+        return request
 
 
 def _contained(work: Callable[[], T]) -> T:

@@ -13,6 +13,10 @@ from vlmbatch.engine.rank import ALONE, Rank
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.log import logger
 from vlmbatch.models.config import ModelConfig
+from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.replicas.choices import ChoiceScorer
+from vlmbatch.replicas.composed import ComposedReplica
+from vlmbatch.replicas.several_answers import several_answers
 from vlmbatch.session.cores import default_cpu_threads, default_image_workers, may_have_cuda
 from vlmbatch.session.gpu_decoder import check_gpu_decoder, reserved_bytes
 from vlmbatch.session.open import ModelInputs, open_images
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from vlmbatch.engine.engine import Engine
     from vlmbatch.hf.replica import HfReplica
     from vlmbatch.images.loading.loader import ImageLoader
-    from vlmbatch.replicas.replica import OnBegin
+    from vlmbatch.replicas.replica import OnBegin, Replica
 
 # Beside a GPU, a thread that wants the interpreter lock gets it after so long from one that only
 # computes: the default of 5 ms is a whole decode step.
@@ -160,3 +164,10 @@ def freeze_loaded(engine: Engine) -> None:
     """
     if engine.device.type == "cuda":
         gc.freeze()
+
+
+def composed(replica: Replica, model: ModelConfig | HfConfig, tokenizer: Tokenizer) -> Replica:
+    """``replica`` for rows that take several requests: of classes, answers or attempts."""
+    ends = () if isinstance(model, HfConfig) else model.eos_token_ids
+    scorer = ChoiceScorer(tokenizer, ends)
+    return ComposedReplica(replica, (scorer.compose, several_answers))

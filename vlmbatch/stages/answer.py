@@ -10,6 +10,7 @@ from typing import Any
 from vlmbatch.errors import RowError
 from vlmbatch.models.described_tokens import described
 from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.replicas.replica import Completion
 from vlmbatch.types import FinishReason, Result, Row, TokenLogprob
 
 
@@ -26,6 +27,9 @@ class Answer:
     text_end: int | None = None  # characters before the stop string that ended it
     logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
     choices: tuple[tuple[str, float], ...] = ()  # the row's, with their log-probabilities
+    others: tuple[Completion, ...] = ()  # the second answer and those behind it
+    retries: int = 0  # of answers that looped
+    loops: bool = False  # and so does the last
     error: RowError | None = None
     known: Result | None = None  # found in the journal of an earlier run
 
@@ -44,6 +48,14 @@ def to_result(answer: Answer, tokenizer: Tokenizer) -> Result:
     if answer.choices:
         details |= classified(answer.choices)
         text = details["choice"]
+    if answer.others:
+        more = (tokenizer.decode(each.token_ids)[: each.text_end] for each in answer.others)
+        details["texts"] = [text, *more]
+        reasons = (each.finish_reason for each in answer.others)
+        details["finish_reasons"] = [answer.finish_reason, *reasons]
+    if row.sampling is not None and row.sampling.best_of_retries:
+        details |= {"retries": answer.retries, "loops": answer.loops}
+    num_tokens = [len(answer.token_ids), *(len(each.token_ids) for each in answer.others)]
     return Result(
         index=row.index,
         id=row.id,
@@ -51,7 +63,7 @@ def to_result(answer: Answer, tokenizer: Tokenizer) -> Result:
         finish_reason=answer.finish_reason,
         prompt_tokens=len(answer.prompt_token_ids),
         image_tokens=answer.image_tokens,
-        completion_tokens=len(answer.token_ids),
+        completion_tokens=sum(num_tokens),
         extra=row.extra,
         details=details,
     )

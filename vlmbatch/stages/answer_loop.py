@@ -129,4 +129,7 @@ class AnswerLoop:
             text_end=completion.text_end,
             logprobs=completion.logprobs,
             choices=completion.choices,
+            others=completion.others,
+            retries=completion.retries,
+            loops=completion.loops,
         )
