@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import threading
 from collections.abc import Iterator
+from functools import cache
 from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -52,7 +53,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(503, "SlowDown", body)
 
     def _send(self, content: bytes, body: bool) -> None:
-        headers = {"ETag": f'"{hashlib.md5(content).hexdigest()}"', "Accept-Ranges": "bytes"}
+        headers = {"ETag": f'"{_digest(content)}"', "Accept-Ranges": "bytes"}
         if not (given := self.headers.get("Range")):
             self._answer(200, content if body else b"", Content_Length=str(len(content)), **headers)
             return
@@ -101,6 +102,11 @@ class ObjectServer:
                 yield self
             finally:
                 self.ended.set()
+
+
+@cache
+def _digest(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
 
 
 def access(url: str) -> dict[str, str]:

@@ -112,6 +112,8 @@ class BatchReader:
             for place, (path, chunk) in enumerate(zip(columns, wanted, strict=True))
             if path in self._bytes and _may_share(chunk)
         }
+        if not chunks:  # a page of images may be the whole chunk: it is not read for nothing
+            return _Form(frozenset(), {}, _BATCH_ROWS)
         file = self._opened(frozenset(columns[place] for place in chunks))
         batch = next(file.iter_batches(1, row_groups=[group], columns=columns), None)
         if batch is None:

@@ -16,7 +16,7 @@ from vlmbatch.errors import ManifestError
 from vlmbatch.manifest.compressed import BUFFER_BYTES
 from vlmbatch.manifest.second_pass import changed_while_read
 from vlmbatch.remote.filesystem import RemoteError, RemoteFailedError, RemotePath
-from vlmbatch.remote.objects import identity, object_info, open_object, opened_info
+from vlmbatch.remote.objects import identity, object_info, open_object, opened_info, read_object
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -107,7 +107,7 @@ class _RemoteReader(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer) -> int:
         target = memoryview(buffer).cast("B")
         with self._owner.reading(self._state):
-            data = self._file.read(len(target))
+            data = read_object(self._file, len(target))
         target[: len(data)] = data
         return len(data)
 

@@ -54,6 +54,22 @@ def open_object(place: RemotePath) -> BinaryIO:
     return cast(BinaryIO, place.filesystem.open(place.path, "rb", **options))
 
 
+def read_object(file: BinaryIO, size: int) -> bytes:
+    """The next ``size`` bytes of what ``open_object`` has opened, or those that are left.
+
+    More than a block is one request: the cache would fetch blocks that it has dropped again.
+    """
+    from fsspec.spec import AbstractBufferedFile
+
+    if size <= _BLOCK_BYTES or not isinstance(file, AbstractBufferedFile):
+        return file.read(size)
+    start = file.tell()
+    end = min(start + size, file.size)
+    data: bytes = file._fetch_range(start, end) if start < end else b""
+    file.seek(start + len(data))
+    return data
+
+
 def opened_info(file: BinaryIO, place: RemotePath) -> dict[str, Any]:
     """As ``object_info``, of when ``file`` was opened there, where that is known."""
     found: dict[str, Any] | None = getattr(file, "details", None)
