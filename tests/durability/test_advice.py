@@ -492,7 +492,7 @@ _FOLDERS = "of folders of images: in tests/manifest/test_image_folder.py"
 _PDFS = "of PDFs: in tests/manifest/test_pdf_rows.py"
 _TEXTS = "of answers as files: in tests/output/test_text_folder.py"
 _BASE = "of images elsewhere: in tests/manifest/test_image_base.py"
-_STORES = "in tests/remote_outputs/test_remote_outputs.py"
+_PUT = "of outputs in stores: in tests/remote_outputs"
 ELSEWHERE = {
     **dict.fromkeys(("sources --prompt", "sources --prompt-column", "sources --sidecar"), _FOLDERS),
     **dict.fromkeys(("manifest --prompt", "manifest --sidecar", "rows --prompt"), _FOLDERS),
@@ -504,9 +504,9 @@ ELSEWHERE = {
     **dict.fromkeys(("answer_texts --sidecar", "places --write-text"), _TEXTS),
     **dict.fromkeys(("image_base --image-base", "manifest --image-base"), _BASE),
     "rows --image-base": _BASE,
-    **dict.fromkeys(("target --overwrite", "folder_target --overwrite"), _STORES),
-    **dict.fromkeys(("remote_run --overwrite", "staging --overwrite"), _STORES),
-    "staging --work-dir": _STORES,
+    **dict.fromkeys(("target --overwrite", "folder_target --overwrite"), _PUT),
+    **dict.fromkeys(("remote_run --overwrite", "staging --overwrite"), _PUT),
+    "staging --work-dir": _PUT,
     **dict.fromkeys(("remote_output --shard", "remote_output --shard-rows"), _NAMES_IT),
     **dict.fromkeys(("remote_output --ray", "remote_output --write-text"), _NAMES_IT),
     "part_objects --shard": _NAMES_IT,
