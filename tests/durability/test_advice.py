@@ -495,7 +495,7 @@ _JSON = "of columns of JSON fields: in tests/e2e/test_json_answers.py"
 _SEVERAL = "of several answers: in tests/e2e/test_several_answers.py"
 _BASE = "of images elsewhere: in tests/manifest/test_image_base.py"
 _STORES = "of object stores: in tests/remote"
-_PUTS = "in tests/remote_outputs/test_remote_outputs.py"
+_PUTS = "of outputs in stores: in tests/remote_outputs"
 ELSEWHERE = {
     **dict.fromkeys(("sources --prompt-column", "sources --sidecar"), _FOLDERS),
     **dict.fromkeys(("kinds --prompt", "kinds --sidecar"), _FOLDERS),
