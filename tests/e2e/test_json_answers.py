@@ -94,10 +94,15 @@ def test_fields_are_columns(tmp_path: Path, schema: Path) -> None:
 def test_resumed_incremental_and_divided_runs_have_the_same_table(
     tmp_path: Path, schema: Path
 ) -> None:
-    asked = ("--json-schema", schema, "--parse-json", "--column-prefix", "own_")
+    answers = ("--json-schema", schema, "--column-prefix", "own_")
+    asked = (*answers, "--parse-json")
     manifest, whole = write(tmp_path / "m.jsonl", prompts(6)), tmp_path / "whole.parquet"
-    assert run(manifest, whole, *asked) == 0
+    assert run(manifest, whole, *answers) == 0
+    texts = [row["own_text"] for row in read(whole)]
+    assert run(manifest, whole, *asked) == 2
+    assert run(manifest, whole, *asked, "--incremental") == 0
     expected = read(whole)
+    assert [row["own_text"] for row in expected] == texts
     assert expected[0].keys() >= {"own_text", "own_json_error", *FIELDS}
     # Another row at the front: what is kept is read as any other.
     first = {"prompt": "USER: Hi ASSISTANT:", "mine": 7}

@@ -8,9 +8,10 @@ from pathlib import Path
 from vlmbatch.errors import UsageError
 
 # What --incremental allows to change.
-_MANIFEST_SETTINGS = (
+_MAY_CHANGE = (
     *("manifest", "limit", "sample", "sample_seed", "images_from"),
     *("prompt", "sidecars", "pages", "dpi"),
+    "parse_json",  # answers are read for it when they are written, those that are kept as well
 )
 
 # What has changed where a setting's name does not say it. Some values are digests of content.
@@ -37,7 +38,7 @@ def explained(change: str) -> str:
 
 def forbidden(changes: list[str]) -> list[str]:
     """The changes, as of ``RunRecord.changes``, that --incremental does not allow."""
-    return [change for change in changes if change.partition(":")[0] not in _MANIFEST_SETTINGS]
+    return [change for change in changes if change.partition(":")[0] not in _MAY_CHANGE]
 
 
 def refuse_changes(output: Path, changes: list[str], *, incremental: bool) -> None:
