@@ -157,10 +157,10 @@ def on_deep_stack(work: Callable[[], T]) -> Future[T]:
 _lock = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):  # a child that is forked has none of its parent's threads
-    os.register_at_fork(after_in_child=lambda: _thread.cache_clear())
-
-
 @cache
 def _thread() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(1, thread_name_prefix="grammar")
+
+
+if hasattr(os, "register_at_fork"):  # a child that is forked has none of its parent's threads
+    os.register_at_fork(after_in_child=_thread.cache_clear)

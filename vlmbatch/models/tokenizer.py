@@ -90,7 +90,8 @@ class Tokenizer:
     @property
     def num_ids(self) -> int:
         """One more than the largest id; more than ``num_tokens`` where ids are left out."""
-        return max(self._backend.get_vocab().values()) + 1
+        largest: int = max(self._backend.get_vocab().values())
+        return largest + 1
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Token ids. Special tokens written out in ``text`` become their ids.
