@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from object_server import ObjectServer
 
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
@@ -87,6 +89,16 @@ def test_which_buckets_are_read(allowed: str, url: str, is_allowed: bool) -> Non
     with pytest.raises(RowError) as caught:
         urls.read(url, "")
     assert caught.value.code == ErrorCode.IMAGE_FORBIDDEN
+
+
+@given(st.sampled_from(["s3://", "S3://", "s3a://", "az://", "//", ""]), st.text("p/.:@\\?#a\0"))
+def test_no_text_leads_out_of_a_bucket(head: str, rest: str) -> None:
+    urls = ImageUrls(buckets=AllowedBuckets.of(["s3://p/a"]))
+    try:
+        url = urls.read(head + rest, "").url
+    except RowError:
+        return
+    assert url is not None and url.startswith("s3://p/a/") and ".." not in url.split("/")
 
 
 def test_a_server_reads_no_bucket_unless_told() -> None:
