@@ -161,8 +161,8 @@ def _check_manifest(url: str, manifest: str) -> None:
         raise UsageError(f"output {url} would replace the manifest {manifest}: choose another name")
     if output.startswith(f"{source}/") or source.startswith(f"{output}/"):
         raise UsageError(
-            f"output {url} and the manifest {manifest} lie one in the other, and the next run would "
-            "take answers for rows: choose another folder"
+            f"output {url} and the manifest {manifest} lie one in the other, and the next run "
+            "would take answers for rows: choose another folder"
         )
 
 
