@@ -39,6 +39,18 @@ MODEL = ("-m", "x")
         (["run", "m.jsonl", "-o", "a.parquet"], "no model given: add --model"),
         (["run", "m.jsonl", "-o", "http://a/b.parquet", *MODEL], "web servers take no files"),
         (["run", "m.jsonl", "-o", "file:///a.parquet", *MODEL], "the path alone, as in -o /a.p"),
+        (
+            ["run", "s3://a/b.jsonl", "-o", "s3://a/b.jsonl", "--overwrite", *MODEL],
+            "output s3://a/b.jsonl would replace the manifest s3://a/b.jsonl: choose another",
+        ),
+        (
+            ["run", "s3://a/b.errors.jsonl", "-o", "s3://a/b.jsonl", *MODEL],
+            "output s3://a/b.jsonl would replace the manifest s3://a/b.errors.jsonl",
+        ),
+        (
+            ["run", "s3://a/rows/", "-o", "s3://a/rows/answers/", *MODEL],
+            "lie one in the other, and the next run would take answers for rows",
+        ),
         (["run", "m.jsonl", "-o", "s3://", *MODEL], "give a place in the store, as in s3://BUCKET"),
         (["run", "m.jsonl", "-o", "s3://a/b.csv", *MODEL], "s3://a/b.csv is of no kind that can"),
         (["run", "m.jsonl", "-o", "nope://a/b/", *MODEL], "no scheme nope:// is known; s3, gs,"),

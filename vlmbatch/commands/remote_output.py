@@ -45,6 +45,7 @@ def chosen_destination(
         UsageError: none given for a manifest file, of another kind than we write, or in the way.
     """
     if options.output is not None and is_url(options.output):
+        _check_manifest(options.output, manifest)
         return remote_destination(options, options.output)
     return checked_destination(options, manifest, overwrite=overwrite)
 
@@ -145,6 +146,24 @@ def local_copy(output: str, stats: RunStats) -> Iterator[Path]:
 def _cache_folder() -> Path:
     cache = os.environ.get("XDG_CACHE_HOME")
     return (Path(cache) if cache else Path.home() / ".cache") / "vlmbatch" / "outputs"
+
+
+def _check_manifest(url: str, manifest: str) -> None:
+    """Refuse an output that would replace the manifest, or become a part of it."""
+    output, source = url.rstrip("/"), manifest.rstrip("/")
+    replaced = [output]
+    if output.endswith(".jsonl"):
+        from vlmbatch.output.openai_lines import errors_path
+
+        folder, _, name = output.rpartition("/")
+        replaced.append(f"{folder}/{errors_path(Path(name))}")
+    if source in replaced:
+        raise UsageError(f"output {url} would replace the manifest {manifest}: choose another name")
+    if output.startswith(f"{source}/") or source.startswith(f"{output}/"):
+        raise UsageError(
+            f"output {url} and the manifest {manifest} lie one in the other, and the next run "
+            "would take answers for rows: choose another folder"
+        )
 
 
 def _check_hub_place(url: str, place: str) -> None:
