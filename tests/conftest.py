@@ -11,6 +11,7 @@ import in_process
 import pytest
 from fast_command import FastCommands
 from hypothesis import settings
+from s3_server import S3Server, s3_server
 
 settings.register_profile("untimed", deadline=None)  # a busy machine fails no test
 settings.load_profile("untimed")
@@ -34,6 +35,13 @@ def samples() -> Path:
 @pytest.fixture(scope="session")
 def commands(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastCommands]:
     with FastCommands(tmp_path_factory.mktemp("commands")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3Server]:
+    """S3's API on the loopback, by moto."""
+    with s3_server() as server:
         yield server
 
 

@@ -8,6 +8,7 @@ import fsspec
 import pytest
 from model_folder import make_model_folder
 from object_server import ObjectServer, access
+from s3_server import S3Server
 
 if TYPE_CHECKING:
     from s3fs import S3FileSystem
@@ -16,23 +17,11 @@ Put = Callable[[str, bytes], str]
 
 
 @pytest.fixture(scope="session")
-def s3_url() -> Iterator[str]:
-    """S3 by moto, on the loopback."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    yield f"http://{host}:{port}"
-    server.stop()
-
-
-@pytest.fixture(scope="session")
-def s3_buckets(s3_url: str) -> S3FileSystem:
+def s3_buckets(s3: S3Server) -> S3FileSystem:
     from s3fs import S3FileSystem
 
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in access(s3_url).items():
+        for name, value in access(s3.url).items():
             patch.setenv(name, value)
         filesystem = S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
         filesystem.ls("")  # which begins its session
@@ -41,10 +30,10 @@ def s3_buckets(s3_url: str) -> S3FileSystem:
 
 @pytest.fixture
 def put_s3(
-    s3_url: str, s3_buckets: S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3Server, s3_buckets: S3FileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Put:
     """Write an object to a bucket of the test's own in S3, by moto; its URL."""
-    for name, value in access(s3_url).items():
+    for name, value in access(s3.url).items():
         monkeypatch.setenv(name, value)
     bucket = tmp_path.name.replace("_", "-").lower().strip("-")
     s3_buckets.mkdir(bucket)

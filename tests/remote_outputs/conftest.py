@@ -1,21 +1,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 
 import pytest
-from s3_server import S3Server, s3_server
+from s3_server import S3Server
 
 from vlmbatch.remote.filesystem import RemotePath, open_filesystem
 
 _BUCKETS = itertools.count()
-
-
-@pytest.fixture(scope="session")
-def s3() -> Iterator[S3Server]:
-    with s3_server() as server:
-        yield server
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from fast_command import Command, FastCommands
 from model_folder import make_model_folder
+from object_server import access
 from resumable_runs import WITH_ERRORS, write_manifest
-from s3_server import Proxy, S3Server, s3_variables
+from s3_server import Proxy, S3Server
 
 from vlmbatch.durable.crash_points import REMOTE_CRASH_POINTS
 
@@ -67,7 +68,7 @@ def test_a_file_whose_put_hangs(
     where = ["-o", f"s3://{bucket}/out.parquet", "--work-dir", tmp_path]
     for number, status in ((signal.SIGINT, 130), (signal.SIGKILL, -signal.SIGKILL)):
         held.clear()
-        command = commands.start(*arguments, *where, variables=s3_variables(proxy.port))
+        command = commands.start(*arguments, *where, variables=access(proxy.url))
         command.wait_until(held.is_set)
         command.send_signal(number)
         assert command.wait(20) == status, command.stderr
@@ -91,7 +92,7 @@ def test_a_connection_that_is_cut_off(
 
     proxy = Proxy(s3.port, cut_once)
     where = ["-o", f"s3://{bucket}/out.parquet", "--work-dir", tmp_path]
-    command = commands.run(*arguments, *where, variables=s3_variables(proxy.port))
+    command = commands.run(*arguments, *where, variables=access(proxy.url))
     proxy.close()
     assert command.wait() == WITH_ERRORS, command.stderr
     assert cut and "out.parquet" in s3.keys(bucket)

@@ -10,19 +10,26 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from object_server import access
+
 _BLOCK = 2**16
 
 
 @dataclass(frozen=True)
 class S3Server:
-    """``client``: botocore's, for the test. ``variables``: the environment that leads there."""
+    """``client``: botocore's, for the test."""
 
     port: int
     client: Any
 
     @property
+    def url(self) -> str:
+        return _url(self.port)
+
+    @property
     def variables(self) -> dict[str, str]:
-        return s3_variables(self.port)
+        """The environment that leads there."""
+        return access(self.url)
 
     def keys(self, bucket: str) -> dict[str, int]:
         """The objects by key, with their sizes."""
@@ -34,14 +41,8 @@ class S3Server:
         return data
 
 
-def s3_variables(port: int) -> dict[str, str]:
-    return {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }
+def _url(port: int) -> str:
+    return f"http://127.0.0.1:{port}"
 
 
 @contextmanager
@@ -55,10 +56,9 @@ def s3_server() -> Iterator[S3Server]:
     server.start()
     try:
         _, port = server.get_host_and_port()
-        variables = s3_variables(port)
         client = Session().create_client(
             "s3",
-            endpoint_url=variables["AWS_ENDPOINT_URL"],
+            endpoint_url=_url(port),
             aws_access_key_id="testing",
             aws_secret_access_key="testing",
             region_name="us-east-1",
@@ -80,6 +80,10 @@ class Proxy:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return _url(self.port)
 
     def close(self) -> None:
         self._listener.close()
