@@ -72,7 +72,7 @@ def test_classes_of_images(tmp_path: Path, budget: int) -> None:
         tmp_path,
         load_model_config(tmp_path),
         EngineConfig(max_batched_tokens=budget),
-        SimpleNamespace(images=IMAGES),
+        SimpleNamespace(images=IMAGES, tokenizer=None),
     )
     letters: Any = Letters()
     replica = ChoiceReplica(LocalReplica(engine, letters), letters, ENDS)
