@@ -74,7 +74,7 @@ def test_classes_of_images(tmp_path: Path, budget: int) -> None:
         tmp_path,
         load_model_config(tmp_path),
         EngineConfig(max_batched_tokens=budget),
-        SimpleNamespace(images=IMAGES),
+        SimpleNamespace(images=IMAGES, tokenizer=None),
     )
     letters: Any = Letters()
     replica = ComposedReplica(LocalReplica(engine, letters), [ChoiceScorer(letters, ENDS).compose])

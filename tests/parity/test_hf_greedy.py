@@ -49,7 +49,7 @@ class Case:
     expected: list[list[int]]
 
     def engine(self, config: EngineConfig) -> Engine:
-        processor = SimpleNamespace(images=IMAGES)
+        processor = SimpleNamespace(images=IMAGES, tokenizer=None)
         return build_engine(self.folder, load_model_config(self.folder), config, processor)
 
     def answers(self, engine: Engine) -> list[list[int]]:
