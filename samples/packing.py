@@ -8,7 +8,6 @@ like ten rows for little more than the price of one.
 from __future__ import annotations
 
 import io
-import multiprocessing
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from PIL import Image
 from questions import QUESTION_KINDS, Question
 from scenes import Scene, make_scene
 from tokenizers import Tokenizer
+from workers import share_out
 
 AT_MOST = {"colour": 2, "count": 3, "relation": 3, "number": 1, "describe": 1}
 MAX_QUESTIONS = sum(AT_MOST.values())
@@ -71,8 +71,8 @@ def preprocess(image: Image.Image, side: int) -> np.ndarray:
 def make_packs(seeds: Sequence[int], tokenizer: Tokenizer, side: int, workers: int) -> Packs:
     """The packs of these seeds, the same whatever the number of workers."""
     chunks = [seeds[start : start + CHUNK] for start in range(0, len(seeds), CHUNK)]
-    with multiprocessing.Pool(workers, _set_up_worker, (tokenizer.to_str(), side)) as pool:
-        first, *rest = pool.imap(_make_chunk, chunks)
+    set_up = _set_up_worker, (tokenizer.to_str(), side)
+    first, *rest = share_out(_make_chunk, chunks, workers, *set_up)
     return Packs(*(np.concatenate(parts) for parts in zip(first, *rest, strict=True)))
 
 

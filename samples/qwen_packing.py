@@ -8,7 +8,6 @@ groups: about scenes, pairs of them, pages with one word and pages with several.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from qwen_checkpoint import FACTOR, MAX_PIXELS, MERGE, MIN_PIXELS, PATCH
 from scenes import Scene, make_scene
 from tokenizers import Tokenizer
 from vocabulary import token_id
+from workers import share_out
 
 KINDS = (*QUESTION_KINDS, *PAGE_QUESTION_KINDS, *PAIR_QUESTION_KINDS)
 AT_MOST = {"colour": 2, "count": 2, "relation": 3, "number": 1, "describe": 1}
@@ -98,8 +98,7 @@ def make_chunks(
         for group, some in seeds.items()
         for start in range(0, len(some), CHUNK)
     ]
-    with multiprocessing.Pool(workers, _set_up_worker, (tokenizer.to_str(),)) as pool:
-        yield from pool.imap(_make_chunk, jobs)
+    yield from share_out(_make_chunk, jobs, workers, _set_up_worker, (tokenizer.to_str(),))
 
 
 _worker: Tokenizer

@@ -194,7 +194,7 @@ DECIDES_NOTHING = {
     "session.engine.device": Change("cpu", _ROUNDING),
     "session.engine.gpus": Change("2", _ROUNDING),
     "session.engine.replicas": Change(2, _ROUNDING),
-    "session.engine.tensor_parallel": Change(2, _ROUNDING),
+    "session.engine.tensor_parallel": Change(2, _ROUNDING, beside=_VARYING),
     "session.engine.attention_backend": Change("torch", _ROUNDING),
     "session.engine.max_num_seqs": Change(9, _ROUNDING),
     "session.engine.max_batched_tokens": Change(99, _ROUNDING),

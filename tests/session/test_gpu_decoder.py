@@ -18,7 +18,7 @@ from vlmbatch.images.loading.loader import FeatureLoader
 from vlmbatch.nvjpeg.decoder import NvJpegDecoder
 from vlmbatch.session.gpu_decoder import check_gpu_decoder, gpu_decoder
 from vlmbatch.session.load import load_engine
-from vlmbatch.session.open import ModelInputs, open_images, open_model
+from vlmbatch.session.open import ModelInputs, _open_decoders, open_images, open_model
 
 MODEL = Path(__file__).parents[2] / "samples/tiny-llava"
 GPU = SessionConfig(str(MODEL), image_loading=ImageLoading(decoder="gpu", workers=1))
@@ -76,7 +76,7 @@ def test_without_workers_there_is_nobody_for_the_rest() -> None:
 
 def test_features_are_not_decoded() -> None:
     config = replace(GPU, image_arguments=ImageArguments("image_features"))
-    assert isinstance(open_images(config, open_model(config), 1), FeatureLoader)
+    assert isinstance(_open_decoders(config, open_model(config), 1, None), FeatureLoader)
 
 
 @pytest.mark.parametrize(("decoder", "reserved"), [("gpu", 2 * 2**30), ("exact", 0)])

@@ -16,7 +16,7 @@ import vlmbatch.session.open
 from vlmbatch.config import ImageArguments, ImageResolution, SessionConfig
 from vlmbatch.errors import CheckpointError, ConfigError, RowError
 from vlmbatch.images.loading.loader import FeatureLoader
-from vlmbatch.session.open import image_prober, open_images, open_model
+from vlmbatch.session.open import _open_decoders, image_prober, open_model
 from vlmbatch.types import ImageRef
 
 MODEL = Path(__file__).parents[2] / "samples/tiny-llava"
@@ -74,7 +74,7 @@ def test_features_need_no_image_processor(model: Path, tmp_path: Path, disabled:
     inputs = open_model(config(model, image_arguments=images))
     assert inputs.processor.images is None
     assert inputs.processor.largest_grid.num_bytes == 100 * 128 * 4
-    assert isinstance(open_images(config(model), inputs, 3), FeatureLoader)
+    assert isinstance(_open_decoders(config(model), inputs, 3, None), FeatureLoader)
 
 
 @pytest.mark.parametrize(

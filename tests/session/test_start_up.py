@@ -94,7 +94,7 @@ def test_a_plain_run_imports_nothing_of_what_others_need() -> None:
         {
             *("jinja2", "vlmbatch.models.chat", "vlmbatch.models.template_sandbox"),
             *("transformers", "vlmbatch.hf.processor", "vlmbatch.hf.replica"),
-            *("huggingface_hub", "vlmbatch.images.fetch", "vlmbatch.images.loading.url_loader"),
+            *("huggingface_hub", "vlmbatch.images.fetch", "httpcore", "fsspec", "llguidance"),
             *("starlette", "uvicorn", "vlmbatch.serve.server", "vlmbatch.bench.bench"),
             *("pyarrow.compute", "pyarrow.dataset", "pandas", "multiprocessing.pool"),
             *("triton", "torchvision", "sympy", "torch._dynamo", "torch._inductor"),
