@@ -51,7 +51,7 @@ class PoolDriver(Driver):
             self._take(event)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(plans, samplings, st.booleans()), min_size=1, max_size=12),
     st.integers(0, 6),
