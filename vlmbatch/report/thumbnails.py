@@ -7,7 +7,6 @@ import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 from PIL import Image
@@ -57,14 +56,6 @@ class ThumbnailProcessor:
         )
         pixels = np.asarray(small)
         return PixelImage(pixels, hashlib.blake2b(pixels.tobytes()).digest(), grid)
-
-
-class Thumbnails(Protocol):
-    """Makes pictures for the page."""
-
-    def of(self, images: Sequence[ImageRef]) -> list[str]:
-        """What is shown of each: a ``data:`` URL, or in words why there is no picture."""
-        ...
 
 
 @dataclass(slots=True)
