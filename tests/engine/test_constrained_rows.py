@@ -13,6 +13,7 @@ from fake_model import EOS, IMAGE_TOKEN_ID, VOCAB, FakeModel, reference, small_e
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from llguidance import LLMatcher, LLTokenizer
+from small_engines import SMALL_ENGINES
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -108,31 +109,12 @@ def workloads(draw: st.DrawFn) -> list[Request]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    workloads(),
-    st.integers(1, 40),
-    st.integers(1, 6),
-    st.integers(48, 120),
-    st.booleans(),
-    st.none() | st.lists(st.booleans(), min_size=1, max_size=8),
-)
+@given(workloads(), SMALL_ENGINES)
 def test_tokens_are_those_of_a_plain_loop_over_a_matcher(
-    rows: list[Request],
-    budget: int,
-    seqs: int,
-    pool: int,
-    ahead: bool,
-    overlaps: list[bool] | None,
+    rows: list[Request], how: dict[str, Any]
 ) -> None:
     """Whatever rows are beside each other, in one step or two lanes, preempted or not."""
-    engine = small_engine(
-        ahead=ahead,
-        overlaps=overlaps,
-        grammars=make_grammars(),
-        max_batched_tokens=budget,
-        max_num_seqs=seqs,
-        kv_cache_tokens=pool,
-    )
+    engine = small_engine(**how, grammars=make_grammars())
     sequences = [engine.add(row) for row in rows]
     while engine.num_unfinished:
         engine.step()

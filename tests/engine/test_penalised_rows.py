@@ -8,6 +8,7 @@ import pytest
 from fake_model import IMAGE_TOKEN_ID, IMAGE_TOKENS, VOCAB, fake_image, reference, small_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_engines import SMALL_ENGINES
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.errors import ConfigError
@@ -63,29 +64,9 @@ def workloads(draw: st.DrawFn) -> list[Request]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    workloads(),
-    st.integers(1, 40),
-    st.integers(1, 6),
-    st.integers(48, 120),
-    st.booleans(),
-    st.none() | st.lists(st.booleans(), min_size=1, max_size=8),
-)
-def test_tokens_are_those_of_the_plain_rule(
-    rows: list[Request],
-    budget: int,
-    seqs: int,
-    pool: int,
-    ahead: bool,
-    overlaps: list[bool] | None,
-) -> None:
-    engine = small_engine(
-        ahead=ahead,
-        overlaps=overlaps,
-        max_batched_tokens=budget,
-        max_num_seqs=seqs,
-        kv_cache_tokens=pool,
-    )
+@given(workloads(), SMALL_ENGINES)
+def test_tokens_are_those_of_the_plain_rule(rows: list[Request], how: dict[str, Any]) -> None:
+    engine = small_engine(**how)
     sequences = [engine.add(row) for row in rows]
     while engine.num_unfinished:
         engine.step()

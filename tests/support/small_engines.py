@@ -1,0 +1,16 @@
+"""Small engines in all the ways in which steps are cut up: by size, lanes and preemption."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+# Arguments of ``small_engine``.
+SMALL_ENGINES = st.fixed_dictionaries(
+    {
+        "max_batched_tokens": st.integers(1, 40),
+        "max_num_seqs": st.integers(1, 6),
+        "kv_cache_tokens": st.integers(48, 120),
+        "ahead": st.booleans(),
+        "overlaps": st.none() | st.lists(st.booleans(), min_size=1, max_size=8),
+    }
+)
