@@ -3,7 +3,8 @@
     python tests/gpu/idle_gaps.py qwen3-vl-8b classify 768
 
 Names a built-in config, a workload and its rows. Prints every gap between kernels of 5 ms or more:
-when, how long, and where the main thread mostly was. The first is before the first kernel.
+when, how long, and where the main thread mostly was. The first is before the first kernel. Then how
+long the shorter ones are together, and where the main thread mostly was in these.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +31,7 @@ from vlmbatch.bench.workloads import parse_workloads
 from vlmbatch.config import EngineConfig
 from vlmbatch.session.open import open_model
 
-GAP_NS, SAMPLE_SECONDS, FRAMES = 5_000_000, 0.002, 4
+LONG_NS, SHORT_NS, SAMPLE_SECONDS, FRAMES = 5_000_000, 20_000, 0.002, 4
 
 
 class HostSamples:
@@ -49,9 +51,15 @@ class HostSamples:
     def end(self) -> None:
         self._ended.set()
 
-    def between(self, start: int, end: int) -> list[tuple[str, int]]:
-        """The commonest places of a span of time, in nanoseconds since the epoch."""
-        return Counter(where for at, where in self._samples if start <= at < end).most_common(2)
+    def between(self, spans: list[tuple[int, int]]) -> Counter[str]:
+        """Places in any of these spans of time, ordered ones, in nanoseconds since the epoch."""
+        found: Counter[str] = Counter()
+        ends = [end for _, end in spans]
+        for at, where in self._samples:
+            index = bisect_right(ends, at)
+            if index < len(spans) and spans[index][0] <= at:
+                found[where] += 1
+        return found
 
 
 def places(frame: FrameType | None) -> Iterator[str]:
@@ -76,7 +84,7 @@ def gaps(profiler: profile, start: int) -> Iterator[tuple[int, int]]:
     )
     busy_until = start
     for begin, end in spans:
-        if begin - busy_until >= GAP_NS:
+        if begin - busy_until >= SHORT_NS:
             yield busy_until, begin
         busy_until = max(busy_until, end)
 
@@ -99,18 +107,26 @@ def main(model: str, workload: str, rows: int) -> None:
             with profile(activities=[ProfilerActivity.CUDA]) as profiler:
                 start = time.time_ns()
                 measured = timed_run(job.timed, job.workload, engines)
-                end = time.time_ns()
             samples.end()
-    idle = 0
+    short, long = [], []
     for begin, until in gaps(profiler, start):
-        idle += until - begin
+        (long if until - begin >= LONG_NS else short).append((begin, until))
+    for begin, until in long:
         print(f"{(begin - start) / 1e9:7.3f} s  {(until - begin) / 1e6:7.1f} ms")
-        for where, count in samples.between(begin, until):
+        for where, count in samples.between([(begin, until)]).most_common(2):
             print(f"{count:12d}  {where}")
+    print(f"{len(short)} shorter ones")
+    for where, count in samples.between(short).most_common(12):
+        print(f"{count:12d}  {where}")
     print(
-        f"{measured.seconds:.2f} s, {measured.rows_per_second:.1f} rows/s, "
-        f"{idle / 1e9:.2f} s of {(end - start) / 1e9:.2f} idle in such gaps"
+        f"{measured.seconds:.2f} s, {measured.rows_per_second:.1f} rows/s; idle in long gaps for "
+        f"{seconds(long)} s, in short ones for {seconds(short)} s"
     )
+
+
+def seconds(spans: list[tuple[int, int]]) -> str:
+    """Of all together."""
+    return f"{sum(end - begin for begin, end in spans) / 1e9:.2f}"
 
 
 if __name__ == "__main__":

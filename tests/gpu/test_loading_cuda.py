@@ -66,11 +66,11 @@ def test_the_largest_step_fits_beside_the_kv_cache(pixels: bool) -> None:
     processor = load_processor(SAMPLE, config, PromptConfig(), arguments)
     model = random_model(config, processor.images, CUDA, torch.bfloat16, backend)
     limits = Limits.resolve(EngineConfig(), config.text, "cuda")
-    given = (model, config, limits, backend, CUDA, torch.bfloat16, processor.largest_image())
-    tokens = kv_tokens_beside(*given)
+    largest, dtype = processor.largest_image(), torch.bfloat16
+    tokens = kv_tokens_beside(model, config, limits, backend, CUDA, dtype, dtype, largest)
     granule, page = backend.granule, backend.block_size
-    cache = KVCache(config.text, tokens, granule, page, torch.bfloat16, CUDA)
-    run_largest_step(*given)
+    cache = KVCache(config.text, tokens, granule, page, dtype, CUDA)
+    run_largest_step(model, config, limits, backend, CUDA, dtype, largest)
     assert torch.cuda.mem_get_info()[0] > 2**30, "what graphs take"
     del cache
     torch.cuda.empty_cache()

@@ -110,7 +110,7 @@ class JournalWriter:
             raise
         self.num_acknowledged += self._group_rows
         crash_point("journal.acknowledged")
-        self._group.clear()
+        self._group = bytearray()
         self._group_rows = 0
         if segment.tell() >= self._segment_bytes:
             self._close_segment()

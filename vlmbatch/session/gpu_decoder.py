@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vlmbatch.models.family import Processor
 
 # Of the device, for the process that decodes: its CUDA context, a batch, what nvJPEG keeps.
-_DEVICE_BYTES = 2 * 2**30
+_DEVICE_BYTES = 5 * 2**29
 
 
 def decodes_on_gpu(config: SessionConfig, processor: Processor) -> bool:
