@@ -33,9 +33,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         called.append("ours")
         return torch.zeros_like(query)
 
-    package = SimpleNamespace(
-        flash_attn_func=None, flash_attn_varlen_func=None, flash_attn_with_kvcache=split_kv
-    )
+    package = SimpleNamespace(flash_attn_with_kvcache=split_kv)
     interface = SimpleNamespace(flash_attn_gpu=None)
     name = "vlmbatch.attention.flash"
     monkeypatch.setitem(sys.modules, "flash_attn", package)

@@ -70,3 +70,17 @@ assert driver.cuCtxGetCurrent(ctypes.byref(current)) == 0
 assert current.value == kept.value
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_answer_waits_for_the_compiler_of_torch() -> None:
+    """Its import takes seconds; operators written in Python import it when first called."""
+    program = f"""
+import sys
+from vlmbatch import LLM
+if __name__ == "__main__":
+    llm = LLM("{ROOT / "samples/tiny-llava"}", device="cuda", dtype="bfloat16", gpus="1")
+    llm.generate("USER: Hello! ASSISTANT:")
+    print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout.split() == ["False"], done.stderr

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from flash_attn import flash_attn_func, flash_attn_varlen_func, flash_attn_with_kvcache
+from flash_attn import flash_attn_with_kvcache
 
-# The functions of the package itself allocate their output: one more copy in a mixed step.
+# The package's own functions for prompts are torch operators of Python: their first call imports
+# torch's compiler, which takes seconds, and they have no argument for the output.
 from flash_attn.flash_attn_interface import flash_attn_gpu
 from torch import Tensor
 from vlmbatch_kernels.dispatch import has_triton
@@ -29,12 +30,16 @@ from vlmbatch.attention.triton_paged import attend_chunks, decode, shared_prefix
 _MIN_PROGRAMS = 1024
 
 
+# Of head sizes; others are padded with zeros, which change no score.
+_HEAD_MULTIPLE = 8
+
+
 class _ChunkPlan(NamedTuple):
     """The sequences with several queries: offsets of their queries and keys, their pages."""
 
     cu_seqlens_q: Tensor
     cu_seqlens_k: Tensor
-    block_table: Tensor
+    block_table: Tensor | None
 
 
 class FlashAttnBackend(PagedBackend):
@@ -76,14 +81,17 @@ class FlashAttnBackend(PagedBackend):
     ) -> Tensor:
         if is_plain(spec) and is_faster(query, max_seqlen):
             return packed_attention(query, key, value, cu_seqlens, max_seqlen, spec.scale)
+        if missing := -spec.head_dim % _HEAD_MULTIPLE:
+            query, key, value = (F.pad(x, (0, missing)) for x in (query, key, value))
         if len(query) == (len(cu_seqlens) - 1) * max_seqlen:
             # The kernel for equal lengths divides the keys of a sequence where there are few.
-            batch = (x.view(-1, max_seqlen, *x.shape[1:]) for x in (query, key, value))
-            equal: Tensor = flash_attn_func(*batch, **_options(spec))
-            return equal.flatten(0, 1)
-        ends, longest = (cu_seqlens, cu_seqlens), (max_seqlen, max_seqlen)
-        out: Tensor = flash_attn_varlen_func(query, key, value, *ends, *longest, **_options(spec))
-        return out
+            batch = [x.view(-1, max_seqlen, *x.shape[1:]) for x in (query, key, value)]
+            out = _equal_lengths(batch, spec).flatten(0, 1)
+        else:
+            out = torch.empty_like(query)
+            plan = _ChunkPlan(cu_seqlens, cu_seqlens, None)
+            _varying_lengths(query, key, value, out, plan, (max_seqlen, max_seqlen), spec)
+        return out[..., : spec.head_dim]
 
     def _attend(
         self, query: Tensor, cache: LayerKVCache, metadata: AttentionMetadata, spec: AttentionSpec
@@ -123,7 +131,10 @@ class FlashAttnBackend(PagedBackend):
             self._pages(cache.value),
             cache_seqlens=metadata.seqlens_k[:decodes],
             block_table=metadata.block_table[:decodes],
-            **_options(spec),
+            softmax_scale=spec.scale,
+            causal=spec.causal,
+            window_size=_window(spec),
+            softcap=spec.softcap or 0.0,
         )
         return out.squeeze(1)
 
@@ -138,30 +149,9 @@ class FlashAttnBackend(PagedBackend):
         plan = metadata.plans.get(spec)
         if plan is None:
             plan = metadata.plans[spec] = _plan_chunks(metadata)
-        window_left, window_right = _window(spec)
-        flash_attn_gpu.varlen_fwd(
-            query,
-            self._pages(cache.key),
-            self._pages(cache.value),
-            out,
-            plan.cu_seqlens_q,
-            plan.cu_seqlens_k,
-            None,  # used lengths of the keys: all
-            None,  # padding on their left
-            plan.block_table,
-            None,  # ALiBi slopes
-            metadata.max_seqlen_q,
-            metadata.max_seqlen_k,
-            0.0,  # dropout
-            spec.scale,
-            False,  # zero the output first
-            spec.causal,
-            window_left,
-            window_right,
-            spec.softcap or 0.0,
-            False,  # return the weights
-            None,  # random numbers
-        )
+        pages = self._pages(cache.key), self._pages(cache.value)
+        longest = metadata.max_seqlen_q, metadata.max_seqlen_k
+        _varying_lengths(query, *pages, out, plan, longest, spec)
 
     def _pages(self, pool: Tensor) -> Tensor:
         """(S, K, D) as overlapping pages (starts, block_size, K, D), without a copy."""
@@ -172,6 +162,56 @@ class FlashAttnBackend(PagedBackend):
         return pool.as_strided(
             (starts, self.block_size, heads, size), (self.granule * row, row, size, 1)
         )
+
+
+def _equal_lengths(batch: list[Tensor], spec: AttentionSpec) -> Tensor:
+    """``batch``: queries, keys and values, (sequences, tokens, heads, D) each, as what returns."""
+    out: Tensor = flash_attn_gpu.fwd(
+        *batch,
+        None,  # where to write
+        None,  # ALiBi slopes
+        0.0,  # dropout
+        spec.scale,
+        spec.causal,
+        *_window(spec),
+        spec.softcap or 0.0,
+        False,  # return the weights
+        None,  # random numbers
+    )[0]
+    return out
+
+
+def _varying_lengths(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    out: Tensor,
+    plan: _ChunkPlan,
+    longest: tuple[int, int],
+    spec: AttentionSpec,
+) -> None:
+    """Packed sequences; ``key`` and ``value`` may be pages. ``longest``: of queries and of keys."""
+    flash_attn_gpu.varlen_fwd(
+        query,
+        key,
+        value,
+        out,
+        plan.cu_seqlens_q,
+        plan.cu_seqlens_k,
+        None,  # used lengths of the keys: all
+        None,  # padding on their left
+        plan.block_table,
+        None,  # ALiBi slopes
+        *longest,
+        0.0,  # dropout
+        spec.scale,
+        False,  # zero the output first
+        spec.causal,
+        *_window(spec),
+        spec.softcap or 0.0,
+        False,  # return the weights
+        None,  # random numbers
+    )
 
 
 def _plan_chunks(metadata: AttentionMetadata) -> _ChunkPlan:
@@ -187,12 +227,3 @@ def _plan_chunks(metadata: AttentionMetadata) -> _ChunkPlan:
 def _window(spec: AttentionSpec) -> tuple[int, int]:
     """Keys seen before and behind a query's own; -1 is no limit but that of ``causal``."""
     return (-1, -1) if spec.sliding_window is None else (spec.sliding_window - 1, 0)
-
-
-def _options(spec: AttentionSpec) -> dict[str, object]:
-    return {
-        "softmax_scale": spec.scale,
-        "causal": spec.causal,
-        "window_size": _window(spec),
-        "softcap": spec.softcap or 0.0,
-    }
