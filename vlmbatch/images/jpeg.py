@@ -31,7 +31,8 @@ _START = b"\xff\xd8\xff"
 _COMMENTS = (*range(0xE0, 0xF0), 0xFE)  # APP0 to APP15, COM
 # Among entropy-coded bytes 0xFF is followed by 0x00, or by what begins a marker.
 _RESTART = re.compile(rb"\xff[\xd0-\xd7]")
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7]")
+_MARKER = re.compile(rb"\xff[^\x00]")
+_NO_RESTART = re.compile(rb"\xff[^\x00\xd0-\xd7]")
 _LUMA = (0x11, 0x12, 0x21, 0x22)  # 4:4:4, 4:4:0, 4:2:2, 4:2:0; those of chroma are 1 x 1
 _RGB_IDS = (0x52, 0x47, 0x42)
 _YCBCR = 1  # in Adobe's marker
@@ -173,14 +174,13 @@ class _Frame:
         return True
 
     def _scan_end(self, data: bytes, at: int) -> int | None:
-        marker = _MARKER.search(data, at)
+        marker = (_NO_RESTART if self._interval else _MARKER).search(data, at)
         if marker is None or data[marker.end() - 1] != _Marker.EOI:
             return None
-        restarts = 0
         if self._interval:
             restarts = -(-self._num_units // self._interval) - 1
-        if len(_RESTART.findall(data, at, marker.start())) != restarts:
-            return None
+            if len(_RESTART.findall(data, at, marker.start())) != restarts:
+                return None
         return marker.end()
 
     @property

@@ -15,7 +15,7 @@ from vlmbatch.models.reduced import Box
 from vlmbatch.nvjpeg.resampling import FILTERS, weights
 
 # Pixels that are turned into floats at once, twelve bytes each.
-_CHUNK_PIXELS = 2**24
+_CHUNK_PIXELS = 2**22
 
 
 @dataclass(frozen=True, slots=True)
