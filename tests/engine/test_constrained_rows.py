@@ -113,7 +113,7 @@ def workloads(draw: st.DrawFn) -> list[Request]:
 def test_tokens_are_those_of_a_plain_loop_over_a_matcher(
     rows: list[Request], how: dict[str, Any]
 ) -> None:
-    """Whatever rows are beside each other, in one step or two lanes, preempted or not."""
+    """Whatever rows are beside each other, preempted or not."""
     engine = small_engine(**how, grammars=make_grammars())
     sequences = [engine.add(row) for row in rows]
     while engine.num_unfinished:

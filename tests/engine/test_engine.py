@@ -84,7 +84,6 @@ def workloads(draw: st.DrawFn) -> list[Request]:
     st.integers(1, 4),
     st.booleans(),
     st.booleans(),
-    st.none() | st.lists(st.booleans(), min_size=1, max_size=8),
 )
 def test_tokens_do_not_depend_on_batching(
     rows: list[Request],
@@ -94,11 +93,9 @@ def test_tokens_do_not_depend_on_batching(
     blocks: int,
     caching: bool,
     ahead: bool,
-    overlaps: list[bool] | None,
 ) -> None:
     engine = small_engine(
         ahead=ahead,
-        overlaps=overlaps,
         granules_per_block=blocks,
         max_batched_tokens=budget,
         max_num_seqs=seqs,

@@ -22,7 +22,6 @@ NUM_ROWS = 400
 SETTINGS = {
     "as it is": {},
     "no graphs": {"cuda_graphs": False},
-    "one lane": {"overlap_prefill": False},
     "no prefix cache": {"enable_prefix_caching": False},
     "few sequences": {"max_num_seqs": 7},
     "short steps": {"max_batched_tokens": 40},
@@ -62,7 +61,7 @@ def test_in_float32_answers_are_the_cpus(
     assert answer(engine, sample.requests) == (expected, {})
 
 
-@pytest.mark.parametrize("name", ["as it is", "no graphs", "one lane", "short steps"])
+@pytest.mark.parametrize("name", ["as it is", "no graphs", "short steps"])
 def test_shared_prefixes_change_no_answer(
     name: str, sample: SampleModel, expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,7 +193,6 @@ NUM_ROWS = 400
 SETTINGS: dict[str, dict[str, Any]] = {
     "as it is": {},
     "no graphs": {"cuda_graphs": False},
-    "one lane": {"overlap_prefill": False},
     "no prefix cache": {"enable_prefix_caching": False},
     "short steps": {"max_batched_tokens": 40},
     "torch": {"attention_backend": "torch"},

@@ -201,7 +201,6 @@ DECIDES_NOTHING = {
     "session.engine.kv_cache_tokens": Change(999, _ROUNDING),
     "session.engine.enable_prefix_caching": Change(False, _ROUNDING),
     "session.engine.cuda_graphs": Change(False, _ROUNDING),
-    "session.engine.overlap_prefill": Change(False, _ROUNDING),
     "session.engine.cpu_threads": Change(1, _ROUNDING),
     "manifest.max_line_bytes": Change(999, _ERRORS),
     "session.image_loading.allowed_domains": Change(("example.org",), _ERRORS),

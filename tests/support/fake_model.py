@@ -8,7 +8,6 @@ without any engine.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -20,9 +19,6 @@ from vlmbatch.config import EngineConfig
 from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.grammars import Grammars
-from vlmbatch.engine.lanes import Lane, Lanes
-from vlmbatch.engine.overlap import OverlapPolicy
-from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.models.config import ModelConfig, TextConfig
 from vlmbatch.models.family import Embedded
 from vlmbatch.types import ImageGrid, PixelImage, Request
@@ -180,11 +176,10 @@ def small_engine(
     model: FakeModel | None = None,
     granules_per_block: int = 1,
     ahead: bool = False,
-    overlaps: list[bool] | None = None,
     grammars: Grammars | None = None,
     **options: Any,
 ) -> Engine:
-    """An engine on the CPU; ``overlaps``: steps that run in lanes, over and over; None: never."""
+    """An engine on the CPU."""
     return make_engine(
         model or FakeModel(granules_per_block),
         fake_config(),
@@ -193,16 +188,5 @@ def small_engine(
         torch.device("cpu"),
         torch.float64,
         ahead=ahead,
-        lanes=None if overlaps is None else Lanes(Lane(), Lane()),
-        overlap=None if overlaps is None else FixedPolicy(overlaps),
         grammars=grammars,
     )
-
-
-class FixedPolicy(OverlapPolicy):
-    def __init__(self, overlaps: list[bool]) -> None:
-        super().__init__(fake_config().text, 8, 8)
-        self._overlaps = cycle(overlaps)
-
-    def wants_overlap(self, scheduler: Scheduler, overlapping: bool) -> bool:
-        return next(self._overlaps) and not scheduler.is_recovering

@@ -1,4 +1,4 @@
-"""Small engines in all the ways in which steps are cut up: by size, lanes and preemption."""
+"""Small engines in all the ways in which steps are cut up: by size and preemption."""
 
 from __future__ import annotations
 
@@ -11,6 +11,5 @@ SMALL_ENGINES = st.fixed_dictionaries(
         "max_num_seqs": st.integers(1, 6),
         "kv_cache_tokens": st.integers(48, 120),
         "ahead": st.booleans(),
-        "overlaps": st.none() | st.lists(st.booleans(), min_size=1, max_size=8),
     }
 )

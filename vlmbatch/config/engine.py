@@ -107,7 +107,6 @@ class EngineConfig:
         ),
     ] = True
     cuda_graphs: bool = True  # decode steps on a GPU are captured and replayed
-    overlap_prefill: bool = True  # prefill beside decode where a GPU can be divided
     cpu_threads: Annotated[
         int | None,
         _engine(

@@ -1,4 +1,4 @@
-"""Builds an engine from its parts: pool, KV cache, scheduler, runner and lanes."""
+"""Builds an engine from its parts: pool, KV cache, scheduler, runner and CUDA graphs."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.config import EngineConfig
 from vlmbatch.engine.batch import build_step_inputs
 from vlmbatch.engine.block_pool import BlockPool
+from vlmbatch.engine.decode_graphs import DecodeGraphs
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.grammars import Grammars
 from vlmbatch.engine.kv_cache import KVCache, pool_granules, resolve_kv_dtype
-from vlmbatch.engine.lanes import Lanes, make_lanes
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.model_runner import ModelRunner
-from vlmbatch.engine.overlap import OverlapPolicy
 from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.family import VisionLanguageModel
@@ -33,17 +32,14 @@ def make_engine(
     dtype: torch.dtype,
     *,
     ahead: bool | None = None,
-    lanes: Lanes | None = None,
-    overlap: OverlapPolicy | None = None,
     parallel: ParallelContext = SINGLE_DEVICE,
     grammars: Grammars | None = None,
 ) -> Engine:
     """An engine around ``model``, whose weights are on ``device`` in ``dtype``.
 
-    ``ahead``: prepare a step while the one before is computed; None: on a GPU. ``lanes``: to run
-    prefill beside decode in; None: as the device and ``config`` allow. ``overlap``: when to use
-    them; None: where it pays by the shape of the model. ``parallel``: this rank, whose heads
-    ``model_config`` counts, of those that divide the model. ``grammars``: where it samples.
+    ``ahead``: prepare a step while the one before is computed; None: on a GPU. ``parallel``: this
+    rank, whose heads ``model_config`` counts, of those that divide the model. ``grammars``: where
+    it samples.
 
     Raises:
         ConfigError: the KV cache that ``config`` asks for is less than a granule, or of a type that
@@ -64,9 +60,10 @@ def make_engine(
         vision_tokens=limits.vision_tokens,
         parallel=parallel,
     )
-    main, own_lanes = make_lanes(
-        config, backend, device, limits.max_num_seqs, limits.max_model_len, kv_cache.spare_slot
-    )
+    graphs = None
+    if device.type == "cuda" and backend.captures_decodes and config.cuda_graphs:
+        max_blocks = -(-limits.max_model_len // block_size)
+        graphs = DecodeGraphs(limits.max_num_seqs, max_blocks, kv_cache.spare_slot, device)
     has_full_attention = None in (text.sliding_windows or (None,))
     return Engine(
         runner,
@@ -84,9 +81,7 @@ def make_engine(
             device=device,
             share_prefixes=backend.shares_prefixes and has_full_attention,
         ),
-        main,
-        lanes or own_lanes,
-        overlap or OverlapPolicy(text, dtype.itemsize, kv_dtype.itemsize),
+        graphs,
         limits,
         eos_token_ids=frozenset(model_config.eos_token_ids),
         device=device,

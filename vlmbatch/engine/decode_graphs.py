@@ -27,18 +27,9 @@ class DecodeGraphs:
     """
 
     def __init__(
-        self,
-        max_num_seqs: int,
-        max_blocks: int,
-        spare_slot: int,
-        device: torch.device,
-        stream: torch.cuda.Stream | None = None,
+        self, max_num_seqs: int, max_blocks: int, spare_slot: int, device: torch.device
     ) -> None:
-        """``max_blocks``: pages of the longest sequence. ``spare_slot``: where padding writes.
-
-        ``stream``: the one that all calls come on, where it is not the device's own. A graph keeps
-        the multiprocessors of the stream that it was captured on.
-        """
+        """``max_blocks``: pages of the longest sequence. ``spare_slot``: where padding writes."""
         size = coarse_size(max_num_seqs)
         self._spare_slot = spare_slot
         self._token_ids = torch.zeros(size, dtype=torch.int64, device=device)
@@ -54,7 +45,7 @@ class DecodeGraphs:
         self.capture_seconds = 0.0
         self._memory = torch.cuda.graph_pool_handle()
         # The device's own stream cannot be captured.
-        self._stream = stream or torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     @property
     def num_captured(self) -> int:

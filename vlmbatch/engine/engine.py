@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from collections.abc import Callable
 from itertools import islice
 
@@ -10,12 +11,11 @@ import torch
 from vlmbatch_kernels.compilations import COMPILATIONS
 
 from vlmbatch.engine.batch import StepInputs
+from vlmbatch.engine.decode_graphs import DecodeGraphs
 from vlmbatch.engine.grammars import Grammars
-from vlmbatch.engine.lanes import DEPTH, Lane, Lanes
 from vlmbatch.engine.limits import Limits
-from vlmbatch.engine.model_runner import ModelRunner, ScoredStep
+from vlmbatch.engine.model_runner import LaunchedStep, ModelRunner, ScoredStep
 from vlmbatch.engine.outputs import EngineStatus, SequenceFailure, TokenOutput
-from vlmbatch.engine.overlap import OverlapPolicy
 from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.step import ScheduledChunk
@@ -27,10 +27,6 @@ from vlmbatch.types import FinishReason, Request
 # What torch raises on inputs that a model cannot take, running out of memory included.
 _STEP_FAILURES = (IndexError, RuntimeError)
 _MAX_FAILURES = 64  # sequences given up one after another: then it is not the sequences
-
-# Tokens of a step of prompts beside decode steps: enough for matrix products to run at full rate,
-# while not many sequences hold blocks without decoding yet.
-_LANE_PREFILL = 4096
 
 _UPCOMING = 32  # waiting sequences whose images may fill a pass of the tower up
 
@@ -50,9 +46,7 @@ class Engine:
         runner: ModelRunner,
         make_scheduler: Callable[[], Scheduler],
         lay_out: Callable[[list[ScheduledChunk]], StepInputs],
-        main: Lane,
-        lanes: Lanes | None,
-        overlap: OverlapPolicy,
+        graphs: DecodeGraphs | None,
         limits: Limits,
         *,
         eos_token_ids: frozenset[int],
@@ -63,20 +57,18 @@ class Engine:
     ) -> None:
         """The parts come from ``assembly.make_engine``.
 
-        ``make_scheduler`` gives one whose pool is as large as the runner's KV cache. ``main`` is
-        for steps of all kinds, ``lanes`` for prefill beside decode where ``overlap`` wants it.
-        ``ahead``: launch a step before the results of the one before are in. ``recovers``: go on
-        when a step fails; ranks that share a step cannot, as it may fail on one of them alone.
-        ``grammars``: for requests that have one; None on ranks that sample nothing.
+        ``make_scheduler`` gives one whose pool is as large as the runner's KV cache. ``graphs``: of
+        decode steps, where the device has any. ``ahead``: launch a step before the results of the
+        one before are in. ``recovers``: go on when a step fails; ranks that share a step cannot, as
+        it may fail on one of them alone. ``grammars``: for requests that have one; None on ranks
+        that sample nothing.
         """
         self.runner = runner
         self._make_scheduler = make_scheduler
         self.scheduler = make_scheduler()
         self._lay_out = lay_out
-        self._main = main
-        self._lanes = lanes
-        self._overlap = overlap
-        self._overlapping = False
+        self._graphs = graphs
+        self._under_way: deque[LaunchedStep] = deque()
         self._limits = limits
         self._eos_token_ids = eos_token_ids
         self.device = device
@@ -114,11 +106,11 @@ class Engine:
         )
 
     def _start(self) -> EngineStart:
-        graphs = [lane.graphs for lane in self._all_lanes if lane.graphs is not None]
+        graphs = self._graphs
         return EngineStart(
             self.load_seconds,
-            sum(each.num_captured for each in graphs),
-            sum((each.capture_seconds for each in graphs), 0.0),
+            0 if graphs is None else graphs.num_captured,
+            0.0 if graphs is None else graphs.capture_seconds,
             COMPILATIONS.compiled,
             COMPILATIONS.loaded,
             COMPILATIONS.seconds,
@@ -178,88 +170,38 @@ class Engine:
         """Launch a step over all sequences that can take part; the tokens of the one before.
 
         On a GPU the host is one step ahead: what it hands out here is of the step launched by the
-        call before. Where there is much to decode and much to prefill, both run side by side (see
-        ``Lanes``). When a step fails, it yields nothing, and its sequences are tried again in
+        call before. When a step fails, it yields nothing, and its sequences are tried again in
         smaller steps; one that fails alone is given up.
         """
-        if self._lanes is None:
-            return self._step_alone()
-        drained: Outputs = []
-        overlapping = self._overlap.wants_overlap(self.scheduler, self._overlapping)
-        if overlapping != self._overlapping:
-            self._overlapping = overlapping
-            drained = self._drain()
-        return drained + (self._step_in_lanes(self._lanes) if overlapping else self._step_alone())
-
-    def _step_alone(self) -> Outputs:
         outputs: Outputs = []
         chunks = self.scheduler.schedule()
-        if chunks and (failure := self._launch(self._main, chunks, outputs)):
+        if chunks and (failure := self._launch(chunks, outputs)):
             return outputs + self._recover(chunks, failure)
-        while len(self._main.under_way) > (1 if self._ahead and chunks else 0):
-            outputs += self._collect(self._main)
+        while len(self._under_way) > (1 if self._ahead and chunks else 0):
+            outputs += self._collect()
         return outputs
 
-    def _step_in_lanes(self, lanes: Lanes) -> Outputs:
-        """Keep both lanes busy; the tokens of the oldest decode step, and of prompts now done."""
-        outputs: Outputs = []
-        chunks = self.scheduler.schedule_decodes(joining=lanes.prefill.sequences)
-        if chunks is None:  # a sequence must be preempted, with no other step in flight
-            self._overlapping = False
-            return self._drain() + self._step_alone()
-        if chunks:
-            after = lanes.prefill if lanes.decode_waits else None
-            if failure := self._launch(lanes.decode, chunks, outputs, after):
-                return outputs + self._recover(chunks, failure)
-            lanes.decode_waits = False
-        decoding = bool(lanes.decode.under_way)
-        if len(lanes.prefill.under_way) < DEPTH and (
-            not decoding or self.scheduler.has_room(_LANE_PREFILL)
-        ):
-            prompts = self.scheduler.schedule_prefill(_LANE_PREFILL)
-            if not prompts:
-                self.scheduler.end_prefill()
-            elif failure := self._launch(lanes.prefill, prompts, outputs, lanes.decode):
-                outputs += self._recover(prompts, failure)
-                self.scheduler.end_prefill()
-                return outputs
-        oldest = lanes.decode if decoding else lanes.prefill
-        if len(oldest.under_way) == DEPTH or not chunks:
-            outputs += self._collect(oldest)
-        while lanes.prefill.under_way and lanes.prefill.under_way[0].done:
-            outputs += self._collect(lanes.prefill)
-        return outputs
-
-    def _launch(
-        self,
-        lane: Lane,
-        chunks: list[ScheduledChunk],
-        outputs: Outputs,
-        after: Lane | None = None,
-    ) -> Exception | None:
-        """Launch a step, behind all that ``after`` has launched; returns what it failed with.
+    def _launch(self, chunks: list[ScheduledChunk], outputs: Outputs) -> Exception | None:
+        """Launch a step; returns what it failed with.
 
         While the device computes its logits, the host waits for the tokens that its grammars ask
         for, which go to ``outputs`` with the others of their step, and computes masks.
         """
-        before = lane.under_way[-1] if lane.under_way else None
+        before = self._under_way[-1] if self._under_way else None
         if self.on_launch is not None:
             self.on_launch([chunk.sequence for chunk in chunks])
         try:
-            with lane.current(after):
-                scored = self.runner.score(self._inputs(chunks), before, lane.graphs)
+            scored = self.runner.score(self._inputs(chunks), before, self._graphs)
             while any(map(_awaits_token, scored.sequences)):
-                assert lane.under_way, "a token that no step samples"
-                outputs += self._collect(lane)
-            with lane.current():
-                step = self.runner.sample(scored, self._masks(scored))
+                assert self._under_way, "a token that no step samples"
+                outputs += self._collect()
+            self._under_way.append(self.runner.sample(scored, self._masks(scored)))
         except torch.AcceleratorError:
             raise
         except _STEP_FAILURES as error:
             if not self._recovers:
                 raise
             return error
-        lane.push(step, [chunk.sequence for chunk in chunks])
         return None
 
     def _masks(self, step: ScoredStep) -> TokenMasks | None:
@@ -282,11 +224,9 @@ class Engine:
         )
         return inputs
 
-    def _collect(self, lane: Lane) -> Outputs:
-        """The tokens of a lane's oldest step, once it is done."""
-        if not lane.under_way:
-            return []
-        step = lane.pop()
+    def _collect(self) -> Outputs:
+        """The tokens of the oldest step under way, once it is done."""
+        step = self._under_way.popleft()
         outputs: Outputs = []
         token_ids, logprobs = step.token_ids(), step.logprobs()
         for sequence, place, logprob in step.prompt_logprobs():
@@ -298,25 +238,15 @@ class Engine:
                     outputs.append(failure)
                 else:
                     outputs.append(TokenOutput(sequence, token_id, reason, logprobs.get(row)))
-                if sequence.finished:
-                    self._overlap.observe(sequence)
-        if self._lanes is not None and lane is self._lanes.prefill:
-            self.scheduler.end_prefill()
         self._failures = 0
         return outputs
 
     def _drain(self) -> Outputs:
         """The tokens of all steps under way."""
         outputs: Outputs = []
-        for lane in self._all_lanes:
-            while lane.under_way:
-                outputs += self._collect(lane)
+        while self._under_way:
+            outputs += self._collect()
         return outputs
-
-    @property
-    def _all_lanes(self) -> tuple[Lane, ...]:
-        lanes = self._lanes
-        return (self._main,) if lanes is None else (self._main, lanes.decode, lanes.prefill)
 
     def _recover(self, chunks: list[ScheduledChunk], error: Exception) -> Outputs:
         """Set the failed step's sequences apart, or end the one that makes steps fail."""
@@ -336,7 +266,7 @@ class Engine:
         return [*outputs, SequenceFailure(culprit, RowError(ErrorCode.ENGINE_ERROR, message))]
 
     def _await_device(self) -> None:
-        """Wait for a step whose results are dropped: other lanes may be given its blocks."""
+        """Wait for a step whose results are dropped: others may be given its blocks."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
@@ -357,8 +287,7 @@ class Engine:
 
     def reset(self) -> None:
         """Give up every sequence and cached prefix: an interrupted step leaves them half done."""
-        for lane in self._all_lanes:
-            lane.clear()
+        self._under_way.clear()
         self._await_device()
         self.scheduler = self._make_scheduler()
 
@@ -367,8 +296,6 @@ class Engine:
 
         Its blocks are free for others at once.
         """
-        if self._lanes is not None and self._lanes.prefill.under_way:
-            self._lanes.decode_waits = True  # it may be among those whose prompts are computed
         self.scheduler.finish(sequence, reason)
 
 

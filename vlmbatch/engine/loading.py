@@ -83,8 +83,8 @@ def build_engine(
         parallel = join(rank, device)
         weights = "random" if config.random_weights else describe_weights(folder)
         check_agreement(parallel, _facts(model_config, weights, device, dtype, backend))
-        # No step has run beside another, or from a graph, with sums over ranks within it.
-        config = replace(config, cuda_graphs=False, overlap_prefill=False)
+        # No step has run from a graph with sums over ranks within it.
+        config = replace(config, cuda_graphs=False)
     stages.end("device")
     make_model = random_model if config.random_weights else partial(load_model, folder)
     try:

@@ -66,11 +66,6 @@ class LaunchedStep:
             return cls(sequences, sampled, copied, event, logprobs, prompts)
         return cls(sequences, sampled, sampled, None, logprobs, prompts)
 
-    @property
-    def done(self) -> bool:
-        """Whether the device has computed it."""
-        return self._event is None or bool(self._event.query())  # type: ignore[no-untyped-call]
-
     def token_ids(self) -> list[int]:
         """The sampled token of each sequence; waits for the device."""
         if self._event is not None:

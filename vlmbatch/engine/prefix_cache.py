@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 
 from vlmbatch.engine.block_pool import Block, BlockPool
@@ -39,7 +38,6 @@ class PrefixCache:
         self._granule = granule
         self._fresh: set[bytes] = set()  # content that the step being scheduled will write
         self._sources: list[Block] = []  # of its copies
-        self._copying: deque[list[Block]] = deque()  # of steps that run beside others, in order
 
     def find(self, sequence: Sequence) -> Prefix:
         """The longest cached prefix of the sequence."""
@@ -84,20 +82,7 @@ class PrefixCache:
         """What is registered so far is written before the next step runs, which may copy it."""
         self._fresh.clear()
 
-    def end_step(self, beside_others: bool = False) -> None:
-        """All blocks of the step are allocated, so it can no longer evict copy sources.
-
-        Steps that run beside it could: then the sources are held until ``end_copies``.
-        """
-        self._copying.append(self._sources)
+    def end_step(self) -> None:
+        """All blocks of the step are allocated, so it can no longer evict copy sources."""
+        self._pool.free(self._sources)
         self._sources = []
-        if not beside_others:
-            self.end_copies()
-
-    def end_copies(self) -> None:
-        """The oldest step whose sources are held has run, or never will."""
-        self._pool.free(self._copying.popleft())
-
-    def held(self) -> list[Block]:
-        """Sources of copies that steps in flight may still make."""
-        return [block for sources in self._copying for block in sources]

@@ -72,16 +72,6 @@ class Scheduler:
         """
         self.waiting = deque(sorted(self.waiting, key=_admission_order))
 
-    @property
-    def has_prefill(self) -> bool:
-        """Whether there are prompts to prefill, admitted or not."""
-        return bool(self.waiting) or any(not sequence.is_decoding for sequence in self.running)
-
-    @property
-    def is_recovering(self) -> bool:
-        """Whether sequences of a step that failed are set apart."""
-        return self._quarantine.is_active
-
     def schedule(self) -> list[ScheduledChunk]:
         """The next step's chunks. Empty when nothing can run until results come in."""
         if self._prefixes is not None:
@@ -108,59 +98,6 @@ class Scheduler:
         if self._prefixes is not None:
             self._prefixes.end_step()
         return chunks
-
-    def schedule_prefill(self, max_tokens: int) -> list[ScheduledChunk]:
-        """A step of prefill alone, to run beside decode steps; nothing is preempted for it.
-
-        Whether or not it is empty, ``end_prefill`` must be called once it has run.
-        """
-        if self._prefixes is not None:
-            self._prefixes.begin_step()
-        chunks: list[ScheduledChunk] = []
-        budget = min(max_tokens, self.max_batched_tokens)
-        for sequence in self.running:
-            if budget and not sequence.is_decoding:
-                length = min(sequence.num_uncomputed_tokens, budget)
-                chunks.append(self._chunk(sequence, length))
-                budget -= length
-        self._admit_waiting(chunks, budget)
-        if self._prefixes is not None:
-            self._prefixes.end_step(beside_others=True)
-        return chunks
-
-    def end_prefill(self) -> None:
-        """The oldest prefill step has run, or will not: sources of its copies may be evicted."""
-        if self._prefixes is not None:
-            self._prefixes.end_copies()
-
-    def schedule_decodes(self, joining: set[Sequence]) -> list[ScheduledChunk] | None:
-        """A step of the sequences whose prompts are computed, except those still ``joining``.
-
-        None when the pool is full: a sequence has to be preempted, which ``schedule`` does.
-        """
-        ready = [
-            sequence
-            for sequence in self.running
-            if sequence.is_decoding and sequence.num_uncomputed_tokens and sequence not in joining
-        ]
-        for sequence in ready:
-            if not self._grow(sequence, sequence.num_tokens):
-                return None
-        return [self._chunk(sequence, sequence.num_uncomputed_tokens) for sequence in ready]
-
-    def has_room(self, num_tokens: int) -> bool:
-        """Whether waiting sequences of ``num_tokens`` in total, or all, could be admitted."""
-        free = self.pool.num_available - len(self.running)
-        slots = self.max_num_seqs - len(self.running)
-        for sequence in self.waiting:
-            free -= -(-sequence.max_len // self.granule)
-            slots -= 1
-            if free < 0 or slots < 0:
-                return False
-            num_tokens -= sequence.num_tokens
-            if num_tokens <= 0:
-                return True
-        return True
 
     def update(self, sequence: Sequence, token_id: int) -> bool:
         """Take in a sampled token; True if it belongs to the output. Frees a finished sequence."""
@@ -204,8 +141,6 @@ class Scheduler:
             for block in sequence.blocks:
                 holds[block.start] = holds.get(block.start, 0) + 1
                 assert block.ref_count >= holds[block.start]
-        for block in self._prefixes.held() if self._prefixes is not None else ():
-            holds[block.start] = holds.get(block.start, 0) + 1
         assert holds == self.pool.holds(), "blocks are held by no running sequence"
         assert all(not s.blocks for queue in self._queues() for s in queue)
         assert len(self.running) <= self.max_num_seqs
