@@ -22,6 +22,7 @@ from vlmbatch.engine.prompt_logprobs import ScoredTokens
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.shared_prefix import find_shared_prefixes, sort_by_prefix
 from vlmbatch.engine.step import ScheduledChunk
+from vlmbatch.models.upload import to_device
 from vlmbatch.types import ImageInput
 
 
@@ -106,10 +107,10 @@ def build_step_inputs(
         image_rows += _image_rows(chunk, first_token)
 
     metadata = AttentionMetadata(
-        cu_seqlens_q=_to(offsets, device),
-        seqlens_k=_to(np.array(ends, np.int32), device),
-        block_table=_to(tables, device),
-        slot_mapping=_to(slots, device),
+        cu_seqlens_q=to_device(offsets, device),
+        seqlens_k=to_device(np.array(ends, np.int32), device),
+        block_table=to_device(tables, device),
+        slot_mapping=to_device(slots, device),
         query_lens=lengths,
         seqlens_k_host=ends,
         num_decodes=len(singles),
@@ -124,8 +125,8 @@ def build_step_inputs(
         queries += [] if scored is None else scored.queries
         metadata.sampled = _sampled_queries(metadata, tables, chunks, offsets, queries, device)
     return StepInputs(
-        input_ids=_to(np.array(token_ids, np.int64), device),
-        positions=_to(_model_positions(chunks, positions, offsets), device),
+        input_ids=to_device(np.array(token_ids, np.int64), device),
+        positions=to_device(_model_positions(chunks, positions, offsets), device),
         metadata=metadata,
         sampled=[chunks[i].sequence for i in sampling],
         sample_positions=[ends[i] for i in sampling],
@@ -177,7 +178,7 @@ def _shared_prefixes(
     if found is None:
         return None
     lens, tiles = (np.array(numbers, np.int32) for numbers in (found.lens, found.tiles))
-    return SharedPrefixes(_to(lens, device), _to(tiles, device))
+    return SharedPrefixes(to_device(lens, device), to_device(tiles, device))
 
 
 def _sampled_queries(
@@ -193,11 +194,11 @@ def _sampled_queries(
     ends = [chunks[i].start + place + 1 for i, place in queries]
     tokens = np.array([offsets[i] + place for i, place in queries], np.int64)
     return SampledQueries(
-        _to(tokens, device),
+        to_device(tokens, device),
         AttentionMetadata(
-            cu_seqlens_q=_to(np.arange(len(queries) + 1, dtype=np.int32), device),
-            seqlens_k=_to(np.array(ends, np.int32), device),
-            block_table=_to(tables[owners], device),
+            cu_seqlens_q=to_device(np.arange(len(queries) + 1, dtype=np.int32), device),
+            seqlens_k=to_device(np.array(ends, np.int32), device),
+            block_table=to_device(tables[owners], device),
             slot_mapping=metadata.slot_mapping[:0],
             query_lens=[1] * len(queries),
             seqlens_k_host=ends,
@@ -214,7 +215,7 @@ def _copies(chunks: Seq[ScheduledChunk], device: torch.device) -> tuple[Tensor, 
         return None
     source = np.concatenate([np.arange(c.source, c.source + c.count) for c in copies])
     target = np.concatenate([np.arange(c.target, c.target + c.count) for c in copies])
-    return _to(source, device), _to(target, device)
+    return to_device(source, device), to_device(target, device)
 
 
 def _image_rows(chunk: ScheduledChunk, first_token: int) -> list[ImageRows]:
@@ -263,8 +264,3 @@ def _model_positions(
             result = plain.copy()
         result[..., rows] = own
     return result
-
-
-def _to(array: NDArray[np.generic], device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

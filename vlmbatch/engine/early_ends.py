@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from vlmbatch.models.upload import to_device
+
 
 @dataclass(frozen=True, slots=True)
 class EarlyEnds:
@@ -26,7 +28,5 @@ class EarlyEnds:
         vocab_size = logits.shape[1]  # a user's stop token may be beyond it
         known = [place for place in self.places if place[1] < vocab_size]
         indices = torch.tensor(known, dtype=torch.int64).reshape(-1, 2)
-        if logits.is_cuda:
-            indices = indices.pin_memory().to(logits.device, non_blocking=True)
-        rows, tokens = indices.T
+        rows, tokens = to_device(indices, logits.device).T
         return logits.index_put((rows, tokens), logits.new_full((), -torch.inf))

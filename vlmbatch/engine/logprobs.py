@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from vlmbatch_kernels.logprobs import token_logprobs
 
+from vlmbatch.models.upload import to_device
 from vlmbatch.types import Request, TokenLogprob
 
 
@@ -39,12 +40,12 @@ class StepLogprobs:
         scored = [requests[row].scored for row in rows]
         device = logits.device
         if len(rows) < len(tokens):
-            chosen = torch.tensor(rows).to(device, non_blocking=True)
+            chosen = to_device(torch.tensor(rows), device)
             logits, tokens = logits.index_select(0, chosen), tokens.index_select(0, chosen)
         padded = None
         if longest := max(map(len, scored)):
             lines = [[*ids, *[0] * (longest - len(ids))] for ids in scored]
-            padded = torch.tensor(lines).to(device, non_blocking=True)
+            padded = to_device(torch.tensor(lines), device)
         values, ids = token_logprobs(logits, tokens, max(counts), padded)
         on_host = (each.to("cpu", non_blocking=True) for each in (values, ids))
         return cls(rows, counts, scored, *on_host)

@@ -21,6 +21,7 @@ from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.token_masks import TokenMasks
 from vlmbatch.models.family import Embedded, VisionLanguageModel
 from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
+from vlmbatch.models.upload import to_device
 from vlmbatch.types import TokenLogprob
 
 
@@ -173,10 +174,9 @@ class ModelRunner:
     def _take_pending(self, inputs: StepInputs, before: LaunchedStep) -> None:
         """Fill in the token ids that ``before`` samples, without waiting for them."""
         row_of = {sequence: row for row, sequence in enumerate(before.sequences)}
-        indices = torch.tensor([token for token, _ in inputs.pending_tokens])
-        rows = torch.tensor([row_of[sequence] for _, sequence in inputs.pending_tokens])
-        tokens = before.sampled[rows.to(self._device, non_blocking=True)]
-        inputs.input_ids[indices.to(self._device, non_blocking=True)] = tokens
+        places = [(token, row_of[sequence]) for token, sequence in inputs.pending_tokens]
+        tokens, rows = to_device(torch.tensor(places), self._device).T
+        inputs.input_ids[tokens] = before.sampled[rows]
 
     def _embed(self, inputs: StepInputs) -> Embedded:
         if not inputs.image_rows:
@@ -193,5 +193,5 @@ class ModelRunner:
                 num_rows, num_rows + rows.length
             )
             num_rows += rows.length
-        placed = torch.from_numpy(feature_rows).to(self._device, non_blocking=True)
+        placed = to_device(feature_rows, self._device)
         return self._model.embed(inputs.input_ids, torch.cat(parts), placed)

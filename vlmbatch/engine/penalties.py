@@ -12,6 +12,7 @@ from vlmbatch_kernels.penalties import penalise
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.engine.step import ScheduledChunk
+from vlmbatch.models.upload import to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +56,12 @@ class PenalisedRows:
             line[len(line) - len(history) :] = history
         params = [sampled[row].sequence.request.sampling for row in rows]
         return cls(
-            _to(torch.tensor(rows), device),
-            _to(torch.from_numpy(tokens), device).long(),
-            _to(torch.tensor(num_output), device),
-            _to(penalty_factors(params), device),
+            to_device(torch.tensor(rows), device),
+            to_device(tokens, device).long(),
+            to_device(torch.tensor(num_output), device),
+            to_device(penalty_factors(params), device),
             [p.no_repeat_ngram_size for p in params],
-            _to(torch.tensor(pending, dtype=torch.int64).reshape(-1, 2).T, device),
+            to_device(torch.tensor(pending, dtype=torch.int64).reshape(-1, 2).T, device),
         )
 
     def apply(self, logits: Tensor, input_ids: Tensor) -> Tensor:
@@ -81,7 +82,3 @@ def penalty_factors(params: Seq[SamplingParams]) -> Tensor:
     """(3, n) float32: how much repetition, presence and frequency weigh, on the host."""
     names = ("repetition_penalty", "presence_penalty", "frequency_penalty")
     return torch.tensor([[getattr(p, name) for p in params] for name in names])
-
-
-def _to(tensor: Tensor, device: torch.device) -> Tensor:
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -12,6 +12,7 @@ from vlmbatch_kernels.logprobs import token_logprobs
 
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.step import ScheduledChunk
+from vlmbatch.models.upload import to_device
 from vlmbatch.types import TokenLogprob
 
 _ROWS_AT_ONCE = 256  # whose logits, as wide as the vocabulary, are in memory together
@@ -60,7 +61,7 @@ class PromptLogprobs:
         """Start computing them. ``hidden``: (M, E), of the queries."""
         places = zip(scored.sequences, scored.places, strict=True)
         token_ids = torch.tensor([sequence.token_ids[place] for sequence, place in places])
-        token_ids = token_ids.to(hidden.device, non_blocking=True)
+        token_ids = to_device(token_ids, hidden.device)
         count = max(sequence.request.prompt_logprobs or 0 for sequence in scored.sequences)
         values, ids = [], []
         for first in range(0, len(hidden), _ROWS_AT_ONCE):

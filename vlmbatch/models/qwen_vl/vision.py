@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from vlmbatch_kernels.image_patches import normalize_patches
 from vlmbatch_kernels.linear import linear
@@ -35,6 +34,7 @@ from vlmbatch.models.parallel import SINGLE_DEVICE
 from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
 from vlmbatch.models.qwen_vl.packing import Packing
 from vlmbatch.models.qwen_vl.vision_config import VisionConfig
+from vlmbatch.models.upload import to_device
 
 _EPS = 1e-6
 _ALIGNMENT = 8  # numbers of 2 bytes
@@ -51,7 +51,7 @@ class Sequences(NamedTuple):
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device) -> Sequences:
-        return cls(_to(np.array([0, *accumulate(lengths)], np.int32), device), max(lengths))
+        return cls(to_device(np.array([0, *accumulate(lengths)], np.int32), device), max(lengths))
 
 
 class Patches(NamedTuple):
@@ -253,10 +253,10 @@ class VisionTower(nn.Module):
         packing = Packing.of([(len(x) // size, x.shape[1] // size) for x in images], self.config)
         whole = Sequences.of(packing.lengths, device)
         windows = whole if self.config.window is None else Sequences.of(packing.windows, device)
-        residual = self.patch_embed(images, _to(packing.patches, device))
+        residual = self.patch_embed(images, to_device(packing.patches, device))
         if self.pos_embed is not None:
             residual = residual + self._learned_positions(packing, device).to(residual.dtype)
-        cos, sin = self.rotary(_to(packing.places, device))
+        cos, sin = self.rotary(to_device(packing.places, device))
         patches = Patches(cos, sin, torch.arange(len(residual), device=device))
         x = None
         deep: list[Tensor] = []
@@ -268,7 +268,7 @@ class VisionTower(nn.Module):
         assert x is not None
         merged = torch.cat((self.merger(residual + x), *deep), dim=1)
         if self.config.window is not None:
-            merged = merged.index_select(0, _to(packing.tokens, device))
+            merged = merged.index_select(0, to_device(packing.tokens, device))
         counts = [length // self.config.merge_size**2 for length in packing.lengths]
         return list(torch.split(merged, counts))
 
@@ -277,17 +277,12 @@ class VisionTower(nn.Module):
         assert self.pos_embed is not None
         indices, weights = packing.interpolation(self.config.position_side)
         return F.embedding_bag(
-            _to(indices, device),
+            to_device(indices, device),
             self.pos_embed.weight.float(),
             mode="sum",
-            per_sample_weights=_to(weights, device),
+            per_sample_weights=to_device(weights, device),
         )
 
 
 def _norm(config: VisionConfig, size: int) -> RMSNorm | LayerNorm:
     return RMSNorm(size, _EPS) if config.kind == "qwen2_5_vl" else LayerNorm(size, _EPS)
-
-
-def _to(array: NDArray[Any], device: torch.device) -> Tensor:
-    tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
