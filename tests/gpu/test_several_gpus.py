@@ -76,8 +76,9 @@ def test_features_are_the_bytes_of_one(manifest: Path, tmp_path: Path) -> None:
         files = output.rglob("*.safetensors")
         stored.append({path.name: path.read_bytes() for path in files})
     assert stored[0] and stored[0] == stored[1]
+    # One may be done before the other is loaded.
     shares = figures(tmp_path / "2")["engines"].values()
-    assert all(share["images"] for share in shares)
+    assert len(shares) == 2 and sum(share["images"] for share in shares) >= len(stored[0])
 
 
 def test_an_engine_that_is_killed_costs_no_row(
