@@ -87,32 +87,33 @@ class Packing:
             list(sizes),
         )
 
-    def interpolation(self, side: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Which of ``side`` x ``side`` learned positions each patch takes, and how much of each.
+    def interpolation(self, config: VisionConfig) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Which learned positions each patch takes, and how much of each; both (T, 4).
 
-        The table is stretched over each image so that corners meet corners. Both (T, 4).
+        The table is stretched over each image so that corners meet corners.
         """
-        indices, weights = [], []
-        ends = np.cumsum(self.lengths)
-        for (height, width), end in zip(self.sizes, ends, strict=True):
-            rows, columns = self.places[:, end - height * width : end]
-            low_row, high_row, row_share = (axis[rows] for axis in _stretched(height, side))
-            low_column, high_column, share = (axis[columns] for axis in _stretched(width, side))
-            indices.append(
-                [
-                    row * side + column
-                    for row in (low_row, high_row)
-                    for column in (low_column, high_column)
-                ]
-            )
-            weights.append(
-                [
-                    row * column
-                    for row in (1 - row_share, row_share)
-                    for column in (1 - share, share)
-                ]
-            )
-        return np.concatenate(indices, axis=1).T.copy(), np.concatenate(weights, axis=1).T.copy()
+        merge, side = config.merge_size, config.position_side
+        each = [
+            _interpolation(height // merge, width // merge, merge, config.window, side)
+            for height, width in self.sizes
+        ]
+        return np.concatenate([e[0] for e in each]), np.concatenate([e[1] for e in each])
+
+
+@lru_cache(maxsize=32)
+def _interpolation(
+    height: int, width: int, merge_size: int, window: int | None, side: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Of an image of ``height`` x ``width`` tokens, in a table of ``side`` x ``side``."""
+    layout = lay_out(height, width, merge_size, window)
+    down, across = _stretched(height * merge_size, side), _stretched(width * merge_size, side)
+    low_row, high_row, row_share = (axis[layout.rows] for axis in down)
+    low_column, high_column, share = (axis[layout.columns] for axis in across)
+    indices = [
+        row * side + column for row in (low_row, high_row) for column in (low_column, high_column)
+    ]
+    weights = [row * column for row in (1 - row_share, row_share) for column in (1 - share, share)]
+    return np.stack(indices, axis=1), np.stack(weights, axis=1)
 
 
 def _stretched(

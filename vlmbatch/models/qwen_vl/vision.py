@@ -275,7 +275,7 @@ class VisionTower(nn.Module):
     def _learned_positions(self, packing: Packing, device: torch.device) -> Tensor:
         """Embeddings (T, C) float32 between those of the table."""
         assert self.pos_embed is not None
-        indices, weights = packing.interpolation(self.config.position_side)
+        indices, weights = packing.interpolation(self.config)
         return F.embedding_bag(
             to_device(indices, device),
             self.pos_embed.weight.float(),
