@@ -120,6 +120,8 @@ def write_features(
             if error is not None:
                 report(row, error)
             column = manifest_config.image_column
+            # Where a line has no values, an id of null is again one that no other row can have.
+            values = values or {manifest_config.id_column: None}
             manifest.write({**values, **_image_values(row, values, column, outcomes, folder)})
             stats.rows_done += 1
             stats.images_done += sum(isinstance(outcome, NamedImage) for outcome in outcomes)
