@@ -120,7 +120,7 @@ def write_features(
             if error is not None:
                 report(row, error)
             column = manifest_config.image_column
-            # Where a line has no values, an id of null is again one that no other row can have.
+            # Of a line without values the id is again "#" and its index: no other row has that.
             values = values or {manifest_config.id_column: None}
             manifest.write({**values, **_image_values(row, values, column, outcomes, folder)})
             stats.rows_done += 1
