@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import logging
 import os
+import signal
 import sys
 import time
 from typing import NoReturn
@@ -41,6 +42,8 @@ class _End:
 def main() -> NoReturn:
     """Run the command line, and end the process with its exit status."""
     end = _End()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the others, until all is imported
     from vlmbatch.cli import main as run_command_line
 
     end.begin(run_command_line())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -116,6 +117,15 @@ vlmbatch.__main__.main()
 def test_a_process_ends_at_once_when_all_that_is_to_run_at_exit_has_run() -> None:
     """Threads are waited for, and standard output, here a pipe, has all that was printed."""
     assert ended("return 3") == (3, "answered\nthread\nat exit\n", "")
+
+
+def test_an_interrupt_while_commands_are_imported_prints_no_traceback(tmp_path: Path) -> None:
+    stub = "import os, signal, time; os.kill(os.getpid(), signal.SIGINT); time.sleep(9)"
+    (tmp_path / "typer.py").write_text(stub)
+    command = [sys.executable, "-m", "vlmbatch", "--version"]
+    env = environment(PYTHONPATH=str(tmp_path))
+    done = subprocess.run(command, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
 
 
 def test_a_process_that_something_else_ends_takes_its_time() -> None:

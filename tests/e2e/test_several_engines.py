@@ -26,7 +26,7 @@ NUM_ROWS = 60
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model, and rows of which some share images, are sampled, or are errors."""
+    """A random model, and rows of which some share images, have two answers, or are errors."""
     folder = tmp_path_factory.mktemp("several")
     make_checkpoint("llama", "clip", folder / "model")
     rng = random.Random(0)
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "prompt": f"<image>What is {index}?",
                 "image": f"{index % 9}.png",
             }
-            row["max_tokens"] = 1 + index % 12
+            row |= {"max_tokens": 1 + index % 12, "n": 1 + index % 2}
             if index % 3 == 1:
                 row |= {"temperature": 0.9, "top_p": 0.9, "seed": index}
             if index % 5 == 2:
@@ -55,7 +55,7 @@ def start(folder: Path, name: str, *options: object) -> Any:
     output = folder / f"{name}.parquet"
     return real_command.start(
         *("run", folder / "manifest.jsonl", "-m", folder / "model", "-o", output),
-        *("--image-workers", 1, "--temperature", 0.5, *options),
+        *("--image-workers", 1, "--temperature", 0.5, "--n", 2, *options),
     )
 
 

@@ -142,7 +142,7 @@ def test_rows_that_cannot_be_done_keep_their_place_and_their_image(
         {"prompt": prompt, "image": "none.png"},
         {"prompt": prompt, "image": [str(image), "none.png"]},
         {"prompt": 7, "image": str(image)},
-        {"prompt": prompt, "image": None},
+        {"id": 4, "prompt": prompt, "image": None},
         {"prompt": prompt, "image": "data:image/png;base64,AAAA"},
     ]
     text = "\n".join(map(json.dumps, rows[:4])) + "\nnot json\n"
@@ -171,10 +171,11 @@ def test_rows_that_cannot_be_done_keep_their_place_and_their_image(
         rows[5]["image"],
     ]
     assert written[0]["note"] == {"a": 1}
-    assert written[4] == {}
+    assert written[4] == {"id": None}
     table = answers(
         out / "manifest.jsonl", tmp_path / "a.parquet", "--image-input-type", "image_features"
     )
+    assert [row["id"] for row in table] == ["0", "1", "2", "3", "#4", "4", "6"]
     assert [row["error_code"] for row in table] == [
         None,
         "image_missing",

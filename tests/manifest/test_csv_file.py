@@ -53,6 +53,11 @@ def test_kinds(manifest: Make, name: str, content: bytes) -> None:
     assert (row.error, row.prompt, row.extra) == (None, "a, b", {"x": 1})
 
 
+def test_a_cell_of_blanks_in_quotes_is_a_row(manifest: Make) -> None:
+    rows = rows_of(manifest(b'prompt\n"  "\n \n\n"\n"\n""\nend\n', name="m.csv"))
+    assert [(row.line, row.prompt) for row in rows] == [(2, "  "), (5, "\n"), (7, ""), (8, "end")]
+
+
 def test_columns_have_types(manifest: Make) -> None:
     text = (
         "prompt,int,float,bool,zeros,large,mixed,none,version\n"

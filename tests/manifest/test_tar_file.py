@@ -108,6 +108,21 @@ def test_bad_members_are_errors_of_their_rows(tmp_path: Path) -> None:
         assert part in error.message and f"{number}." in error.message
 
 
+def test_links_are_errors_of_their_rows(tmp_path: Path) -> None:
+    """As of files that several names had where the tar was made."""
+    path = tar(tmp_path / "a.tar", sample("1"))
+    with tarfile.open(path, "a") as file:
+        for name, kind in (("2.jpg", tarfile.LNKTYPE), ("3.jpg", tarfile.SYMTYPE)):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, "1.jpg"
+            file.addfile(member)
+    first, *others = rows_of(opened(path))
+    assert first.error is None and [row.id for row in others] == ["#1", "#2"]
+    for row, name in zip(others, ("2.jpg", "3.jpg"), strict=True):
+        assert row.error is not None and row.error.code is ErrorCode.MANIFEST_LINE_INVALID
+        assert f"{name}: a link to 1.jpg, which is not followed" in row.error.message
+
+
 def test_members_out_of_order_are_refused(tmp_path: Path) -> None:
     members = [*sample("0"), *sample("1"), ("0.txt", b"late")]
     with pytest.raises(ManifestError, match=r'duplicate id "0"'):

@@ -19,6 +19,7 @@ from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.errors import ErrorCode, OutputError, RowError
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.replicas.local import LocalReplica
+from vlmbatch.replicas.replica import Event
 from vlmbatch.stages.answer import Answer
 from vlmbatch.stages.answer_loop import AnswerLoop
 from vlmbatch.stages.feed import RowFeed
@@ -309,6 +310,27 @@ def test_long_answers_begin_first_once_all_rows_are_there() -> None:
     finally:
         sink.close()
     assert begun == [4, 1, 3, 2, 5, 0]
+
+
+class ForgetfulReplica(LocalReplica):
+    """Has done with its rows, and tells of none."""
+
+    def poll(self) -> list[Event]:
+        super().poll()
+        return []
+
+
+def test_a_row_that_the_replica_loses_does_not_count_as_answered() -> None:
+    row, writer, stats = row_of(0, [1], max_tokens=2), ListWriter(), RunStats()
+    feed = RowFeed(iter([row.row]), lambda _: row, threads=1, depth=1, window=1)
+    sink = ResultSink(writer, LetterTokenizer(), stats, written=feed.release)
+    replica = ForgetfulReplica(loop_engine(), LetterTokenizer())
+    try:
+        with pytest.raises(AssertionError, match=r"rows \[0\] have no answer"):
+            AnswerLoop(feed, replica, sink, stats, StopRequest()).run()
+    finally:
+        feed.close()
+        sink.close()
 
 
 class SilentFeed(RowFeed):

@@ -114,7 +114,7 @@ def _next_command(session: SessionConfig, manifest: ManifestConfig, folder: str)
     command = ["vlmbatch", "run", str(Path(folder) / FEATURE_MANIFEST), "-m", session.model]
     command += ["--image-input-type", "image_features", "-o", "answers.parquet"]
     defaults = ManifestConfig("")
-    for option in ("prompt_column", "image_column", "id_column"):
+    for option in ("prompt", "prompt_column", "image_column", "id_column"):
         if (name := getattr(manifest, option)) != getattr(defaults, option):
             command += [f"--{option.replace('_', '-')}", name]
     return shlex.join(command)

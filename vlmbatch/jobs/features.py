@@ -120,6 +120,8 @@ def write_features(
             if error is not None:
                 report(row, error)
             column = manifest_config.image_column
+            # Of a line without values the id is again "#" and its index: no other row has that.
+            values = values or {manifest_config.id_column: None}
             manifest.write({**values, **_image_values(row, values, column, outcomes, folder)})
             stats.rows_done += 1
             stats.images_done += sum(isinstance(outcome, NamedImage) for outcome in outcomes)

@@ -149,7 +149,7 @@ def _started(
         replica = stack.enter_context(pooled_replica(config, inputs, places, memory))
         if not isinstance(inputs.model, HfConfig):  # whose images stay in this process
             images = SharedLoader(images, memory)
-        yield images, composed(replica, inputs.model, inputs.processor.tokenizer), None
+        yield images, replica, None
 
 
 @contextmanager
@@ -243,6 +243,9 @@ def answer_manifest(
             stopped = stop.reason  # a signal that comes later finds nothing left to stop
             if stopped is None:
                 stats.stage = "writing the output"
+                assert stats.rows_total in (None, stats.rows_done), (
+                    f"{stats.rows_done} of {stats.rows_total} rows were handed on"
+                )
                 output.commit()
         finally:
             images.close()  # first: the feed would wait for images under way

@@ -133,8 +133,8 @@ class CsvFile:
                 except RowError as error:
                     yield line, error
                     continue
-                if not cells or (cells[0].isspace() and len(cells) == 1):
-                    continue  # a blank line
+                if not cells or (lines.is_blank and len(cells) == 1):
+                    continue
                 yield line, self._checked(header, cells, line)
 
     def _header(self, lines: _RowLines) -> list[str] | None:
@@ -211,6 +211,7 @@ class _RowLines:
         self._first = 1
         self._num_bytes = 0
         self.number = 0  # of the latest
+        self.is_blank = False  # the latest, and without quotes
         self.at_end = False
 
     def start_row(self) -> int:
@@ -229,6 +230,7 @@ class _RowLines:
             self.at_end = True
             raise
         self.number = line.number
+        self.is_blank = line.raw.isspace()
         self._num_bytes += len(line.raw)
         if not line.complete or self._num_bytes > self._max_bytes:
             where = (

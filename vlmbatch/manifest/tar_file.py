@@ -144,7 +144,7 @@ def _samples(
             yield key, sample, end
             sample = []
         is_read = is_image_name(f"a.{suffix}") or suffix.rpartition(".")[2] in _TEXTS
-        if member.isreg() and is_read:
+        if is_read and (member.isreg() or member.issym() or member.islnk()):
             key = own
             sample.append((suffix, member))
         else:
@@ -180,6 +180,11 @@ def _members(file: BinaryIO, start: int, name: str) -> Iterator[tarfile.TarInfo]
 
 
 def _read(file: BinaryIO, member: tarfile.TarInfo, max_bytes: int, where: str) -> bytes:
+    if not member.isreg():  # what it leads to may stand anywhere in the tar, or nowhere
+        raise _invalid(
+            f"{where}: a link to {member.linkname}, which is not followed: pack the files "
+            "themselves (tar --dereference --hard-dereference)"
+        )
     if member.size > max_bytes:
         raise _invalid(f"{where}: {member.size} bytes, over the limit of {max_bytes} bytes")
     if member.issparse():
