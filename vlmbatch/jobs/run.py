@@ -149,7 +149,7 @@ def _started(
         replica = stack.enter_context(pooled_replica(config, inputs, places, memory))
         if not isinstance(inputs.model, HfConfig):  # whose images stay in this process
             images = SharedLoader(images, memory)
-        yield images, composed(replica, inputs.model, inputs.processor.tokenizer), None
+        yield images, replica, None
 
 
 @contextmanager

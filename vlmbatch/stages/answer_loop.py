@@ -71,6 +71,7 @@ class AnswerLoop:
         if self._replica.num_unfinished:
             self._hand_on()
         elif self._feed.exhausted:
+            assert not self._under_way, "the replica has lost rows"
             return False
         else:
             self._sink.check()
