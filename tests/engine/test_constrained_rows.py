@@ -157,6 +157,25 @@ def test_a_grammar_without_an_answer_fails_its_row_alone(ahead: bool) -> None:
     assert found[1].sequence.output_token_ids == expected(follows)
 
 
+@pytest.mark.parametrize("more", [{}, {"temperature": 0.9}, {"logprobs": 0}])
+def test_what_a_grammar_asks_for_may_repeat(more: dict[str, Any]) -> None:
+    """Though no other token may, of which some are left to choose among."""
+    engine = small_engine(grammars=make_grammars())
+    params = SamplingParams(regex="aaa[ab]{2}ccx", no_repeat_ngram_size=1, **more)
+    engine.add(Request(0, [1, 2], params))
+    engine.add(Request(1, [1, 2], SamplingParams(max_tokens=9, ignore_eos=True)))
+    tokens = finished(engine)[0].sequence.output_token_ids
+    assert re.fullmatch("aaa(ab|ba|bb)ccx", text_of(tokens))
+    assert "b" in text_of(tokens)
+
+
+def test_the_name_of_a_special_token_is_a_text_as_any_other() -> None:
+    engine = small_engine(grammars=make_grammars())
+    engine.add(Request(0, [1, 2], SamplingParams(regex="<eos>x<image>")))
+    tokens = finished(engine)[0].sequence.output_token_ids
+    assert text_of(tokens) == "<eos>x<image>" and tokens.count(EOS) == 1
+
+
 def test_a_step_that_fails_is_tried_again_with_its_grammars_as_they_were() -> None:
     engine = small_engine(FakeModel(fail_on=77), ahead=True, grammars=make_grammars())
     rows = [

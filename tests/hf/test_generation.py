@@ -263,6 +263,7 @@ def test_rows_that_follow_a_grammar_have_the_tokens_of_a_plain_loop(loaded: Load
     plain = SamplingParams(max_tokens=10)
     shapes = {1: SamplingParams(max_tokens=10, regex="[a-e]{2,8}")}
     shapes[5] = SamplingParams(max_tokens=10, json_schema={"enum": [True, "x", 17]})
+    shapes[6] = SamplingParams(max_tokens=10, regex="b{4}", no_repeat_ngram_size=1)  # in vain
     requests = [loaded.request(index, shapes.get(index, plain)) for index in range(7)]
     found = loaded.answers(requests)
     before = loaded.answers([loaded.request(index, plain) for index in range(7)])

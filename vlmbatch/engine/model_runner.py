@@ -150,7 +150,10 @@ class ModelRunner:
             scores = step.scores
             if masks is not None:
                 told = any(p.logprobs is not None for p in params)  # of the model's own logits
-                scores = masks.apply_(scores.clone() if told else scores)
+                forbids = any(p.no_repeat_ngram_size for p in params)
+                scores = masks.apply_(
+                    scores.clone() if told else scores, step.logits if forbids else None
+                )
             tokens = sample(scores, params, step.positions)
             logprobs = StepLogprobs.launch(step.logits, tokens, requests)
         else:
