@@ -34,6 +34,11 @@ _LANE_PREFILL = 4096
 
 _UPCOMING = 32  # waiting sequences whose images may fill a pass of the tower up
 
+_NOT_FINITE = (
+    "the model computed no finite numbers for this row, as where float16 overflows (try --dtype "
+    "bfloat16 or float32) or weights are damaged"
+)
+
 Outputs = list[TokenOutput | SequenceFailure]
 
 logger = logging.getLogger(__name__)
@@ -292,7 +297,11 @@ class Engine:
         for sequence, place, logprob in step.prompt_logprobs():
             sequence.prompt_logprobs[place] = logprob
         for row, (sequence, token_id) in enumerate(zip(step.sequences, token_ids, strict=True)):
-            if self.scheduler.update(sequence, token_id):
+            if token_id < 0 and sequence.num_pending and not sequence.finished:
+                self.scheduler.finish(sequence, None)
+                error = RowError(ErrorCode.ENGINE_ERROR, _NOT_FINITE)
+                outputs.append(SequenceFailure(sequence, error))
+            elif self.scheduler.update(sequence, token_id):
                 reason = sequence.finish_reason
                 if (failure := _grammar_failure(sequence)) is not None:
                     outputs.append(failure)
