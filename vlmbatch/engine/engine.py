@@ -14,7 +14,7 @@ from vlmbatch.engine.grammars import Grammars
 from vlmbatch.engine.lanes import DEPTH, Lane, Lanes
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.model_runner import ModelRunner, ScoredStep
-from vlmbatch.engine.outputs import EngineStatus, SequenceFailure, TokenOutput
+from vlmbatch.engine.outputs import NOT_FINITE, EngineStatus, SequenceFailure, TokenOutput
 from vlmbatch.engine.overlap import OverlapPolicy
 from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.engine.sequence import Sequence
@@ -33,11 +33,6 @@ _MAX_FAILURES = 64  # sequences given up one after another: then it is not the s
 _LANE_PREFILL = 4096
 
 _UPCOMING = 32  # waiting sequences whose images may fill a pass of the tower up
-
-_NOT_FINITE = (
-    "the model computed no finite numbers for this row, as where float16 overflows (try --dtype "
-    "bfloat16 or float32) or weights are damaged"
-)
 
 Outputs = list[TokenOutput | SequenceFailure]
 
@@ -299,7 +294,7 @@ class Engine:
         for row, (sequence, token_id) in enumerate(zip(step.sequences, token_ids, strict=True)):
             if token_id < 0 and sequence.num_pending and not sequence.finished:
                 self.scheduler.finish(sequence, None)
-                error = RowError(ErrorCode.ENGINE_ERROR, _NOT_FINITE)
+                error = RowError(ErrorCode.ENGINE_ERROR, NOT_FINITE)
                 outputs.append(SequenceFailure(sequence, error))
             elif self.scheduler.update(sequence, token_id):
                 reason = sequence.finish_reason

@@ -124,8 +124,7 @@ class BatchGenerator:
             processors.append(NoEarlyEnd(rows))
         if any(row.request.sampling.temperature > 0 for row in rows):
             processors.append(Choice(rows))
-        told = any(row.request.sampling.logprobs is not None for row in rows)
-        watch = Watch(rows, on_token, given_up, raw if told else None)
+        watch = Watch(rows, on_token, given_up, raw)
         self._model.generate(
             **self._batch([row.request for row in rows]),
             generation_config=greedy_config(self._pad_token_id, max(row.limit for row in rows)),
@@ -165,7 +164,7 @@ class Watch(StoppingCriteria):  # type: ignore[misc]
         rows: Sequence[RowUnderWay],
         on_token: OnToken,
         given_up: Callable[[], bool],
-        raw: RawScores | None = None,
+        raw: RawScores,
     ) -> None:
         self._rows = rows
         self._on_token = on_token
@@ -175,10 +174,9 @@ class Watch(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor | None, **_: object) -> Tensor:
         tokens = input_ids[:, -1]
-        launched = None
-        if self._raw is not None:
-            launched = StepLogprobs.launch(self._raw.scores, tokens, self._requests)
-        token_ids = tokens.tolist()  # waits for all of it
+        launched = StepLogprobs.launch(self._raw.scores, tokens, self._requests)
+        failed = self._raw.scores.isnan().any(dim=-1)
+        token_ids = tokens.masked_fill(failed, -1).tolist()  # waits for all of it
         logprobs = {} if launched is None else launched.by_row()
         for place, (row, token_id) in enumerate(zip(self._rows, token_ids, strict=True)):
             if not row.ended:
