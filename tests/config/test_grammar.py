@@ -76,6 +76,7 @@ def test_large_and_recursive_schemas(schema: dict[str, Any]) -> None:
         ({"regex": "a" * (2**20 + 1)}, "regex has 1048577 bytes, at most 1048576"),
         ({"regex": "a?" * 200_000}, "regex cannot be used: initial lexer configuration"),
         ({"regex": "a("}, "regex cannot be used: unclosed group"),
+        ({"regex": "a\\\\\\"}, "regex cannot be used: it ends with a backslash"),
         ({"regex": "(" * 300 + ")" * 300}, "regex cannot be used: exceed the maximum number"),
         ({"regex": "a", "json_schema": {}}, "json_schema and regex cannot be combined"),
         ({"regex": "a", "choices": ["a", "b"]}, "choices and regex cannot be combined"),

@@ -525,6 +525,7 @@ ELSEWHERE = {
     "machine --force-reinstall": "a command of pip, which changes the machine",
     "machine --only-binary": "a command of pip, which changes the machine",
     "engine --kv-cache-tokens": "needs a real engine: below",
+    "outputs --dtype": "of a model that overflows: tests/engine/test_constrained_rows.py",
     "engine --max-tokens": "needs a real engine: below",
     "kv_cache --kv-cache-tokens": "needs a real engine: below",
     "config --max-pixels": _RESOLUTION,

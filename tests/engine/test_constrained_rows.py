@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from fake_model import EOS, IMAGE_TOKEN_ID, VOCAB, FakeModel, reference, small_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,12 +17,14 @@ from llguidance import LLMatcher, LLTokenizer
 from small_engines import SMALL_ENGINES
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models, pre_tokenizers
+from torch import Tensor
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.grammars import Grammars
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
 from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.models.family import Embedded
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import Request
 
@@ -157,6 +160,25 @@ def test_a_grammar_without_an_answer_fails_its_row_alone(ahead: bool) -> None:
     assert found[1].sequence.output_token_ids == expected(follows)
 
 
+@pytest.mark.parametrize("more", [{}, {"temperature": 0.9}, {"logprobs": 0}])
+def test_what_a_grammar_asks_for_may_repeat(more: dict[str, Any]) -> None:
+    """Though no other token may, of which some are left to choose among."""
+    engine = small_engine(grammars=make_grammars())
+    params = SamplingParams(regex="aaa[ab]{2}ccx", no_repeat_ngram_size=1, **more)
+    engine.add(Request(0, [1, 2], params))
+    engine.add(Request(1, [1, 2], SamplingParams(max_tokens=9, ignore_eos=True)))
+    tokens = finished(engine)[0].sequence.output_token_ids
+    assert re.fullmatch("aaa(ab|ba|bb)ccx", text_of(tokens))
+    assert "b" in text_of(tokens)
+
+
+def test_the_name_of_a_special_token_is_a_text_as_any_other() -> None:
+    engine = small_engine(grammars=make_grammars())
+    engine.add(Request(0, [1, 2], SamplingParams(regex="<eos>x<image>")))
+    tokens = finished(engine)[0].sequence.output_token_ids
+    assert text_of(tokens) == "<eos>x<image>" and tokens.count(EOS) == 1
+
+
 def test_a_step_that_fails_is_tried_again_with_its_grammars_as_they_were() -> None:
     engine = small_engine(FakeModel(fail_on=77), ahead=True, grammars=make_grammars())
     rows = [
@@ -170,6 +192,40 @@ def test_a_step_that_fails_is_tried_again_with_its_grammars_as_they_were() -> No
     found = finished(engine)
     assert early and isinstance(found.pop(9), SequenceFailure)
     assert [found[row.index].sequence.output_token_ids for row in rows] == [*map(expected, rows)]
+
+
+class Overflowing(FakeModel):
+    """No number comes of token 77, nor of what follows it."""
+
+    def embed(self, input_ids: Tensor, *images: Any) -> Embedded:
+        hidden = super().embed(input_ids, *images).hidden
+        return Embedded(hidden.masked_fill((input_ids == 77)[:, None], torch.nan))
+
+
+@settings(max_examples=30, deadline=None)
+@given(workloads(), st.lists(st.sampled_from([None, "[a-f]{2,5}"]), max_size=4), SMALL_ENGINES)
+def test_rows_of_no_numbers_are_errors_and_the_others_answered(
+    rows: list[Request], bad: list[str | None], how: dict[str, Any]
+) -> None:
+    rows = [row for row in rows if 77 not in row.token_ids and 77 not in expected(row)]
+    engine = small_engine(Overflowing(), **how, grammars=make_grammars())
+    for index, regex in enumerate(bad):
+        engine.add(Request(100 + index, [5, 77, index], SamplingParams(max_tokens=9, regex=regex)))
+    sequences = [engine.add(row) for row in rows]
+    found: dict[int, TokenOutput | SequenceFailure] = {}
+    while engine.num_unfinished:
+        found |= {
+            output.sequence.request.index: output
+            for output in engine.step()
+            if isinstance(output, SequenceFailure) or output.finish_reason
+        }
+        engine.scheduler.check_integrity()
+    for index in range(len(bad)):
+        failure = found.pop(100 + index)
+        assert isinstance(failure, SequenceFailure)
+        assert "no finite numbers for this row" in failure.error.message
+    for row, sequence in zip(rows, sequences, strict=True):
+        assert sequence.output_token_ids == expected(row)
 
 
 def test_a_model_without_an_end_cannot_follow_a_grammar() -> None:

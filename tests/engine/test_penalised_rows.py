@@ -85,8 +85,8 @@ def test_rows_without_penalties_keep_no_history() -> None:
     [
         ("min_p", 1.5, "from 0 to 1, got 1.5"),
         ("min_p", float("nan"), "from 0 to 1, got nan"),
-        ("repetition_penalty", 0, "above 0, got 0"),
-        ("repetition_penalty", float("inf"), "above 0, got inf"),
+        ("repetition_penalty", 0, "from 0.001 to 1000, got 0"),
+        ("repetition_penalty", float("inf"), "from 0.001 to 1000, got inf"),
         ("presence_penalty", 2.5, "from -2 to 2, got 2.5"),
         ("frequency_penalty", float("nan"), "from -2 to 2, got nan"),
         ("no_repeat_ngram_size", -1, "0 .* to 100, got -1"),

@@ -14,6 +14,7 @@ import torch
 from hf_case import ROWS, Case, make_images
 from hf_checkpoints import EOS_ID, KINDS
 from llguidance import LLMatcher, LLTokenizer
+from torch import Tensor
 from vlmbatch_kernels.sampling import sample_tokens
 
 from vlmbatch.config import EngineConfig, SamplingParams, SessionConfig
@@ -23,7 +24,7 @@ from vlmbatch.hf.processor import HfProcessor
 from vlmbatch.hf.replica import HfReplica
 from vlmbatch.hf.row import RowUnderWay
 from vlmbatch.images.decode import decode_image
-from vlmbatch.replicas.replica import Completion
+from vlmbatch.replicas.replica import Completion, Event, RowFailure
 from vlmbatch.session.load import load_with_transformers
 from vlmbatch.session.open import ModelInputs, open_model
 from vlmbatch.types import ImageRef, Request, Row
@@ -53,14 +54,19 @@ class Loaded:
         encoded = processor.encode(tokens, pixels)
         return Request(index, encoded.token_ids, sampling, inputs=encoded.inputs)
 
-    def answers(self, requests: Sequence[Request]) -> dict[int, Completion]:
+    def events(self, requests: Sequence[Request]) -> dict[int, Event]:
         for request in requests:
             self.replica.submit(request)
-        found = {}
+        found: dict[int, Event] = {}
         while self.replica.num_unfinished:
-            for event in self.replica.poll():
-                assert isinstance(event, Completion), event
-                found[event.index] = event
+            found |= {event.index: event for event in self.replica.poll()}
+        return found
+
+    def answers(self, requests: Sequence[Request]) -> dict[int, Completion]:
+        found = {}
+        for index, event in self.events(requests).items():
+            assert isinstance(event, Completion), event
+            found[index] = event
         return found
 
 
@@ -258,11 +264,35 @@ def test_penalties_are_those_of_generate(loaded: Loaded) -> None:
             assert found[i].token_ids == expected
 
 
+def test_a_row_of_no_numbers_is_an_error_and_the_others_are_answered(loaded: Loaded) -> None:
+    requests = [loaded.request(index, SamplingParams(max_tokens=6)) for index in range(3)]
+    before = loaded.answers(requests)
+    others = {each for index in (0, 2) for each in requests[index].token_ids}
+    others.update(*(before[index].token_ids for index in (0, 2)))
+    token = next(each for each in requests[1].token_ids if each not in others)
+
+    def overflow(_: Any, inputs: Any, hidden: Tensor) -> Tensor:
+        return hidden.masked_fill((inputs[0] == token)[..., None], torch.nan)
+
+    model: Any = loaded.replica._generator._model  # type: ignore[attr-defined]
+    hook = model.get_input_embeddings().register_forward_hook(overflow)
+    try:
+        found = loaded.events(requests)
+    finally:
+        hook.remove()
+    failure = found.pop(1)
+    assert isinstance(failure, RowFailure)
+    assert "no finite numbers for this row" in failure.error.message
+    for index, event in found.items():
+        assert isinstance(event, Completion) and event.token_ids == before[index].token_ids
+
+
 def test_rows_that_follow_a_grammar_have_the_tokens_of_a_plain_loop(loaded: Loaded) -> None:
     """The likeliest token that a matcher allows, beside rows that follow none."""
     plain = SamplingParams(max_tokens=10)
     shapes = {1: SamplingParams(max_tokens=10, regex="[a-e]{2,8}")}
     shapes[5] = SamplingParams(max_tokens=10, json_schema={"enum": [True, "x", 17]})
+    shapes[6] = SamplingParams(max_tokens=10, regex="b{4}", no_repeat_ngram_size=1)  # in vain
     requests = [loaded.request(index, shapes.get(index, plain)) for index in range(7)]
     found = loaded.answers(requests)
     before = loaded.answers([loaded.request(index, plain) for index in range(7)])

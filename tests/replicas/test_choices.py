@@ -119,6 +119,13 @@ def test_classes_are_scored_as_whole_texts(choices: list[str]) -> None:
     assert not played.requests
 
 
+def test_an_end_that_is_all_but_impossible() -> None:
+    """Whose probability is 0 in 64 bits, though its logarithm is not."""
+    tree = ChoiceTree(((1,), (1, 2)), (8, 9))
+    scores = {(): {1: -1.0}, (1,): {2: -2.0, 8: -900.0, 9: -900.0}, (1, 2): {8: -0.5, 9: -900.0}}
+    assert tree.logprobs(scores) == pytest.approx([-901 + math.log(2), -3.5])
+
+
 def test_classes_of_one_token_take_one_request() -> None:
     replica = replica_on(played := Played())
     replica.submit(request(0, "a", "b", "c"))

@@ -48,6 +48,7 @@ class Block:
 
     Padding repeats a tile's last query, so that it is computed twice and written twice the same.
     ``chunks``: (n * L / granule,) int32, rows of the pool seen as (S / granule, granule, K, D).
+    ``unfilled``: (U,) int64, which of the n * L keys are behind the last one that a tile sees.
     ``mask``: (n, 1, 1 or G * R, L), 0 where a key is seen and -inf where not.
     """
 
@@ -55,6 +56,7 @@ class Block:
     rows: int
     tokens: slice | Tensor
     chunks: Tensor
+    unfilled: Tensor
     mask: Tensor
 
 
@@ -172,4 +174,19 @@ def _block(
     mask = mask.masked_fill_(hidden, -torch.inf).unsqueeze(1)
     if max_rows > 1:
         mask = mask.repeat(1, 1, spec.num_heads // spec.num_kv_heads, 1)
-    return Block(size, max_rows, tokens, chunks, mask)
+    unfilled = torch.from_numpy(
+        _unfilled(tiles, metadata, spec, num_pages * block_size, block_size)
+    )
+    return Block(size, max_rows, tokens, chunks, unfilled.to(device, non_blocking=True), mask)
+
+
+def _unfilled(
+    tiles: Tiles, metadata: AttentionMetadata, spec: AttentionSpec, num_keys: int, block_size: int
+) -> NDArray[np.int64]:
+    """Of the ``num_keys`` of each tile, those behind the last that it sees."""
+    totals = np.array(metadata.seqlens_k_host)[tiles.sequence]
+    end = tiles.position + tiles.rows if spec.causal else totals
+    filled = end - tiles.first_page * block_size
+    counts = num_keys - filled
+    firsts = np.arange(len(counts)) * num_keys + filled
+    return np.repeat(firsts - (counts.cumsum() - counts), counts) + np.arange(counts.sum())

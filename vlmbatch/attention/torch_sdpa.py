@@ -21,11 +21,7 @@ from vlmbatch.attention.sdpa_plan import Block, plan_blocks
 
 
 class TorchSdpaBackend(PagedBackend):
-    """Gathers pages, then runs torch's attention on them. See ``AttentionBackend``.
-
-    The pool must hold finite numbers from the start (zeros will do): slots of a page that no
-    token has filled are read and then masked.
-    """
+    """Gathers pages, then runs torch's attention on them. See ``AttentionBackend``."""
 
     name = "torch"
     captures_decodes = False  # a step's plan comes from lengths on the host
@@ -102,6 +98,8 @@ class TorchSdpaBackend(PagedBackend):
         if pool.dtype == E4M3:
             chunks, out = chunks.view(torch.uint8), pages.view(torch.uint8)
         torch.index_select(chunks, 0, block.chunks, out=out)
+        # Anything may lie there, also what another row has left: no weight hides a NaN.
+        out.view(-1, *chunks.shape[2:]).index_fill_(0, block.unfilled, 0)
         return pages.view(block.size, -1, spec.num_kv_heads, spec.head_dim)
 
     def _buffer(self, name: str, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -116,6 +116,8 @@ def grammar_problem(json_schema: str | None, regex: str | None) -> str | None:
         return f"{name} must be Unicode text: {error}"
     if size > _MAX_BYTES:
         return f"{name} has {size} bytes, at most {_MAX_BYTES} can be compiled"
+    if regex is not None and (len(regex) - len(regex.rstrip("\\"))) % 2:  # llguidance drops it
+        return "regex cannot be used: it ends with a backslash that escapes nothing"
     from llguidance import LLMatcher
 
     def validated() -> str:

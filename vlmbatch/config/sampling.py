@@ -19,6 +19,7 @@ _MAX_CHOICES = 256  # each may take a request of its own
 _MAX_ANSWERS = 128  # as of OpenAI's API
 _MAX_RETRIES = 10
 
+_MAX_REPETITION = 1000.0  # logits stay finite
 _MAX_PENALTY = 2.0  # as of OpenAI's API, either way
 _MAX_NGRAM = 100  # so many tokens are compared with all that came before
 
@@ -114,9 +115,10 @@ class SamplingParams:
             )
         if not 0 <= self.min_p <= 1:
             raise ConfigError(f"min_p must be from 0 to 1, got {self.min_p}")
-        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+        if not 1 / _MAX_REPETITION <= self.repetition_penalty <= _MAX_REPETITION:
             raise ConfigError(
-                f"repetition_penalty must be finite and above 0, got {self.repetition_penalty}"
+                f"repetition_penalty must be from {1 / _MAX_REPETITION:g} to {_MAX_REPETITION:g}, "
+                f"got {self.repetition_penalty}"
             )
         for name in ("presence_penalty", "frequency_penalty"):
             if not -_MAX_PENALTY <= (value := getattr(self, name)) <= _MAX_PENALTY:

@@ -15,7 +15,7 @@ from vlmbatch.engine.decode_graphs import DecodeGraphs
 from vlmbatch.engine.grammars import Grammars
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.model_runner import LaunchedStep, ModelRunner, ScoredStep
-from vlmbatch.engine.outputs import EngineStatus, SequenceFailure, TokenOutput
+from vlmbatch.engine.outputs import NOT_FINITE, EngineStatus, SequenceFailure, TokenOutput
 from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.step import ScheduledChunk
@@ -232,7 +232,11 @@ class Engine:
         for sequence, place, logprob in step.prompt_logprobs():
             sequence.prompt_logprobs[place] = logprob
         for row, (sequence, token_id) in enumerate(zip(step.sequences, token_ids, strict=True)):
-            if self.scheduler.update(sequence, token_id):
+            if token_id < 0 and sequence.num_pending and not sequence.finished:
+                self.scheduler.finish(sequence, None)
+                error = RowError(ErrorCode.ENGINE_ERROR, NOT_FINITE)
+                outputs.append(SequenceFailure(sequence, error))
+            elif self.scheduler.update(sequence, token_id):
                 reason = sequence.finish_reason
                 if (failure := _grammar_failure(sequence)) is not None:
                     outputs.append(failure)

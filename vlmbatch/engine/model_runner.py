@@ -30,14 +30,15 @@ class ScoredStep:
     """A step whose logits the device may still be computing, and of which no token is sampled yet.
 
     ``logits``: (n, V), the model's own; ``scores``: the same after penalties, and without ends that
-    come too early. None on all ranks but the first, and where nothing is sampled. ``prompts``: of
-    prompts whose tokens are scored.
+    come too early; ``finite``: (n,), whether they come of numbers. None on all ranks but the first,
+    and where nothing is sampled. ``prompts``: of prompts whose tokens are scored.
     """
 
     sequences: list[Sequence]
     positions: list[int]  # of the new tokens
     logits: Tensor | None = None
     scores: Tensor | None = None
+    finite: Tensor | None = None
     prompts: PromptLogprobs | None = None
 
 
@@ -68,7 +69,10 @@ class LaunchedStep:
         return cls(sequences, sampled, sampled, None, logprobs, prompts)
 
     def token_ids(self) -> list[int]:
-        """The sampled token of each sequence; waits for the device."""
+        """The sampled token of each sequence, -1 where its logits are no numbers.
+
+        Waits for the device.
+        """
         if self._event is not None:
             self._event.synchronize()
         token_ids: list[int] = self._copied.tolist()
@@ -127,11 +131,12 @@ class ModelRunner:
         if not num_sampled or self._parallel.rank > 0:
             return ScoredStep(inputs.sampled, inputs.sample_positions, prompts=prompts)
         scores = logits = self._model.compute_logits(hidden[:num_sampled])
+        finite = hidden[:num_sampled].sum(dim=-1, dtype=torch.float32).isfinite()
         if inputs.penalised is not None:
             scores = inputs.penalised.apply(logits, inputs.input_ids)
         if inputs.early_ends is not None:
             scores = inputs.early_ends.rule_out(scores)
-        return ScoredStep(inputs.sampled, inputs.sample_positions, logits, scores, prompts)
+        return ScoredStep(inputs.sampled, inputs.sample_positions, logits, scores, finite, prompts)
 
     @torch.inference_mode()
     def sample(self, step: ScoredStep, masks: TokenMasks | None = None) -> LaunchedStep:
@@ -146,9 +151,14 @@ class ModelRunner:
             scores = step.scores
             if masks is not None:
                 told = any(p.logprobs is not None for p in params)  # of the model's own logits
-                scores = masks.apply_(scores.clone() if told else scores)
+                forbids = any(p.no_repeat_ngram_size for p in params)
+                scores = masks.apply_(
+                    scores.clone() if told else scores, step.logits if forbids else None
+                )
             tokens = sample(scores, params, step.positions)
             logprobs = StepLogprobs.launch(step.logits, tokens, requests)
+            assert step.finite is not None
+            tokens = tokens.where(step.finite, -1)
         else:
             tokens = torch.empty(len(step.sequences), dtype=torch.int64, device=self._device)
         if self._parallel.world_size > 1 and step.sequences:
@@ -176,7 +186,8 @@ class ModelRunner:
         row_of = {sequence: row for row, sequence in enumerate(before.sequences)}
         places = [(token, row_of[sequence]) for token, sequence in inputs.pending_tokens]
         tokens, rows = to_device(torch.tensor(places), self._device).T
-        inputs.input_ids[tokens] = before.sampled[rows]
+        # One that has none ends the sequence when it is known: until then any other will do.
+        inputs.input_ids[tokens] = before.sampled[rows].clamp(min=0)
 
     def _embed(self, inputs: StepInputs) -> Embedded:
         if not inputs.image_rows:

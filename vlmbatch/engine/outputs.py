@@ -9,6 +9,11 @@ from vlmbatch.errors import RowError
 from vlmbatch.start_times import EngineStart
 from vlmbatch.types import FinishReason, TokenLogprob
 
+NOT_FINITE = (
+    "the model computed no finite numbers for this row, as where float16 overflows (try --dtype "
+    "bfloat16 or float32) or weights are damaged"
+)
+
 
 @dataclass(slots=True)  # not frozen: made for every token, in a third of the time
 class TokenOutput:

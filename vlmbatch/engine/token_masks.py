@@ -39,6 +39,15 @@ class TokenMasks:
         places = torch.tensor(rows, pin_memory=pin)
         return cls(places.to(device, non_blocking=pin), masks.to(device, non_blocking=pin))
 
-    def apply_(self, logits: Tensor) -> Tensor:
-        """``logits`` (n, V) without the tokens that are ruled out, in place."""
-        return mask_tokens_(logits, self.rows, self.masks)
+    def apply_(self, scores: Tensor, logits: Tensor | None = None) -> Tensor:
+        """``scores`` (n, V) without the tokens that are ruled out, in place.
+
+        ``logits`` (n, V), the model's own, stand in for a row all of whose tokens are ruled out by
+        one or the other, as where a grammar asks for what ``no_repeat_ngram_size`` forbids; None:
+        there are no such rows. The grammar is followed.
+        """
+        scores = mask_tokens_(scores, self.rows, self.masks)
+        if logits is None:
+            return scores
+        own = mask_tokens_(logits.to(scores.dtype, copy=True), self.rows, self.masks)
+        return own.where(scores.amax(dim=-1, keepdim=True).isneginf(), scores)

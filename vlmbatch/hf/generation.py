@@ -113,18 +113,17 @@ class BatchGenerator:
     def _generate(
         self, rows: Sequence[RowUnderWay], on_token: OnToken, given_up: Callable[[], bool]
     ) -> None:
-        processors: list[LogitsProcessor] = []
+        raw = RawScores()
+        processors: list[LogitsProcessor] = [raw]
         if any(row.request.sampling.penalises for row in rows):
             processors.append(Penalties(rows, self._image_token_id))
         if any(row.constraint is not None for row in rows):
-            processors.append(Shapes(rows))
+            forbids = any(row.request.sampling.no_repeat_ngram_size for row in rows)
+            processors.append(Shapes(rows, raw if forbids else None))
         if any(row.request.sampling.min_tokens for row in rows):
             processors.append(NoEarlyEnd(rows))
         if any(row.request.sampling.temperature > 0 for row in rows):
             processors.append(Choice(rows))
-        raw = None
-        if any(row.request.sampling.logprobs is not None for row in rows):
-            processors.insert(0, raw := RawScores())
         watch = Watch(rows, on_token, given_up, raw)
         self._model.generate(
             **self._batch([row.request for row in rows]),
@@ -165,7 +164,7 @@ class Watch(StoppingCriteria):  # type: ignore[misc]
         rows: Sequence[RowUnderWay],
         on_token: OnToken,
         given_up: Callable[[], bool],
-        raw: RawScores | None = None,
+        raw: RawScores,
     ) -> None:
         self._rows = rows
         self._on_token = on_token
@@ -175,10 +174,9 @@ class Watch(StoppingCriteria):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor | None, **_: object) -> Tensor:
         tokens = input_ids[:, -1]
-        launched = None
-        if self._raw is not None:
-            launched = StepLogprobs.launch(self._raw.scores, tokens, self._requests)
-        token_ids = tokens.tolist()  # waits for all of it
+        launched = StepLogprobs.launch(self._raw.scores, tokens, self._requests)
+        failed = self._raw.scores.isnan().any(dim=-1)
+        token_ids = tokens.masked_fill(failed, -1).tolist()  # waits for all of it
         logprobs = {} if launched is None else launched.by_row()
         for place, (row, token_id) in enumerate(zip(self._rows, token_ids, strict=True)):
             if not row.ended:
@@ -226,10 +224,11 @@ class Penalties(LogitsProcessor):  # type: ignore[misc]
 
 
 class Shapes(LogitsProcessor):  # type: ignore[misc]
-    """Leaves each row the tokens that its grammar allows."""
+    """Leaves each row the tokens that its grammar allows; ``raw``: see ``TokenMasks.apply_``."""
 
-    def __init__(self, rows: Sequence[RowUnderWay]) -> None:
+    def __init__(self, rows: Sequence[RowUnderWay], raw: RawScores | None) -> None:
         self._rows = rows
+        self._raw = raw
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         answers = [
@@ -238,7 +237,9 @@ class Shapes(LogitsProcessor):  # type: ignore[misc]
             if row.constraint is not None and not row.ended
         ]
         masks = TokenMasks.of(answers, scores.device)
-        return scores if masks is None else masks.apply_(scores.clone())
+        if masks is None:
+            return scores
+        return masks.apply_(scores.clone(), None if self._raw is None else self._raw.scores)
 
 
 class NoEarlyEnd(LogitsProcessor):  # type: ignore[misc]

@@ -6,6 +6,8 @@ import time
 from collections.abc import Collection
 
 from vlmbatch.engine.grammars import Constraint, Grammars
+from vlmbatch.engine.outputs import NOT_FINITE
+from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.replicas.replica import Completion, NewTokens, RowFailure
 from vlmbatch.replicas.stop_strings import StopChecker
@@ -61,7 +63,10 @@ class RowUnderWay:
     def push(
         self, token_id: int, logprob: TokenLogprob | None = None
     ) -> Completion | NewTokens | RowFailure | None:
-        """Take the next token; what there is to tell of it."""
+        """Take the next token, -1 where the model computed none; what there is to tell of it."""
+        if token_id < 0:
+            self.ended = True
+            return RowFailure(self.request.index, RowError(ErrorCode.ENGINE_ERROR, NOT_FINITE))
         if self._first_token_at is None:
             self._first_token_at = time.monotonic()
         self.token_ids.append(token_id)

@@ -208,14 +208,7 @@ def _answer(row: Row, processor: Processor, images: ImageLoader, replica: Replic
             if isinstance(event, RowFailure):
                 return Result.from_error(row, event.error)
             if isinstance(event, Completion):
-                answer = Answer(
-                    prepared.row,
-                    event.token_ids,
-                    event.finish_reason,
-                    prompt_token_ids=request.token_ids,
-                    text_end=event.text_end,
-                )
-                return to_result(answer, processor.tokenizer)
+                return to_result(Answer.of(prepared.row, request, event), processor.tokenizer)
 
 
 def _text(result: Result) -> str:

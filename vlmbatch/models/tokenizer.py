@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ from vlmbatch.models.json_fields import check_file, read_json
 _MAX_BYTES = 512 * 2**20  # of tokenizer.json; large vocabularies take some 30 megabytes
 _NAMED_TOKENS = [f"{name}_token" for name in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")]
 _BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
+_NONCHARACTER = "\U0010fffe"  # of which Unicode says that texts do not have it
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # what an incomplete UTF-8 sequence decodes to
 
 
@@ -112,9 +114,23 @@ class Tokenizer:
         return ids
 
     def serialized(self) -> str:
-        """As the tokenizers library writes it, with what other files of the folder have added."""
-        text: str = self._backend.to_str()
-        return text
+        """As the tokenizers library writes it, with what other files of the folder have added.
+
+        Special tokens have names that are in no text, so that no text has them, whatever it says.
+        """
+        state = json.loads(self._backend.to_str())
+        special = [token for token in state["added_tokens"] if token["special"]]
+        names = {token["content"]: f"{_NONCHARACTER}{token['id']}" for token in special}
+        for token in special:
+            token["content"] = names[token["content"]]
+        model = state["model"]
+        if isinstance(model["vocab"], dict):
+            model["vocab"] = {names.get(text, text): each for text, each in model["vocab"].items()}
+        else:  # Unigram's, which has scores
+            model["vocab"] = [[names.get(text, text), score] for text, score in model["vocab"]]
+        if (unknown := model.get("unk_token")) in names:
+            model["unk_token"] = names[unknown]
+        return json.dumps(state)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ``ids`` without special tokens and ids outside the vocabulary."""

@@ -80,7 +80,8 @@ class ChoiceTree:
         for path in self.paths:
             total = sum(scores[path[:end]][token_id] for end, token_id in enumerate(path))
             if self.ends:
-                total += math.log(sum(math.exp(scores[path][end]) for end in self.ends))
+                ends = [scores[path][end] for end in self.ends]
+                total += max(ends) + math.log(sum(math.exp(end - max(ends)) for end in ends))
             found.append(total)
         return found
 

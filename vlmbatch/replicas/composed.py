@@ -74,6 +74,7 @@ class ComposedReplica:
         return self._replica.status
 
     def submit(self, request: Request, *, stream: bool = False) -> None:
+        assert request.index >= 0, "a part of another composed replica's"
         try:
             composition = self._composition(request)
         except RowError as error:

@@ -11,7 +11,7 @@ from vlmbatch.errors import RowError
 from vlmbatch.models.described_tokens import described
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.replicas.replica import Completion
-from vlmbatch.types import FinishReason, Result, Row, TokenLogprob
+from vlmbatch.types import FinishReason, Request, Result, Row, TokenLogprob
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,24 @@ class Answer:
     loops: bool = False  # and so does the last
     error: RowError | None = None
     known: Result | None = None  # found in the journal of an earlier run
+
+    @classmethod
+    def of(cls, row: Row, request: Request, completion: Completion) -> Answer:
+        """What ``completion`` makes of the row's request."""
+        return cls(
+            row,
+            completion.token_ids,
+            completion.finish_reason,
+            prompt_token_ids=request.token_ids,
+            cached_tokens=completion.cached_tokens,
+            image_tokens=request.num_image_tokens,
+            text_end=completion.text_end,
+            logprobs=completion.logprobs,
+            choices=completion.choices,
+            others=completion.others,
+            retries=completion.retries,
+            loops=completion.loops,
+        )
 
 
 def to_result(answer: Answer, tokenizer: Tokenizer) -> Result:

@@ -120,17 +120,4 @@ class AnswerLoop:
         prepared = self._under_way.pop(completion.index)
         request = prepared.request
         assert request is not None
-        return Answer(
-            prepared.row,
-            completion.token_ids,
-            completion.finish_reason,
-            prompt_token_ids=request.token_ids,
-            cached_tokens=completion.cached_tokens,
-            image_tokens=request.num_image_tokens,
-            text_end=completion.text_end,
-            logprobs=completion.logprobs,
-            choices=completion.choices,
-            others=completion.others,
-            retries=completion.retries,
-            loops=completion.loops,
-        )
+        return Answer.of(prepared.row, request, completion)
