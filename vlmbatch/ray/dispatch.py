@@ -14,9 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from vlmbatch.config import Part, RunPolicy
-from vlmbatch.durable.run_paths import RECORD_FILE, work_folder_path
-from vlmbatch.durable.run_record import read_record
-from vlmbatch.errors import OutputError, OutputLockedError, UsageError, VlmbatchError
+from vlmbatch.errors import OutputLockedError, UsageError, VlmbatchError
 from vlmbatch.log import logger
 from vlmbatch.ray.actors import Actors, Returned, Worker
 from vlmbatch.ray.cluster import Share
@@ -116,7 +114,7 @@ class Dispatch:
         """--overwrite holds until a part has been begun anew: after that it is resumed."""
         if not self._policy.overwrite:
             return self._policy
-        run = _run_of(self._job, part)
+        run = self._job.folder.run_of(part)
         is_begun = part in self._runs_before and self._runs_before[part] != run
         self._runs_before.setdefault(part, run)
         return replace(self._policy, overwrite=not is_begun)
@@ -172,6 +170,13 @@ class Dispatch:
             return
         outcome: PartOutcome = returned.value
         error = outcome.error
+        if outcome.taken:
+            logger.warning(
+                "part %s was put by another run meanwhile: its answers are taken, and those of "
+                "node %s are dropped",
+                part,
+                worker.node,
+            )
         if error is None:
             self._take_finished(worker, outcome.stats)
             self._troubles.over(part)
@@ -228,15 +233,6 @@ class Dispatch:
         if not any(worker.is_ready for worker in self._workers):
             return "waiting for the Ray cluster"
         return "loading the model"
-
-
-def _run_of(job: WorkerJob, part: Part) -> str | None:
-    """The run that a part is of by now; None where none is known."""
-    try:
-        record = read_record(work_folder_path(job.folder / part.file_name) / RECORD_FILE)
-    except OutputError:
-        return None  # damaged, which --overwrite mends
-    return None if record is None else record.id
 
 
 def _on_node(node: str, error: VlmbatchError) -> VlmbatchError:

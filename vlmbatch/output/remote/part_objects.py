@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vlmbatch.config import Part
 from vlmbatch.config.part import part_of_name
-from vlmbatch.durable.run_paths import RECORD_FILE
+from vlmbatch.durable.run_paths import INSIDE, RECORD_FILE
 from vlmbatch.errors import UsageError
 from vlmbatch.output.remote.file_target import FileTarget
 from vlmbatch.output.shards import SHARD_NAME
@@ -44,7 +44,7 @@ def check_part_folder(folder: RemotePath, part: Part) -> None:
                 f"not in {part.count:,} as --shard {part} asks for. Give every task the same N, or "
                 "choose another folder"
             )
-    names = [*names_in(folder), *names_in(folder.child("_vlmbatch"))]
+    names = [*names_in(folder), *names_in(folder.child(INSIDE))]
     for name in names:
         if SHARD_NAME.fullmatch(name) or name == RECORD_FILE:
             raise UsageError(
