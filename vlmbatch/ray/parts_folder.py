@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from vlmbatch.config import Part, PartDestination, RemoteDestination
+from vlmbatch.config import JobConfig, Part, PartDestination
 from vlmbatch.durable.durable_file import reported
 from vlmbatch.durable.lock import OutputLock
 from vlmbatch.durable.run_paths import LOCK_FILE, RECORD_FILE, parts_work_folder, work_folder_path
@@ -21,6 +21,7 @@ from vlmbatch.output.changes import refuse_changes
 from vlmbatch.output.finished import finished_counts
 from vlmbatch.output.parts import check_folder, finished_part, other_run, parts_named
 from vlmbatch.output.reader import OutputCounts
+from vlmbatch.stats import RunStats
 
 _PROBE = "probe-"  # begins the name of a file that shows a node that it sees the folder
 _SEEN_SECONDS = 10.0  # within which a network file system shows a new file to other machines
@@ -32,6 +33,19 @@ class Probe:
 
     name: str
     content: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartTask:
+    """A part, and which ``rows`` of the manifest it has, in a run with that fingerprint."""
+
+    part: Part
+    rows: range
+    manifest_rows: int
+    fingerprint: str
+
+
+Answer = Callable[[JobConfig, RunStats], None]  # writes the output of a job on this machine
 
 
 class PartsFolder(Protocol):
@@ -85,8 +99,12 @@ class PartsFolder(Protocol):
         """The run that a part is of by now; None where none is known."""
         ...
 
-    def destination(self, part: Part) -> PartDestination | RemoteDestination:
-        """Where a node writes a part."""
+    def write(self, task: PartTask, config: JobConfig, stats: RunStats, answer: Answer) -> bool:
+        """Have ``answer`` write a part, from a node; whether another run's was taken instead.
+
+        Raises:
+            OutputLockedError: something else writes it.
+        """
         ...
 
     def check_whole(self) -> None:
@@ -166,8 +184,9 @@ class SharedFolder:
             return None  # damaged, which --overwrite mends
         return None if record is None else record.id
 
-    def destination(self, part: Part) -> PartDestination:
-        return PartDestination(self.path, part)
+    def write(self, task: PartTask, config: JobConfig, stats: RunStats, answer: Answer) -> bool:
+        answer(replace(config, destination=PartDestination(self.path, task.part)), stats)
+        return False
 
     def check_whole(self) -> None:
         all_parts(self.path)

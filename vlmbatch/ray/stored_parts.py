@@ -5,24 +5,29 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from vlmbatch.config import Part, RemoteDestination
+from vlmbatch.config import JobConfig, Part
 from vlmbatch.durable.run_paths import INSIDE
 from vlmbatch.durable.staging_paths import remote_part
 from vlmbatch.errors import UsageError
+from vlmbatch.jobs.remote_run import PutConflictError, answer_and_put
 from vlmbatch.output.all_parts import check_one_run, missing_parts, several_counts
 from vlmbatch.output.changes import refuse_changes
-from vlmbatch.output.parts import PartFile
+from vlmbatch.output.other_parts import MAX_OTHERS
+from vlmbatch.output.parts import PartFile, read_part
 from vlmbatch.output.reader import OutputCounts
-from vlmbatch.output.remote.part_objects import check_part_folder, parts_in
+from vlmbatch.output.remote.part_objects import check_part_folder, fetch_part, parts_in
+from vlmbatch.output.remote.staging import Staging
 from vlmbatch.output.remote.stored_part import StoredPart, read_stored_part, read_stored_parts
-from vlmbatch.ray.parts_folder import Probe
-from vlmbatch.remote.filesystem import RemotePath, open_filesystem
+from vlmbatch.ray.parts_folder import Answer, PartTask, Probe
+from vlmbatch.remote.filesystem import RemoteForbiddenError, RemotePath, open_filesystem
 from vlmbatch.remote.s3_upload import UploadLog, check_writable
 from vlmbatch.remote.versions import ChangedError, put_object, read_object
+from vlmbatch.stats import RunStats
 
 _PROBE = "folder-id"
 
@@ -70,7 +75,13 @@ class StoredParts:
         yield Probe(_PROBE, self._seen() or "")
 
     def see(self, probe: Probe) -> None:
-        seen = self._seen()
+        try:
+            seen = self._seen()
+        except RemoteForbiddenError as error:
+            raise UsageError(
+                f"{error}. A node needs access of its own: it has not the driver's environment, "
+                "but that which Ray was started with there"
+            ) from error
         if seen != probe.content:
             what = "is not seen there" if seen is None else "has another content there"
             raise UsageError(
@@ -94,8 +105,33 @@ class StoredParts:
         stored = read_stored_part(self._folder, part)
         return None if stored is None else stored.file.run_id
 
-    def destination(self, part: Part) -> RemoteDestination:
-        return remote_part(self._url, part, self._work_dir)
+    def write(self, task: PartTask, config: JobConfig, stats: RunStats, answer: Answer) -> bool:
+        """It is made on this machine, put whole where nothing was put meanwhile, and removed."""
+        remote = remote_part(self._url, task.part, self._work_dir)
+        config = replace(config, destination=remote.local)
+        is_begun = False
+
+        def answer_the_rest(config: JobConfig, stats: RunStats) -> None:
+            nonlocal is_begun
+            is_begun = True
+            if config.policy.incremental:
+                self._fetch_earlier(task, remote.local.path)
+            answer(config, stats)
+
+        try:
+            answer_and_put(config, remote, stats, answer_the_rest, keep=False)
+        except PutConflictError:
+            found = self.finished(task.fingerprint, {task.part: task.rows})
+            if task.part not in found:
+                raise
+            with Staging(remote) as staging:
+                staging.clear()
+            if not is_begun:  # what was left here of an earlier run has been made elsewhere
+                return self.write(task, config, stats, answer)
+            counts = found[task.part]
+            stats.count_earlier(counts.num_rows, counts.errors, counts.error_examples)
+            return True
+        return False
 
     def check_whole(self) -> None:
         named = self.named()
@@ -108,6 +144,19 @@ class StoredParts:
         if missing:
             raise missing_parts(self._url, missing, counts[0])
         check_one_run([file for file in found if file is not None])
+
+    def _fetch_earlier(self, task: PartTask, output: Path) -> None:
+        """Put the parts of the earlier run beside ``output``, one of its parts, that may have held
+        rows of ``task``."""
+        own = read_part(output)
+        if own is None:
+            return
+        for part in parts_to_keep_from(task, own.info.manifest_rows):
+            beside = output.with_name(part.file_name)
+            try:
+                fetch_part(self._folder, part, beside, lambda _: None)
+            except (ChangedError, UsageError):  # replaced just now, or not there: nothing to keep
+                beside.unlink(missing_ok=True)
 
     @property
     def _folder(self) -> RemotePath:
@@ -122,6 +171,20 @@ class StoredParts:
     def _seen(self) -> str | None:
         raw = read_object(self._probe)
         return None if raw is None else raw.decode(errors="replace")
+
+
+def parts_to_keep_from(task: PartTask, rows_before: int) -> list[Part]:
+    """The other parts of a manifest that had ``rows_before`` which may have held rows of ``task``:
+    where rows were added or removed before these. The likeliest first, and not more than are looked
+    at."""
+    part, change = task.part, task.manifest_rows - rows_before
+    per_part = max(1.0, rows_before / part.count)
+    first = int((task.rows.start - max(0, change)) / per_part) - 1
+    last = int((task.rows.stop + max(0, -change)) / per_part) + 1
+    numbers = [number for number in range(part.count) if first <= number <= last]
+    numbers.sort(key=lambda number: abs(number - task.rows.start / per_part))
+    others = [Part(number, part.count) for number in numbers if number != part.number]
+    return others[:MAX_OTHERS]
 
 
 def _file(stored: StoredPart | None) -> PartFile | None:

@@ -11,13 +11,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vlmbatch import __version__
-from vlmbatch.config import JobConfig, Part, PartDestination, RemoteDestination, RunPolicy
+from vlmbatch.config import JobConfig, Part, RunPolicy
 from vlmbatch.durable.run_record import RunRecord
 from vlmbatch.errors import EnginesLostError, UsageError, VlmbatchError
 from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.jobs.fingerprint import fingerprint, run_settings
-from vlmbatch.jobs.remote_run import PutConflictError, answer_and_put
 from vlmbatch.jobs.run import (
     answer_manifest,
     loaded_replica,
@@ -26,8 +25,7 @@ from vlmbatch.jobs.run import (
     was_complete,
 )
 from vlmbatch.output.changes import explained
-from vlmbatch.output.remote.staging import Staging
-from vlmbatch.ray.parts_folder import PartsFolder, Probe
+from vlmbatch.ray.parts_folder import PartsFolder, PartTask, Probe
 from vlmbatch.session.engines import engine_places
 from vlmbatch.session.load import start_images
 from vlmbatch.session.open import Inputs, open_job
@@ -118,14 +116,12 @@ class PartWorker:
         stop = self._stop = StopRequest(policy.grace_s)
         if self._stopped is not None:  # it came between two parts
             stop.request(self._stopped)
-        destination = self._job.folder.destination(part)
+        manifest = self._inputs.manifest
+        rows, num_rows = manifest.rows_of(part), manifest.scanned().num_rows
+        task = PartTask(part, rows, num_rows, fingerprint(self._job.settings))
         config = replace(self._config, policy=policy)
-        taken = False
         try:
-            if isinstance(destination, RemoteDestination):
-                taken = self._answer_and_put(config, destination, stats)
-            else:
-                self._answer_into(replace(config, destination=destination), stats)
+            taken = self._job.folder.write(task, config, stats, self._answer)
             stats.finish()
         except VlmbatchError as error:
             if isinstance(error, RunStoppedError) and self._stopped is None:
@@ -169,8 +165,8 @@ class PartWorker:
             raise UsageError(f"model or manifest are others there than for the driver:{lines}")
         self._inputs = inputs
 
-    def _answer_into(self, config: JobConfig, stats: RunStats) -> None:
-        """Answer the rows of a part into a folder that this node sees."""
+    def _answer(self, config: JobConfig, stats: RunStats) -> None:
+        """Answer the rows of a part into a folder that is seen here."""
         assert self._inputs is not None and self._stop is not None
         with open_output(config, self._inputs, stats) as output:
             if was_complete(output, stats):
@@ -178,27 +174,6 @@ class PartWorker:
             replica = self._loaded(stats)
             with closing(self._start_images()) as images:
                 answer_manifest(config, self._inputs, replica, images, output, stats, self._stop)
-
-    def _answer_and_put(
-        self, config: JobConfig, remote: RemoteDestination, stats: RunStats
-    ) -> bool:
-        """Answer the rows of a part here, and put it; whether another run's is taken instead."""
-        assert isinstance(remote.local, PartDestination) and self._inputs is not None
-        config = replace(config, destination=remote.local)
-        try:
-            answer_and_put(config, remote, stats, self._answer_into, keep=False)
-        except PutConflictError:
-            part = remote.local.part
-            rows = {part: self._inputs.manifest.rows_of(part)}
-            found = self._job.folder.finished(fingerprint(self._job.settings), rows)
-            if part not in found:
-                raise
-            with Staging(remote) as staging:
-                staging.clear()
-            counts = found[part]
-            stats.count_earlier(counts.num_rows, counts.errors, counts.error_examples)
-            return True
-        return False
 
     def _loaded(self, stats: RunStats) -> Replica:
         if self._replica is None:

@@ -74,7 +74,18 @@ def fetch_parts(folder: RemotePath, output: Path, received: Sent) -> None:
         RemoteError: the store cannot be asked.
         OutputError: they cannot be written.
     """
-    uploads = UploadLog(output.with_name("put.uploads.json"))
     for part in parts_in(folder):
-        target = FileTarget(folder.child(part.file_name), uploads)
-        target.fetch(target.look(), output / part.file_name, received)
+        fetch_part(folder, part, output / part.file_name, received)
+
+
+def fetch_part(folder: RemotePath, part: Part, output: Path, received: Sent) -> None:
+    """Write a part in a folder, with its work folder, to ``output``.
+
+    Raises:
+        ChangedError: it is replaced meanwhile.
+        UsageError: no run on it is known.
+        RemoteError: the store cannot be asked.
+        OutputError: it cannot be written.
+    """
+    target = FileTarget(folder.child(part.file_name), UploadLog(output.with_name("uploads.json")))
+    target.fetch(target.look(), output, received)
