@@ -178,7 +178,7 @@ def parts_to_keep_from(task: PartTask, rows_before: int) -> list[Part]:
     where rows were added or removed before these. The likeliest first, and not more than are looked
     at."""
     part, change = task.part, task.manifest_rows - rows_before
-    per_part = max(1.0, rows_before / part.count)
+    per_part = max(1, rows_before) / part.count
     first = int((task.rows.start - max(0, change)) / per_part) - 1
     last = int((task.rows.stop + max(0, -change)) / per_part) + 1
     numbers = [number for number in range(part.count) if first <= number <= last]
