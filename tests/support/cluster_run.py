@@ -20,6 +20,8 @@ from vlmbatch.durable.lock import lock_holder
 SAMPLES = Path(__file__).parents[2] / "samples"
 RUN_ID = b"vlmbatch.run_id"
 SECONDS = 120.0
+LOCKS = "out/_vlmbatch/part-*/lock"
+STAGING_LOCKS = "work/part-*/put.lock"  # where a node's --work-dir is work/
 
 
 @dataclass
@@ -69,7 +71,7 @@ class ClusterRun:
     def kill_worker(self, command: Command) -> None:
         """Kill a process that writes a part, by its lock, once there is one."""
         while not command.ended(0.1):
-            for lock in sorted((self.folder / "out/_vlmbatch").glob("part-*/lock")):
+            for lock in sorted([*self.folder.glob(LOCKS), *self.folder.glob(STAGING_LOCKS)]):
                 holder = lock_holder(lock)
                 if holder is not None and holder.pid:
                     with contextlib.suppress(ProcessLookupError):
