@@ -14,6 +14,7 @@ from vlmbatch.output.all_parts import numbers_text, several_counts
 from vlmbatch.output.parts import parts_named
 
 _SAME_COMMAND = "run the same command again to resume"
+_SAME_COMMAND_UNLESS = "run the same command again to resume, unless it still runs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +96,10 @@ class PartsStatus:
     def next_step(self) -> str:
         """What the user may do now."""
         left = sorted([*self.interrupted, *self.missing])
-        if left and any(" --ray" in (part.command or "") for part in self.known):
+        on_ray = any(" --ray" in (part.command or "") for part in self.known)
+        if left and on_ray:
+            if isinstance(self.output, str):  # a store does not tell of parts under way
+                return _SAME_COMMAND_UNLESS
             return "wait until the run ends" if self.running else _SAME_COMMAND
         if left:
             tasks = "task of part" if len(left) == 1 else "tasks of parts"
@@ -104,7 +108,8 @@ class PartsStatus:
         if self.running:
             return "wait until the tasks end"
         rows = "row" if self.num_errors == 1 else "rows"
-        retry = f", or run all tasks with --retry-failed to answer the {self.num_errors:,} error "
+        run = "the same command" if on_ray else "all tasks"
+        retry = f", or run {run} with --retry-failed to answer the {self.num_errors:,} error "
         merge = f"join the parts with `vlmbatch merge {self.output} -o FILE`"
         return f"{merge}{retry}{rows} again first" if self.num_errors else merge
 
