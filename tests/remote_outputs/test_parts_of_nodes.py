@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from in_process import call
 
 from vlmbatch.config import (
     JobConfig,
@@ -27,6 +28,7 @@ from vlmbatch.manifest.division import rows_of_part
 from vlmbatch.manifest.schema import RESULT_SCHEMA
 from vlmbatch.output.parquet_writer import ParquetResultWriter
 from vlmbatch.output.parts import PartInfo
+from vlmbatch.output.remote.run_mark import running_marks
 from vlmbatch.output.work_folder import FINGERPRINT_KEY, RUN_ID_KEY, WorkFolder
 from vlmbatch.ray.parts_folder import PartTask, Probe
 from vlmbatch.ray.stored_parts import MAX_OTHERS, StoredParts, parts_to_keep_from
@@ -189,9 +191,9 @@ def test_a_folder_that_a_node_does_not_see(
     nodes: Callable[[str], Node], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = nodes("a").folder
-    with folder.held() as probe:
+    with folder.held(COUNT, RunStats()) as probe:
         folder.see(probe)
-    with folder.held() as again:
+    with folder.held(COUNT, RunStats()) as again:
         assert again == probe
     with pytest.raises(UsageError, match="folder-id has another content there"):
         folder.see(Probe(probe.name, "other"))
@@ -201,6 +203,39 @@ def test_a_folder_that_a_node_does_not_see(
     monkeypatch.setattr("vlmbatch.ray.stored_parts.open_filesystem", open_filesystem)
     with pytest.raises(UsageError, match=r"access is denied.* A node needs access of its own"):
         nodes("a").folder.see(probe)
+
+
+def test_runs_that_are_there(
+    nodes: Callable[[str], Node],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    node = nodes("a")
+    stats = RunStats(rows_total=NUM_ROWS, rows_done=5)
+    with node.folder.held(COUNT, stats):
+        assert call(["status", str(node.folder)]) == 75
+        told = capsys.readouterr().out
+        assert "3: 3 missing" in told and "0 of 9 done, 9 left" in told
+        assert "with 5 rows done" in told and "next: wait until the run ends" in told
+        assert not caplog.records
+        with node.folder.held(COUNT, stats):
+            assert "another run puts parts there as well (process" in caplog.text
+        node.write(0)
+        monkeypatch.setattr("vlmbatch.output.remote.run_mark._LOST_SECONDS", -1.0)
+        assert call(["status", str(node.folder)]) == 1  # it was not heard of for too long
+        assert "with 5 rows done" not in capsys.readouterr().out
+
+
+def test_a_mark_is_put_again(nodes: Callable[[str], Node], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vlmbatch.output.remote.run_mark._PERIOD_SECONDS", 0.01)
+    folder, stats = nodes("a").folder, RunStats(rows_total=NUM_ROWS)
+    with folder.held(COUNT, stats):
+        (mark,) = running_marks(folder._folder)
+        stats.rows_done = 7
+        while mark.rows_done != 7:
+            (mark,) = running_marks(folder._folder)
+    assert running_marks(folder._folder) == []
 
 
 @given(st.integers(1, 40), st.integers(1, 300), st.integers(0, 300), st.integers(0, 300), st.data())

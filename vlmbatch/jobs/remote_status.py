@@ -14,6 +14,7 @@ from vlmbatch.jobs.status import RunStatus, read_status
 from vlmbatch.output.all_parts import several_counts
 from vlmbatch.output.remote.open import open_part_folder
 from vlmbatch.output.remote.part_objects import parts_in
+from vlmbatch.output.remote.run_mark import running_marks
 from vlmbatch.output.remote.staging import LOCK_FILE, local_run, read_state
 from vlmbatch.output.remote.stored_part import StoredPart, read_stored_parts
 
@@ -43,13 +44,15 @@ def _parts_status(remote: RemoteDestination) -> PartsStatus | None:
     """Of the parts that were put there; None where there are none. Nothing of them is fetched but
     what tells of errors."""
     folder = open_part_folder(remote)
-    counts = sorted({part.count for part in parts_in(folder)})
+    runs = running_marks(folder)
+    counts = sorted({part.count for part in parts_in(folder)} or {run.parts for run in runs})
     if not counts:
         return None
     if len(counts) > 1:
         raise several_counts(remote.url, counts)
     parts = [Part(number, counts[0]) for number in range(counts[0])]
-    return PartsStatus(remote.url, tuple(read_stored_parts(folder, parts, _part_status)))
+    found = read_stored_parts(folder, parts, _part_status)
+    return PartsStatus(remote.url, tuple(found), tuple(runs))
 
 
 def _part_status(stored: StoredPart | None) -> RunStatus | None:

@@ -75,8 +75,8 @@ class PartsFolder(Protocol):
         """
         ...
 
-    def held(self) -> AbstractContextManager[Probe]:
-        """Within, the run may have the folder divided.
+    def held(self, num_parts: int, stats: RunStats) -> AbstractContextManager[Probe]:
+        """Within, the run may have the folder divided; it may tell others how far it is.
 
         Raises:
             OutputLockedError: another one does, and the folder can tell.
@@ -136,7 +136,7 @@ class SharedFolder:
         refuse_changes(self.path / other.file_name, changes, incremental=incremental)
 
     @contextmanager
-    def held(self) -> Iterator[Probe]:
+    def held(self, num_parts: int, stats: RunStats) -> Iterator[Probe]:
         inside = parts_work_folder(self.path)
         with reported(inside):
             inside.mkdir(parents=True, exist_ok=True)

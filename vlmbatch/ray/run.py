@@ -68,7 +68,7 @@ def run(config: JobConfig, remote: RemoteDestination | None, address: str, stats
         settings = run_settings(config, inputs, info)
         if not policy.overwrite:
             folder.refuse_changes(parts[0], settings, incremental=policy.incremental)
-        with folder.held() as probe:
+        with folder.held(len(parts), stats) as probe:
             here = (str(Path.cwd()), tuple(sys.argv))
             job = WorkerJob(config, folder, *here, probe, settings, share.num_cpus)
             left = _left(job, parts, inputs.manifest, finished)

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from vlmbatch.config import JobConfig, Part
+from vlmbatch.durable.lock import LockHolder
 from vlmbatch.durable.run_paths import INSIDE
 from vlmbatch.durable.staging_paths import remote_part
 from vlmbatch.errors import UsageError
 from vlmbatch.jobs.remote_run import PutConflictError, answer_and_put
+from vlmbatch.log import logger
 from vlmbatch.output.all_parts import check_one_run, missing_parts, several_counts
 from vlmbatch.output.changes import refuse_changes
 from vlmbatch.output.other_parts import MAX_OTHERS
 from vlmbatch.output.parts import PartFile, read_part
 from vlmbatch.output.reader import OutputCounts
 from vlmbatch.output.remote.part_objects import check_part_folder, fetch_part, parts_in
+from vlmbatch.output.remote.run_mark import RunMark, marked, running_marks
 from vlmbatch.output.remote.staging import Staging
 from vlmbatch.output.remote.stored_part import StoredPart, read_stored_part, read_stored_parts
 from vlmbatch.ray.parts_folder import Answer, PartTask, Probe
@@ -63,16 +67,29 @@ class StoredParts:
                 return
 
     @contextmanager
-    def held(self) -> Iterator[Probe]:
+    def held(self, num_parts: int, stats: RunStats) -> Iterator[Probe]:
         """A store has no locks: of two runs that make one part, it takes the first."""
-        check_writable(self._probe)
-        with TemporaryDirectory(prefix="vlmbatch-") as folder:
-            content = Path(folder, _PROBE)
-            content.write_text(secrets.token_hex(16))
-            uploads = UploadLog(Path(folder, "uploads"))
-            with suppress(ChangedError):  # an earlier run has put one
-                put_object(content, self._probe, None, uploads, lambda _: None)
-        yield Probe(_PROBE, self._seen() or "")
+        self._put_probe()
+        for other in running_marks(self._folder):
+            logger.warning(
+                "output %s: another run puts parts there as well (%s). Of a part that both make, "
+                "the one that is put first stays",
+                self._url,
+                other,
+            )
+        this = asdict(LockHolder.this_process())
+
+        def mark() -> RunMark:
+            return RunMark(
+                **this,
+                parts=num_parts,
+                rows_total=stats.rows_total or 0,
+                rows_done=stats.rows_done,
+                updated=time.time(),
+            )
+
+        with marked(self._folder, mark):
+            yield Probe(_PROBE, self._seen() or "")
 
     def see(self, probe: Probe) -> None:
         try:
@@ -144,6 +161,15 @@ class StoredParts:
         if missing:
             raise missing_parts(self._url, missing, counts[0])
         check_one_run([file for file in found if file is not None])
+
+    def _put_probe(self) -> None:
+        """Put what tells the folder from any other, if no earlier run has."""
+        check_writable(self._probe)
+        with TemporaryDirectory(prefix="vlmbatch-") as scratch:
+            content, uploads = Path(scratch, _PROBE), UploadLog(Path(scratch, "uploads"))
+            content.write_text(secrets.token_hex(16))
+            with suppress(ChangedError):
+                put_object(content, self._probe, None, uploads, lambda _: None)
 
     def _fetch_earlier(self, task: PartTask, output: Path) -> None:
         """Put the parts of the earlier run beside ``output``, one of its parts, that may have held
