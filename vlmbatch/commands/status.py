@@ -174,7 +174,7 @@ def _part_lines(found: PartsStatus) -> Iterator[tuple[str, str]]:
         assert part is not None and part.holder is not None
         yield "running", f"{number} on {part.holder.host}, since {_time(part.holder.started)}"
     for run in found.runs:
-        yield "running", f"{run}, with {run.rows_done:,} rows done"
+        yield "running", f"{run} with {run.rows_done:,} rows done"
     for name in ("interrupted", "missing"):
         if states[name]:
             yield name, numbers_text(states[name])

@@ -131,8 +131,8 @@ class OutputOptions:
         _output(
             "[ADDRESS]",
             "Answer parts of N rows (--shard-rows) on the machines of a Ray cluster, into a folder "
-            "that all of them see; ADDRESS: HOST:PORT, local, or auto (default): RAY_ADDRESS or "
-            "this machine's.",
+            "that all of them see, or of an object store; ADDRESS: HOST:PORT, local, or auto "
+            "(default): RAY_ADDRESS or this machine's.",
             filled=True,
         ),
     ] = None

@@ -72,7 +72,7 @@ def _kept_in(output: str, in_parts: bool) -> str:
     if not in_parts:
         return str(work_folder_path(Path(output)))
     if scheme_of(output) is not None:
-        return f"{output} (parts that are done), and on the nodes (--work-dir: those under way)"
+        return f"{output} (parts that are done), and work folders of the nodes (those under way)"
     return str(parts_work_folder(Path(output)))
 
 

@@ -45,11 +45,17 @@ class RunMark:
     updated: float  # Unix time, in seconds
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.started}"
+        ago = f"heard of {max(0, self.seconds):.0f} s ago"
+        return f"process {self.pid} on {self.host}, since {self.started}, {ago}"
+
+    @property
+    def seconds(self) -> float:
+        """Since it was put, as far as clocks agree."""
+        return time.time() - self.updated
 
     @property
     def is_lost(self) -> bool:
-        return time.time() - self.updated > _LOST_SECONDS
+        return self.seconds > _LOST_SECONDS
 
 
 def running_marks(folder: RemotePath) -> list[RunMark]:
