@@ -26,12 +26,13 @@ from vlmbatch.errors import ErrorCode, UnfinishedError, UsageError
 from vlmbatch.jobs.remote_run import PutConflictError
 from vlmbatch.manifest.division import rows_of_part
 from vlmbatch.manifest.schema import RESULT_SCHEMA
+from vlmbatch.output.other_parts import MAX_OTHERS
 from vlmbatch.output.parquet_writer import ParquetResultWriter
 from vlmbatch.output.parts import PartInfo
 from vlmbatch.output.remote.run_mark import running_marks
 from vlmbatch.output.work_folder import FINGERPRINT_KEY, RUN_ID_KEY, WorkFolder
 from vlmbatch.ray.parts_folder import PartTask, Probe
-from vlmbatch.ray.stored_parts import MAX_OTHERS, StoredParts, parts_to_keep_from
+from vlmbatch.ray.stored_parts import StoredParts, parts_to_keep_from
 from vlmbatch.remote.filesystem import RemotePath, open_filesystem
 from vlmbatch.stats import RunStats
 from vlmbatch.types import Result

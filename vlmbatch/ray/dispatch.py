@@ -11,7 +11,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from vlmbatch.config import Part, RunPolicy
 from vlmbatch.errors import OutputLockedError, UsageError, VlmbatchError
@@ -20,8 +20,11 @@ from vlmbatch.ray.actors import Actors, Returned, Worker
 from vlmbatch.ray.cluster import Share
 from vlmbatch.ray.troubles import MAX_LOSSES, Troubles
 from vlmbatch.ray.worker import Opened, PartOutcome, WorkerJob
+from vlmbatch.remote.filesystem import RemoteFailedError
 from vlmbatch.stages.stopping import RunStoppedError, StopRequest
 from vlmbatch.stats import ADDED_COUNTERS, RunStats
+
+AnyError = TypeVar("AnyError", bound=VlmbatchError)
 
 _TICK_SECONDS = 0.5
 _COUNT_SECONDS = 5.0  # between two looks at which nodes there are
@@ -69,6 +72,7 @@ class Dispatch:
             UsageError: a node sees another folder, manifest or model.
             OutputLockedError: something else writes a part, and goes on doing so.
             OutputError: a part cannot be written, or the manifest not be read there.
+            RemoteError: the store refuses, or fails again and again.
             EnginesLostError: a part was lost again and again.
             RunStoppedError: ``stop`` has ended the run; the workers have kept what was done.
         """
@@ -184,6 +188,9 @@ class Dispatch:
         self._left.appendleft(part)
         if isinstance(error, OutputLockedError):
             self._troubles.locked(part, error)
+        elif isinstance(error, RemoteFailedError):
+            self._troubles.failed(part, _on_node(worker.node, error))
+            logger.warning("part %s is tried again in a while: %s", part, error)
         elif isinstance(error, RunStoppedError):
             self._take_finished(worker, outcome.stats)  # what it has kept
         else:
@@ -235,7 +242,7 @@ class Dispatch:
         return "loading the model"
 
 
-def _on_node(node: str, error: VlmbatchError) -> VlmbatchError:
+def _on_node(node: str, error: AnyError) -> AnyError:
     """The same error, with the node in its message."""
     error.args = (f"node {node}: {error}",)
     return error
