@@ -161,18 +161,16 @@ def _check_reachable(place: tuple[str, int] | None) -> None:
     name = f"{place[0]}:{place[1]}"
     try:
         with socket.create_connection(place, _CONNECT_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
+                return
             connection.sendall(_HTTP2_PREFACE)
-            answer = connection.recv(len(_HTTP2_SETTINGS))
-    except TimeoutError as error:
-        raise UsageError(
-            f"--ray {name}: no Ray cluster can be reached there: no answer within "
-            f"{_CONNECT_SECONDS:g} s"
-        ) from error
+            with connection.makefile("rb") as answers:
+                answer = answers.read(len(_HTTP2_SETTINGS))
     except OSError as error:
-        raise UsageError(
-            f"--ray {name}: no Ray cluster can be reached there: {error.strerror or error}"
-        ) from error
-    if answer[3:4] != _HTTP2_SETTINGS[3:4] and os.environ.get("RAY_USE_TLS", "0") != "1":
+        late = f"no answer within {_CONNECT_SECONDS:g} s"
+        reason = late if isinstance(error, TimeoutError) else error.strerror or error
+        raise UsageError(f"--ray {name}: no Ray cluster can be reached there: {reason}") from error
+    if answer[3:4] != _HTTP2_SETTINGS[3:4]:
         raise UsageError(
             f"--ray {name}: something else than a Ray cluster answers there. Give the port that "
             "`ray start --head` shows, 6379 unless it was told another"
