@@ -6,6 +6,7 @@ import itertools
 import json
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -98,6 +99,25 @@ def test_a_store_while_engines_nodes_and_drivers_die(stored: ClusterRun, nodes: 
     assert 18 <= figures["resumed"] < 48
     stored.assert_as_one_machine()
     assert not list((stored.folder / "work").rglob("*.parquet"))  # gone when it is put
+
+
+def test_two_clusters_and_one_store(stored: ClusterRun) -> None:
+    """Of a part that both make one is kept, and counts as the other's as well."""
+    folder = stored.folder
+    options = (*SLOW, "--work-dir", folder / "other")
+    with ray_nodes(1) as others:
+        other = replace(stored, address=others.address, options=options)
+        summaries = [folder / "here.json", folder / "there.json"]
+        commands = [
+            run.start("--summary-json", summary)
+            for run, summary in zip((stored, other), summaries, strict=True)
+        ]
+        for command in commands:
+            assert command.wait(180) == 1, command.stderr
+    figures = [json.loads(summary.read_text()) for summary in summaries]
+    assert [each["rows"] for each in figures] == [48, 48]
+    assert sum(each["resumed"] for each in figures) == 48
+    stored.assert_as_one_machine()
 
 
 def test_what_a_later_run_keeps_of_a_store(stored: ClusterRun) -> None:
