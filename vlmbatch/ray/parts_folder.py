@@ -141,7 +141,7 @@ class SharedFolder:
         with reported(inside):
             inside.mkdir(parents=True, exist_ok=True)
         lock = OutputLock(inside / LOCK_FILE, self.path)
-        # Never the same name: what a network file system has shown of it once, it shows for long.
+        # Never the same name: what a network file system has shown of it once stays for a while.
         probe = Probe(f"{_PROBE}{secrets.token_hex(8)}", secrets.token_hex(16))
         path = inside / probe.name
         try:
