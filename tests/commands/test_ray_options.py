@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from in_process import call
+from loopback import serving
 
 from vlmbatch.commands.ray_address import with_address
 
@@ -50,6 +53,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("-o", "a.parquet", "--ray"), "--ray needs a folder that all nodes see"),
         (("-o", "-", "--ray"), "standard output is one stream"),
         (("--ray",), "no output given"),
+        (("-o", "s3://b/a.parquet", "--ray"), "s3://b/a.parquet names a file"),
+        (("-o", "hf://datasets/a/b", "--ray"), "a data set gets one commit"),
+        (("-o", "s3://b/a/", "--ray", "--shard", "0/4"), "--ray and --shard 0/4 contradict"),
         (("-o", "out/", "--ray", "--shard", "0/4"), "--ray and --shard 0/4 contradict each other"),
         (("-o", "out/", "--ray", "--gpus", "2"), "--ray and --gpus 2 contradict each other"),
         (("-o", "out/", "--ray", "--replicas", "2"), "--ray and --replicas 2 contradict"),
@@ -72,8 +78,9 @@ def test_refusals(
 
 
 def test_standard_input_is_of_one_machine(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(["run", "-", "-m", "x", "-o", "out/", "--ray"]) == 2
-    assert "standard input is this machine's" in capsys.readouterr().err
+    for output in ("out/", "s3://bucket/out/"):
+        assert call(["run", "-", "-m", "x", "-o", output, "--ray"]) == 2
+        assert "standard input is this machine's" in capsys.readouterr().err
 
 
 def test_a_port_that_nobody_listens_on(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,6 +88,24 @@ def test_a_port_that_nobody_listens_on(here: Path, capsys: pytest.CaptureFixture
         address = f"127.0.0.1:{server.getsockname()[1]}"
     assert call([*RUN, "-o", "out/", "--ray", address]) == 2
     assert f"--ray {address}: no Ray cluster can be reached there" in capsys.readouterr().err
+
+
+def test_a_port_of_something_else(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(BaseHTTPRequestHandler) as url:
+        address = url.removeprefix("http://")
+        assert call([*RUN, "-o", "out/", "--ray", address]) == 2
+    told = " ".join(capsys.readouterr().err.split())
+    assert f"--ray {address}: something else than a Ray cluster answers there" in told
+
+
+def test_a_port_that_never_answers(
+    here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("vlmbatch.ray.cluster._CONNECT_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        assert call([*RUN, "-o", "out/", "--ray", address]) == 2
+    assert "no answer within 0.1 s" in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(
@@ -99,6 +124,25 @@ def test_what_ray_raises(
     failure: Exception,
     message: str,
 ) -> None:
+    fake_ray(monkeypatch, failure)
+    assert call([*RUN, "-o", "out/", "--ray"]) == 2
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_sigterm_while_ray_connects(
+    here: Path,
+    own_process: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fake_ray(monkeypatch, SystemExit(signal.SIGTERM))  # as Ray's handler does, once it can
+    assert call([*RUN, "-o", "out/", "--ray"]) == 128 + signal.SIGTERM
+    assert "terminated: no row was answered" in capsys.readouterr().err
+
+
+def fake_ray(monkeypatch: pytest.MonkeyPatch, failure: BaseException) -> None:
+    """One that cannot connect."""
+
     def init(**options: object) -> None:
         raise failure
 
@@ -106,8 +150,6 @@ def test_what_ray_raises(
     exceptions = SimpleNamespace(RayError=LookupError)
     fake = SimpleNamespace(init=init, shutdown=lambda: None, exceptions=exceptions)
     monkeypatch.setitem(sys.modules, "ray", fake)
-    assert call([*RUN, "-o", "out/", "--ray"]) == 2
-    assert message in " ".join(capsys.readouterr().err.split())
 
 
 def test_without_ray(

@@ -73,10 +73,6 @@ MODEL = ("-m", "x")
             "where each task puts its part: a data set gets one commit",
         ),
         (
-            ["run", "m.jsonl", "-o", "s3://a/b/", "--ray", "local", *MODEL],
-            "--ray local needs an output in a folder of this machine",
-        ),
-        (
             ["run", "-", "--summary-json", "s3://a/b.json", *MODEL],
             "--summary-json s3://a/b.json is in a store, and is not written there",
         ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from ray_nodes import ray_nodes
+from worker_processes import ENGINE, worker_pids
 
 from vlmbatch import SamplingParams
 from vlmbatch.errors import ConfigError, UsageError
@@ -94,18 +97,45 @@ def test_arguments_that_are_refused() -> None:
 
 
 @pytest.mark.ray
-def test_ray_data(samples: Path) -> None:
+def test_a_model_that_is_divided(samples: Path) -> None:
+    """Over two processes, as over two GPUs; one of them dies between two batches."""
+    divided = Answerer(
+        samples / "tiny-llava",
+        image_base=samples,
+        image_workers=0,
+        device="cpu",
+        tensor_parallel_size=2,
+    )
+    assert divided(batch())["text"].to_pylist()[:2] == ["92", None]
+    (first,) = worker_pids(os.getpid(), ENGINE)
+    (second,) = worker_pids(first, ENGINE)
+    os.kill(second, signal.SIGKILL)
+    again = divided(batch())
+    assert again["text"].to_pylist()[:2] == ["92", None]
+    assert again["error_code"].to_pylist() == [None, "image_missing", None]
+    divided.close()
+    assert not worker_pids(os.getpid(), ENGINE)
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_ray_data(samples: Path, ranks: int) -> None:
     pytest.importorskip("pandas", reason='Ray Data is not installed: pip install "ray[data]"')
     data = pytest.importorskip("ray.data", reason='pip install "vlmbatch[ray]"')
     import ray
 
-    arguments = {"model": str(samples / "tiny-llava"), "image_base": str(samples)}
+    arguments = {
+        "model": str(samples / "tiny-llava"),
+        "image_base": str(samples),
+        "image_workers": 0,
+        "device": "cpu",
+    }
     with ray_nodes(2) as nodes:  # one for the rows, one for the model
         ray.init(address=nodes.address)
         try:
             answers = data.from_arrow(batch(n=[0, 1, 2])).map_batches(
                 Answerer,
-                fn_constructor_kwargs={**arguments, "image_workers": 0},
+                fn_constructor_kwargs={**arguments, "tensor_parallel_size": ranks},
                 concurrency=1,
                 batch_format="pyarrow",
             )

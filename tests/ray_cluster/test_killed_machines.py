@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cluster_run import ClusterRun, write_manifest
 from ray_nodes import RayNodes, ray_nodes
+from s3_server import S3Server
 
 pytest.importorskip("ray", reason='Ray is not installed: pip install "vlmbatch[ray]"')
 pytestmark = pytest.mark.ray
 
+_BUCKETS = itertools.count()
 SLOW = ("--max-tokens", 60, "--ignore-eos", "--shard-rows", 6)
 
 
 @pytest.fixture(scope="module")
-def nodes() -> Iterator[RayNodes]:
-    with ray_nodes(2) as nodes:
-        yield nodes
+def nodes(s3: S3Server) -> Iterator[RayNodes]:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in s3.variables.items():
+            patch.setenv(name, value)
+        with ray_nodes(2) as nodes:
+            yield nodes
+
+
+@pytest.fixture
+def stored(folder: Path, nodes: RayNodes, s3: S3Server) -> ClusterRun:
+    """Into a store, which has whole parts alone."""
+    write_manifest(folder, 48)
+    bucket = f"killed-{next(_BUCKETS)}"
+    s3.client.create_bucket(Bucket=bucket)
+    options = (*SLOW, "--work-dir", folder / "work")
+    return ClusterRun(folder, nodes.address, options, f"s3://{bucket}/out/")
 
 
 @pytest.fixture
@@ -66,6 +83,58 @@ def test_a_driver_that_ends_and_runs_again(job: ClusterRun, number: signal.Signa
     assert status == 1 and figures["rows"] == 48
     assert 8 <= figures["resumed"] < 48
     job.assert_as_one_machine()
+
+
+def test_a_store_while_engines_nodes_and_drivers_die(stored: ClusterRun, nodes: RayNodes) -> None:
+    command = stored.start()
+    stored.kill_worker(command)
+    stored.wait_for_rows(command, 6)
+    nodes.kill()
+    nodes.add()
+    stored.wait_for_rows(command, 18)
+    command.send_signal(signal.SIGKILL)
+    command.wait(60)
+    status, _, figures = stored.run()
+    assert status == 1 and figures["rows"] == 48
+    assert 18 <= figures["resumed"] < 48
+    stored.assert_as_one_machine()
+    assert not list((stored.folder / "work").rglob("*.parquet"))  # gone when it is put
+
+
+def test_two_clusters_and_one_store(stored: ClusterRun) -> None:
+    """Of a part that both make one is kept, and counts as the other's as well."""
+    folder = stored.folder
+    options = (*SLOW, "--work-dir", folder / "other")
+    with ray_nodes(1) as others:
+        other = replace(stored, address=others.address, options=options)
+        summaries = [folder / "here.json", folder / "there.json"]
+        commands = [
+            run.start("--summary-json", summary)
+            for run, summary in zip((stored, other), summaries, strict=True)
+        ]
+        for command in commands:
+            assert command.wait(180) == 1, command.stderr
+    figures = [json.loads(summary.read_text()) for summary in summaries]
+    assert [each["rows"] for each in figures] == [48, 48]
+    assert sum(each["resumed"] for each in figures) == 48
+    stored.assert_as_one_machine()
+
+
+def test_what_a_later_run_keeps_of_a_store(stored: ClusterRun) -> None:
+    stored.options = ("--max-tokens", 8, "--shard-rows", 20, "--work-dir", stored.folder / "work")
+    assert stored.run()[0] == 1
+    status, told, figures = stored.run("--retry-failed")
+    assert (status, figures["rows"], figures["resumed"]) == (1, 48, 48 - figures["errors"])
+    write_manifest(stored.folder, 55)
+    status, told, _ = stored.run()
+    assert status == 2 and "manifest: its rows are others" in told
+    status, told, figures = stored.run("--incremental")
+    assert status == 1 and figures["rows"] == 55
+    assert figures["resumed"] >= 40
+    stored.assert_as_one_machine()
+    status, told, figures = stored.run("--overwrite")
+    assert status == 1 and figures["resumed"] == 0
+    stored.assert_as_one_machine()
 
 
 def test_what_a_later_run_keeps(job: ClusterRun) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import re
 import socket
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from cluster_run import ClusterRun, write_manifest
 from ray_nodes import ray_nodes
+from s3_server import S3Server
 
 pytest.importorskip("ray", reason='Ray is not installed: pip install "vlmbatch[ray]"')
 
 
 def test_one_engine_and_a_cluster_and_several_and_tasks_write_the_same(
-    folder: Path,
+    folder: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for name, value in s3.variables.items():
+        monkeypatch.setenv(name, value)
+    s3.client.create_bucket(Bucket="short-run")
     write_manifest(folder, 12)
     with ray_nodes(0, head_cpus=1) as nodes:
         job = ClusterRun(folder, nodes.address, ("--max-tokens", 8, "--shard-rows", 6))
@@ -25,12 +30,19 @@ def test_one_engine_and_a_cluster_and_several_and_tasks_write_the_same(
         assert "was lost on node" in command.stderr
         job.assert_as_one_machine()
         assert re.search(rf"nodes +{re.escape(socket.gethostname())}: \d+ rows", command.stderr)
+        # So does a cluster that puts its parts into a store, and several engines of one machine.
+        stored = replace(job, output="s3://short-run/out/")
+        putting = stored.start("--work-dir", folder / "work")
+        job.run_here("three.parquet", "--replicas", 3)
+        job.assert_same("one.parquet", "three.parquet")
         status, told, figures = job.run()
         assert status == 1 and "nothing to do" in told
         assert (figures["rows"], figures["resumed"]) == (12, 12)
-    # So do several engines of one machine, and tasks without Ray.
-    job.run_here("three.parquet", "--replicas", 3)
-    job.assert_same("one.parquet", "three.parquet")
+        assert putting.wait(120) == 1, putting.stderr
+        assert "join the parts with `vlmbatch merge s3://short-run/out/" in putting.stderr
+        stored.merge(stored.output, "stored.parquet")
+        job.assert_same("one.parquet", "stored.parquet")
+    # So do tasks without Ray.
     for part in ("1/2", "0/2"):
         job.run_here("parts/", "--shard", part)
     job.merge("parts", "tasks.parquet")

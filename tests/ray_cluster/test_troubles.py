@@ -8,7 +8,8 @@ import vlmbatch.ray.troubles
 from vlmbatch.config import Part
 from vlmbatch.errors import EnginesLostError, OutputLockedError
 from vlmbatch.ray.actors import Returned, Worker
-from vlmbatch.ray.troubles import MAX_LOSSES, Troubles
+from vlmbatch.ray.troubles import MAX_FAILURES, MAX_LOSSES, Troubles
+from vlmbatch.remote.filesystem import RemoteFailedError
 
 PART, OTHER = Part(1, 4), Part(2, 4)
 LOCKED = OutputLockedError("part-00001-of-00004.parquet is being written by another run")
@@ -51,6 +52,19 @@ def test_a_lost_worker_may_hold_its_lock_as_long_as_it_will(
     for _ in range(9):
         troubles.locked(PART, LOCKED)
     assert troubles.may_begin(PART)
+
+
+def test_a_store_that_fails_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = RemoteFailedError("s3://b/part-00001-of-00004.parquet: SlowDown")
+    troubles = Troubles()
+    troubles.failed(PART, busy)
+    assert not troubles.may_begin(PART) and troubles.may_begin(OTHER)
+    monkeypatch.setattr(vlmbatch.ray.troubles, "_STORE_SECONDS", 0.0)
+    for _ in range(MAX_FAILURES - 1):
+        troubles.failed(PART, busy)
+    assert troubles.may_begin(PART)
+    with pytest.raises(RemoteFailedError, match="SlowDown"):
+        troubles.failed(PART, busy)
 
 
 @pytest.mark.parametrize(

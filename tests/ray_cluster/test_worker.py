@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from worker_processes import ENGINE, worker_pids
 
+import vlmbatch.ray.parts_folder
 import vlmbatch.ray.worker
 from vlmbatch.config import (
     EngineConfig,
@@ -23,6 +24,7 @@ from vlmbatch.config.part import Part
 from vlmbatch.errors import EnginesLostError, OutputError, UsageError
 from vlmbatch.jobs.fingerprint import run_settings
 from vlmbatch.output.parts import read_part
+from vlmbatch.ray.parts_folder import Probe, SharedFolder
 from vlmbatch.ray.worker import PartWorker, WorkerJob
 from vlmbatch.session.open import open_job
 from vlmbatch.stages.stopping import RunStoppedError
@@ -33,26 +35,32 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a worker changes in its process, given back; and no patience."""
     monkeypatch.setattr("sys.argv", ["pytest"])
     monkeypatch.chdir(Path.cwd())
-    monkeypatch.setattr(vlmbatch.ray.worker, "_SEEN_SECONDS", 0.0)
+    monkeypatch.setattr(vlmbatch.ray.parts_folder, "_SEEN_SECONDS", 0.0)
 
 
 @pytest.fixture
 def job(folder: Path, samples: Path) -> WorkerJob:
     manifest = folder / "manifest.jsonl"
     manifest.write_bytes((samples / "manifest.jsonl").read_bytes())
-    out = folder / "out"
-    out.mkdir()
+    out = SharedFolder(folder / "out")
+    probe = Probe("probe", "seen")
+    inside = out.path / "_vlmbatch"
+    inside.mkdir(parents=True)
+    (inside / probe.name).write_text(probe.content)
     config = JobConfig(
         SessionConfig(str(samples / "tiny-llava")),
         ManifestConfig("manifest.jsonl"),
-        FolderDestination(out, 10),
+        FolderDestination(out.path, 10),
     )
-    probe = out / "probe"
-    probe.write_text("seen")
     inputs = open_job(replace(config, manifest=ManifestConfig(str(manifest))))
     settings = run_settings(config, inputs, inputs.manifest.scan())
     command = ("vlmbatch", "run")
-    return WorkerJob(config, out, str(folder), command, (probe, "seen"), settings, num_cpus=1)
+    return WorkerJob(config, out, str(folder), command, probe, settings, num_cpus=1)
+
+
+def out_of(job: WorkerJob) -> Path:
+    assert isinstance(job.folder, SharedFolder)
+    return job.folder.path
 
 
 def refusal(job: WorkerJob) -> str:
@@ -62,9 +70,9 @@ def refusal(job: WorkerJob) -> str:
 
 
 def test_a_folder_that_is_not_seen(job: WorkerJob) -> None:
-    missing = replace(job, probe=(job.folder / "other", "seen"))
+    missing = replace(job, probe=Probe("other", "seen"))
     assert "other that it has put there is not seen there (No such file" in refusal(missing)
-    assert "has another content there" in refusal(replace(job, probe=(job.probe[0], "new")))
+    assert "has another content there" in refusal(replace(job, probe=Probe("probe", "new")))
 
 
 def test_another_version_manifest_or_model(job: WorkerJob) -> None:
@@ -87,7 +95,7 @@ def test_one_engine_answers_part_after_part(job: WorkerJob) -> None:
     assert worker._replica is engine
     assert [outcome.error for outcome in outcomes] == [None, None]
     assert [outcome.stats.rows_done for outcome in outcomes] == [10, 10]
-    found = [read_part(job.folder / part.file_name) for part in parts]
+    found = [read_part(out_of(job) / part.file_name) for part in parts]
     assert [part is not None and part.num_rows for part in found] == [False, 10, 10]
     worker.close()
 
@@ -100,7 +108,7 @@ def test_an_engine_that_is_divided(job: WorkerJob) -> None:
     for part in (Part(1, 3), Part(0, 3)):
         outcome = worker.answer(part, RunPolicy())
         assert outcome.error is None and outcome.stats.rows_done == 10
-        answered = pq.read_table(job.folder / part.file_name).to_pylist()
+        answered = pq.read_table(out_of(job) / part.file_name).to_pylist()
         assert all(row["text"] == row["answer"] for row in answered if row["status"] == "ok")
     (first,) = worker_pids(os.getpid(), ENGINE)
     assert len(worker_pids(first, ENGINE)) == 1
@@ -135,6 +143,6 @@ def test_what_is_done_needs_no_engine(job: WorkerJob) -> None:
 def test_what_cannot_be_written_is_told(job: WorkerJob) -> None:
     worker = PartWorker(job)
     assert worker.open().error is None
-    (job.folder / "_vlmbatch").write_text("in the way")
+    (out_of(job) / "_vlmbatch/part-00000-of-00003").write_text("in the way")
     outcome = worker.answer(Part(0, 3), RunPolicy())
     assert isinstance(outcome.error, OutputError)

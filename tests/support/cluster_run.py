@@ -20,22 +20,25 @@ from vlmbatch.durable.lock import lock_holder
 SAMPLES = Path(__file__).parents[2] / "samples"
 RUN_ID = b"vlmbatch.run_id"
 SECONDS = 120.0
+LOCKS = "out/_vlmbatch/part-*/lock"
+STAGING_LOCKS = "work/part-*/put.lock"  # where a node's --work-dir is work/
 
 
 @dataclass
 class ClusterRun:
-    """A manifest in ``folder``, to be answered into ``out/`` on the cluster at ``address``."""
+    """A manifest in ``folder``, to be answered into ``output`` on the cluster at ``address``."""
 
     folder: Path
     address: str
     options: tuple[object, ...] = ("--max-tokens", 8, "--shard-rows", 4)
+    output: str = "out/"
 
     @property
     def model(self) -> tuple[object, ...]:
         return ("-m", SAMPLES / "tiny-llava", "--image-workers", 0, "--no-progress", *self.options)
 
     def start(self, *options: object) -> Command:
-        arguments = ("run", "manifest.jsonl", *self.model, "-o", "out/", "--ray", self.address)
+        arguments = ("run", "manifest.jsonl", *self.model, "-o", self.output, "--ray", self.address)
         return real_command.start(*arguments, *options, folder=self.folder)
 
     def run(self, *options: object) -> tuple[int, str, dict[str, Any]]:
@@ -48,7 +51,7 @@ class ClusterRun:
 
     def rows_done(self) -> int:
         """As `vlmbatch status` tells it."""
-        done = real_command.run("status", "out", "--json", folder=self.folder)
+        done = real_command.run("status", self.output, "--json", folder=self.folder)
         return int(json.loads(done.stdout)["rows_done"]) if done.returncode != 2 else 0
 
     def wait_for_advice(self, advice: str) -> None:
@@ -57,7 +60,7 @@ class ClusterRun:
         told = ""
         while told != advice:
             assert time.monotonic() < deadline, told
-            done = real_command.run("status", "out", "--json", folder=self.folder)
+            done = real_command.run("status", self.output, "--json", folder=self.folder)
             told = json.loads(done.stdout)["next_step"]
 
     def wait_for_rows(self, command: Command, count: int) -> None:
@@ -68,7 +71,7 @@ class ClusterRun:
     def kill_worker(self, command: Command) -> None:
         """Kill a process that writes a part, by its lock, once there is one."""
         while not command.ended(0.1):
-            for lock in sorted((self.folder / "out/_vlmbatch").glob("part-*/lock")):
+            for lock in sorted([*self.folder.glob(LOCKS), *self.folder.glob(STAGING_LOCKS)]):
                 holder = lock_holder(lock)
                 if holder is not None and holder.pid:
                     with contextlib.suppress(ProcessLookupError):
@@ -78,7 +81,7 @@ class ClusterRun:
 
     def assert_as_one_machine(self) -> None:
         """The merged parts are what one run writes, but for the run's id."""
-        self.merge("out", "merged.parquet")
+        self.merge(self.output, "merged.parquet")
         self.run_here("one.parquet", "--overwrite")
         self.assert_same("one.parquet", "merged.parquet")
 

@@ -52,8 +52,9 @@ def checked_destination(options: OutputOptions, manifest: str, *, overwrite: boo
             f"no output given: add -o {name}.answers.parquet for a Parquet file, "
             "or -o - for JSONL on standard output"
         )
+    check_cluster_input(options, manifest)
     if options.ray is not None:
-        return _parts_destination(options, output, manifest)
+        return _parts_destination(options, output)
     if part is not None:
         return _part_destination(output, part, shard_rows)
     if output == "-":
@@ -67,8 +68,14 @@ def checked_destination(options: OutputOptions, manifest: str, *, overwrite: boo
     return FileDestination(Path(output))
 
 
-def _parts_destination(options: OutputOptions, output: str, manifest: str) -> FolderDestination:
-    """Where the machines of a cluster write their parts."""
+def check_cluster_input(options: OutputOptions, manifest: str) -> None:
+    """Refuse with --ray what is another way to divide a manifest, or is of this machine alone.
+
+    Raises:
+        UsageError: names the options.
+    """
+    if options.ray is None:
+        return
     if options.shard is not None:
         raise UsageError(
             f"--ray and --shard {options.shard} contradict each other: Ray gives the parts to "
@@ -78,6 +85,10 @@ def _parts_destination(options: OutputOptions, output: str, manifest: str) -> Fo
         raise UsageError(
             "--ray needs a manifest that all nodes can read: standard input is this machine's"
         )
+
+
+def _parts_destination(options: OutputOptions, output: str) -> FolderDestination:
+    """Where the machines of a cluster write their parts."""
     if output == "-" or (not Path(output).is_dir() and not is_folder(output)):
         what = "standard output is one stream" if output == "-" else f"{output} names a file"
         raise UsageError(

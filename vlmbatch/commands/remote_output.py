@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Iterator
@@ -12,7 +11,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from vlmbatch.commands.array_task import chosen_part
-from vlmbatch.commands.checks import DEFAULT_SHARD_ROWS, checked_destination, is_folder
+from vlmbatch.commands.checks import (
+    DEFAULT_PART_ROWS,
+    DEFAULT_SHARD_ROWS,
+    check_cluster_input,
+    checked_destination,
+    is_folder,
+)
 from vlmbatch.commands.urls import is_url
 from vlmbatch.config import (
     Destination,
@@ -20,9 +25,9 @@ from vlmbatch.config import (
     FolderDestination,
     OutputOptions,
     Part,
-    PartDestination,
     RemoteDestination,
 )
+from vlmbatch.durable.staging_paths import remote_part, staging_place
 from vlmbatch.errors import UnfinishedError, UsageError
 from vlmbatch.remote.filesystem import scheme_of
 
@@ -30,9 +35,6 @@ if TYPE_CHECKING:
     from vlmbatch.stats import RunStats
 
 _LOCAL_SCHEMES = ("file", "local")
-_NAME_CHARACTERS = 40
-_DIGEST_DIGITS = 12
-_UNUSUAL = re.compile(r"[^A-Za-z0-9_-]+")
 _HUB_PLACE = re.compile(r"datasets/[^/@]+/[^/@]+(/[^@]*)?")
 
 
@@ -46,6 +48,7 @@ def chosen_destination(
     """
     if options.output is not None and is_url(options.output):
         _check_manifest(options.output, manifest)
+        check_cluster_input(options, manifest)
         return remote_destination(options, options.output)
     return checked_destination(options, manifest, overwrite=overwrite)
 
@@ -56,12 +59,12 @@ def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
     Raises:
         UsageError: it is of a kind that is not put there.
     """
-    for name, value in (("--write-text", options.write_text), ("--ray", options.ray)):
-        if value is not None:
-            raise UsageError(
-                f"{name} {value} needs an output in a folder of this machine or of a network file "
-                f"system, and {url} is in a store: write there, and copy the output afterwards"
-            )
+    if options.write_text is not None:
+        raise UsageError(
+            f"--write-text {options.write_text} needs an output in a folder of this machine or of "
+            f"a network file system, and {url} is in a store: write there, and copy the output "
+            "afterwards"
+        )
     scheme = scheme_of(url)
     if scheme is None:
         raise UsageError(
@@ -79,6 +82,8 @@ def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
         _check_hub_place(url, place)
     if options.shard is not None:
         return _remote_part(options, url, chosen_part(options.shard, os.environ))
+    if options.ray is not None:
+        return _remote_parts(options, url)
     suffix = PurePosixPath(place).suffix
     sharded = options.shard_rows is not None or is_folder(place) or scheme == "hf"
     if sharded and scheme != "hf" and not place.endswith("/") and suffix not in ("", ".parquet"):
@@ -86,7 +91,7 @@ def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
             f"output {url} is of no kind that can be written: choose a name that ends in .parquet, "
             "or in / for a folder"
         )
-    folder, name = _work_folder(options, url)
+    folder, name = staging_place(url, options.work_dir)
     local: FileDestination | FolderDestination = FileDestination(folder / f"{name}{suffix}")
     if sharded:
         local = FolderDestination(folder / name, options.shard_rows or DEFAULT_SHARD_ROWS)
@@ -99,25 +104,33 @@ def _remote_part(options: OutputOptions, url: str, part: Part) -> RemoteDestinat
             f"--shard {part} and --shard-rows {options.shard_rows} contradict each other: a part "
             "is one file. Choose one"
         )
-    is_hub = scheme_of(url) == "hf"
-    if is_hub or not is_folder(url):
-        what = "a data set gets one commit" if is_hub else f"{url} names a file"
+    if (what := _no_part_folder(url)) is not None:
         raise UsageError(
             f"--shard {part} needs a folder, where each task puts its part: {what}. Give all tasks "
             "the same folder, such as -o s3://BUCKET/answers/, and join the parts with "
             "`vlmbatch merge`"
         )
-    url = f"{url.rstrip('/')}/{part.file_name}"
-    folder, name = _work_folder(options, url)
-    return RemoteDestination(url, folder, PartDestination(folder / name, part))
+    return remote_part(url, part, options.work_dir)
 
 
-def _work_folder(options: OutputOptions, url: str) -> tuple[Path, str]:
-    """The folder on this machine in which the output of ``url`` is made, and its name there."""
-    name = _UNUSUAL.sub("-", PurePosixPath(url).stem)[:_NAME_CHARACTERS].strip("-") or "output"
-    digest = hashlib.sha256(url.rstrip("/").encode("utf-8", "surrogateescape")).hexdigest()
-    work_dir = (options.work_dir or _cache_folder()).absolute()
-    return work_dir / f"{name}-{digest[:_DIGEST_DIGITS]}", name
+def _remote_parts(options: OutputOptions, url: str) -> RemoteDestination:
+    """Where the machines of a cluster put their parts."""
+    if (what := _no_part_folder(url)) is not None:
+        raise UsageError(
+            f"--ray needs a folder, where every node puts its parts: {what}. Give one, such as "
+            "-o s3://BUCKET/answers/, and join the parts with `vlmbatch merge`"
+        )
+    folder, name = staging_place(url, options.work_dir)
+    local = FolderDestination(folder / name, options.shard_rows or DEFAULT_PART_ROWS)
+    work_dir = None if options.work_dir is None else options.work_dir.absolute()
+    return RemoteDestination(url, folder, local, work_dir)
+
+
+def _no_part_folder(url: str) -> str | None:
+    """Why parts cannot be put there one by one, if so."""
+    if scheme_of(url) == "hf":
+        return "a data set gets one commit"
+    return None if is_folder(url) else f"{url} names a file"
 
 
 @contextmanager
@@ -141,11 +154,6 @@ def local_copy(output: str, stats: RunStats) -> Iterator[Path]:
             yield copy
         except (UsageError, UnfinishedError) as error:
             raise type(error)(str(error).replace(str(copy), output.rstrip("/"))) from error
-
-
-def _cache_folder() -> Path:
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "vlmbatch" / "outputs"
 
 
 def _check_manifest(url: str, manifest: str) -> None:

@@ -119,7 +119,7 @@ def _run(
         lambda: print_run_summary(
             stats,
             log.console(),
-            output if stopped is None else str(config.destination),
+            output if stopped is None or ray is not None else str(config.destination),
             stopped=stopped is not None,
             in_parts=ray is not None,
         ),
@@ -131,18 +131,18 @@ def _answer_all(
     config: JobConfig, remote: RemoteDestination | None, stats: RunStats, ray: str | None
 ) -> None:
     """The job, on this machine or on a cluster."""
-    if remote is not None:
+    if ray is not None:
+        from vlmbatch.ray.run import run as answer_on_cluster
+
+        answer_on_cluster(config, remote, ray, stats)
+    elif remote is not None:
         from vlmbatch.jobs.remote_run import run_remote
 
         run_remote(config, remote, stats)
-    elif ray is None:
+    else:
         from vlmbatch.jobs.run import run as answer_here
 
         answer_here(config, stats)
-    else:
-        from vlmbatch.ray.run import run as answer_on_cluster
-
-        answer_on_cluster(config, ray, stats)
 
 
 def what_is_done(config: JobConfig, stats: RunStats) -> str:

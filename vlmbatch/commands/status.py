@@ -112,6 +112,7 @@ def _as_json(found: RunStatus | PartsStatus) -> dict[str, Any]:
         "parts_running": found.running,
         "parts_interrupted": found.interrupted,
         "parts_missing": found.missing,
+        "runs": [asdict(run) for run in found.runs],
         "parts": [None if part is None else _as_json(part) for part in found.parts],
     }
 
@@ -172,11 +173,15 @@ def _part_lines(found: PartsStatus) -> Iterator[tuple[str, str]]:
         part = found.parts[number]
         assert part is not None and part.holder is not None
         yield "running", f"{number} on {part.holder.host}, since {_time(part.holder.started)}"
+    for run in found.runs:
+        yield "running", f"{run} with {run.rows_done:,} rows done"
     for name in ("interrupted", "missing"):
         if states[name]:
             yield name, numbers_text(states[name])
     if (first := next(found.known, None)) is not None:
         yield from _run_lines(first)
+    else:
+        yield from (("command", run.command) for run in found.runs)
 
 
 def _rows(found: RunStatus | PartsStatus) -> str:

@@ -63,11 +63,16 @@ class PartDestination:
 
 @dataclass(frozen=True, slots=True)
 class RemoteDestination:
-    """A URL. The answers are written to ``local``, below ``folder``, and put when all are there."""
+    """A URL. The answers are written to ``local``, below ``folder``, and put when all are there.
+
+    ``work_dir``: that of --work-dir, absolute; each machine of a cluster has ``folder`` below its
+    own.
+    """
 
     url: str
     folder: Path  # of this output alone
     local: FileDestination | FolderDestination | PartDestination
+    work_dir: Path | None = None
 
     def __str__(self) -> str:
         return self.url
@@ -126,8 +131,8 @@ class OutputOptions:
         _output(
             "[ADDRESS]",
             "Answer parts of N rows (--shard-rows) on the machines of a Ray cluster, into a folder "
-            "that all of them see; ADDRESS: HOST:PORT, local, or auto (default): RAY_ADDRESS or "
-            "this machine's.",
+            "that all of them see, or of an object store; ADDRESS: HOST:PORT, local, or auto "
+            "(default): RAY_ADDRESS or this machine's.",
             filled=True,
         ),
     ] = None

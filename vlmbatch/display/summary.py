@@ -18,6 +18,7 @@ from vlmbatch.durable.run_paths import parts_work_folder, work_folder_path
 from vlmbatch.errors import OutputError
 from vlmbatch.log import printable
 from vlmbatch.output.openai_lines import errors_path, is_batch_output
+from vlmbatch.remote.filesystem import scheme_of
 from vlmbatch.stats import RunStats
 
 
@@ -45,8 +46,7 @@ def print_run_summary(
     if output == "-":
         table.add_row("output", "standard output")
     elif stopped:
-        kept = parts_work_folder(Path(output)) if in_parts else work_folder_path(Path(output))
-        table.add_row("kept in", Text(printable(str(kept))))
+        table.add_row("kept in", Text(printable(_kept_in(output, in_parts))))
     else:
         table.add_row("output", Text(printable(output)))
         if is_batch_output(Path(output)) and stats.num_errors:
@@ -65,6 +65,15 @@ def print_run_summary(
         console.print()
         join = f"next: join the parts with `vlmbatch merge {output} -o FILE`"
         console.print(Text(printable(join)), soft_wrap=True)
+
+
+def _kept_in(output: str, in_parts: bool) -> str:
+    """Where the rows of a run are that has been stopped."""
+    if not in_parts:
+        return str(work_folder_path(Path(output)))
+    if scheme_of(output) is not None:
+        return f"{output} (parts that are done), and work folders of the nodes (those under way)"
+    return str(parts_work_folder(Path(output)))
 
 
 def _rows(stats: RunStats, stopped: bool) -> str:

@@ -17,8 +17,8 @@ from vlmbatch.errors import UsageError
 RECORD_FILE = "run.json"
 LOCK_FILE = "lock"
 WORK_SUFFIX = ".vlmbatch"
-_INSIDE = "_vlmbatch"  # readers of Parquet folders pass names by that begin so, and so do we
-_NOT_OUTPUT = (_INSIDE, "lost+found")
+INSIDE = "_vlmbatch"  # readers of Parquet folders pass names by that begin so, and so do we
+_NOT_OUTPUT = (INSIDE, "lost+found")
 
 
 def real_output(output: Path) -> Path:
@@ -49,7 +49,7 @@ def work_folder_path(output: Path) -> Path:
     output = real_output(output)
     if part_of_name(output.name) is not None:
         return parts_work_folder(output.parent) / output.stem
-    beside, inside = output.with_name(f"{output.name}{WORK_SUFFIX}"), output / _INSIDE
+    beside, inside = output.with_name(f"{output.name}{WORK_SUFFIX}"), output / INSIDE
     if os.path.isdir(inside):
         return inside
     if os.path.exists(beside / RECORD_FILE) or not _stands_alone(output):
@@ -59,7 +59,7 @@ def work_folder_path(output: Path) -> Path:
 
 def parts_work_folder(folder: Path) -> Path:
     """Where the work folders of the parts in ``folder`` lie."""
-    return folder / _INSIDE
+    return folder / INSIDE
 
 
 def folders_to_make(output: Path) -> list[Path]:
@@ -76,9 +76,9 @@ def temporary_path(path: Path) -> Path:
 
 def output_of(path: Path) -> Path:
     """The output that ``path``, itself or its work folder, stands for."""
-    if path.name == _INSIDE and path.is_dir():
+    if path.name == INSIDE and path.is_dir():
         return path.parent
-    if path.parent.name == _INSIDE and part_of_name(part := f"{path.name}.parquet"):
+    if path.parent.name == INSIDE and part_of_name(part := f"{path.name}.parquet"):
         return path.parent.parent / part
     if path.name.endswith(WORK_SUFFIX) and path.is_dir():
         return path.with_name(path.name.removesuffix(WORK_SUFFIX))

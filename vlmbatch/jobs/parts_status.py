@@ -12,16 +12,21 @@ from vlmbatch.errors import UsageError
 from vlmbatch.jobs.status import RunStatus, read_status
 from vlmbatch.output.all_parts import numbers_text, several_counts
 from vlmbatch.output.parts import parts_named
+from vlmbatch.output.remote.run_mark import RunMark
 
 _SAME_COMMAND = "run the same command again to resume"
 
 
 @dataclass(frozen=True, slots=True)
 class PartsStatus:
-    """The parts of the run in ``output``, by number; None is one of which nothing is there."""
+    """The parts of the run in ``output``, by number; None is one of which nothing is there.
+
+    ``runs``: those on clusters that put parts into it now, where it is in a store.
+    """
 
     output: Path | str
     parts: tuple[RunStatus | None, ...]
+    runs: tuple[RunMark, ...] = ()
 
     @property
     def known(self) -> Iterator[RunStatus]:
@@ -52,7 +57,8 @@ class PartsStatus:
     @property
     def rows_total(self) -> int | None:
         """Rows of the manifest; None while no part has read it."""
-        rows = (part.manifest_rows for part in self.known)
+        rows = [part.manifest_rows for part in self.known]
+        rows += [run.rows_total for run in self.runs]
         return next((number for number in rows if number is not None), None)
 
     @property
@@ -85,7 +91,7 @@ class PartsStatus:
 
     @property
     def is_running(self) -> bool:
-        return bool(self.running)
+        return bool(self.running or self.runs)
 
     @property
     def is_complete(self) -> bool:
@@ -95,8 +101,9 @@ class PartsStatus:
     def next_step(self) -> str:
         """What the user may do now."""
         left = sorted([*self.interrupted, *self.missing])
-        if left and any(" --ray" in (part.command or "") for part in self.known):
-            return "wait until the run ends" if self.running else _SAME_COMMAND
+        on_ray = any(" --ray" in (part.command or "") for part in self.known)
+        if left and (on_ray or self.runs):
+            return "wait until the run ends" if self.is_running else _SAME_COMMAND
         if left:
             tasks = "task of part" if len(left) == 1 else "tasks of parts"
             waits = ", and wait for those that are running" if self.running else ""
@@ -104,7 +111,8 @@ class PartsStatus:
         if self.running:
             return "wait until the tasks end"
         rows = "row" if self.num_errors == 1 else "rows"
-        retry = f", or run all tasks with --retry-failed to answer the {self.num_errors:,} error "
+        run = "the same command" if on_ray else "all tasks"
+        retry = f", or run {run} with --retry-failed to answer the {self.num_errors:,} error "
         merge = f"join the parts with `vlmbatch merge {self.output} -o FILE`"
         return f"{merge}{retry}{rows} again first" if self.num_errors else merge
 

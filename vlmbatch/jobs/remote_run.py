@@ -33,6 +33,10 @@ from vlmbatch.stats import RunStats, Transfer
 _PAUSES_S = (2, 10, 30, 60, 120)  # after attempts to put that have failed
 
 
+class PutConflictError(UsageError):
+    """Something else has been put in an output's place since its run began."""
+
+
 def run_remote(config: JobConfig, remote: RemoteDestination, stats: RunStats) -> None:
     """Answer every row into ``remote.local``, as ``run`` does, and put that where ``remote`` says.
 
@@ -42,6 +46,23 @@ def run_remote(config: JobConfig, remote: RemoteDestination, stats: RunStats) ->
     Raises:
         UsageError: besides, something else is there, or was put there meanwhile.
         RemoteError: the store refuses, or cannot be reached: the same command puts it later.
+    """
+    answer_and_put(config, remote, stats, run)
+
+
+def answer_and_put(
+    config: JobConfig,
+    remote: RemoteDestination,
+    stats: RunStats,
+    answer: Callable[[JobConfig, RunStats], None],
+    *,
+    keep: bool = True,
+) -> None:
+    """As ``run_remote``, where ``answer`` writes the local output. Unless ``keep``, that is removed
+    when it has been put: what is at the URL has all that a later run needs.
+
+    Raises:
+        PutConflictError: something else was put there meanwhile.
     """
     target = open_target(remote)
     with Staging(remote) as staging:
@@ -53,12 +74,14 @@ def run_remote(config: JobConfig, remote: RemoteDestination, stats: RunStats) ->
             check_without_parts(open_part_folder(remote))
         _prepare(target, staging, stats, overwrite=config.policy.overwrite)
         try:
-            run(config, stats)
+            answer(config, stats)
         except UsageError as error:
             if str(staging.output) not in str(error):
                 raise
             raise type(error)(f"output {remote.url}, made in {remote.folder}: {error}") from error
         _put(target, staging, stats)
+        if not keep:
+            staging.clear()
     stats.finish()
 
 
@@ -178,8 +201,8 @@ def _counted(stats: RunStats, total: int) -> Iterator[Callable[[int], None]]:
         stats.transfer = None
 
 
-def _conflict(target: Target, staging: Staging) -> UsageError:
-    return UsageError(
+def _conflict(target: Target, staging: Staging) -> PutConflictError:
+    return PutConflictError(
         f"output {target.url} was put by another run, or something else, since this one began. It "
         f"is left as it is, and this run's answers are kept in {staging.output}. Move away what is "
         "there and run the same command again, which puts them, or add --overwrite to start anew "

@@ -68,6 +68,29 @@ class RunStatus:
     holder: LockHolder | None = None  # the process that has the output now
     unput: bool = False  # it is all here, and yet to be put at its URL
 
+    @classmethod
+    def of_record(
+        cls, output: Path | str, state: State, record: RunRecord, counts: OutputCounts
+    ) -> RunStatus:
+        """What is known of a run from its record, and by counting its rows."""
+        errors = dict(counts.errors.most_common())
+        return cls(
+            output,
+            state,
+            record.num_rows,
+            counts.num_rows,
+            errors,
+            {code: counts.error_examples[code] for code in errors},
+            settings=record.settings,
+            version=record.version,
+            started=record.started,
+            model=record.about.get("model"),
+            manifest=record.about.get("manifest"),
+            command=record.about.get("command"),
+            manifest_rows=record.about.get("manifest_rows"),
+            merged="parts" in record.about,
+        )
+
     @property
     def is_running(self) -> bool:
         """Whether a process has the output now."""
@@ -160,21 +183,8 @@ def _status_of(output: Path, record: RunRecord | None) -> RunStatus:
         )
     if holder is not None:
         state = "running" if state == "interrupted" else "starting"
-    status = RunStatus(
-        output,
-        state,
-        record.num_rows,
-        settings=record.settings,
-        version=record.version,
-        started=record.started,
-        model=record.about.get("model"),
-        manifest=record.about.get("manifest"),
-        command=record.about.get("command"),
-        updated=_last_write(output),
-        manifest_rows=record.about.get("manifest_rows"),
-        merged="parts" in record.about,
-        holder=holder,
-    )
+    status = RunStatus.of_record(output, state, record, counts)
+    status = replace(status, updated=_last_write(output), holder=holder)
     shard_rows = record.about.get("shard_rows")
     if shard_rows is not None:
         status = replace(
@@ -182,7 +192,7 @@ def _status_of(output: Path, record: RunRecord | None) -> RunStatus:
             shards_done=sum(shard.run_id == record.id for shard in list_shards(output)),
             shards_total=max(1, -(-record.num_rows // shard_rows)),
         )
-    return _with_counts(status, counts)
+    return status
 
 
 def _status_by_output(output: Path) -> RunStatus:

@@ -7,11 +7,7 @@ from pathlib import Path
 
 from vlmbatch.config import Part
 from vlmbatch.durable.lock import lock_holder
-from vlmbatch.durable.run_paths import (
-    LOCK_FILE,
-    parts_work_folder,
-    work_folder_path,
-)
+from vlmbatch.durable.run_paths import INSIDE, LOCK_FILE, work_folder_path
 from vlmbatch.errors import OutputLockedError, UnfinishedError, UsageError
 from vlmbatch.output.changes import explained
 from vlmbatch.output.parts import PartFile, is_answered_again, parts_named, read_part
@@ -39,16 +35,25 @@ def all_parts(folder: Path) -> list[PartFile]:
     found = [_whole_part(folder / part.file_name) for part in parts]
     _check_finished(folder, found)
     whole = [part for part in found if part is not None]
-    _check_one_run(whole)
+    check_one_run(whole)
     return whole
 
 
-def several_counts(folder: Path, counts: Sequence[int]) -> UsageError:
+def several_counts(folder: Path | str, counts: Sequence[int]) -> UsageError:
     """To be raised where parts of runs in several numbers of parts lie in one folder."""
     runs = " and of one in ".join(f"{count:,} parts" for count in counts)
     return UsageError(
         f"{folder} holds parts of a run in {runs}: remove those of the one that is not wanted, "
-        f"also in {parts_work_folder(folder)}"
+        f"also in {folder}/{INSIDE}"
+    )
+
+
+def missing_parts(folder: Path | str, missing: Sequence[int], count: int) -> UnfinishedError:
+    """To be raised where not all parts are there."""
+    return UnfinishedError(
+        f"{folder}: {len(missing):,} of {count:,} parts missing or not finished: "
+        f"{numbers_text(missing)}. Run the task of each (--shard {missing[0]}/{count} and so "
+        "on), then merge again"
     )
 
 
@@ -97,31 +102,32 @@ def _check_finished(folder: Path, found: Sequence[PartFile | None]) -> None:
             "until the tasks end, then merge again"
         )
     if missing:
-        raise UnfinishedError(
-            f"{folder}: {len(missing):,} of {count:,} parts missing or not finished: "
-            f"{numbers_text(missing)}. Run the task of each (--shard {missing[0]}/{count} and so "
-            "on), then merge again"
-        )
+        raise missing_parts(folder, missing, count)
 
 
-def _check_one_run(parts: Sequence[PartFile]) -> None:
+def check_one_run(parts: Sequence[PartFile]) -> None:
+    """Check that the parts, all that there are, are of one run and have every row once.
+
+    Raises:
+        UsageError: names one that does not go with the others.
+    """
     first, next_row = parts[0], 0
     for part in parts:
         if part.fingerprint != first.fingerprint:
             changes = first.record().changes(part.info.settings)
             lines = "".join(f"\n  {explained(change)}" for change in changes)
             raise UsageError(
-                f"{part.path} is of another run than {first.path.name}:{lines}\n"
+                f"{part} is of another run than {first.part.file_name}:{lines}\n"
                 "Run the tasks of one of them again with --overwrite, then merge again"
             )
         if part.rows.start != next_row:
             raise UsageError(
-                f"{part.path} begins with row {part.rows.start}, expected {next_row}: it was "
+                f"{part} begins with row {part.rows.start}, expected {next_row}: it was "
                 "changed by something else. Run its task again with --overwrite"
             )
         next_row = part.rows.stop
     if next_row != first.info.manifest_rows:
         raise UsageError(
-            f"{first.path.parent}: the parts have {next_row} rows, expected the "
+            f"{first.folder}: the parts have {next_row} rows, expected the "
             f"{first.info.manifest_rows} of the manifest: run the tasks again with --overwrite"
         )

@@ -41,7 +41,7 @@ def forbidden(changes: list[str]) -> list[str]:
     return [change for change in changes if change.partition(":")[0] not in _MAY_CHANGE]
 
 
-def refuse_changes(output: Path, changes: list[str], *, incremental: bool) -> None:
+def refuse_changes(output: Path | str, changes: list[str], *, incremental: bool) -> None:
     """Refuse to go on with a run on ``output`` with other settings than it has.
 
     Raises:

@@ -12,7 +12,7 @@ from vlmbatch.durable.run_record import RunRecord
 from vlmbatch.output.carry_over import OutputResults
 from vlmbatch.output.parts import parts_named, read_part
 
-_MAX_OTHERS = 256  # whose files are open at a time
+MAX_OTHERS = 256  # whose files are open at a time
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def results_of_others(
     others.sort(key=lambda other: abs(other.number - part.number))
     with ExitStack() as resources:
         found = []
-        for other in others[:_MAX_OTHERS]:
+        for other in others[:MAX_OTHERS]:
             path = folder / other.file_name
             before = read_part(path)
             if before is None or not is_usable(before.record()):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from vlmbatch.config import Part
 from vlmbatch.config.part import part_of_name
@@ -58,15 +59,23 @@ class PartInfo:
 
 @dataclass(frozen=True, slots=True)
 class PartFile:
-    """A finished part of some run, by its own metadata."""
+    """A finished part of some run, by its own metadata. ``folder``: a path, or a store's URL."""
 
-    path: Path
+    folder: str
     part: Part
     info: PartInfo
     num_rows: int
     run_id: str
     fingerprint: str
     version: str  # of vlmbatch, which wrote it
+
+    def __str__(self) -> str:
+        return f"{self.folder}/{self.part.file_name}"
+
+    @property
+    def path(self) -> Path:
+        """Of one that is not in a store."""
+        return Path(self.folder, self.part.file_name)
 
     @property
     def rows(self) -> range:
@@ -87,6 +96,16 @@ class PartFile:
         )
 
 
+def part_of_footer(folder: str, part: Part, footer: pq.FileMetaData) -> PartFile | None:
+    """What the file called ``part`` says of itself in its footer; None where it is no such part."""
+    keys = (PART_KEY, RUN_ID_KEY, FINGERPRINT_KEY, "vlmbatch.version")
+    values = [(footer.metadata or {}).get(key.encode(), b"").decode() for key in keys]
+    info = _info(values[0])
+    if info is None or not values[1] or (info.number, info.count) != (part.number, part.count):
+        return None
+    return PartFile(folder, part, info, footer.num_rows, *values[1:])
+
+
 def read_part(path: Path) -> PartFile | None:
     """What the file at ``path`` says of itself; None where no finished part is.
 
@@ -104,12 +123,7 @@ def read_part(path: Path) -> PartFile | None:
         if error.errno is None:  # so pyarrow tells that the footer is no footer
             return None
         raise OutputError(f"{path} cannot be read: {error.strerror}") from error
-    keys = (PART_KEY, RUN_ID_KEY, FINGERPRINT_KEY, "vlmbatch.version")
-    values = [(footer.metadata or {}).get(key.encode(), b"").decode() for key in keys]
-    info = _info(values[0])
-    if info is None or not values[1] or (info.number, info.count) != (part.number, part.count):
-        return None
-    return PartFile(path, part, info, footer.num_rows, *values[1:])
+    return part_of_footer(str(path.parent), part, footer)
 
 
 def finished_part(folder: Path, part: Part, fingerprint: str, rows: range) -> PartFile | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -144,24 +145,28 @@ def read_output_counts(output: Path) -> OutputCounts:
         UsageError: a shard is missing, or something else has changed the columns.
         OutputError: a file cannot be read.
     """
-    import pyarrow.compute as pc
-
-    columns = ("row_index", "id", "error_code", "error_message")
     with OutputReader(output) as reader:
         counts = OutputCounts(reader.num_rows)
         for group in range(reader.num_groups):
-            codes = reader.read(group, ["error_code"])["error_code"]
-            found = codes.drop_null().value_counts().to_pylist()
-            counts.errors.update({item["values"]: item["counts"] for item in found})
-            if new := counts.errors.keys() - counts.error_examples.keys():
-                table = reader.read(group, columns)
-                for code in new:
-                    place = pc.index(codes, code).as_py()
-                    row = table.slice(place, 1).to_pylist()[0]
-                    counts.error_examples[code] = (
-                        f"row {row['row_index']} (id {row['id']}): {row['error_message']}"
-                    )
+            count_errors(counts, partial(reader.read, group))
     return counts
+
+
+def count_errors(counts: OutputCounts, read: Callable[[Sequence[str]], pa.Table]) -> None:
+    """Count those of a row group, of which ``read`` gives columns."""
+    import pyarrow.compute as pc
+
+    codes = read(["error_code"])["error_code"]
+    found = codes.drop_null().value_counts().to_pylist()
+    counts.errors.update({item["values"]: item["counts"] for item in found})
+    if new := counts.errors.keys() - counts.error_examples.keys():
+        table = read(["row_index", "id", "error_code", "error_message"])
+        for code in new:
+            place = pc.index(codes, code).as_py()
+            row = table.slice(place, 1).to_pylist()[0]
+            counts.error_examples[code] = (
+                f"row {row['row_index']} (id {row['id']}): {row['error_message']}"
+            )
 
 
 def changed_output(output: Path) -> UsageError:

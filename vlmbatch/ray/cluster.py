@@ -20,6 +20,10 @@ INSTALL = 'pip install "vlmbatch[ray]"'
 
 _CONNECT_SECONDS = 5.0  # Ray itself tries for minutes, and cannot be interrupted meanwhile
 
+# What a client of gRPC says first, and a server's answer begins with: RFC 9113, sections 3.4, 6.5.
+_HTTP2_SETTINGS = b"\0\0\0\4\0\0\0\0\0"
+_HTTP2_PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + _HTTP2_SETTINGS
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -53,7 +57,11 @@ def connected(address: str) -> Iterator[Any]:
         ) from error
     with redirect_stdout(_RayMessages()):
         try:
-            _connect(ray, address)
+            try:
+                _connect(ray, address)
+            except SystemExit:  # of Ray's own handler of SIGTERM: ours ends the command
+                signal.signal(signal.SIGTERM, handlers[signal.SIGTERM])
+                signal.raise_signal(signal.SIGTERM)
             for number, handler in handlers.items():  # Ray has put its own there
                 signal.signal(number, handler)
             yield ray
@@ -150,13 +158,23 @@ def _host_and_port(address: str) -> tuple[str, int] | None:
 def _check_reachable(place: tuple[str, int] | None) -> None:
     if place is None:
         return
+    name = f"{place[0]}:{place[1]}"
     try:
-        socket.create_connection(place, _CONNECT_SECONDS).close()
+        with socket.create_connection(place, _CONNECT_SECONDS) as connection:
+            if os.environ.get("RAY_USE_TLS", "").lower() in ("1", "true"):
+                return
+            connection.sendall(_HTTP2_PREFACE)
+            with connection.makefile("rb") as answers:
+                answer = answers.read(len(_HTTP2_SETTINGS))
     except OSError as error:
+        late = f"no answer within {_CONNECT_SECONDS:g} s"
+        reason = late if isinstance(error, TimeoutError) else error.strerror or error
+        raise UsageError(f"--ray {name}: no Ray cluster can be reached there: {reason}") from error
+    if answer[3:4] != _HTTP2_SETTINGS[3:4]:
         raise UsageError(
-            f"--ray {place[0]}:{place[1]}: no Ray cluster can be reached there: "
-            f"{error.strerror or error}"
-        ) from error
+            f"--ray {name}: something else than a Ray cluster answers there. Give the port that "
+            "`ray start --head` shows, 6379 unless it was told another"
+        )
 
 
 def _unreachable(address: str, error: Exception) -> UsageError:

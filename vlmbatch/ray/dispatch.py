@@ -11,19 +11,20 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 from vlmbatch.config import Part, RunPolicy
-from vlmbatch.durable.run_paths import RECORD_FILE, work_folder_path
-from vlmbatch.durable.run_record import read_record
-from vlmbatch.errors import OutputError, OutputLockedError, UsageError, VlmbatchError
+from vlmbatch.errors import OutputLockedError, UsageError, VlmbatchError
 from vlmbatch.log import logger
 from vlmbatch.ray.actors import Actors, Returned, Worker
 from vlmbatch.ray.cluster import Share
 from vlmbatch.ray.troubles import MAX_LOSSES, Troubles
 from vlmbatch.ray.worker import Opened, PartOutcome, WorkerJob
+from vlmbatch.remote.filesystem import RemoteFailedError
 from vlmbatch.stages.stopping import RunStoppedError, StopRequest
 from vlmbatch.stats import ADDED_COUNTERS, RunStats
+
+AnyError = TypeVar("AnyError", bound=VlmbatchError)
 
 _TICK_SECONDS = 0.5
 _COUNT_SECONDS = 5.0  # between two looks at which nodes there are
@@ -71,6 +72,7 @@ class Dispatch:
             UsageError: a node sees another folder, manifest or model.
             OutputLockedError: something else writes a part, and goes on doing so.
             OutputError: a part cannot be written, or the manifest not be read there.
+            RemoteError: the store refuses, or fails again and again.
             EnginesLostError: a part was lost again and again.
             RunStoppedError: ``stop`` has ended the run; the workers have kept what was done.
         """
@@ -116,7 +118,7 @@ class Dispatch:
         """--overwrite holds until a part has been begun anew: after that it is resumed."""
         if not self._policy.overwrite:
             return self._policy
-        run = _run_of(self._job, part)
+        run = self._job.folder.run_of(part)
         is_begun = part in self._runs_before and self._runs_before[part] != run
         self._runs_before.setdefault(part, run)
         return replace(self._policy, overwrite=not is_begun)
@@ -172,6 +174,13 @@ class Dispatch:
             return
         outcome: PartOutcome = returned.value
         error = outcome.error
+        if outcome.taken:
+            logger.warning(
+                "part %s was put by another run meanwhile: its answers are taken, and those of "
+                "node %s are dropped",
+                part,
+                worker.node,
+            )
         if error is None:
             self._take_finished(worker, outcome.stats)
             self._troubles.over(part)
@@ -179,6 +188,9 @@ class Dispatch:
         self._left.appendleft(part)
         if isinstance(error, OutputLockedError):
             self._troubles.locked(part, error)
+        elif isinstance(error, RemoteFailedError):
+            self._troubles.failed(part, _on_node(worker.node, error))
+            logger.warning("part %s is tried again in a while: %s", part, error)
         elif isinstance(error, RunStoppedError):
             self._take_finished(worker, outcome.stats)  # what it has kept
         else:
@@ -230,16 +242,7 @@ class Dispatch:
         return "loading the model"
 
 
-def _run_of(job: WorkerJob, part: Part) -> str | None:
-    """The run that a part is of by now; None where none is known."""
-    try:
-        record = read_record(work_folder_path(job.folder / part.file_name) / RECORD_FILE)
-    except OutputError:
-        return None  # damaged, which --overwrite mends
-    return None if record is None else record.id
-
-
-def _on_node(node: str, error: VlmbatchError) -> VlmbatchError:
+def _on_node(node: str, error: AnyError) -> AnyError:
     """The same error, with the node in its message."""
     error.args = (f"node {node}: {error}",)
     return error

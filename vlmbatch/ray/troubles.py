@@ -1,4 +1,4 @@
-"""Parts that were lost or are locked: how long to be patient with each."""
+"""Parts that were lost, are locked or could not be put: how long to be patient with each."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ from dataclasses import dataclass
 
 from vlmbatch.config import Part
 from vlmbatch.errors import EnginesLostError, OutputLockedError
+from vlmbatch.remote.filesystem import RemoteFailedError
 
 MAX_LOSSES = 3  # of one part, without a row done between them
+MAX_FAILURES = 3  # of the store, at one part
 
 _LOCK_SECONDS = 60.0  # for a part that something else writes
 _RETRY_SECONDS = 1.0
+_STORE_SECONDS = 30.0  # after a failure of the store that the worker has not got over either
 
 
 @dataclass(slots=True)
 class _Trouble:
     losses: int = 0  # since a row was done
+    failures: int = 0  # of the store
     rows_done: int = 0
     locked_since: float | None = None
     not_before: float = 0.0
@@ -48,6 +52,18 @@ class Troubles:
         trouble.locked_since = trouble.locked_since or now
         trouble.not_before = now + _RETRY_SECONDS
         if not trouble.losses and now - trouble.locked_since > _LOCK_SECONDS:
+            raise error
+
+    def failed(self, part: Part, error: RemoteFailedError) -> None:
+        """The store could not be reached, or was busy.
+
+        Raises:
+            RemoteFailedError: too often.
+        """
+        trouble = self._of.setdefault(part, _Trouble())
+        trouble.failures += 1
+        trouble.not_before = time.monotonic() + _STORE_SECONDS
+        if trouble.failures > MAX_FAILURES:
             raise error
 
     def lost(self, part: Part, rows_done: int, node: str, cause: str) -> None:

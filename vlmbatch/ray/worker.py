@@ -6,14 +6,12 @@ import contextlib
 import os
 import socket
 import sys
-import time
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmbatch import __version__
-from vlmbatch.config import JobConfig, Part, PartDestination, RunPolicy
+from vlmbatch.config import JobConfig, Part, RunPolicy
 from vlmbatch.durable.run_record import RunRecord
 from vlmbatch.errors import EnginesLostError, UsageError, VlmbatchError
 from vlmbatch.images.loading.shared_loader import SharedLoader
@@ -27,6 +25,7 @@ from vlmbatch.jobs.run import (
     was_complete,
 )
 from vlmbatch.output.changes import explained
+from vlmbatch.ray.parts_folder import PartsFolder, PartTask, Probe
 from vlmbatch.session.engines import engine_places
 from vlmbatch.session.load import start_images
 from vlmbatch.session.open import Inputs, open_job
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from vlmbatch.images.loading.loader import ImageLoader
     from vlmbatch.replicas.replica import Replica
 
-_SEEN_SECONDS = 10.0  # within which a network file system shows a new file to other machines
 _MAX_IMAGE_WORKERS = 32
 
 
@@ -45,15 +43,14 @@ _MAX_IMAGE_WORKERS = 32
 class WorkerJob:
     """What every worker of a run is told, once.
 
-    ``probe``: a file that the driver has written into the output folder, with its content.
     ``settings``: those of the run as the driver sees model and manifest.
     """
 
     config: JobConfig
-    folder: Path
+    folder: PartsFolder
     working_folder: str
     command: tuple[str, ...]
-    probe: tuple[Path, str]
+    probe: Probe
     settings: dict[str, Any]
     num_cpus: int
     version: str = __version__
@@ -69,10 +66,14 @@ class Opened:
 
 @dataclass(frozen=True, slots=True)
 class PartOutcome:
-    """What became of a part: its figures, and what ended it early, if anything."""
+    """What became of a part: its figures, and what ended it early, if anything.
+
+    ``taken``: another run has put the same part meanwhile, and its answers count.
+    """
 
     stats: RunStats
     error: VlmbatchError | None = None
+    taken: bool = False
 
 
 class PartWorker:
@@ -115,14 +116,12 @@ class PartWorker:
         stop = self._stop = StopRequest(policy.grace_s)
         if self._stopped is not None:  # it came between two parts
             stop.request(self._stopped)
-        destination = PartDestination(self._job.folder, part)
-        config = replace(self._config, destination=destination, policy=policy)
+        manifest = self._inputs.manifest
+        rows, num_rows = manifest.rows_of(part), manifest.scanned().num_rows
+        task = PartTask(part, rows, num_rows, fingerprint(self._job.settings))
+        config = replace(self._config, policy=policy)
         try:
-            with open_output(config, self._inputs, stats) as output:
-                if not was_complete(output, stats):
-                    replica = self._loaded(stats)
-                    with closing(self._start_images()) as images:
-                        answer_manifest(config, self._inputs, replica, images, output, stats, stop)
+            taken = self._job.folder.write(task, config, stats, self._answer)
             stats.finish()
         except VlmbatchError as error:
             if isinstance(error, RunStoppedError) and self._stopped is None:
@@ -132,7 +131,7 @@ class PartWorker:
             self._stop = None
             if self._replica is not None and self._replica.num_unfinished:
                 self._replica.reset()
-        return PartOutcome(stats)
+        return PartOutcome(stats, taken=taken)
 
     def progress(self) -> tuple[Part | None, RunStats]:
         """The part under way, or the last one, and how far it is."""
@@ -157,7 +156,7 @@ class PartWorker:
             os.chdir(job.working_folder)
         if job.version != __version__:
             raise UsageError(f"it has vlmbatch {__version__}, and the driver {job.version}")
-        self._see_probe()
+        job.folder.see(job.probe)
         inputs = open_job(self._config)
         settings = run_settings(self._config, inputs, inputs.manifest.scanned())
         if fingerprint(settings) != fingerprint(job.settings):
@@ -166,23 +165,15 @@ class PartWorker:
             raise UsageError(f"model or manifest are others there than for the driver:{lines}")
         self._inputs = inputs
 
-    def _see_probe(self) -> None:
-        path, content = self._job.probe
-        deadline = time.monotonic() + _SEEN_SECONDS
-        while True:
-            try:
-                if path.read_text() == content:
-                    return
-                seen = "has another content there"
-            except OSError as error:
-                seen = f"is not seen there ({error.strerror})"
-            if time.monotonic() > deadline:
-                raise UsageError(
-                    f"output {self._job.folder} is not the folder that the driver writes to: the "
-                    f"file {path.name} that it has put there {seen}. All nodes have to mount the "
-                    "output folder under the same path"
-                )
-            time.sleep(0.2)
+    def _answer(self, config: JobConfig, stats: RunStats) -> None:
+        """Answer the rows of a part into a folder that is seen here."""
+        assert self._inputs is not None and self._stop is not None
+        with open_output(config, self._inputs, stats) as output:
+            if was_complete(output, stats):
+                return
+            replica = self._loaded(stats)
+            with closing(self._start_images()) as images:
+                answer_manifest(config, self._inputs, replica, images, output, stats, self._stop)
 
     def _loaded(self, stats: RunStats) -> Replica:
         if self._replica is None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from vlmbatch.durable.durable_file import reported
 from vlmbatch.durable.run_record import RunRecord
-from vlmbatch.errors import OutputError
 from vlmbatch.output.work_folder import WorkFolder, is_output_of
+from vlmbatch.remote.versions import ChangedError
 
 
 def install_run(
@@ -19,7 +19,8 @@ def install_run(
     ``keys`` are the digests of its rows, if it has any.
 
     Raises:
-        OutputError: the content is not of the run, or it cannot be written.
+        ChangedError: the content is not of the run.
+        OutputError: it cannot be written.
     """
     with WorkFolder(output) as work:
         with reported(output):
@@ -27,5 +28,5 @@ def install_run(
             if keys is not None:
                 work.keys_path(record).write_bytes(keys)
         if not is_output_of(output, record):
-            raise OutputError(f"{output}: what was fetched is not of the run {record.id}")
+            raise ChangedError(f"{output}: what was fetched is not of the run {record.id}")
         work.begin(record)

@@ -14,8 +14,8 @@ _FOOTER_BYTES = 2**16  # of most files: else it is read once more, in its length
 _LENGTH_BYTES = 8  # the footer's length and PAR1, at the end
 
 
-def parquet_run_id(path: RemotePath) -> str | None:
-    """The run id in an object's footer; None where it has none, or there is no such object.
+def read_remote_footer(path: RemotePath) -> pq.FileMetaData | None:
+    """An object's footer; None where it is no Parquet file, or there is no such object.
 
     Raises:
         RemoteError: the store cannot be asked.
@@ -30,9 +30,19 @@ def parquet_run_id(path: RemotePath) -> str | None:
     except RemoteMissingError:
         return None
     try:
-        metadata = pq.read_metadata(pa.BufferReader(end)).metadata or {}
+        return pq.read_metadata(pa.BufferReader(end))
     except (pa.ArrowException, OSError):
         return None
+
+
+def parquet_run_id(path: RemotePath) -> str | None:
+    """The run id in an object's footer; None where it has none, or there is no such object.
+
+    Raises:
+        RemoteError: the store cannot be asked.
+    """
+    footer = read_remote_footer(path)
+    metadata = {} if footer is None else footer.metadata or {}
     run_id = metadata.get(RUN_ID_KEY.encode())
     return None if run_id is None else run_id.decode()
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from vlmbatch.durable.crash_points import crash_point
-from vlmbatch.durable.run_paths import RECORD_FILE, temporary_path, work_folder_path
+from vlmbatch.durable.run_paths import INSIDE, RECORD_FILE, temporary_path, work_folder_path
 from vlmbatch.durable.run_record import RunRecord, parse_record
 from vlmbatch.output.openai_lines import errors_path, is_batch_output
 from vlmbatch.output.remote.arrival import install_run
@@ -46,7 +46,7 @@ class FileTarget:
         self._is_batch = is_batch_output(Path(name))
         if self._is_batch:
             self._objects[_ERRORS] = path.at(f"{folder}/{errors_path(Path(name)).name}")
-        self._state = path.at(f"{folder}/_vlmbatch/{name}")
+        self._state = path.at(f"{folder}/{INSIDE}/{name}")
 
     def check_access(self) -> None:
         check_writable(self._objects[_ANSWERS])

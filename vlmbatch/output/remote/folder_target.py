@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from vlmbatch.durable.crash_points import crash_point
-from vlmbatch.durable.run_paths import RECORD_FILE, work_folder_path
+from vlmbatch.durable.run_paths import INSIDE, RECORD_FILE, work_folder_path
 from vlmbatch.durable.run_record import RunRecord, parse_record, record_bytes, recorded_id
 from vlmbatch.errors import UsageError
 from vlmbatch.output.remote.arrival import install_run
@@ -34,7 +34,6 @@ from vlmbatch.remote.versions import (
     version_of,
 )
 
-_WORK = "_vlmbatch"
 _MARK, _OTHER = "run", "other"
 
 
@@ -46,7 +45,7 @@ class FolderTarget:
         self._folder = folder
         self._uploads = uploads
         self._claim = claim
-        self._mark = folder.child(_WORK).child(RECORD_FILE)
+        self._mark = folder.child(INSIDE).child(RECORD_FILE)
 
     def check_access(self) -> None:
         check_writable(self._mark)
@@ -55,7 +54,7 @@ class FolderTarget:
         version = version_of(self._mark)
         if version is not None:
             return {_MARK: Seen(version, recorded_id(read_object(self._mark) or b""))}
-        others = names_in(self._folder).keys() - {_WORK}
+        others = names_in(self._folder).keys() - {INSIDE}
         return {_OTHER: Seen("files of no run", None)} if others else {}
 
     def run_of(self, found: Found) -> str | None:
@@ -87,7 +86,7 @@ class FolderTarget:
                 fetch_object(self._folder.child(name), output / name, received)
             finished_shards(output)  # all of them, or it says which is missing
 
-        keys = read_object(self._folder.child(_WORK).child(f"keys-{record.id}"))
+        keys = read_object(self._folder.child(INSIDE).child(f"keys-{record.id}"))
         install_run(output, record, keys, fetch)
 
     def put(self, output: Path, record: RunRecord, found: Found, sent: Sent) -> None:
@@ -130,7 +129,7 @@ class FolderTarget:
         )
 
     def _put_keys(self, keys: Path) -> None:
-        folder = self._folder.child(_WORK)
+        folder = self._folder.child(INSIDE)
         if keys.exists():
             put_again(keys, folder.child(keys.name), self._uploads)
         for name in names_in(folder):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vlmbatch.config import Part
 from vlmbatch.config.part import part_of_name
-from vlmbatch.durable.run_paths import RECORD_FILE
+from vlmbatch.durable.run_paths import INSIDE, RECORD_FILE
 from vlmbatch.errors import UsageError
 from vlmbatch.output.remote.file_target import FileTarget
 from vlmbatch.output.shards import SHARD_NAME
@@ -44,7 +44,7 @@ def check_part_folder(folder: RemotePath, part: Part) -> None:
                 f"not in {part.count:,} as --shard {part} asks for. Give every task the same N, or "
                 "choose another folder"
             )
-    names = [*names_in(folder), *names_in(folder.child("_vlmbatch"))]
+    names = [*names_in(folder), *names_in(folder.child(INSIDE))]
     for name in names:
         if SHARD_NAME.fullmatch(name) or name == RECORD_FILE:
             raise UsageError(
@@ -74,7 +74,18 @@ def fetch_parts(folder: RemotePath, output: Path, received: Sent) -> None:
         RemoteError: the store cannot be asked.
         OutputError: they cannot be written.
     """
-    uploads = UploadLog(output.with_name("put.uploads.json"))
     for part in parts_in(folder):
-        target = FileTarget(folder.child(part.file_name), uploads)
-        target.fetch(target.look(), output / part.file_name, received)
+        fetch_part(folder, part, output / part.file_name, received)
+
+
+def fetch_part(folder: RemotePath, part: Part, output: Path, received: Sent) -> None:
+    """Write a part in a folder, with its work folder, to ``output``.
+
+    Raises:
+        ChangedError: it is replaced meanwhile.
+        UsageError: no run on it is known.
+        RemoteError: the store cannot be asked.
+        OutputError: it cannot be written.
+    """
+    target = FileTarget(folder.child(part.file_name), UploadLog(output.with_name("uploads.json")))
+    target.fetch(target.look(), output, received)

@@ -11,6 +11,7 @@ answers-3f2a81c09d7e/
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Self
@@ -77,6 +78,15 @@ class Staging:
                 file.write(json.dumps(values, indent=2).encode())
                 file.sync()
             publish(temporary, path, "remote_state", FILES)
+
+    def clear(self) -> None:
+        """Remove all but the lock."""
+        with reported(self.folder):
+            for path in self.folder.iterdir():
+                if path.is_dir():
+                    shutil.rmtree(path)
+                elif path.name != LOCK_FILE:
+                    path.unlink()
 
     def run(self) -> RunRecord | None:
         """The run that is here, as ``local_run`` has it."""
