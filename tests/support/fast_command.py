@@ -83,6 +83,12 @@ class Command:
         """The rows that its journal says are safe."""
         return self.told("acknowledged")
 
+    @property
+    def memory_taken(self) -> int:
+        """Its peak of resident memory over what it had at its start, in bytes, once it has ended."""
+        at_start, peak = self.told("memory")
+        return peak - at_start
+
     def has(self, event: str) -> bool:
         self._take_in()
         return event in self._told

@@ -58,6 +58,7 @@ from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.session.load import start_images
 from vlmbatch.types import Result
 
+STATUS = Path("/proc/self/status")
 Tell = Callable[[str, list[int]], None]
 REAL = (  # they import torch and transformers
     "vlmbatch.engine.loading",
@@ -157,6 +158,9 @@ def surround(around: Surroundings, tell: Tell) -> None:
         atexit.register(lambda: tell("microseconds", _microseconds(engine)))
         return engine
 
+    memory_at_start = memory_in_use("VmRSS")
+    atexit.register(lambda: tell("memory", [memory_at_start, memory_in_use("VmHWM")]))
+
     def start(*arguments: Any) -> None:
         tell("started", [])
         begin(*arguments)
@@ -190,6 +194,12 @@ def surround(around: Surroundings, tell: Tell) -> None:
     for name in vars(durable_file.FileSystem):
         if not name.startswith("_"):
             setattr(durable_file.FILES, name, getattr(files, name))
+
+
+def memory_in_use(field: str) -> int:
+    """Bytes that ``/proc/self/status`` tells of."""
+    [line] = (each for each in STATUS.read_text().splitlines() if each.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
 
 
 def _microseconds(engine: FakeEngine) -> list[int]:
