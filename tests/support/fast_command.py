@@ -85,7 +85,7 @@ class Command:
 
     @property
     def memory_taken(self) -> int:
-        """Its peak of resident memory over what it had at its start, in bytes, once it has ended."""
+        """Bytes of resident memory, at its peak, over what it started with; it has ended."""
         at_start, peak = self.told("memory")
         return peak - at_start
 
