@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import atexit
 import gc
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +18,10 @@ from s3_server import S3Server, s3_server
 # No deadline: a busy machine fails no test. Half as many examples as usual, of eighty such tests.
 settings.register_profile("untimed", deadline=None, max_examples=50)
 settings.load_profile("untimed")
+
+# Workers and hundreds of commands import the same files: they are compiled once, whatever is set.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 gc.disable()  # until all tests are imported: what that makes is no garbage
 

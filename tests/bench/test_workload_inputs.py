@@ -67,7 +67,7 @@ def test_prompt_lengths_of_llava(
     llava: LlavaProcessor, name: str, expected: int, tmp_path: Path
 ) -> None:
     workload = WORKLOADS[name]
-    num_images = 1 if name == "photos" else 3
+    num_images = 1 if name == "photos" else 2
     manifest = write_inputs(workload, num_images, tmp_path / name, llava, seed=5, processes=1)
     rows = read_rows(manifest)
     assert len(rows) == num_images * workload.questions

@@ -148,7 +148,7 @@ def test_a_signal_leaves_what_is_done_and_nothing_else(
     many = tmp_path / "many.jsonl"
     rows = [json.loads(line) for line in MANIFEST.read_text().splitlines()]
     with many.open("w") as file:
-        for index in range(20_000):
+        for index in range(5_000):
             row = rows[index % len(rows)]
             image = str(MANIFEST.parent / row["image"])
             file.write(json.dumps({"prompt": row["prompt"], "image": image}) + "\n")
@@ -163,7 +163,7 @@ def test_a_signal_leaves_what_is_done_and_nothing_else(
     command.send_signal(sent)
     assert command.wait() == status, command.stderr
     stderr = command.stderr
-    said = f"stopped by {sent.name}. ([0-9,]+) of 20,000 rows are done; run the same command again"
+    said = f"stopped by {sent.name}. ([0-9,]+) of 5,000 rows are done; run the same command again"
     match = re.search(said, stderr)
     assert match is not None, stderr
     assert "Traceback" not in stderr

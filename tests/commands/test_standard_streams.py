@@ -71,8 +71,7 @@ def test_without_a_standard_output(closed: tuple[int, ...], tmp_path: Path) -> N
         assert done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("closed", [(2,), (0, 2)], ids=str)
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize(("workers", "closed"), [(0, (0, 2)), (1, (2,)), (1, (0, 2))], ids=str)
 def test_a_run_without_streams_is_as_any_other(
     workers: int, closed: tuple[int, ...], tmp_path: Path
 ) -> None:

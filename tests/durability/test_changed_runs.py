@@ -57,20 +57,24 @@ CHANGES = {  # what changes, and what the message has of it
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_refused_by_name_and_nothing_touched(begun, tmp_path, change):
-    how, message = CHANGES[change]
-    options = how if isinstance(how, list) else []
-    if change == "manifest":
-        edit(tmp_path / how, "What is 7?", "What is 7, please?")
-    elif not options:
-        edit(tmp_path / how, "{", "{ ")
+def test_refused_by_name_and_nothing_touched(begun, expected, tmp_path):
     before = digests(begun.folder)
-    command = begun.start(*options)
-    assert command.wait() == 2
-    assert message in command.stderr and "--overwrite" in command.stderr
-    assert ("--incremental" in command.stderr) == (change in ("manifest", "limit"))
-    assert not command.has("loading") and digests(begun.folder) == before
+    for change, (how, message) in CHANGES.items():
+        options = how if isinstance(how, list) else []
+        file = None if options else tmp_path / how
+        original = file and file.read_bytes()
+        if change == "manifest":
+            edit(file, "What is 7?", "What is 7, please?")
+        elif file:
+            edit(file, "{", "{ ")
+        command = begun.start(*options)
+        assert command.wait() == 2, change
+        assert message in command.stderr and "--overwrite" in command.stderr
+        assert ("--incremental" in command.stderr) == (change in ("manifest", "limit"))
+        assert not command.has("loading") and digests(begun.folder) == before
+        if file:
+            file.write_bytes(original)
+    begun.finish(expected)
 
 
 def test_chat_beside_a_template_is_another_run(begun, tmp_path):

@@ -102,7 +102,7 @@ def test_half_of_thousands_of_rows(new_run, tmp_path, questions):
 
     Also where a row of every image is answered before most rows at the head of the manifest.
     """
-    num_rows = 6000
+    num_rows = 4400
     if questions:
         manifest = write_questions(tmp_path / "manifest.jsonl", num_rows // questions, questions)
     else:

@@ -24,10 +24,10 @@ from corpus_rows import (
     rows_of_this_machine,
     rows_out_of_root,
 )
+from fast_command import FastCommands
 from in_process import call
 from make_corpus import HERE as CORPUS
 from make_corpus import corpus_files, rows_manifest
-from measured import MEMORY_OF_A_START, measure
 from PIL import Image, ImageChops, ImageStat
 
 from vlmbatch.manifest.schema import RESULT_SCHEMA
@@ -134,13 +134,16 @@ def test_no_image_leads_out_of_the_root(corpus: Corpus) -> None:
 
 
 @pytest.mark.parametrize("decode", [False, True])
-def test_validate_finds_the_same_errors(corpus: Corpus, decode: bool) -> None:
+def test_validate_finds_the_same_errors(
+    commands: FastCommands, corpus: Corpus, decode: bool
+) -> None:
     """But for what a picture's header cannot tell, unless it decodes whole pictures."""
     errors = corpus.folder / "errors.jsonl"
     arguments = ["validate", corpus.manifest, "-m", MODEL, "--errors", errors]
-    done, peak = measure([*arguments, *(["--decode-images"] if decode else [])])
-    assert done.returncode == 1, done.stderr
-    assert peak < MEMORY_OF_A_START + HUGE_LINE_BYTES
+    command = commands.run(*arguments, *(["--decode-images"] if decode else []))
+    assert command.wait() == 1, command.stderr
+    assert "Traceback" not in command.stderr
+    assert command.memory_taken < HUGE_LINE_BYTES
     found = [json.loads(line) for line in errors.read_text().splitlines()]
     expected = [
         (record["row_index"], record["id"], record["error_code"], record["error_message"])

@@ -60,7 +60,7 @@ def difference(exact: PixelImage, scaled: PixelImage) -> float:
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(
     width=SIDES,
     height=SIDES,
@@ -93,7 +93,7 @@ def test_pixels_are_nearly_those_of_the_whole(
 
 
 @pytest.mark.parametrize("name", PROCESSORS)
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(width=SIDES, height=SIDES, orientation=st.integers(1, 8))
 def test_there_are_never_fewer_pixels_than_needed(
     name: str, width: int, height: int, orientation: int

@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fast_command import FastCommands
 from fuzzing import ERROR_ROWS, MODEL
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from measured import measure
 
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ErrorCode
@@ -56,13 +56,15 @@ def read(path: Path) -> list[Row]:
         pytest.param(20 * MEBIBYTE, "bytes", id="a file of 2 KB"),
     ],
 )
-def test_a_thousand_rows_with_one_image(size: int, form: str, tmp_path: Path) -> None:
+def test_a_thousand_rows_with_one_image(
+    commands: FastCommands, size: int, form: str, tmp_path: Path
+) -> None:
     path = manifest(tmp_path / "m.parquet", [b"\x89" * size], [0] * 1024, form)
     assert path.stat().st_size < 10_000
-    done, peak = measure(["validate", path, "-m", MODEL])
-    assert done.returncode == ERROR_ROWS, done.stderr
-    assert "1,024" in done.stderr and "not an image" in done.stderr
-    assert peak < 300 * MEBIBYTE
+    command = commands.run("validate", path, "-m", MODEL)
+    assert command.wait() == ERROR_ROWS, command.stderr
+    assert "1,024" in command.stderr and "not an image" in command.stderr
+    assert command.memory_taken < 205 * MEBIBYTE
 
 
 @pytest.mark.parametrize("form", ["bytes", "struct", "list"])

@@ -107,7 +107,7 @@ def power_cuts(
 
 class TestPowerCut:
     def test_at_every_call(self, tmp_path):
-        assert power_cuts(tmp_path, seeds=4) > 40
+        assert power_cuts(tmp_path, seeds=2) > 40
 
     def test_at_every_call_with_the_work_folder_inside(self, tmp_path, own_disks):
         assert power_cuts(tmp_path, seeds=1, name=OWN_DISK) > 50
@@ -115,7 +115,7 @@ class TestPowerCut:
     @pytest.mark.parametrize("name", ["out.parquet", OWN_DISK])
     def test_again_and_again(self, tmp_path, own_disks, name):
         rng = random.Random(7)
-        for chain in range(60):
+        for chain in range(30):
             acknowledged: dict[int, Result] = {}
             root = tmp_path / f"{chain}-0"
             make_place(root / name)

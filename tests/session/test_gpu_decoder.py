@@ -79,7 +79,7 @@ def test_features_are_not_decoded() -> None:
     assert isinstance(_open_decoders(config, open_model(config), 1, None), FeatureLoader)
 
 
-@pytest.mark.parametrize(("decoder", "reserved"), [("gpu", 2 * 2**30), ("exact", 0)])
+@pytest.mark.parametrize(("decoder", "reserved"), [("gpu", 5 * 2**29), ("exact", 0)])
 def test_the_engine_leaves_memory_for_it(
     inputs: ModelInputs, monkeypatch: pytest.MonkeyPatch, decoder: Any, reserved: int
 ) -> None:

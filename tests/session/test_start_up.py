@@ -114,12 +114,12 @@ def test_image_workers_do_not_wait_for_torch_on_a_cpu(
     driver: bool, options: list[str], torch: str
 ) -> None:
     code = f"""
+import os
 import vlmbatch.session.load as load
-open_images = load.open_images
 
 def opened(*arguments):
     say("loaded" if "torch" in sys.modules else "unloaded")
-    return open_images(*arguments)
+    os._exit(0)  # all that is asked
 
 load.open_images = opened
 load.may_have_cuda = lambda: {driver}

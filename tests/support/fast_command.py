@@ -83,6 +83,12 @@ class Command:
         """The rows that its journal says are safe."""
         return self.told("acknowledged")
 
+    @property
+    def memory_taken(self) -> int:
+        """Bytes of resident memory, at its peak, over what it started with; it has ended."""
+        at_start, peak = self.told("memory")
+        return peak - at_start
+
     def has(self, event: str) -> bool:
         self._take_in()
         return event in self._told

@@ -58,6 +58,7 @@ from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.session.load import start_images
 from vlmbatch.types import Result
 
+STATUS = Path("/proc/self/status")
 Tell = Callable[[str, list[int]], None]
 REAL = (  # they import torch and transformers
     "vlmbatch.engine.loading",
@@ -145,17 +146,20 @@ def surround(around: Surroundings, tell: Tell) -> None:
 
     def start_decoders(*arguments: Any) -> Any:
         tell("decoders", [])
-        time.sleep(around.decoder_seconds)
+        sleep(around.decoder_seconds)
         return start_images(*arguments)
 
     def load_engine(config: object, inputs: object) -> FakeEngine:
         tell("loading", [])
-        time.sleep(around.load_seconds)
+        sleep(around.load_seconds)
         computed = partial(tell, "computed")
         limits = around.max_num_seqs, around.step_seconds, around.endless_from
         engine = FakeEngine(computed, *limits)
         atexit.register(lambda: tell("microseconds", _microseconds(engine)))
         return engine
+
+    memory_at_start = memory_in_use("VmRSS")
+    atexit.register(lambda: tell("memory", [memory_at_start, memory_in_use("VmHWM")]))
 
     def start(*arguments: Any) -> None:
         tell("started", [])
@@ -190,6 +194,19 @@ def surround(around: Surroundings, tell: Tell) -> None:
     for name in vars(durable_file.FileSystem):
         if not name.startswith("_"):
             setattr(durable_file.FILES, name, getattr(files, name))
+
+
+def sleep(seconds: float) -> None:
+    """In short sleeps: one that begins as a signal comes is not ended by it."""
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        time.sleep(min(left, 0.05))
+
+
+def memory_in_use(field: str) -> int:
+    """Bytes that ``/proc/self/status`` tells of."""
+    [line] = (each for each in STATUS.read_text().splitlines() if each.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
 
 
 def _microseconds(engine: FakeEngine) -> list[int]:
