@@ -15,6 +15,8 @@ from fast_command import FastCommands
 from hypothesis import settings
 from s3_server import S3Server, s3_server
 
+from vlmbatch.session.cores import available_cores
+
 # No deadline: a busy machine fails no test. Half as many examples as usual, of eighty such tests.
 settings.register_profile("untimed", deadline=None, max_examples=50)
 settings.load_profile("untimed")
@@ -22,6 +24,12 @@ settings.load_profile("untimed")
 # Workers and hundreds of commands import the same files: they are compiled once, whatever is set.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Half as many again as cores: many tests wait for processes that they start."""
+    return max(2, available_cores() * 3 // 2)
+
 
 gc.disable()  # until all tests are imported: what that makes is no garbage
 
