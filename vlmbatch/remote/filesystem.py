@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vlmbatch.errors import ConfigError, VlmbatchError
 
@@ -21,6 +22,7 @@ READ_SECONDS = 20  # without a byte, before a request is tried again
 ATTEMPTS = 3
 MAX_CONNECTIONS = 64  # no fewer than the threads that fetch images
 _SHOWN_CHARACTERS = 300
+_BY_GRPC = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"  # gcsfs' own; buckets of one zone need it
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _MISSING = (404, 410)
@@ -209,14 +211,12 @@ def open_filesystem(url: str) -> RemotePath:
         ConfigError: the scheme is not known, what reads it is not installed, or the library wants
             more than a URL.
     """
-    from fsspec.registry import get_filesystem_class
-
     scheme = scheme_of(url)
     assert scheme is not None, f"{url} has no scheme"
     url = f"{scheme}{url[len(scheme) :]}"
     store = _STORES.get(scheme, _Store())
     try:
-        kind = get_filesystem_class(scheme)
+        kind = _class_of(scheme)
     except ImportError as error:
         wanted = store.install and f"it is read by a package that is not installed: {store.install}"
         raise ConfigError(f"{url}: {wanted or error}") from error
@@ -237,6 +237,18 @@ def open_filesystem(url: str) -> RemotePath:
         access = store.access and f" ({store.access})"
         raise ConfigError(f"{url}: cannot be opened: {_short(error)}{access}") from error
     return RemotePath(url, filesystem, path, store)
+
+
+def _class_of(scheme: str) -> type[AbstractFileSystem]:
+    from fsspec.registry import get_filesystem_class
+
+    if scheme in ("gs", "gcs") and _BY_GRPC not in os.environ:
+        # gcsfs' other class asks for a bucket's kind by gRPC before each request, and where that is
+        # let through by no proxy or emulator, waits a minute for it.
+        from gcsfs.core import GCSFileSystem
+
+        return cast("type[AbstractFileSystem]", GCSFileSystem)
+    return cast("type[AbstractFileSystem]", get_filesystem_class(scheme))
 
 
 def _translated(error: Exception, url: str, store: _Store) -> RemoteError:
