@@ -103,6 +103,7 @@ class _Store:
     options: Mapping[str, Any] = field(default_factory=dict)
     raised: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    forbidden: str | None = None
     access: str = ""
     log: str | None = None
 
@@ -112,6 +113,8 @@ class _Store:
         return (OSError, ValueError, NotImplementedError, *map(_imported, self.raised))
 
     def refuses(self, error: BaseException) -> bool:
+        if self.forbidden is not None and str(error).startswith(self.forbidden):
+            return True
         return isinstance(error, tuple(map(_imported, self.refused)))
 
 
@@ -152,6 +155,7 @@ _GS = _Store(
         "aiohttp.ClientError",
     ),
     refused=("google.auth.exceptions.GoogleAuthError",),
+    forbidden="Forbidden: ",  # of an OSError that has no number
     access="GOOGLE_APPLICATION_CREDENTIALS or gcloud auth application-default login give access; "
     "FSSPEC_GS_TOKEN=anon reads public buckets",
     log="gcsfs",
@@ -252,7 +256,7 @@ def _class_of(scheme: str) -> type[AbstractFileSystem]:
 
 
 def _translated(error: Exception, url: str, store: _Store) -> RemoteError:
-    status = _status(error)
+    status = http_status(error)
     if store.refuses(error) or isinstance(error, PermissionError) or status in _FORBIDDEN:
         access = store.access and f" ({store.access})"
         return RemoteForbiddenError(f"{url}: access is denied: {_short(error)}{access}")
@@ -276,7 +280,7 @@ def _lasts(error: Exception, status: int | None) -> bool:
     return isinstance(error, ValueError | NotImplementedError)
 
 
-def _status(error: BaseException | None) -> int | None:
+def http_status(error: BaseException | None) -> int | None:
     """The HTTP status that an error or one of its causes tells of."""
     while error is not None:
         response = getattr(error, "response", None)
