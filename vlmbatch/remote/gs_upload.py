@@ -9,17 +9,20 @@ https://cloud.google.com/storage/docs/request-preconditions
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
+from uuid import uuid4
 
 from vlmbatch.remote.file_parts import FileParts
 from vlmbatch.remote.filesystem import RemoteError, RemoteMissingError, RemotePath
 from vlmbatch.remote.upload_log import UploadLog
 
 GS_SCHEMES = ("gs", "gcs")
-_MAX_PARTS = 2**31  # none: a part is what is read into memory
+_MAX_PARTS = 2**31  # there is no limit
+_COMPLETE = (200, 201)  # 308 while bytes are missing
 
 
 class GoogleUpload:
@@ -44,8 +47,12 @@ class GoogleUpload:
             RemoteError: Google refuses, or cannot be reached.
         """
         check()
+        condition = {"ifGenerationMatch": expected or "0"}
         try:
-            found = self._send(expected)
+            if len(self._parts.numbers) <= 1:
+                found = self._send_whole(condition)
+            else:
+                found = self._send_parts(condition, check)
         except RemoteError as error:
             if isinstance(error.__cause__, FileExistsError):  # which gcsfs makes of status 412
                 self._log.set(self._path.url, None)
@@ -54,61 +61,101 @@ class GoogleUpload:
         self._log.set(self._path.url, None)
         return str(found["generation"])
 
-    def _send(self, expected: str | None) -> dict[str, Any]:
+    def _send_whole(self, condition: dict[str, str]) -> dict[str, Any]:
+        boundary = uuid4().hex
+        start = (
+            f"--{boundary}\r\nContent-Type: application/json\r\n\r\n"
+            f"{json.dumps({'name': _key(self._path)})}\r\n"
+            f"--{boundary}\r\nContent-Type: application/octet-stream\r\n\r\n"
+        )
+        _, _, body = _request(
+            self._path,
+            "POST",
+            _uploads_url(self._path),
+            data=start.encode() + self._parts.read(1) + f"\r\n--{boundary}--\r\n".encode(),
+            headers={"Content-Type": f"multipart/related; boundary={boundary}"},
+            uploadType="multipart",
+            **condition,
+        )
+        self._sent(self._parts.size)
+        found: dict[str, Any] = json.loads(body)
+        return found
+
+    def _send_parts(self, condition: dict[str, str], check: Callable[[], None]) -> dict[str, Any]:
         """Send what is not there; what Google says about the object."""
-        session, reply = self._begun(expected)
+        session, reply = self._begun(condition)
         counted = 0
         while not isinstance(reply, dict):
             self._sent(reply - counted)
             counted = reply
+            if reply + self._parts.part_bytes >= self._parts.size:
+                check()  # before the last one, with which the object is seen
             reply = self._send_part(session, reply)
         self._sent(self._parts.size - counted)
         return reply
 
-    def _begun(self, expected: str | None) -> tuple[str, dict[str, Any] | int]:
+    def _begun(self, condition: dict[str, str]) -> tuple[str, dict[str, Any] | int]:
         """The session to go on with, or a new one, and what is there of the file in it."""
-        about = [*self._parts.identity, expected]
+        about = [*self._parts.identity, condition]
         earlier = self._log.get(self._path.url)
         if earlier is not None and earlier.get("file") == about:
             with suppress(RemoteMissingError):  # it has ended, after a week at the latest
                 return earlier["id"], self._ask(earlier["id"], f"bytes */{self._parts.size}")
-        session = _begin(self._path, {"ifGenerationMatch": expected or "0"})
+        session = _begin(self._path, condition)
         self._log.set(self._path.url, {"id": session, "file": about})
         return session, 0
 
     def _send_part(self, session: str, start: int) -> dict[str, Any] | int:
         data = self._parts.read_at(start)
-        span = f"{start}-{start + len(data) - 1}" if data else "*"
-        return self._ask(session, f"bytes {span}/{self._parts.size}", data)
+        span = f"bytes {start}-{start + len(data) - 1}/{self._parts.size}"
+        return self._ask(session, span, data)
 
     def _ask(self, session: str, content_range: str, data: bytes = b"") -> dict[str, Any] | int:
         """The object, when all of it is there, or the number of bytes that are."""
         headers = {"Content-Range": content_range, "Content-Length": str(len(data))}
-        with self._path.errors():
-            reply, body = self._path.filesystem.call("PUT", session, headers=headers, data=data)
-        if body:
+        status, reply, body = _request(self._path, "PUT", session, headers=headers, data=data)
+        if status in _COMPLETE:
             found: dict[str, Any] = json.loads(body)
             return found
         return int(reply["Range"].rpartition("-")[2]) + 1 if "Range" in reply else 0
 
 
 def _begin(path: RemotePath, condition: dict[str, str]) -> str:
-    """The URL of a new session, in which an object can be sent.
-
-    Raises:
-        RemoteError: Google refuses, or cannot be reached.
-    """
-    bucket, key, _ = path.filesystem.split_path(path.path)
-    with path.errors():
-        reply, _ = path.filesystem.call(
-            "POST",
-            path.filesystem.base.replace("/storage/v1/", "/upload/storage/v1/") + "b/{}/o",
-            bucket,
-            json={"name": key},
-            uploadType="resumable",
-            **condition,
-        )
+    """The URL of a new session, in which an object can be sent."""
+    _, reply, _ = _request(
+        path,
+        "POST",
+        _uploads_url(path),
+        json={"name": _key(path)},
+        uploadType="resumable",
+        **condition,
+    )
     return str(reply["Location"])
+
+
+def _request(
+    path: RemotePath, method: str, url: str, **arguments: Any
+) -> tuple[int, Mapping[str, str], bytes]:
+    """Status, headers and content of the reply, after the attempts that gcsfs makes."""
+    from fsspec.asyn import sync
+
+    filesystem = path.filesystem
+    with path.errors():
+        status, headers, _, body = sync(
+            filesystem.loop, filesystem._request, method, url, **arguments
+        )
+    return status, headers, body
+
+
+def _uploads_url(path: RemotePath) -> str:
+    bucket, _, _ = path.filesystem.split_path(path.path)
+    base: str = path.filesystem.base  # ends in /storage/v1/
+    return f"{base.replace('/storage/v1/', '/upload/storage/v1/')}b/{quote(bucket, safe='')}/o"
+
+
+def _key(path: RemotePath) -> str:
+    _, key, _ = path.filesystem.split_path(path.path)
+    return str(key)
 
 
 def check_google(path: RemotePath) -> None:
