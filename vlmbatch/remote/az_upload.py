@@ -47,7 +47,6 @@ class AzureUpload:
             RemoteError: Azure refuses, or cannot be reached.
         """
         from azure.core import MatchConditions
-        from azure.storage.blob import BlobBlock
 
         check()
         there = uncommitted_blocks(self._path)
@@ -61,7 +60,7 @@ class AzureUpload:
         condition: dict[str, Any] = {"match_condition": MatchConditions.IfMissing}
         if expected is not None:
             condition = {"match_condition": MatchConditions.IfNotModified, "etag": expected}
-        blocks = [BlobBlock(self._block(number)) for number in self._parts.numbers]
+        blocks = [self._block(number) for number in self._parts.numbers]
         try:
             reply = _call(self._path, "commit_block_list", blocks, **condition)
         except RemoteError as error:

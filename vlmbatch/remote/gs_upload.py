@@ -92,6 +92,11 @@ class GoogleUpload:
                 check()  # before the last one, with which the object is seen
             reply = self._send_part(session, reply)
         self._sent(self._parts.size - counted)
+        if int(reply["size"]) != self._parts.size:
+            raise RemoteError(
+                f"{self._path.url} has {reply['size']} bytes, expected {self._parts.size}: remove "
+                "it, and run the same command again"
+            )
         return reply
 
     def _begun(self, condition: dict[str, str]) -> tuple[str, dict[str, Any] | int]:
