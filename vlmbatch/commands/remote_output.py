@@ -93,6 +93,23 @@ def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
     return RemoteDestination(url, folder, local)
 
 
+def merged_destination(folder: str, url: str, work_dir: Path | None) -> RemoteDestination:
+    """Where the parts in ``folder`` are joined, which is put at ``url``.
+
+    Raises:
+        UsageError: no Parquet file can be there.
+    """
+    remote = remote_destination(OutputOptions(output=url, work_dir=work_dir), url)
+    if not isinstance(remote.local, FileDestination) or remote.local.path.suffix != ".parquet":
+        raise UsageError(
+            f"output {url}: parts are joined into one Parquet file: choose a name that ends in "
+            ".parquet"
+        )
+    if f"{url.rpartition('/')[0]}/" == f"{folder.rstrip('/')}/":
+        raise UsageError(f"output {url} lies in the folder of parts {folder}: choose another place")
+    return remote
+
+
 def _remote_part(options: OutputOptions, url: str, part: Part) -> RemoteDestination:
     if options.shard_rows is not None:
         raise UsageError(

@@ -10,10 +10,10 @@ from vlmbatch import log
 from vlmbatch.commands.checks import (
     check_answers,
     check_cluster_engines,
-    check_report_file,
     check_resume_options,
     check_sample,
     check_stdout_use,
+    check_summary_file,
 )
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
@@ -66,7 +66,7 @@ def run(
     check_cluster_engines(output.ray, session.engine)
     check_answers(sampling, output.write_text)
     check_sample(destination, manifest, output.ray)
-    check_report_file("--summary-json", report.summary_json)
+    check_summary_file(report.summary_json, output.output)
     check_places(
         [
             *output_places(destination),

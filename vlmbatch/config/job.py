@@ -77,6 +77,17 @@ DurableDestination = FileDestination | FolderDestination | PartDestination
 Destination = StdoutDestination | DurableDestination
 
 
+WorkDir = Annotated[
+    Path | None,
+    _output(
+        "FOLDER",
+        "Where the answers of an output with a URL are kept until it is put, and can be "
+        "resumed; absent: in the user's cache folder.",
+        filled=True,
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
     """A destination as it is written on the command line."""
@@ -91,15 +102,7 @@ class OutputOptions:
             short="-o",
         ),
     ] = None
-    work_dir: Annotated[
-        Path | None,
-        _output(
-            "FOLDER",
-            "Where the answers of an output with a URL are kept until it is put, and can be "
-            "resumed; absent: in the user's cache folder.",
-            filled=True,
-        ),
-    ] = None
+    work_dir: WorkDir = None
     shard_rows: Annotated[
         int | None, _output("N", "Write a folder of files with N rows each.", minimum=1)
     ] = None

@@ -1,4 +1,4 @@
-"""A run whose output goes to an object store or to the Hub: made here, then put whole."""
+"""Outputs of object stores and of the Hub: made here, then put whole."""
 
 from __future__ import annotations
 
@@ -43,6 +43,17 @@ def run_remote(config: JobConfig, remote: RemoteDestination, stats: RunStats) ->
         UsageError: besides, something else is there, or was put there meanwhile.
         RemoteError: the store refuses, or cannot be reached: the same command puts it later.
     """
+    make_and_put(lambda: run(config, stats), remote, stats, overwrite=config.policy.overwrite)
+
+
+def make_and_put(
+    make: Callable[[], None], remote: RemoteDestination, stats: RunStats, *, overwrite: bool
+) -> None:
+    """Have ``make`` write the output ``remote.local``, or go on with it, and put that.
+
+    Raises:
+        As ``run_remote``, and what ``make`` does.
+    """
     target = open_target(remote)
     with Staging(remote) as staging:
         stats.stage = f"looking at {remote.url}"
@@ -51,9 +62,9 @@ def run_remote(config: JobConfig, remote: RemoteDestination, stats: RunStats) ->
             check_part_folder(open_part_folder(remote), remote.local.part)
         elif isinstance(target, FolderTarget):
             check_without_parts(open_part_folder(remote))
-        _prepare(target, staging, stats, overwrite=config.policy.overwrite)
+        _prepare(target, staging, stats, overwrite=overwrite)
         try:
-            run(config, stats)
+            make()
         except UsageError as error:
             if str(staging.output) not in str(error):
                 raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from vlmbatch.errors import UsageError
@@ -87,6 +88,19 @@ def put_object(
     if version is None:
         raise ChangedError(f"{path.url} was removed as soon as it was put")
     return version
+
+
+def replace_object(data: bytes, path: RemotePath) -> None:
+    """Put a small object in the place of whatever is there.
+
+    Raises:
+        RemoteError: the store refuses, or cannot be reached.
+    """
+    with TemporaryDirectory(prefix="vlmbatch-") as folder:
+        source = Path(folder) / "object"
+        source.write_bytes(data)
+        uploads = UploadLog(Path(folder) / "uploads.json")
+        put_object(source, path, version_of(path), uploads, lambda _: None)
 
 
 def _callback(count: Sent) -> Callback:
