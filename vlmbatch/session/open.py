@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from vlmbatch.config import (
@@ -19,13 +20,14 @@ from vlmbatch.errors import ConfigError
 from vlmbatch.hf.checkpoint import HfConfig, read_hf_config
 from vlmbatch.hf.options import announce, check_options, choose_engine
 from vlmbatch.images.buckets import AllowedBuckets
-from vlmbatch.images.decode import probe_image
+from vlmbatch.images.decode import ImageHeader, probe_image
 from vlmbatch.images.feature_file import probe_features
 from vlmbatch.images.loading.device_process import MAX_IMAGES
 from vlmbatch.images.loading.loader import FeatureLoader, ImageLoader, InProcessLoader
 from vlmbatch.images.loading.pool import ImageWorkers
 from vlmbatch.images.loading.url_loader import UrlLoader
 from vlmbatch.images.url_fetcher import UrlFetcher
+from vlmbatch.images.url_header import probe_url
 from vlmbatch.images.urls import AllowedDomains
 from vlmbatch.log import logger
 from vlmbatch.manifest.manifest import Manifest, open_manifest
@@ -36,6 +38,8 @@ from vlmbatch.models.text_config import check_divides
 from vlmbatch.session.gpu_decoder import check_gpu_decoder, gpu_decoder
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.types import ImageGrid, ImageRef
+
+_KNOWN_HEADERS = 10_000  # of images behind URLs, which rows may share
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +200,9 @@ def open_images(
     Raises:
         ConfigError: a GPU is to decode them, and something is missing for that.
     """
-    return UrlLoader(_open_decoders(config, inputs, num_workers, gpu), open_fetcher(config))
+    decoders = _open_decoders(config, inputs, num_workers, gpu)
+    max_bytes = HostMemory.divide(config.host_memory).encoded
+    return UrlLoader(decoders, open_fetcher(config), max_bytes)
 
 
 def open_fetcher(config: SessionConfig) -> UrlFetcher:
@@ -234,9 +240,14 @@ def image_prober(
 ) -> Callable[[ImageRef], ImageGrid | None]:
     """What the model makes of an image, by the header of its file alone; raises RowError.
 
-    None of an image behind a URL, of which nothing is known but what its row asks for.
+    Thread-safe. None of features behind a URL, of which nothing is known.
     """
     limits, processor = config.image_limits, inputs.processor
+    fetcher = open_fetcher(config)
+
+    @lru_cache(_KNOWN_HEADERS)
+    def header_of(url: str) -> ImageHeader:
+        return probe_url(ImageRef(url=url), fetcher, limits)
 
     def probe(ref: ImageRef) -> ImageGrid | None:
         if processor.images is None:
@@ -244,9 +255,7 @@ def image_prober(
                 return None
             return probe_features(ref, limits, processor.feature_grid)
         images = processor.images.at(ref.resolution, ref.row_images)
-        if ref.url is not None:
-            return None
-        header = probe_image(ref, limits)
+        header = probe_image(ref, limits) if ref.url is None else header_of(ref.url)
         return images.grid(header.height, header.width)
 
     return probe
