@@ -94,7 +94,7 @@ def test_which_revision_is_asked_for(
 ) -> None:
     calls: list[tuple[str, str | None, bool]] = []
 
-    def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    def resolve(name: str, revision: str | None = None, *, weights: bool = True, **_: Any) -> Path:
         calls.append((name.replace(str(model), "MODEL"), revision, weights))
         return model
 

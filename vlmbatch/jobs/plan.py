@@ -100,7 +100,7 @@ def plan(
         UsageError: model or manifest cannot be used, or transformers would answer.
     """
     stats.stage = opening_stage(session)
-    inputs = open_inputs(session, manifest, sampling)
+    inputs = open_inputs(session, manifest, sampling, stats=stats)
     if isinstance(inputs.model, HfConfig):
         raise UsageError(
             f"{session.model} has no family of its own and is answered by transformers: what that "

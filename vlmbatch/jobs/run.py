@@ -78,7 +78,7 @@ def run(config: JobConfig, stats: RunStats) -> None:
     if not isinstance(config.destination, StdoutDestination):
         check_free(config.destination)  # before a large manifest is read
     stats.stage = opening_stage(config.session)
-    inputs = open_job(config)
+    inputs = open_job(config, stats)
     stats.end_stage("model_files")
     stats.quantization = inputs.quantization(config.session.engine)
     texts = text_folder_of(config, inputs)

@@ -31,7 +31,7 @@ def validate(
         UsageError: model, image arguments or manifest cannot be used.
     """
     stats.stage = opening_stage(config)
-    inputs = open_inputs(config, manifest, streaming=manifest.source == "-")
+    inputs = open_inputs(config, manifest, streaming=manifest.source == "-", stats=stats)
     if isinstance(inputs.model, HfConfig):
         logger.info(
             "how many tokens images take is known to the run alone: rows may turn out too long for "

@@ -89,7 +89,7 @@ def verify(
     with open_answers(output) as answers:
         stored, answered = _stored(answers, num_rows, seed)
     stats.stage = "reading the manifest"
-    inputs = open_inputs(session, manifest, sampling)
+    inputs = open_inputs(session, manifest, sampling, stats=stats)
     job = JobConfig(session, manifest, FileDestination(output), sampling)
     _check_settings(output, record, run_settings(job, inputs, inputs.manifest.scan()))
     last = max(stored, default=-1)
