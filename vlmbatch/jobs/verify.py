@@ -256,8 +256,8 @@ def _configurations(
     options = record.about.get("options")
     if options is None:
         raise UsageError(
-            f"{output}: which options its run had is not known, as it was merged, or written by "
-            f"another version of vlmbatch ({record.version})"
+            f"{output}: which options its run had is not known, as it was merged of parts "
+            f"without work folders, or by another version of vlmbatch ({record.version})"
         )
     session, manifest, sampling = options
     found = build(ManifestConfig, {**manifest, "manifest": record.about["manifest"]}, "argument")
