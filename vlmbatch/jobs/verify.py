@@ -257,7 +257,7 @@ def _configurations(
     if options is None:
         raise UsageError(
             f"{output}: which options its run had is not known, as it was merged of parts "
-            f"without work folders, or by another version of vlmbatch ({record.version})"
+            f"without work folders, or written by another version of vlmbatch ({record.version})"
         )
     session, manifest, sampling = options
     found = build(ManifestConfig, {**manifest, "manifest": record.about["manifest"]}, "argument")
