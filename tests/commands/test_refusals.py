@@ -61,8 +61,16 @@ MODEL = ("-m", "x")
             "a data set gets a folder of shards",
         ),
         (
-            ["run", "m.jsonl", "-o", "s3://a/b/", "--write-text", "texts", *MODEL],
-            "--write-text texts needs an output in a folder of this machine",
+            ["run", "m.jsonl", "-o", "a.parquet", "--write-text", "https://a/texts", *MODEL],
+            "--write-text https://a/texts: web servers take no files",
+        ),
+        (
+            ["run", "m.jsonl", "-o", "a.parquet", "--write-text", "hf://datasets/a/b", *MODEL],
+            "--write-text hf://datasets/a/b: the Hub takes commits",
+        ),
+        (
+            ["run", "m.jsonl", "-o", "a.parquet", "--write-text", "file:///texts", *MODEL],
+            "give the path alone, as in --write-text /texts",
         ),
         (
             ["run", "m.jsonl", "-o", "s3://a/b.parquet", "--shard", "0/2", *MODEL],

@@ -268,7 +268,7 @@ def check_resume_options(destination: Destination, policy: RunPolicy) -> None:
         raise UsageError(f"{chosen[0]} needs an output file: standard output keeps nothing")
 
 
-def check_answers(sampling: SamplingParams, text_folder: Path | None) -> None:
+def check_answers(sampling: SamplingParams, text_folder: str | None) -> None:
     """Refuse several answers to a row where they would be the same, or some of them be left out.
 
     Raises:

@@ -27,7 +27,7 @@ EXTRAS = {
     "gs": (("gcsfs",), "gs://"),
     "az": (("adlfs",), "az://"),
     "pdf": (("pypdfium2",), "pages of PDFs"),
-    "ray": (("ray",), "--ray"),
+    "ray": (("ray",), "runs on a Ray cluster"),
     "serve": (("starlette", "uvicorn", "httptools", "prometheus-client"), "vlmbatch serve"),
     "cuda": (("flash-attn", "torchvision"), "faster attention, --image-decoder gpu"),
 }

@@ -116,11 +116,11 @@ class OutputOptions:
         ),
     ] = None
     write_text: Annotated[
-        Path | None,
+        str | None,
         _output(
             "FOLDER",
             "Write each answer to a text file too, called like its row's id: of a/b.jpg "
-            "FOLDER/a/b.txt.",
+            "FOLDER/a/b.txt. May be a URL, as s3://BUCKET/texts/.",
             filled=True,
         ),
     ] = None
@@ -193,4 +193,5 @@ class JobConfig:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     policy: RunPolicy = field(default_factory=RunPolicy)
     text_folder: Path | None = None  # where answers are written as files too
+    text_url: str | None = None  # where these are put in the end
     queue_rows: int = 128  # prepared rows that may wait for the engine

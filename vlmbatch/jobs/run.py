@@ -32,6 +32,7 @@ from vlmbatch.output.kept_inputs import InputsWriter
 from vlmbatch.output.openai_lines import BatchLines, is_batch_output
 from vlmbatch.output.parts import check_folder, check_without_parts
 from vlmbatch.output.reader import changed_output
+from vlmbatch.output.stored_texts import StoredTextFolder
 from vlmbatch.output.text_writer import ResultTee, TextWriter
 from vlmbatch.output.work_folder import check_unlocked
 from vlmbatch.session.engines import EnginePlace, engine_places, several_engines
@@ -99,6 +100,8 @@ def run(config: JobConfig, stats: RunStats) -> None:
         elif texts is not None and isinstance(output, DurableOutput):
             stats.stage = "writing texts"
             write_finished_texts(output, inputs, texts)
+        if isinstance(texts, StoredTextFolder):
+            texts.put(stats)
     stats.finish()
 
 
