@@ -490,7 +490,6 @@ _ENGINES = "of several engines: in tests/commands/test_refusals.py, tests/sessio
 _CLUSTER = "needs a cluster: in tests/ray_cluster/test_killed_machines.py"
 _FOLDERS = "of folders of images: in tests/manifest/test_image_folder.py"
 _PDFS = "of PDFs: in tests/manifest/test_pdf_rows.py"
-_STORED_TEXTS = "of answers in a store: in tests/remote_outputs/test_stored_texts.py"
 _TEXTS = "of answers as files: in tests/output/test_text_folder.py"
 _JSON = "of columns of JSON fields: in tests/e2e/test_json_answers.py"
 _SEVERAL = "of several answers: in tests/e2e/test_several_answers.py"
@@ -505,7 +504,7 @@ ELSEWHERE = {
     "verify --choices": _NAMES_IT,
     **dict.fromkeys(("pdf --dpi", "pdf --longest-side"), _PDFS),
     **dict.fromkeys(("text_folder --id-column", "text_folder --overwrite"), _TEXTS),
-    **dict.fromkeys(("stored_texts --write-text", "stored_texts --overwrite"), _STORED_TEXTS),
+    **dict.fromkeys(("stored_texts --write-text", "stored_texts --overwrite"), _PUTS),
     "checks --summary-json": "URLs of figures: in tests/commands/test_refusals.py",
     **dict.fromkeys(("text_folder --write-text", "answer_texts --write-text"), _TEXTS),
     **dict.fromkeys(("answer_texts --sidecar", "places --write-text"), _TEXTS),
