@@ -106,7 +106,8 @@ def test_bytes_are_counted_for_our_display(
     hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Of files of 70 and 30 bytes, as huggingface_hub does it: totals grow as files are found."""
-    stats, seen = RunStats(), []
+    stats = RunStats()
+    seen: list[tuple[int, int]] = []
 
     def snapshot_download(repo_id: str, tqdm_class: Any, **options: Any) -> str:
         arrived = tqdm_class(
