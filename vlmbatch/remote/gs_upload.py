@@ -17,7 +17,13 @@ from urllib.parse import quote
 from uuid import uuid4
 
 from vlmbatch.remote.file_parts import FileParts
-from vlmbatch.remote.filesystem import RemoteError, RemoteMissingError, RemotePath
+from vlmbatch.remote.filesystem import (
+    RemoteError,
+    RemoteFailedError,
+    RemoteMissingError,
+    RemotePath,
+    http_status,
+)
 from vlmbatch.remote.upload_log import UploadLog
 
 GS_SCHEMES = ("gs", "gcs")
@@ -54,7 +60,8 @@ class GoogleUpload:
             else:
                 found = self._send_parts(condition, check)
         except RemoteError as error:
-            if isinstance(error.__cause__, FileExistsError):  # which gcsfs makes of status 412
+            # gcsfs makes the former of the latter, not in all its versions.
+            if isinstance(error.__cause__, FileExistsError) or http_status(error) == 412:
                 self._log.set(self._path.url, None)
                 check()
             raise
@@ -84,14 +91,16 @@ class GoogleUpload:
     def _send_parts(self, condition: dict[str, str], check: Callable[[], None]) -> dict[str, Any]:
         """Send what is not there; what Google says about the object."""
         session, reply = self._begun(condition)
-        counted = 0
+        there = 0
         while not isinstance(reply, dict):
-            self._sent(reply - counted)
-            counted = reply
-            if reply + self._parts.part_bytes >= self._parts.size:
+            self._sent(reply - there)
+            there = reply
+            if there + self._parts.part_bytes >= self._parts.size:
                 check()  # before the last one, with which the object is seen
-            reply = self._send_part(session, reply)
-        self._sent(self._parts.size - counted)
+            reply = self._send_part(session, there)
+            if reply == there:
+                raise RemoteFailedError(f"{self._path.url}: takes no more than {there} bytes")
+        self._sent(self._parts.size - there)
         if int(reply["size"]) != self._parts.size:
             raise RemoteError(
                 f"{self._path.url} has {reply['size']} bytes, expected {self._parts.size}: remove "
