@@ -47,7 +47,7 @@ def opened(
     tmp_path: Path, output: str = "out.parquet", *, overwrite: bool = False
 ) -> StoredTextFolder:
     here = tmp_path / f"texts of {output}"
-    folder = StoredTextFolder(open_filesystem(URL), here, tmp_path / output)
+    folder = StoredTextFolder(open_filesystem(URL), here, output)
     folder.check(lambda: IDS, range(len(IDS)), overwrite=overwrite)
     folder.claim()
     return folder

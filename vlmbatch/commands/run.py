@@ -79,7 +79,10 @@ def run(
     )
     to_stdout = isinstance(destination, StdoutDestination)
     check_stdout_use("--summary-json", report.summary_json, data_on_stdout=to_stdout)
-    job = JobConfig(session, manifest, destination, sampling, policy, text_folder, text_url)
+    job = JobConfig(
+        *(session, manifest, destination, sampling, policy, text_folder, text_url),
+        output_url=None if remote is None else remote.url,
+    )
     if output.ray is not None and output.write_text is not None:
         raise UsageError(
             f"--write-text {output.write_text} and --ray {output.ray} contradict each other: "

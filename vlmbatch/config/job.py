@@ -194,4 +194,5 @@ class JobConfig:
     policy: RunPolicy = field(default_factory=RunPolicy)
     text_folder: Path | None = None  # where answers are written as files too
     text_url: str | None = None  # where these are put in the end
+    output_url: str | None = None  # where what is made at ``destination`` is put
     queue_rows: int = 128  # prepared rows that may wait for the engine

@@ -35,12 +35,12 @@ def text_folder_of(config: JobConfig, inputs: Inputs) -> TextFolder | None:
             "manifest"
         )
     _refuse_sidecars(config, path)
-    output = None
-    if not isinstance(config.destination, StdoutDestination):
-        output = config.destination.path
+    owner = config.output_url
+    if owner is None and not isinstance(config.destination, StdoutDestination):
+        owner = os.path.realpath(config.destination.path)
     if config.text_url is not None:
-        return StoredTextFolder(open_filesystem(config.text_url), path, output)
-    return TextFolder(path, output)
+        return StoredTextFolder(open_filesystem(config.text_url), path, owner)
+    return TextFolder(path, owner)
 
 
 def write_finished_texts(output: DurableOutput, inputs: Inputs, folder: TextFolder) -> None:

@@ -23,14 +23,14 @@ _WAS_PUT = 0  # the time of change of a file here that is in the store as it is
 class StoredTextFolder(TextFolder):
     """Files of answers below ``place``: written below ``path`` on this machine, and then put.
 
-    ``output``: as of ``TextFolder``.
+    ``owner``: as of ``TextFolder``.
 
     Raises:
         RemoteError: by every method, when the store refuses or cannot be reached.
     """
 
-    def __init__(self, place: RemotePath, path: Path, output: Path | None) -> None:
-        super().__init__(path, output, place.url)
+    def __init__(self, place: RemotePath, path: Path, owner: str | None) -> None:
+        super().__init__(path, owner, place.url)
         self._place = place
         self._there: frozenset[str] = frozenset()
         self._anew = False

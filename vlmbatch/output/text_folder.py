@@ -23,18 +23,18 @@ _TAG_DIGITS = 12
 class TextFolder:
     """Files of answers below ``path``; each is there in whole or not at all.
 
-    ``output``: what the answers are written to besides, whose later runs may replace the files;
-    None for a stream. Before ``write`` come ``check`` and ``claim``.
+    ``owner``: what the answers are written to besides, by its real path or URL, whose later runs
+    may replace the files; None for a stream. Before ``write`` come ``check`` and ``claim``.
 
     Raises:
         OutputError: by every method, when the file system refuses.
     """
 
-    def __init__(self, path: Path, output: Path | None, name: str | None = None) -> None:
+    def __init__(self, path: Path, owner: str | None, name: str | None = None) -> None:
         """``name``: what the user calls it."""
         self.path = path
         self.name = name or str(path)
-        self.owner = None if output is None else os.path.realpath(output)
+        self.owner = owner
         tag = hashlib.sha256(os.fsencode(self.owner or str(os.getpid()))).hexdigest()
         # The same in each run on an output, so that what a kill has left is replaced.
         self.temporary = f".vlmbatch-{tag[:_TAG_DIGITS]}.tmp"
