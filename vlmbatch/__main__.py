@@ -25,7 +25,11 @@ class _End:
         atexit.register(self._leave)  # before all others, which therefore run before it
 
     def begin(self, status: int) -> NoReturn:
+        from vlmbatch.session.signals import ending_signals
+
         self._status, self._since = status, time.monotonic()
+        for number in ending_signals():  # an exception would be raised in whatever ends it
+            signal.signal(number, lambda *_: os._exit(status))
         sys.exit(status)  # which waits for threads first
 
     def _leave(self) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import sys
+import tomllib
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,6 +17,7 @@ from vlmbatch.cli import main
 from vlmbatch.commands import machine as doctor
 from vlmbatch.commands.machine import Check, examine
 
+ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("own_process")
 
 
@@ -37,6 +41,19 @@ def test_a_missing_requirement_ends_with_1_and_its_command(
     shown = capsys.readouterr().out
     assert "missing" in shown
     assert "  pip install --force-reinstall 'torch>=2.11,<2.14'\n" in shown
+
+
+def test_every_extra_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert doctor.EXTRAS.keys() == extras.keys() - {"dev"}
+    for name, (packages, _) in doctor.EXTRAS.items():
+        assert [re.match(r"[\w-]+", each)[0] for each in sorted(extras[name])] == sorted(packages)
+    monkeypatch.setattr(doctor, "_version", {"starlette": "1.0", "s3fs": "2026.9"}.get)
+    assert doctor._extra("s3").state == "ok"
+    partly = doctor._extra("serve")
+    assert partly.fix == "pip install 'vlmbatch[serve]'"
+    assert partly.found.startswith("uvicorn, httptools, prometheus-client not installed (starlette")
 
 
 def test_a_gpu_without_flash_attn(monkeypatch: pytest.MonkeyPatch) -> None:

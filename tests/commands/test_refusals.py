@@ -61,8 +61,16 @@ MODEL = ("-m", "x")
             "a data set gets a folder of shards",
         ),
         (
-            ["run", "m.jsonl", "-o", "s3://a/b/", "--write-text", "texts", *MODEL],
-            "--write-text texts needs an output in a folder of this machine",
+            ["run", "m.jsonl", "-o", "a.parquet", "--write-text", "https://a/texts", *MODEL],
+            "--write-text https://a/texts: web servers take no files",
+        ),
+        (
+            ["run", "m.jsonl", "-o", "a.parquet", "--write-text", "hf://datasets/a/b", *MODEL],
+            "--write-text hf://datasets/a/b: the Hub takes commits",
+        ),
+        (
+            ["run", "m.jsonl", "-o", "a.parquet", "--write-text", "file:///texts", *MODEL],
+            "give the path alone, as in --write-text /texts",
         ),
         (
             ["run", "m.jsonl", "-o", "s3://a/b.parquet", "--shard", "0/2", *MODEL],
@@ -73,10 +81,32 @@ MODEL = ("-m", "x")
             "where each task puts its part: a data set gets one commit",
         ),
         (
-            ["run", "-", "--summary-json", "s3://a/b.json", *MODEL],
-            "--summary-json s3://a/b.json is in a store, and is not written there",
+            ["run", "-", "--summary-json", "https://a/b.json", *MODEL],
+            "--summary-json https://a/b.json is on a web server",
         ),
-        (["merge", "out/", "-o", "s3://a/b.parquet"], "output s3://a/b.parquet is in a store"),
+        (
+            ["run", "-", "--summary-json", "hf://datasets/a/b.json", *MODEL],
+            "--summary-json hf://datasets/a/b.json is on the Hub, which takes commits",
+        ),
+        (["run", "-", "--summary-json", "s3://a/b/", *MODEL], "s3://a/b/ names a folder"),
+        (
+            [
+                "run",
+                "m.jsonl",
+                "-o",
+                "s3://a/b.parquet",
+                "--summary-json",
+                "s3://a/b.parquet",
+                *MODEL,
+            ],
+            "--summary-json s3://a/b.parquet is output s3://a/b.parquet",
+        ),
+        (
+            ["validate", "-", "--errors", "s3://a/b.jsonl", *MODEL],
+            "--errors s3://a/b.jsonl is in a store, and is not written there",
+        ),
+        (["merge", "out/", "-o", "s3://a/b/"], "parts are joined into one Parquet file"),
+        (["merge", "s3://a/out", "-o", "s3://a/out/b.parquet"], "lies in the folder of parts"),
         (["report", "a.parquet", "-o", "s3://a/b.html"], "page s3://a/b.html is in a store"),
         (["run", "-", *MODEL, "--max-tokens", "0"], "max_tokens must be at least 1, got 0"),
         (["run", "-", *MODEL, "--max-tokens", "many"], "'--max-tokens'"),

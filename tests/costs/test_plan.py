@@ -102,17 +102,17 @@ def test_what_is_too_long_or_behind_a_url(
     rows = [
         {"prompt": "USER: word ASSISTANT:"},
         {"prompt": "word " * 1000},
-        {"prompt": "USER: <image> ASSISTANT:", "image": "https://images.example.org/a.jpg"},
+        {"prompt": "USER: <image> ASSISTANT:", "image": "https://images.example.org/a.npy"},
     ]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    options = ["--allow-domain", "images.example.org"]
+    options = ["--allow-domain", "images.example.org", "--image-input-type", "image_features"]
     found = planned(capfd, 1, manifest, *options)
     assert (found["over_context"], found["unknown"]) == (1, 1)
     assert found["errors"] == {"prompt_too_long": 1}
     assert call(["plan", manifest, "-m", MODEL, *options]) == 1
     text = capfd.readouterr().out
     assert "1 rows, for a context of 512 tokens" in text
-    assert "1 rows with images behind URLs" in text
+    assert "1 rows with features behind URLs" in text
 
 
 def test_an_empty_manifest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -504,6 +504,8 @@ ELSEWHERE = {
     "verify --choices": _NAMES_IT,
     **dict.fromkeys(("pdf --dpi", "pdf --longest-side"), _PDFS),
     **dict.fromkeys(("text_folder --id-column", "text_folder --overwrite"), _TEXTS),
+    **dict.fromkeys(("stored_texts --write-text", "stored_texts --overwrite"), _PUTS),
+    "checks --summary-json": "URLs of figures: in tests/commands/test_refusals.py",
     **dict.fromkeys(("text_folder --write-text", "answer_texts --write-text"), _TEXTS),
     **dict.fromkeys(("answer_texts --sidecar", "places --write-text"), _TEXTS),
     **dict.fromkeys(("image_base --image-base", "manifest --image-base"), _BASE),

@@ -50,7 +50,9 @@ def verified(capfd: pytest.CaptureFixture[str], status: int, *options: Any) -> A
     return json.loads(capfd.readouterr().out)
 
 
-@pytest.mark.parametrize(("name", "num_rows"), [("out.parquet", 100), ("parts", 4)])
+@pytest.mark.parametrize(
+    ("name", "num_rows"), [("out.parquet", 100), ("parts", 4), ("merged.parquet", 4)]
+)
 def test_answers_are_the_same_alone(
     done: Path, capfd: pytest.CaptureFixture[str], name: str, num_rows: int
 ) -> None:
@@ -95,11 +97,14 @@ def test_what_cannot_be_repeated_is_refused(
     assert call(["run", manifest, "-m", MODEL, "-o", output, "--max-tokens", 1, "-q"]) == 1
     manifest.write_text(manifest.read_text().replace("What", "And what"))
     shutil.copy(output, tmp_path / "alone.parquet")
+    parts = tmp_path / "parts"  # without what tells of their runs
+    shutil.copytree(done / "parts", parts, ignore=shutil.ignore_patterns("_vlmbatch"))
+    assert call(["merge", parts, "-o", tmp_path / "merged.parquet", "-q"]) == 1
     for path, message in (
         (output, "manifest: its rows are others"),
         (tmp_path / "alone.parquet", "no run on it is known"),
         (tmp_path / "missing.parquet", "no run on it is known"),
-        (done / "merged.parquet", "which options its run had is not known"),
+        (tmp_path / "merged.parquet", "which options its run had is not known"),
     ):
         assert call(["verify", path]) == 2
         assert message in capfd.readouterr().err

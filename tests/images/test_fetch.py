@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpcore
@@ -60,6 +60,14 @@ class Handler(BaseHTTPRequestHandler):
     def on_image(self, rest: str) -> None:
         assert self.headers["Accept-Encoding"] == "identity"
         self.answer(body=IMAGE)
+
+    def on_range(self, rest: str) -> None:
+        if rest == "empty":
+            self.answer(416, Content_Range="bytes */0")
+            return
+        first, last = self.headers.get("Range", "bytes=0-9")[len("bytes=") :].split("-")
+        body = IMAGE[int(first) : int(last) + 1]
+        self.answer(206, body, Content_Range=f"bytes {first}-{last}/{len(IMAGE)}")
 
     def on_to(self, target: str) -> None:
         scheme, _, rest = target.partition("/")
@@ -244,6 +252,22 @@ def test_what_a_server_may_do(url, path, code, message):
     assert "images.example.org" in text
 
 
+def test_the_start_alone(url):
+    """Of a server that knows ranges, and of one that sends all."""
+    assert fetcher().fetch_start(url("image"), 100) == IMAGE[:100]
+    assert fetcher().fetch_start(url("image"), 10**5) == IMAGE
+    assert fetcher().fetch_start(url("endless"), 100) == IMAGE[:100]
+    assert fetcher().fetch_start(url("range"), 100) == IMAGE[:100]
+    assert fetcher().fetch_start(url("range/empty"), 100) == b""
+    small = fetcher(FetchLimits(max_bytes=len(IMAGE) - 1))
+    for path in ("range", "announced"):
+        with pytest.raises(RowError) as caught:
+            small.fetch_start(url(path), 100)
+        assert caught.value.code is ErrorCode.IMAGE_TOO_LARGE
+    with pytest.raises(RowError, match="status 206"):
+        fetcher().fetch(url("range"))
+
+
 def test_loops_end(server, url):
     error_of(url("loop"), fetcher(FetchLimits(max_redirects=5, timeout_s=10)))
     assert requests_of(server) == ["/loop"] * 6
@@ -340,7 +364,7 @@ class Noted:
 
 def test_a_loader_gets_the_bytes_and_other_images_as_they_are(url):
     noted = Noted()
-    loader = UrlLoader(noted, fetcher())
+    loader = UrlLoader(noted, fetcher(), 2**20)
     loader.submit(ImageRef("a.png"))
     place = url("image")
     small = ImageResolution(max_pixels=1000)
@@ -352,3 +376,34 @@ def test_a_loader_gets_the_bytes_and_other_images_as_they_are(url):
     assert len(noted.given) == 2
     loader.close()
     assert noted.closed
+
+
+def test_what_is_fetched_and_not_decoded_has_a_limit():
+    """One image is fetched to know what size to expect; then as many as have room."""
+    lock, held, peak = threading.Lock(), [0], [0]
+
+    class TenBytes:
+        def fetch(self, url: str) -> bytes:
+            if url == "gone":
+                raise RowError(ErrorCode.IMAGE_MISSING, "gone")
+            with lock:
+                held[0] += 1
+                peak[0] = max(*peak, *held)
+            return bytes(10)
+
+    class Decoder(Noted):
+        def submit(self, ref: ImageRef) -> Future[ImageInput]:
+            return decoders.submit(self.decode)
+
+        def decode(self) -> ImageInput:
+            with lock:
+                held[0] -= 1
+            raise RowError(ErrorCode.IMAGE_UNREADABLE, "no image")
+
+    with ThreadPoolExecutor(1) as decoders, ThreadPoolExecutor(8) as threads:
+        loader = UrlLoader(Decoder(), TenBytes(), 35)
+        refs = [ImageRef(url="gone" if number % 7 == 0 else "a") for number in range(100)]
+        futures = list(threads.map(loader.submit, refs))
+        errors = [str(future.exception(timeout=10)) for future in futures]
+    assert errors.count("gone") == 15 and held == [0]
+    assert 1 <= peak[0] <= 3

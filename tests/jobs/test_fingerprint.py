@@ -215,6 +215,8 @@ DECIDES_NOTHING = {
     "policy.deadline_s": Change(9.0, _WHICH_ROWS),
     "session.image_loading.workers": Change(9, _PACE),
     "text_folder": Change(Path("texts"), "it decides where the same answers are written too"),
+    "output_url": Change("s3://a/out.parquet", "it decides where the same answers are put"),
+    "text_url": Change("s3://a/texts", "it decides where the same answers are written too"),
     "queue_rows": Change(9, _PACE),
     "session.host_memory": Change(2**30, _PACE),
 }

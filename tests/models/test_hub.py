@@ -9,6 +9,7 @@ from huggingface_hub import errors
 
 from vlmbatch.errors import CheckpointError
 from vlmbatch.models.hub import resolve_model
+from vlmbatch.stats import RunStats
 
 
 @pytest.fixture
@@ -99,3 +100,35 @@ def test_failures_say_what_to_do(error: Exception, advice: str, hub: dict[str, A
     with pytest.raises(CheckpointError, match=advice) as caught:
         resolve_model("org/model", "v9")
     assert "org/model" in str(caught.value)
+
+
+def test_bytes_are_counted_for_our_display(
+    hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of files of 70 and 30 bytes, as huggingface_hub does it: totals grow as files are found."""
+    stats = RunStats()
+    seen: list[tuple[int, int]] = []
+
+    def snapshot_download(repo_id: str, tqdm_class: Any, **options: Any) -> str:
+        arrived = tqdm_class(
+            desc="Downloading bytes", total=0, initial=0, unit="B", unit_scale=True
+        )
+        written = tqdm_class(desc="Reconstructing", total=0, initial=0, unit="B", name="a.b")
+        for _ in tqdm_class([70, 30], desc="Fetching 2 files"):
+            size = 70 if not seen else 30
+            for bar in (arrived, written):
+                bar.total += size
+            written.refresh()
+            written.update(size - 10)
+            written.update(10)
+            written.set_postfix_str("1 MB/s", refresh=False)
+            assert stats.transfer is not None
+            seen.append((stats.transfer.done, stats.transfer.total))
+        written.set_description("Reconstruction complete")
+        written.close()
+        return str(hub["folder"])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert resolve_model("org/model", stats=stats) == hub["folder"]
+    assert seen == [(70, 70), (100, 100)] and stats.transfer is None
+    assert capfd.readouterr() == ("", "")

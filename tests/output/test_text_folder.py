@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,7 +57,7 @@ def test_ids_that_make_no_name(row_id: str, says: str) -> None:
 def checked(
     folder: Path, ids: Sequence[str], output: Path | None = None, *, overwrite: bool = False
 ) -> TextFolder:
-    opened = TextFolder(folder, output)
+    opened = TextFolder(folder, None if output is None else os.path.realpath(output))
     opened.check(lambda: ids, range(len(ids)), overwrite=overwrite)
     opened.claim()
     return opened

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+from types import SimpleNamespace
 
 import pytest
 from botocore.exceptions import ClientError, NoCredentialsError, ReadTimeoutError
@@ -11,6 +12,7 @@ from fsspec.registry import _registry
 from s3fs.errors import translate_boto_error
 
 from vlmbatch.errors import ConfigError
+from vlmbatch.remote import filesystem
 from vlmbatch.remote.filesystem import (
     RemoteError,
     RemoteFailedError,
@@ -137,3 +139,22 @@ def test_a_file_system_that_is_not_known_here_has_its_errors_translated_too() ->
         place.filesystem.info(place.path)
     with pytest.raises(RemoteFailedError, match="odd"), place.errors():
         raise KeyError("odd")
+
+
+def test_google_forbids_without_a_number() -> None:
+    """What gcsfs makes of status 403."""
+    google = filesystem._STORES["gs"]
+    error = filesystem._translated(OSError("Forbidden: b/o/k\nno"), "gs://b/k", google)
+    assert type(error) is RemoteForbiddenError and "GOOGLE_APPLICATION_CREDENTIALS" in str(error)
+
+
+def test_google_is_asked_by_http_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gcsfs' own choice asks by gRPC first, which emulators and proxies let wait for a minute."""
+    chosen, plain = type("Chosen", (), {}), type("Plain", (), {})
+    monkeypatch.setitem(_registry, "gs", chosen)
+    monkeypatch.setitem(sys.modules, "gcsfs", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "gcsfs.core", SimpleNamespace(GCSFileSystem=plain))
+    monkeypatch.delenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", raising=False)
+    assert filesystem._class_of("gs") is plain
+    monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "true")
+    assert filesystem._class_of("gs") is chosen

@@ -81,18 +81,44 @@ class TestBadInputs:
 
         yield run
 
-    def test_one_image_is_forbidden(self, run: Any) -> None:
-        status, rows = run(["a.png", "forbidden/b.png", "gone.png", "s3://other/a.png"])
+    def test_one_image_is_forbidden(self, run: Any, store: ObjectServer) -> None:
+        """And one is elsewhere: redirects are followed, as S3 wants it for new buckets."""
+        store.moved = {"bucket/moved.png": "elsewhere/a.png"}
+        store.objects["elsewhere/a.png"] = store.objects["bucket/a.png"]
+        images = ["a.png", "forbidden/b.png", "gone.png", "s3://other/a.png", "moved.png"]
+        status, rows = run(images)
         assert status == 1
         assert [row["error_code"] for row in rows] == [
-            *(None, "image_fetch_failed", "image_missing", "image_forbidden")
+            *(None, "image_fetch_failed", "image_missing", "image_forbidden", None)
         ]
+        assert rows[4]["text"] == rows[0]["text"]
         assert "s3://bucket/forbidden/b.png: access is denied" in rows[1]["error_message"]
 
-    def test_all_images_are_forbidden(self, run: Any) -> None:
+    def test_validate_and_plan_read_headers(
+        self, run: Any, store: ObjectServer, samples: Path, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        """The same codes as of the run, and the same numbers of tokens."""
+        images = ["a.png", "a.png", "b.png", "forbidden/b.png", "gone.png", "s3://other/a.png"]
+        _, rows = run(images)
+        store.requests.clear()
+        command = ["s3://bucket/rows.jsonl", "-m", samples / "tiny-llava", "-q"]
+        assert call(["validate", *command, "--errors", "-"]) == 1
+        found = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+        assert [row["error_code"] for row in found] == [row["error_code"] for row in rows[3:]]
+        assert store.requests.count("GET bucket/b.png") == 1
+        assert call(["plan", *command, "--json"]) == 1
+        plan = json.loads(capfd.readouterr().out)
+        assert plan["unknown"] == 0
+        assert plan["prompt_tokens"] == sum(row["prompt_tokens"] or 0 for row in rows)
+
+    def test_all_images_are_forbidden(self, run: Any, capfd: pytest.CaptureFixture[str]) -> None:
         status, rows = run([f"forbidden/{number}.png" for number in range(8)])
         assert (status, len(rows)) == (1, 8)
         assert {row["error_code"] for row in rows} == {"image_fetch_failed"}
+        images = [f"forbidden/{number}.png" for number in range(250)]
+        status, rows = run(images, "--max-error-rate", "5%", "--overwrite")
+        assert status == 1
+        assert "of 250 rows are done" in capfd.readouterr().err
 
     def test_the_manifest_is_another_after_validate(
         self, run: Any, store: ObjectServer, samples: Path, capfd: pytest.CaptureFixture[str]

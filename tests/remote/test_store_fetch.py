@@ -32,6 +32,24 @@ def test_an_object_is_one_request(store: ObjectServer) -> None:
     assert store.requests == ["GET photos/a b#?é.jpg", "GET photos/b.jpg"]
 
 
+def test_the_start_of_an_object(store: ObjectServer) -> None:
+    store.objects = {"photos/a.jpg": IMAGE, "photos/b.jpg": IMAGE[:9], "photos/c.jpg": b""}
+    fetcher = StoreFetcher()
+    assert fetcher.fetch_start("s3://photos/b.jpg", 100) == IMAGE[:9]
+    assert store.requests == ["GET photos/b.jpg"]
+    assert fetcher.fetch_start("s3://photos/a.jpg", 100) == IMAGE[:100]
+    small = StoreFetcher(FetchLimits(max_bytes=1000))
+    for key, code in (
+        ("a.jpg", ErrorCode.IMAGE_TOO_LARGE),  # all of it would be
+        ("c.jpg", ErrorCode.IMAGE_UNREADABLE),
+        ("gone.jpg", ErrorCode.IMAGE_MISSING),
+        ("forbidden/a.jpg", ErrorCode.IMAGE_FETCH_FAILED),
+    ):
+        with pytest.raises(RowError) as caught:
+            small.fetch_start(f"s3://photos/{key}", 100)
+        assert caught.value.code == code and f"s3://photos/{key}" in caught.value.message
+
+
 @pytest.mark.parametrize(
     ("key", "code", "says"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -44,4 +46,17 @@ def test_parts_are_put_and_joined(
     second = commands.run(*arguments, "--shard", "1/2", variables=variables)
     assert second.wait() in (0, WITH_ERRORS), second.stderr
     assert call(["merge", folder, "-o", joined, "-q"]) == WITH_ERRORS
+    into_store = ["merge", folder, "-o", f"s3://{bucket}/joined.parquet", "-q"]
+    summary = ["--summary-json", f"s3://{bucket}/figures.json"]
+    assert call([*into_store, *summary]) == WITH_ERRORS
+    (tmp_path / "put.parquet").write_bytes(s3.read(bucket, "joined.parquet"))
+    assert read_rows(tmp_path / "put.parquet") == read_rows(joined)
+    assert json.loads(s3.read(bucket, "figures.json"))["rows"] == NUM_ROWS
+    before = s3.client.head_object(Bucket=bucket, Key="joined.parquet")["LastModified"]
+    shutil.rmtree(tmp_path / "work")
+    assert call(into_store) == WITH_ERRORS  # nothing is left to do, on another machine either
+    assert s3.client.head_object(Bucket=bucket, Key="joined.parquet")["LastModified"] == before
+    s3.client.put_object(Bucket=bucket, Key="joined.parquet", Body=b"precious")
+    assert call(into_store) == 2
+    assert "exists, and no run on it is known" in capfd.readouterr().err
     assert [row["id"] for row in read_rows(joined)] == [f"row-{n}" for n in range(NUM_ROWS)]

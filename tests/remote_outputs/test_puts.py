@@ -13,15 +13,14 @@ import pytest
 from s3_server import S3Server
 
 from vlmbatch.errors import UsageError
-from vlmbatch.remote import s3_upload
+from vlmbatch.remote import file_parts
 from vlmbatch.remote.filesystem import READ_SECONDS, RemoteError, RemotePath, open_filesystem
-from vlmbatch.remote.s3_upload import UploadLog, check_writable
+from vlmbatch.remote.puts import allow_slow_puts, check_writable, put_object
+from vlmbatch.remote.upload_log import UploadLog
 from vlmbatch.remote.versions import (
     ChangedError,
-    allow_slow_puts,
     fetch_object,
     names_in,
-    put_object,
     read_end,
     read_object,
     remove_object,
@@ -51,7 +50,7 @@ def small(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(s3_upload, "PART_BYTES", PART_BYTES)
+    monkeypatch.setattr(file_parts, "PART_BYTES", PART_BYTES)
     file = tmp_path / "large"
     with file.open("wb") as stream:
         stream.truncate(LARGE)
@@ -123,7 +122,7 @@ def test_parts_that_are_there_are_not_sent_again(
     path: RemotePath, log: UploadLog, large: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = Calls(path, monkeypatch)
-    monkeypatch.setattr(s3_upload, "_THREADS", 1)
+    monkeypatch.setattr(file_parts, "THREADS", 1)
 
     def cut_off(method: str, arguments: dict[str, Any]) -> None:
         if method == "upload_part" and arguments["PartNumber"] == 3:

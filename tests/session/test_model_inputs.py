@@ -16,6 +16,7 @@ import vlmbatch.session.open
 from vlmbatch.config import ImageArguments, ImageResolution, SessionConfig
 from vlmbatch.errors import CheckpointError, ConfigError, RowError
 from vlmbatch.images.loading.loader import FeatureLoader
+from vlmbatch.images.url_fetcher import UrlFetcher
 from vlmbatch.session.open import _open_decoders, image_prober, open_model
 from vlmbatch.types import ImageRef
 
@@ -93,7 +94,7 @@ def test_which_revision_is_asked_for(
 ) -> None:
     calls: list[tuple[str, str | None, bool]] = []
 
-    def resolve(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
+    def resolve(name: str, revision: str | None = None, *, weights: bool = True, **_: Any) -> Path:
         calls.append((name.replace(str(model), "MODEL"), revision, weights))
         return model
 
@@ -117,11 +118,23 @@ def test_headers_say_how_many_tokens_an_image_takes(model: Path) -> None:
         probe(ImageRef("none.png"))
 
 
-def test_of_a_url_the_resolution_alone_is_looked_at(model: Path) -> None:
+def test_of_a_url_the_resolution_is_looked_at_before_it_is_fetched(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    picture, fetched = (MODEL.parent / "images/1001000001.jpg").read_bytes(), []
+
+    def fetch_start(fetcher: UrlFetcher, url: str, num_bytes: int) -> bytes:
+        fetched.append(url)
+        return picture[:num_bytes]
+
+    monkeypatch.setattr(UrlFetcher, "fetch_start", fetch_start)
     probe = image_prober(config(model), open_model(config(model)))
-    assert probe(ImageRef(url="https://example.org/a.png")) is None
     with pytest.raises(RowError, match="always take 100 tokens"):
         probe(ImageRef(url="https://example.org/a.png", resolution=ImageResolution(5000)))
+    for _ in range(2):  # which rows share
+        grid = probe(ImageRef(url="https://example.org/a.png"))
+        assert grid is not None and grid.num_tokens == 100
+    assert fetched == ["https://example.org/a.png"]
 
 
 def test_a_resolution_beside_features_is_said_to_be_of_no_use(

@@ -82,7 +82,10 @@ class FakeEngine:
             time.sleep(self._step_seconds)
         while self._waiting and len(self._running) < self._max_num_seqs:
             sequence = self._waiting.popleft()
-            self._running[sequence] = tokens_of(sequence.request.token_ids)
+            request = sequence.request
+            is_json = request.sampling.json_schema is not None
+            answer = json_tokens_of if is_json else tokens_of
+            self._running[sequence] = answer(request.token_ids)
         self._launch()
         outputs: list[TokenOutput | SequenceFailure] = []
         for sequence, tokens in self._running.items():
@@ -144,3 +147,15 @@ def tokens_of(prompt: list[int]) -> list[int]:
         return []
     texts = [FIRST_TEXT_TOKEN + byte % NUM_TEXT_TOKENS for byte in digest[1 : 2 + digest[0] % 4]]
     return [*texts, EOS]
+
+
+def json_tokens_of(prompt: list[int]) -> list[int]:
+    """An object with a number and a list in the place of what ``tokens_of`` has."""
+    texts = tokens_of(prompt)
+    if not texts:
+        return []
+    answer = f'{{"count":{texts[0]},"tags":{["a", "b"][: len(texts) % 3]}}}'.replace("'", '"')
+    tokens = [
+        FIRST_TEXT_TOKEN + ord(character) - ord("!") for character in answer if character > " "
+    ]
+    return [*tokens, EOS]

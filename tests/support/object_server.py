@@ -34,6 +34,8 @@ class _Handler(BaseHTTPRequestHandler):
         with contextlib.suppress(ConnectionError):
             if action == "forbidden":
                 self._refuse(403, "AccessDenied", body)
+            elif path in self.store.moved:
+                self._answer(307, b"", Location=f"{self.store.url}/{self.store.moved[path]}")
             elif action == "stalls":
                 self.store.ended.wait(30)
             elif self.store.failures.get(path, 0) > 0:
@@ -91,6 +93,7 @@ class ObjectServer:
     def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
         self.failures: dict[str, int] = {}
+        self.moved: dict[str, str] = {}  # where requests for an object are redirected to
         self.requests: list[str] = []
         self.ended = threading.Event()
 

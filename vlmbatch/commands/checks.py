@@ -25,6 +25,7 @@ from vlmbatch.config import (
 )
 from vlmbatch.durable.run_paths import WORK_SUFFIX, real_output, temporary_path, work_folder_path
 from vlmbatch.errors import UsageError
+from vlmbatch.remote.filesystem import open_filesystem, scheme_of
 
 DEFAULT_SHARD_ROWS = 100_000
 DEFAULT_PART_ROWS = 10_000  # minutes of one engine's work: what a machine that dies holds up
@@ -278,7 +279,7 @@ def check_resume_options(destination: Destination, policy: RunPolicy) -> None:
         raise UsageError(f"{chosen[0]} needs an output file: standard output keeps nothing")
 
 
-def check_answers(sampling: SamplingParams, text_folder: Path | None) -> None:
+def check_answers(sampling: SamplingParams, text_folder: str | None) -> None:
     """Refuse several answers to a row where they would be the same, or some of them be left out.
 
     Raises:
@@ -336,6 +337,26 @@ def check_report_file(option: str, path: str | None) -> None:
             raise UsageError(
                 f"{option} {path}: there is no folder {Path(path).parent}; create it first"
             )
+
+
+def check_summary_file(path: str | None, output: str | None = None) -> None:
+    """Refuse now where the figures could not be written at the end, in a store or on this machine.
+
+    Raises:
+        UsageError: nothing can be there, or it is the ``output`` itself.
+        RemoteError: the store would not take it, or cannot be reached.
+    """
+    if path is None or scheme_of(path) is None:
+        check_report_file("--summary-json", path)
+        return
+    if path == output:
+        raise UsageError(f"--summary-json {path} is output {output}: choose another name")
+    if path.endswith("/") or scheme_of(path) == "hf":
+        what = "names a folder" if path.endswith("/") else "is on the Hub, which takes commits"
+        raise UsageError(f"--summary-json {path} {what}: give a file, as in s3://BUCKET/run.json")
+    from vlmbatch.remote.puts import check_writable
+
+    check_writable(open_filesystem(path))
 
 
 def check_stdout_use(option: str, path: str | None, *, data_on_stdout: bool) -> None:

@@ -13,7 +13,7 @@ import typer
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")] = False,
 ) -> None:
-    """Check what this machine has: Python, torch, CUDA, flash-attn, memory, disk, cache.
+    """Check what this machine has: Python, torch, CUDA, memory, disk, cache, extras.
 
     Exits 1 when something that is required is missing, and 0 otherwise.
     """

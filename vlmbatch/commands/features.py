@@ -11,6 +11,7 @@ from vlmbatch import log
 from vlmbatch.commands.checks import (
     check_report_file,
     check_stdout_use,
+    check_summary_file,
     checked_feature_folder,
 )
 from vlmbatch.commands.command import with_options, without
@@ -60,7 +61,7 @@ def features(
     images cannot be read keep them, and are listed. Exits as `validate` does.
     """
     check_report_file("--errors", errors)
-    check_report_file("--summary-json", report.summary_json)
+    check_summary_file(report.summary_json)
     check_stdout_use("--summary-json", report.summary_json, data_on_stdout=errors == "-")
     folder = checked_feature_folder(output)
     check_places(

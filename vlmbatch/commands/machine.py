@@ -21,6 +21,16 @@ from vlmbatch.attention import INSTALL_FLASH_ATTN, INSTALL_TRITON, why_unavailab
 State = Literal["ok", "missing", "optional"]
 GIB = 2**30
 TORCH = "pip install --force-reinstall 'torch>=2.11,<2.14'"
+# What `pip install 'vlmbatch[NAME]'` installs, and what for.
+EXTRAS = {
+    "s3": (("s3fs",), "s3:// and stores with its API"),
+    "gs": (("gcsfs",), "gs://"),
+    "az": (("adlfs",), "az://"),
+    "pdf": (("pypdfium2",), "pages of PDFs"),
+    "ray": (("ray",), "runs on a Ray cluster"),
+    "serve": (("starlette", "uvicorn", "httptools", "prometheus-client"), "vlmbatch serve"),
+    "cuda": (("flash-attn", "torchvision"), "faster attention, --image-decoder gpu"),
+}
 STYLES: dict[State, str] = {"ok": "green", "missing": "bold red", "optional": "yellow"}
 
 
@@ -47,6 +57,7 @@ def examine() -> list[Check]:
         _pillow(),
         *_machine(),
         _hub(),
+        *(_extra(name) for name in EXTRAS),
     ]
 
 
@@ -79,6 +90,18 @@ def _package(name: str, requirement: str) -> Check:
     if version is None:
         return Check(name, "missing", "not installed", f"pip install '{requirement}'")
     return Check(name, "ok", version)
+
+
+def _extra(name: str) -> Check:
+    packages, purpose = EXTRAS[name]
+    versions = {package: _version(package) for package in packages}
+    found = ", ".join(f"{package} {version}" for package, version in versions.items() if version)
+    if all(versions.values()):
+        return Check(f"extra {name}", "ok", f"{found}: {purpose}")
+    lacking = ", ".join(package for package, version in versions.items() if not version)
+    there = f" ({found} is)" if found else ""
+    lack = f"{lacking} not installed{there}: needed for {purpose}"
+    return Check(f"extra {name}", "optional", lack, f"pip install 'vlmbatch[{name}]'")
 
 
 def _torch_and_cuda() -> list[Check]:

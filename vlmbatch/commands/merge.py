@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from vlmbatch import log
-from vlmbatch.commands.checks import check_merged_file, check_report_file
+from vlmbatch.commands.checks import check_merged_file, check_summary_file
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import Place, check_places, output_places, report_places
-from vlmbatch.commands.remote_output import local_copy
+from vlmbatch.commands.remote_output import local_copy, merged_destination
 from vlmbatch.commands.reporting import Reporting, ReportOptions
-from vlmbatch.config import FileDestination
+from vlmbatch.commands.urls import is_url
+from vlmbatch.config import FileDestination, RemoteDestination
+from vlmbatch.config.job import WorkDir
 from vlmbatch.config.option import Opt
 
 if TYPE_CHECKING:
@@ -36,7 +38,11 @@ class MergeOptions:
             filled=True,
         ),
     ]
-    output: Annotated[str | None, Opt("FILE", "A .parquet file.", panel=_PANEL, short="-o")] = None
+    output: Annotated[
+        str | None,
+        Opt("FILE", "A .parquet file, or its URL in a store.", panel=_PANEL, short="-o"),
+    ] = None
+    work_dir: WorkDir = None
     overwrite: Annotated[bool, Opt("", "Replace the file that is there.", panel=_PANEL)] = False
 
 
@@ -48,21 +54,29 @@ def merge(options: MergeOptions, report: ReportOptions, config_file: Path | None
     are answered, 1 when some are errors or parts are missing, 75 while a part is
     being written, 2 when the parts are not those of one run.
     """
-    folder = Path(options.folder)
-    output = check_merged_file(options.output, folder, overwrite=options.overwrite)
-    check_report_file("--summary-json", report.summary_json)
+    output = options.output
+    remote = None
+    if output is not None and is_url(output):
+        remote = merged_destination(options.folder, output, options.work_dir)
+        local = remote.local.path
+    else:
+        folder = Path(options.folder)
+        local = check_merged_file(output, folder, overwrite=options.overwrite)
+    check_summary_file(report.summary_json, options.output)
     check_places(
         [
             Place(f"the folder of parts {options.folder}", options.folder, is_ours=True),
-            *output_places(FileDestination(output)),
+            *output_places(FileDestination(local)),
             *report_places(summary_json=report.summary_json),
         ]
     )
     reporting = Reporting(report, data_on_stdout=False)
-    _merge(options.folder, output, reporting, overwrite=options.overwrite)
+    _merge(options.folder, remote or local, reporting, overwrite=options.overwrite)
 
 
-def _merge(folder: str, output: Path, report: Reporting, *, overwrite: bool) -> None:
+def _merge(
+    folder: str, output: Path | RemoteDestination, report: Reporting, *, overwrite: bool
+) -> None:
     from vlmbatch.display.summary import print_merge_summary
     from vlmbatch.jobs.merge import merge as join
     from vlmbatch.stats import RunStats
@@ -75,13 +89,23 @@ def _merge(folder: str, output: Path, report: Reporting, *, overwrite: bool) -> 
         report.display(stats),
         local_copy(folder, stats) as parts,
     ):
-        join(parts, output, stats, overwrite=overwrite)
+        if isinstance(output, RemoteDestination):
+            from vlmbatch.jobs.remote_run import make_and_put
+
+            local = output.local.path
+            make_and_put(
+                lambda: join(parts, local, stats, overwrite=overwrite),
+                *(output, stats),
+                overwrite=overwrite,
+            )
+        else:
+            join(parts, output, stats, overwrite=overwrite)
     report.finish(
         stats, details, lambda: print_merge_summary(stats, log.console(), folder, str(output))
     )
 
 
-def _what_is_done(stats: RunStats, output: Path) -> str:
+def _what_is_done(stats: RunStats, output: Path | RemoteDestination) -> str:
     if stats.finished is not None:
         return f"{output} is written"
     return "the parts are as they were; run the same command again"

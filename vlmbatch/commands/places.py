@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+from vlmbatch.commands.urls import is_url
 from vlmbatch.config import (
     Destination,
     FolderDestination,
@@ -81,7 +82,7 @@ def report_places(**paths: str | None) -> list[Place]:
     return [
         Place(f"--{name.replace('_', '-')} {path}", path, written=True, is_report=True)
         for name, path in paths.items()
-        if path is not None and path != "-"
+        if path is not None and path != "-" and not is_url(path)
     ]
 
 

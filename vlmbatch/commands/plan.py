@@ -163,7 +163,7 @@ def _lines(found: Plan, options: PlanOptions) -> Iterator[tuple[str, str]]:
     )
     yield "images", f"{found.distinct_images:,} different ones"
     if found.unknown:
-        yield "not known", f"{found.unknown:,} rows with images behind URLs, taken as the others"
+        yield "not known", f"{found.unknown:,} rows with features behind URLs, taken as the others"
     yield (
         "memory",
         f"{found.weight_bytes / 1e9:,.1f} GB of weights, "

@@ -59,25 +59,8 @@ def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
     Raises:
         UsageError: it is of a kind that is not put there.
     """
-    if options.write_text is not None:
-        raise UsageError(
-            f"--write-text {options.write_text} needs an output in a folder of this machine or of "
-            f"a network file system, and {url} is in a store: write there, and copy the output "
-            "afterwards"
-        )
-    scheme = scheme_of(url)
-    if scheme is None:
-        raise UsageError(
-            f"output {url}: web servers take no files. Give an object store, such as "
-            "s3://BUCKET/out.parquet, or a path"
-        )
+    scheme = _checked_scheme("output", url, "s3://BUCKET/out.parquet")
     place = url.partition("://")[2]
-    if scheme in _LOCAL_SCHEMES:
-        raise UsageError(f"output {url}: give the path alone, as in -o {place}")
-    if not place.strip("/") or "\0" in url:
-        raise UsageError(
-            f"output {url!r}: give a place in the store, as in s3://BUCKET/out.parquet"
-        )
     if scheme == "hf":
         _check_hub_place(url, place)
     if options.shard is not None:
@@ -96,6 +79,66 @@ def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
     if sharded:
         local = FolderDestination(folder / name, options.shard_rows or DEFAULT_SHARD_ROWS)
     return RemoteDestination(url, folder, local)
+
+
+def text_destination(
+    options: OutputOptions, destination: Destination | RemoteDestination
+) -> tuple[Path | None, str | None]:
+    """The folder of ``--write-text`` on this machine, and where what it holds is put, if anywhere.
+
+    Raises:
+        UsageError: no files can be put there.
+    """
+    name = options.write_text
+    if name is None:
+        return None, None
+    if not is_url(name):
+        return Path(name), None
+    if _checked_scheme("--write-text", name, "s3://BUCKET/texts/") == "hf":
+        raise UsageError(
+            f"--write-text {name}: the Hub takes commits, and not file by file: give an object "
+            "store, such as s3://BUCKET/texts/, or a path"
+        )
+    output = os.path.realpath(str(destination))
+    if isinstance(destination, RemoteDestination):
+        output = destination.url
+    texts = f"{name.rstrip('/')}/texts of {output}"
+    folder, _ = staging_place(texts, options.work_dir)
+    return folder / "texts", name
+
+
+def _checked_scheme(what: str, url: str, example: str) -> str:
+    """The scheme of a URL at which ``what`` can be put, as at ``example``."""
+    scheme = scheme_of(url)
+    if scheme is None:
+        raise UsageError(
+            f"{what} {url}: web servers take no files. Give an object store, such as {example}, or "
+            "a path"
+        )
+    place = url.partition("://")[2]
+    if scheme in _LOCAL_SCHEMES:
+        option = "-o" if what == "output" else what
+        raise UsageError(f"{what} {url}: give the path alone, as in {option} {place}")
+    if not place.strip("/") or "\0" in url:
+        raise UsageError(f"{what} {url!r}: give a place in the store, as in {example}")
+    return scheme
+
+
+def merged_destination(folder: str, url: str, work_dir: Path | None) -> RemoteDestination:
+    """Where the parts in ``folder`` are joined, which is put at ``url``.
+
+    Raises:
+        UsageError: no Parquet file can be there.
+    """
+    remote = remote_destination(OutputOptions(output=url, work_dir=work_dir), url)
+    if not isinstance(remote.local, FileDestination) or remote.local.path.suffix != ".parquet":
+        raise UsageError(
+            f"output {url}: parts are joined into one Parquet file: choose a name that ends in "
+            ".parquet"
+        )
+    if f"{url.rpartition('/')[0]}/" == f"{folder.rstrip('/')}/":
+        raise UsageError(f"output {url} lies in the folder of parts {folder}: choose another place")
+    return remote
 
 
 def _remote_part(options: OutputOptions, url: str, part: Part) -> RemoteDestination:

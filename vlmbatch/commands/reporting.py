@@ -15,6 +15,7 @@ from vlmbatch import log
 from vlmbatch.commands.exits import early_exits, status_of
 from vlmbatch.config.option import Opt
 from vlmbatch.errors import OutputError, VlmbatchError
+from vlmbatch.remote.filesystem import RemoteError
 from vlmbatch.session.signals import signals_held
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ class ReportOptions:
         log.LogFormat, _report("NAME", "Format of standard error: text or json.")
     ] = "text"
     summary_json: Annotated[
-        str | None, _report("FILE", "Write the final figures as JSON; - is standard output.")
+        str | None,
+        _report("FILE", "Write the final figures as JSON, also to a URL; - is standard output."),
     ] = None
     exit_zero: Annotated[bool, _report("", "Exit 0 even when some rows are errors.")] = False
 
@@ -127,7 +129,11 @@ class Reporting:
             return
         try:
             write_json(figures, self.options.summary_json)
-        except (OutputError, BrokenPipeError) as failure:  # second to the failure that led here
+        except (
+            OutputError,
+            RemoteError,
+            BrokenPipeError,
+        ) as failure:  # second to the failure that led here
             log.logger.error("%s", failure)
 
     def _figures(

@@ -10,10 +10,10 @@ from vlmbatch import log
 from vlmbatch.commands.checks import (
     check_answers,
     check_cluster_engines,
-    check_report_file,
     check_resume_options,
     check_sample,
     check_stdout_use,
+    check_summary_file,
 )
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
@@ -24,7 +24,7 @@ from vlmbatch.commands.places import (
     session_places,
     text_places,
 )
-from vlmbatch.commands.remote_output import chosen_destination
+from vlmbatch.commands.remote_output import chosen_destination, text_destination
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config import (
     JobConfig,
@@ -65,12 +65,13 @@ def run(
     check_resume_options(destination, policy)
     check_cluster_engines(output.ray, session.engine)
     check_answers(sampling, output.write_text)
+    text_folder, text_url = text_destination(output, chosen)
     check_sample(destination, manifest, output.ray)
-    check_report_file("--summary-json", report.summary_json)
+    check_summary_file(report.summary_json, output.output)
     check_places(
         [
             *output_places(destination),
-            *text_places(output.write_text),
+            *text_places(text_folder),
             *report_places(summary_json=report.summary_json),
             *session_places(session, manifest, config_file),
         ],
@@ -78,7 +79,10 @@ def run(
     )
     to_stdout = isinstance(destination, StdoutDestination)
     check_stdout_use("--summary-json", report.summary_json, data_on_stdout=to_stdout)
-    job = JobConfig(session, manifest, destination, sampling, policy, output.write_text)
+    job = JobConfig(
+        *(session, manifest, destination, sampling, policy, text_folder, text_url),
+        output_url=None if remote is None else remote.url,
+    )
     if output.ray is not None and output.write_text is not None:
         raise UsageError(
             f"--write-text {output.write_text} and --ray {output.ray} contradict each other: "

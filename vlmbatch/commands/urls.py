@@ -18,7 +18,8 @@ def refuse_url(option: str, value: str | None) -> None:
         UsageError: names the option.
     """
     if value is not None and is_url(value):
+        where = "on a web server" if scheme_of(value) is None else "in a store"
         raise UsageError(
-            f"{option} {value} is in a store, and is not written there: give a path, and copy it "
+            f"{option} {value} is {where}, and is not written there: give a path, and copy it "
             "afterwards"
         )

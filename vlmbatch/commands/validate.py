@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from vlmbatch import log
-from vlmbatch.commands.checks import check_report_file, check_stdout_use
+from vlmbatch.commands.checks import check_report_file, check_stdout_use, check_summary_file
 from vlmbatch.commands.command import with_options, without
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import check_places, report_places, session_places
@@ -43,7 +43,7 @@ def validate(
     cannot be run as given.
     """
     check_report_file("--errors", errors)
-    check_report_file("--summary-json", report.summary_json)
+    check_summary_file(report.summary_json)
     check_places(
         [
             *report_places(errors=errors, summary_json=report.summary_json),

@@ -82,6 +82,17 @@ DurableDestination = FileDestination | FolderDestination | PartDestination
 Destination = StdoutDestination | DurableDestination
 
 
+WorkDir = Annotated[
+    Path | None,
+    _output(
+        "FOLDER",
+        "Where the answers of an output with a URL are kept until it is put, and can be "
+        "resumed; absent: in the user's cache folder.",
+        filled=True,
+    ),
+]
+
+
 @dataclass(frozen=True, slots=True)
 class OutputOptions:
     """A destination as it is written on the command line."""
@@ -96,15 +107,7 @@ class OutputOptions:
             short="-o",
         ),
     ] = None
-    work_dir: Annotated[
-        Path | None,
-        _output(
-            "FOLDER",
-            "Where the answers of an output with a URL are kept until it is put, and can be "
-            "resumed; absent: in the user's cache folder.",
-            filled=True,
-        ),
-    ] = None
+    work_dir: WorkDir = None
     shard_rows: Annotated[
         int | None, _output("N", "Write a folder of files with N rows each.", minimum=1)
     ] = None
@@ -118,11 +121,11 @@ class OutputOptions:
         ),
     ] = None
     write_text: Annotated[
-        Path | None,
+        str | None,
         _output(
             "FOLDER",
             "Write each answer to a text file too, called like its row's id: of a/b.jpg "
-            "FOLDER/a/b.txt.",
+            "FOLDER/a/b.txt. May be a URL, as s3://BUCKET/texts/.",
             filled=True,
         ),
     ] = None
@@ -195,4 +198,6 @@ class JobConfig:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     policy: RunPolicy = field(default_factory=RunPolicy)
     text_folder: Path | None = None  # where answers are written as files too
+    text_url: str | None = None  # where these are put in the end
+    output_url: str | None = None  # where what is made at ``destination`` is put
     queue_rows: int = 128  # prepared rows that may wait for the engine

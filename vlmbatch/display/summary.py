@@ -18,7 +18,7 @@ from vlmbatch.durable.run_paths import parts_work_folder, work_folder_path
 from vlmbatch.errors import OutputError
 from vlmbatch.log import printable
 from vlmbatch.output.openai_lines import errors_path, is_batch_output
-from vlmbatch.remote.filesystem import scheme_of
+from vlmbatch.remote.filesystem import open_filesystem, scheme_of
 from vlmbatch.stats import RunStats
 
 
@@ -204,15 +204,21 @@ def _elapsed(seconds: float) -> str:
 
 
 def write_json(figures: Mapping[str, Any], destination: str) -> None:
-    """Write the figures to a file, or to standard output for ``-``.
+    """Write the figures to a file, to an object by its URL, or to standard output for ``-``.
 
     Raises:
         OutputError: the file cannot be written.
+        RemoteError: the store refuses, or cannot be reached.
     """
     text = json.dumps(figures, indent=2) + "\n"
     if destination == "-":
         sys.stdout.write(text)
         sys.stdout.flush()
+        return
+    if scheme_of(destination) is not None:
+        from vlmbatch.remote.puts import replace_object
+
+        replace_object(text.encode(), open_filesystem(destination))
         return
     try:
         Path(destination).write_text(text, encoding="utf-8")

@@ -59,11 +59,18 @@ class ImageFetcher:
         Raises:
             RowError: IMAGE_FETCH_FAILED, IMAGE_FORBIDDEN or IMAGE_TOO_LARGE.
         """
+        return self._fetch(url, None)
+
+    def fetch_start(self, url: str, num_bytes: int) -> bytes:
+        """The first bytes at ``url``, or all of less; errors as of ``fetch``."""
+        return self._fetch(url, num_bytes)
+
+    def _fetch(self, url: str, num_bytes: int | None) -> bytes:
         deadline = time.monotonic() + self._limits.timeout_s
         place = url
         for _ in range(self._limits.max_redirects + 1):
             try:
-                answer = self._get(_Target.of(place), place, deadline)
+                answer = self._get(_Target.of(place), place, deadline, num_bytes)
             except (httpcore.TimeoutException, TimeoutError) as error:
                 raise _failed(
                     url, f"took longer than {self._limits.timeout_s:g} seconds"
@@ -77,7 +84,9 @@ class ImageFetcher:
             place = urllib.parse.urljoin(place, answer.location)
         raise _failed(url, f"more than {self._limits.max_redirects} redirects")
 
-    def _get(self, target: _Target, url: str, deadline: float) -> bytes | _Redirect:
+    def _get(
+        self, target: _Target, url: str, deadline: float, num_bytes: int | None
+    ) -> bytes | _Redirect:
         if not self._domains.allows(target.host):
             message = forbidden_host(url, target.host, self._domains)
             raise RowError(ErrorCode.IMAGE_FORBIDDEN, message)
@@ -85,27 +94,36 @@ class ImageFetcher:
         origin = httpcore.Origin(target.scheme.encode(), target.host.encode("ascii"), target.port)
         backend = _PinnedBackend(addresses, deadline)
         tls = self._tls if target.scheme == "https" else None
+        asked = target.headers
+        if num_bytes is not None:
+            asked.append((b"Range", b"bytes=0-%d" % (num_bytes - 1)))
         with (
             httpcore.HTTPConnection(origin, ssl_context=tls, network_backend=backend) as connection,
-            connection.stream("GET", target.url, headers=target.headers) as response,
+            connection.stream("GET", target.url, headers=asked) as response,
         ):
             headers = {name.lower(): value for name, value in response.headers}
             if response.status in _REDIRECTS and b"location" in headers:
                 return _Redirect(headers[b"location"].decode("latin-1"))
-            if response.status != 200:
+            if num_bytes is not None and response.status == 416:  # of an empty file
+                return b""
+            if response.status != 200 and (num_bytes is None or response.status != 206):
                 raise _failed(url, f"the server answered with status {response.status}")
             encoding = headers.get(b"content-encoding", b"identity").lower()
             if encoding != b"identity":
                 raise _failed(url, f"the server sent the encoding {encoding!r:.40}, not asked for")
             length = headers.get(b"content-length", b"")
+            if response.status == 206:
+                length = headers.get(b"content-range", b"").rpartition(b"/")[2]
             if length.isdigit() and int(length[:20]) > self._limits.max_bytes:
                 raise self._too_large(url)
-            return self._body(response.iter_stream(), url)
+            return self._body(response.iter_stream(), url, num_bytes)
 
-    def _body(self, chunks: Iterable[bytes], url: str) -> bytes:
+    def _body(self, chunks: Iterable[bytes], url: str, num_bytes: int | None) -> bytes:
         body = bytearray()
         for chunk in chunks:
             body += chunk
+            if num_bytes is not None and len(body) >= num_bytes:
+                return bytes(body[:num_bytes])
             if len(body) > self._limits.max_bytes:
                 raise self._too_large(url)
         return bytes(body)

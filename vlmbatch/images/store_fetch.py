@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
@@ -41,15 +43,20 @@ class StoreFetcher:
         Raises:
             RowError: IMAGE_MISSING, IMAGE_FETCH_FAILED, IMAGE_TOO_LARGE or IMAGE_UNREADABLE.
         """
-        try:
-            bucket = self._bucket(url)
-            place = bucket.at(bucket.filesystem._strip_protocol(url))
-            data = self._content(place)
-        except RemoteMissingError as error:
-            raise RowError(ErrorCode.IMAGE_MISSING, str(error)) from error
-        except (RemoteError, ConfigError) as error:
-            raise RowError(ErrorCode.IMAGE_FETCH_FAILED, str(error)) from error
-        if len(data) > self._limits.max_bytes:
+        with _row_errors():
+            data = self._content(self._place(url), self._limits.max_bytes + 1)
+        return self._checked(url, data, len(data))
+
+    def fetch_start(self, url: str, num_bytes: int) -> bytes:
+        """The first bytes at ``url``, or all of less; errors as of ``fetch``."""
+        with _row_errors():
+            place = self._place(url)
+            data = self._content(place, num_bytes)
+            size = len(data) if len(data) < num_bytes else object_info(place)["size"]
+        return self._checked(url, data, size)
+
+    def _checked(self, url: str, data: bytes, size: int) -> bytes:
+        if size > self._limits.max_bytes:
             raise RowError(
                 ErrorCode.IMAGE_TOO_LARGE,
                 f"{shown(url)}: over the limit of {self._limits.max_bytes} bytes for a fetched "
@@ -59,6 +66,10 @@ class StoreFetcher:
             raise RowError(ErrorCode.IMAGE_UNREADABLE, f"{shown(url)}: empty (0 bytes)")
         return data
 
+    def _place(self, url: str) -> RemotePath:
+        bucket = self._bucket(url)
+        return bucket.at(bucket.filesystem._strip_protocol(url))
+
     def _bucket(self, url: str) -> RemotePath:
         name = bucket_of(url)
         with self._lock:
@@ -66,9 +77,9 @@ class StoreFetcher:
                 self._buckets[name] = open_filesystem(f"{name}/")
             return self._buckets[name]
 
-    def _content(self, place: RemotePath) -> bytes:
-        """At most a byte more than the limit."""
-        filesystem, end = place.filesystem, self._limits.max_bytes + 1
+    def _content(self, place: RemotePath, end: int) -> bytes:
+        """The bytes before ``end``."""
+        filesystem = place.filesystem
         try:
             with place.errors():
                 if not filesystem.async_impl:
@@ -91,3 +102,13 @@ class StoreFetcher:
         except TimeoutError as error:
             raise TimeoutError(f"took longer than {seconds:g} seconds") from error
         return cast(bytes, found)
+
+
+@contextmanager
+def _row_errors() -> Iterator[None]:
+    try:
+        yield
+    except RemoteMissingError as error:
+        raise RowError(ErrorCode.IMAGE_MISSING, str(error)) from error
+    except (RemoteError, ConfigError) as error:
+        raise RowError(ErrorCode.IMAGE_FETCH_FAILED, str(error)) from error

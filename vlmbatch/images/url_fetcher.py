@@ -33,6 +33,11 @@ class UrlFetcher:
         """
         return self._web.fetch(url) if scheme_of(url) is None else self._stores.fetch(url)
 
+    def fetch_start(self, url: str, num_bytes: int) -> bytes:
+        """The first bytes of the image's file, or all of a smaller one; errors as of ``fetch``."""
+        fetcher = self._web if scheme_of(url) is None else self._stores
+        return fetcher.fetch_start(url, num_bytes)
+
     @cached_property
     def _web(self) -> ImageFetcher:
         from vlmbatch.images.fetch import FetchLimits, ImageFetcher

@@ -9,9 +9,11 @@ from vlmbatch.config import JobConfig, StdoutDestination
 from vlmbatch.errors import UsageError
 from vlmbatch.jobs.run_output import DurableOutput
 from vlmbatch.output.finished import finished_results
+from vlmbatch.output.stored_texts import StoredTextFolder
 from vlmbatch.output.text_folder import TextFolder
 from vlmbatch.output.text_names import text_name
 from vlmbatch.output.text_writer import TextWriter
+from vlmbatch.remote.filesystem import open_filesystem
 from vlmbatch.session.open import Inputs
 from vlmbatch.types import Result
 
@@ -21,20 +23,24 @@ def text_folder_of(config: JobConfig, inputs: Inputs) -> TextFolder | None:
 
     Raises:
         UsageError: the run's manifest cannot have one, or not there.
+        ConfigError: a store that cannot be opened.
     """
     if config.text_folder is None:
         return None
     path = config.text_folder
     if inputs.streaming:
         raise UsageError(
-            f"--write-text {path}: the ids of standard input are not known before its rows are "
-            "answered: write to a file with -o answers.parquet, or name a manifest"
+            f"--write-text {config.text_url or path}: the ids of standard input are not known "
+            "before its rows are answered: write to a file with -o answers.parquet, or name a "
+            "manifest"
         )
     _refuse_sidecars(config, path)
-    output = None
-    if not isinstance(config.destination, StdoutDestination):
-        output = config.destination.path
-    return TextFolder(path, output)
+    owner = config.output_url
+    if owner is None and not isinstance(config.destination, StdoutDestination):
+        owner = os.path.realpath(config.destination.path)
+    if config.text_url is not None:
+        return StoredTextFolder(open_filesystem(config.text_url), path, owner)
+    return TextFolder(path, owner)
 
 
 def write_finished_texts(output: DurableOutput, inputs: Inputs, folder: TextFolder) -> None:

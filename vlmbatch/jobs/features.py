@@ -77,7 +77,7 @@ def write_features(
     places = engine_places(config.engine, "all")  # what is not there is refused before all else
     num_engines = len(places) or 1
     stats.stage = opening_stage(config)
-    inputs = open_inputs(config, manifest_config)
+    inputs = open_inputs(config, manifest_config, stats=stats)
     if isinstance(inputs.model, HfConfig):
         raise ConfigError(
             f"features are computed by families of our own alone, and model_type "

@@ -7,14 +7,15 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from vlmbatch.durable.lock import LockHolder
 from vlmbatch.durable.row_keys import KEY_BYTES, copy_row_keys
-from vlmbatch.durable.run_paths import holds_something, work_folder_path
-from vlmbatch.durable.run_record import RunRecord
+from vlmbatch.durable.run_paths import RECORD_FILE, holds_something, work_folder_path
+from vlmbatch.durable.run_record import RunRecord, read_record
 from vlmbatch.errors import UsageError
 from vlmbatch.manifest.parquet_file import LocalParquetFile
 from vlmbatch.manifest.schema import column_prefix
@@ -81,7 +82,9 @@ def merge(folder: Path, output: Path, stats: RunStats, *, overwrite: bool = Fals
 
 def _record(parts: Sequence[PartFile], schema: pa.Schema, digest: str) -> RunRecord:
     info = parts[0].info
+    options = _options(parts)
     about = {
+        **({} if options is None else {"options": options}),
         "model": schema.metadata.get(b"vlmbatch.model", b"").decode(),
         "manifest": info.manifest,
         "shard_rows": None,
@@ -89,6 +92,17 @@ def _record(parts: Sequence[PartFile], schema: pa.Schema, digest: str) -> RunRec
         _PARTS: digest,
     }
     return RunRecord.new(info.settings, parts[0].fingerprint, info.manifest_rows, about)
+
+
+def _options(parts: Sequence[PartFile]) -> list[Any] | None:
+    """What the parts' runs were given, by which ``vlmbatch verify`` repeats them; None where their
+    work folders are gone."""
+    for part in parts:
+        record = read_record(work_folder_path(part.path) / RECORD_FILE)
+        if record is not None and record.id == part.run_id and "options" in record.about:
+            found: list[Any] = record.about["options"]
+            return found
+    return None
 
 
 def _schema(parts: Sequence[PartFile]) -> pa.Schema:

@@ -17,7 +17,7 @@ from vlmbatch.costs.rates import Gpu, reached_share
 from vlmbatch.costs.work import Work, bound, kv_cache_tokens
 from vlmbatch.errors import ErrorCode, RowError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
-from vlmbatch.manifest.validate import RowSize, sized_rows
+from vlmbatch.manifest.validate import FETCH_THREADS, THREADS, RowSize, sized_rows
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.family import Processor, family_of
 from vlmbatch.session.open import ModelInputs, image_prober, open_inputs, opening_stage
@@ -61,7 +61,7 @@ class Plan:
     """Sizes are in bytes, times in seconds. ``rows_looked_at``: of ``rows``; counts are of these.
 
     ``generated_tokens``: with ``scores_classes``, those that are scored. ``histograms``: bars of
-    (first value, last value, rows) by name. ``unknown``: rows with images behind URLs, which are
+    (first value, last value, rows) by name. ``unknown``: rows with features behind URLs, which are
     taken to be as the others.
     """
 
@@ -100,7 +100,7 @@ def plan(
         UsageError: model or manifest cannot be used, or transformers would answer.
     """
     stats.stage = opening_stage(session)
-    inputs = open_inputs(session, manifest, sampling)
+    inputs = open_inputs(session, manifest, sampling, stats=stats)
     if isinstance(inputs.model, HfConfig):
         raise UsageError(
             f"{session.model} has no family of its own and is answered by transformers: what that "
@@ -112,7 +112,9 @@ def plan(
     stats.stage, stats.work_started = "looking at rows", time.monotonic()
     found = _Rows(inputs.model, inputs.processor, config.answer_tokens)
     rows = inputs.manifest.rows()
-    with closing(sized_rows(rows, inputs.processor, image_prober(session, inputs))) as sizes:
+    threads = FETCH_THREADS if inputs.manifest.fetches_images else THREADS
+    prober = image_prober(session, inputs)
+    with closing(sized_rows(rows, inputs.processor, prober, threads)) as sizes:
         for row, size in sizes:
             stats.rows_done += 1
             found.add(row, size)

@@ -1,4 +1,4 @@
-"""A run whose output goes to an object store or to the Hub: made here, then put whole."""
+"""Outputs of object stores and of the Hub: made here, then put whole."""
 
 from __future__ import annotations
 
@@ -47,22 +47,25 @@ def run_remote(config: JobConfig, remote: RemoteDestination, stats: RunStats) ->
         UsageError: besides, something else is there, or was put there meanwhile.
         RemoteError: the store refuses, or cannot be reached: the same command puts it later.
     """
-    answer_and_put(config, remote, stats, run)
+    make_and_put(lambda: run(config, stats), remote, stats, overwrite=config.policy.overwrite)
 
 
-def answer_and_put(
-    config: JobConfig,
+def make_and_put(
+    make: Callable[[], None],
     remote: RemoteDestination,
     stats: RunStats,
-    answer: Callable[[JobConfig, RunStats], None],
     *,
+    overwrite: bool,
     keep: bool = True,
 ) -> None:
-    """As ``run_remote``, where ``answer`` writes the local output. Unless ``keep``, that is removed
-    when it has been put: what is at the URL has all that a later run needs.
+    """Have ``make`` write the output ``remote.local``, or go on with it, and put that.
+
+    Unless ``keep``, what is local is removed when it has been put: what is at the URL has all that
+    a later run needs.
 
     Raises:
         PutConflictError: something else was put there meanwhile.
+        As ``run_remote`` besides, and what ``make`` does.
     """
     target = open_target(remote)
     with Staging(remote) as staging:
@@ -72,9 +75,9 @@ def answer_and_put(
             check_part_folder(open_part_folder(remote), remote.local.part)
         elif isinstance(target, FolderTarget):
             check_without_parts(open_part_folder(remote))
-        _prepare(target, staging, stats, overwrite=config.policy.overwrite)
+        _prepare(target, staging, stats, overwrite=overwrite)
         try:
-            answer(config, stats)
+            make()
         except UsageError as error:
             if str(staging.output) not in str(error):
                 raise

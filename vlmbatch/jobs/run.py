@@ -32,6 +32,7 @@ from vlmbatch.output.kept_inputs import InputsWriter
 from vlmbatch.output.openai_lines import BatchLines, is_batch_output
 from vlmbatch.output.parts import check_folder, check_without_parts
 from vlmbatch.output.reader import changed_output
+from vlmbatch.output.stored_texts import StoredTextFolder
 from vlmbatch.output.text_writer import ResultTee, TextWriter
 from vlmbatch.output.work_folder import check_unlocked
 from vlmbatch.session.engines import EnginePlace, engine_places, several_engines
@@ -78,7 +79,7 @@ def run(config: JobConfig, stats: RunStats) -> None:
     if not isinstance(config.destination, StdoutDestination):
         check_free(config.destination)  # before a large manifest is read
     stats.stage = opening_stage(config.session)
-    inputs = open_job(config)
+    inputs = open_job(config, stats)
     stats.end_stage("model_files")
     stats.quantization = inputs.quantization(config.session.engine)
     texts = text_folder_of(config, inputs)
@@ -99,6 +100,8 @@ def run(config: JobConfig, stats: RunStats) -> None:
         elif texts is not None and isinstance(output, DurableOutput):
             stats.stage = "writing texts"
             write_finished_texts(output, inputs, texts)
+        if isinstance(texts, StoredTextFolder):
+            texts.put(stats)
     stats.finish()
 
 

@@ -9,7 +9,7 @@ from vlmbatch.config import ManifestConfig, SessionConfig
 from vlmbatch.errors import RowError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.log import logger
-from vlmbatch.manifest.validate import validate_rows
+from vlmbatch.manifest.validate import FETCH_THREADS, THREADS, validate_rows
 from vlmbatch.session.cores import default_image_workers
 from vlmbatch.session.open import image_prober, open_images, open_inputs, opening_stage
 from vlmbatch.stats import RunStats
@@ -31,7 +31,7 @@ def validate(
         UsageError: model, image arguments or manifest cannot be used.
     """
     stats.stage = opening_stage(config)
-    inputs = open_inputs(config, manifest, streaming=manifest.source == "-")
+    inputs = open_inputs(config, manifest, streaming=manifest.source == "-", stats=stats)
     if isinstance(inputs.model, HfConfig):
         logger.info(
             "how many tokens images take is known to the run alone: rows may turn out too long for "
@@ -44,8 +44,9 @@ def validate(
     stats.stage = "checking rows"
     rows, processor = inputs.manifest.rows(), inputs.processor
     probe = image_prober(config, inputs)
+    threads = FETCH_THREADS if inputs.manifest.fetches_images else THREADS
     if not decode_images:
-        yield from validate_rows(rows, processor, probe)
+        yield from validate_rows(rows, processor, probe, threads)
         return
     num_workers = config.image_loading.workers
     if num_workers is None:
@@ -56,8 +57,10 @@ def validate(
     try:
 
         def decode(ref: ImageRef) -> ImageGrid | None:
-            return probe(ref) if ref.url is not None else images.submit(ref).result().grid
+            return images.submit(ref).result().grid
 
-        yield from validate_rows(rows, processor, decode, max(2, 2 * num_workers))
+        if not inputs.manifest.fetches_images:
+            threads = max(2, 2 * num_workers)
+        yield from validate_rows(rows, processor, decode, threads)
     finally:
         images.close()

@@ -89,7 +89,7 @@ def verify(
     with open_answers(output) as answers:
         stored, answered = _stored(answers, num_rows, seed)
     stats.stage = "reading the manifest"
-    inputs = open_inputs(session, manifest, sampling)
+    inputs = open_inputs(session, manifest, sampling, stats=stats)
     job = JobConfig(session, manifest, FileDestination(output), sampling)
     _check_settings(output, record, run_settings(job, inputs, inputs.manifest.scan()))
     last = max(stored, default=-1)
@@ -249,8 +249,8 @@ def _configurations(
     options = record.about.get("options")
     if options is None:
         raise UsageError(
-            f"{output}: which options its run had is not known, as it was merged, or written by "
-            f"another version of vlmbatch ({record.version})"
+            f"{output}: which options its run had is not known, as it was merged of parts "
+            f"without work folders, or written by another version of vlmbatch ({record.version})"
         )
     session, manifest, sampling = options
     found = build(ManifestConfig, {**manifest, "manifest": record.about["manifest"]}, "argument")

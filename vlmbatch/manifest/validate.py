@@ -13,6 +13,8 @@ from vlmbatch.images.read_ahead import read_ahead
 from vlmbatch.models.family import EncodedPrompt, Tokens
 from vlmbatch.types import ImageGrid, ImageRef, Row
 
+THREADS = 4  # headers are small: more than one because files may lie on a network
+FETCH_THREADS = 32  # where images are behind URLs
 _WINDOW = 64
 _WINDOW_BYTES = 2**27  # of embedded images, and one row more
 
@@ -27,7 +29,7 @@ class PromptEncoder(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RowSize:
-    """``prompt_tokens``: with those of its images. None: an image behind a URL is not known."""
+    """``prompt_tokens``: with those of its images. None: features behind a URL are not known."""
 
     prompt_tokens: int | None
     grids: tuple[ImageGrid, ...]
@@ -37,7 +39,7 @@ def validate_rows(
     rows: Iterable[Row],
     encoder: PromptEncoder,
     check_image: Callable[[ImageRef], ImageGrid | None],
-    threads: int = 4,  # headers are small: more than one because files may lie on a network
+    threads: int = THREADS,
 ) -> Generator[tuple[Row, RowError | None]]:
     """Yield every row, in order, with the first thing that is wrong with it; as ``sized_rows``."""
     for row, found in sized_rows(rows, encoder, check_image, threads):
@@ -48,11 +50,11 @@ def sized_rows(
     rows: Iterable[Row],
     encoder: PromptEncoder,
     check_image: Callable[[ImageRef], ImageGrid | None],
-    threads: int = 4,
+    threads: int = THREADS,
 ) -> Generator[tuple[Row, RowSize | RowError]]:
     """Yield every row, in order, with its size, or the first thing that is wrong with it.
 
-    ``check_image`` raises RowError, or says what the model makes of an image, None of one that is
+    ``check_image`` raises RowError, or says what the model makes of an image, None of features
     behind a URL, which the run alone fetches; it runs on ``threads`` threads, at most ``_WINDOW``
     rows or ``_WINDOW_BYTES`` of images ahead. Tokenizers stay on the caller's thread.
     """

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from typing import Any
 
 from vlmbatch.errors import CheckpointError
+from vlmbatch.stats import RunStats, Transfer
 
 # No pickles: loading one runs the code inside it.
 _PROCESSOR_FILES = ["*.json", "*.model", "*.txt", "*.jinja"]
@@ -12,10 +15,17 @@ _ALLOWED_FILES = [*_PROCESSOR_FILES, "*.safetensors"]
 _IGNORED_FILES = ["*/*"]  # subfolders hold the same weights in other formats
 
 
-def resolve_model(path_or_id: str, revision: str | None = None, *, weights: bool = True) -> Path:
+def resolve_model(
+    path_or_id: str,
+    revision: str | None = None,
+    *,
+    weights: bool = True,
+    stats: RunStats | None = None,
+) -> Path:
     """The local folder of a checkpoint, downloaded first where the name is a Hub id.
 
-    Without ``weights`` only what a tokenizer or an image processor needs is downloaded.
+    Without ``weights`` only what a tokenizer or an image processor needs is downloaded. ``stats``
+    is told of bytes that arrive; without it the library shows its own bars.
     ``HF_HOME``, ``HF_HUB_OFFLINE`` and ``HF_TOKEN`` are respected.
 
     Raises:
@@ -35,10 +45,10 @@ def resolve_model(path_or_id: str, revision: str | None = None, *, weights: bool
             f"{path_or_id}: no such folder, and not a Hugging Face id such as "
             "llava-hf/llava-1.5-7b-hf"
         )
-    return _download(path_or_id, revision, weights)
+    return _download(path_or_id, revision, weights, stats)
 
 
-def _download(model_id: str, revision: str | None, weights: bool) -> Path:
+def _download(model_id: str, revision: str | None, weights: bool, stats: RunStats | None) -> Path:
     import huggingface_hub
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -56,6 +66,7 @@ def _download(model_id: str, revision: str | None, weights: bool) -> Path:
             revision=revision,
             allow_patterns=_ALLOWED_FILES if weights else _PROCESSOR_FILES,
             ignore_patterns=_IGNORED_FILES,
+            tqdm_class=None if stats is None else _silent_bars(stats),
         )
     except HFValidationError as error:
         raise CheckpointError(f"{prefix}not a valid Hugging Face id: {error}") from error
@@ -81,4 +92,40 @@ def _download(model_id: str, revision: str | None, weights: bool) -> Path:
         ) from error
     except OSError as error:  # other HTTP errors, and a full disk
         raise CheckpointError(f"{prefix}downloading it failed: {error}") from error
+    finally:
+        if stats is not None:
+            stats.transfer = None
     return Path(folder)
+
+
+def _silent_bars(stats: RunStats) -> type:
+    """What huggingface_hub takes for its bars: shows nothing, and has ``stats`` count the bytes.
+
+    It may have two that count them, of what has arrived and of what is written: the further counts.
+    """
+    from tqdm.auto import tqdm
+
+    bars: list[tqdm] = []
+    lock = threading.Lock()
+
+    class SilentBar(tqdm):  # type: ignore[misc]  # tqdm has no types
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*arguments, **{**options, "disable": True})
+            self._counts_bytes = options.get("unit") == "B"
+            if self._counts_bytes:
+                bars.append(self)
+
+        def update(self, n: float | None = 1) -> None:
+            self.n += n or 0
+            self.refresh()
+
+        def refresh(self, *_: object, **__: object) -> None:
+            if not self._counts_bytes:
+                return
+            with lock:
+                done = max(int(bar.n) for bar in bars)
+                if total := max(int(bar.total or 0) for bar in bars):
+                    stats.transfer = Transfer(max(total, done), done)
+
+    return SilentBar

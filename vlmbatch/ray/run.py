@@ -58,7 +58,7 @@ def run(config: JobConfig, remote: RemoteDestination | None, address: str, stats
         share = share_of(ray.nodes(), engine.device, engine.tensor_parallel)
         config = _on_device(config, share)
         stats.stage = opening_stage(config.session)
-        inputs = open_job(config)
+        inputs = open_job(config, stats)
         stats.quantization = inputs.quantization(config.session.engine)
         stats.stage = "reading the manifest"
         info = inputs.manifest.scanned()

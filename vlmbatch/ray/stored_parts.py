@@ -16,7 +16,7 @@ from vlmbatch.durable.lock import LockHolder
 from vlmbatch.durable.run_paths import INSIDE
 from vlmbatch.durable.staging_paths import remote_part
 from vlmbatch.errors import UsageError
-from vlmbatch.jobs.remote_run import PutConflictError, answer_and_put
+from vlmbatch.jobs.remote_run import PutConflictError, make_and_put
 from vlmbatch.log import logger
 from vlmbatch.output.all_parts import check_one_run, missing_parts, several_counts
 from vlmbatch.output.changes import refuse_changes
@@ -29,8 +29,9 @@ from vlmbatch.output.remote.staging import Staging
 from vlmbatch.output.remote.stored_part import StoredPart, read_stored_part, read_stored_parts
 from vlmbatch.ray.parts_folder import Answer, PartTask, Probe
 from vlmbatch.remote.filesystem import RemoteForbiddenError, RemotePath, open_filesystem
-from vlmbatch.remote.s3_upload import UploadLog, check_writable
-from vlmbatch.remote.versions import ChangedError, put_object, read_object
+from vlmbatch.remote.puts import check_writable, put_object
+from vlmbatch.remote.upload_log import UploadLog
+from vlmbatch.remote.versions import ChangedError, read_object
 from vlmbatch.stats import RunStats
 
 _PROBE = "folder-id"
@@ -128,7 +129,7 @@ class StoredParts:
         config = replace(config, destination=remote.local)
         is_begun = False
 
-        def answer_the_rest(config: JobConfig, stats: RunStats) -> None:
+        def answer_the_rest() -> None:
             nonlocal is_begun
             is_begun = True
             if config.policy.incremental:
@@ -136,7 +137,8 @@ class StoredParts:
             answer(config, stats)
 
         try:
-            answer_and_put(config, remote, stats, answer_the_rest, keep=False)
+            overwrite = config.policy.overwrite
+            make_and_put(answer_the_rest, remote, stats, overwrite=overwrite, keep=False)
         except PutConflictError:
             found = self.finished(task.fingerprint, {task.part: task.rows})
             if task.part not in found:

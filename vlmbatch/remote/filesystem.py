@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import importlib
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from vlmbatch.errors import ConfigError, VlmbatchError
 
@@ -21,6 +22,7 @@ READ_SECONDS = 20  # without a byte, before a request is tried again
 ATTEMPTS = 3
 MAX_CONNECTIONS = 64  # no fewer than the threads that fetch images
 _SHOWN_CHARACTERS = 300
+_BY_GRPC = "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"  # gcsfs' own; buckets of one zone need it
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _MISSING = (404, 410)
@@ -101,6 +103,7 @@ class _Store:
     options: Mapping[str, Any] = field(default_factory=dict)
     raised: tuple[str, ...] = ()
     refused: tuple[str, ...] = ()
+    forbidden: str | None = None
     access: str = ""
     log: str | None = None
 
@@ -110,6 +113,8 @@ class _Store:
         return (OSError, ValueError, NotImplementedError, *map(_imported, self.raised))
 
     def refuses(self, error: BaseException) -> bool:
+        if self.forbidden is not None and str(error).startswith(self.forbidden):
+            return True
         return isinstance(error, tuple(map(_imported, self.refused)))
 
 
@@ -150,6 +155,7 @@ _GS = _Store(
         "aiohttp.ClientError",
     ),
     refused=("google.auth.exceptions.GoogleAuthError",),
+    forbidden="Forbidden: ",  # of an OSError that has no number
     access="GOOGLE_APPLICATION_CREDENTIALS or gcloud auth application-default login give access; "
     "FSSPEC_GS_TOKEN=anon reads public buckets",
     log="gcsfs",
@@ -209,14 +215,12 @@ def open_filesystem(url: str) -> RemotePath:
         ConfigError: the scheme is not known, what reads it is not installed, or the library wants
             more than a URL.
     """
-    from fsspec.registry import get_filesystem_class
-
     scheme = scheme_of(url)
     assert scheme is not None, f"{url} has no scheme"
     url = f"{scheme}{url[len(scheme) :]}"
     store = _STORES.get(scheme, _Store())
     try:
-        kind = get_filesystem_class(scheme)
+        kind = _class_of(scheme)
     except ImportError as error:
         wanted = store.install and f"it is read by a package that is not installed: {store.install}"
         raise ConfigError(f"{url}: {wanted or error}") from error
@@ -239,8 +243,20 @@ def open_filesystem(url: str) -> RemotePath:
     return RemotePath(url, filesystem, path, store)
 
 
+def _class_of(scheme: str) -> type[AbstractFileSystem]:
+    from fsspec.registry import get_filesystem_class
+
+    if scheme in ("gs", "gcs") and _BY_GRPC not in os.environ:
+        # gcsfs' other class asks for a bucket's kind by gRPC before each request, and where that is
+        # let through by no proxy or emulator, waits a minute for it.
+        from gcsfs.core import GCSFileSystem
+
+        return cast("type[AbstractFileSystem]", GCSFileSystem)
+    return cast("type[AbstractFileSystem]", get_filesystem_class(scheme))
+
+
 def _translated(error: Exception, url: str, store: _Store) -> RemoteError:
-    status = _status(error)
+    status = http_status(error)
     if store.refuses(error) or isinstance(error, PermissionError) or status in _FORBIDDEN:
         access = store.access and f" ({store.access})"
         return RemoteForbiddenError(f"{url}: access is denied: {_short(error)}{access}")
@@ -264,7 +280,7 @@ def _lasts(error: Exception, status: int | None) -> bool:
     return isinstance(error, ValueError | NotImplementedError)
 
 
-def _status(error: BaseException | None) -> int | None:
+def http_status(error: BaseException | None) -> int | None:
     """The HTTP status that an error or one of its causes tells of."""
     while error is not None:
         response = getattr(error, "response", None)

@@ -14,6 +14,7 @@ from vlmbatch.remote.filesystem import (
     RemoteFailedError,
     RemoteMissingError,
     RemotePath,
+    http_status,
 )
 from vlmbatch.remote.versions import ChangedError
 
@@ -141,7 +142,7 @@ class HubDataset:
                     self.name, operations, commit_message=message, parent_commit=parent, **_KIND
                 )
         except RemoteError as error:
-            if _status(error) in _MOVED_ON:
+            if http_status(error) in _MOVED_ON:
                 raise ChangedError(f"{self.url} has a commit that came meanwhile") from error
             raise
 
@@ -177,8 +178,3 @@ def _without_bars() -> Iterator[None]:
 
 def _is_file(entry: Any) -> bool:
     return hasattr(entry, "blob_id")
-
-
-def _status(error: RemoteError) -> int | None:
-    response = getattr(error.__cause__, "response", None)
-    return getattr(response, "status_code", None)

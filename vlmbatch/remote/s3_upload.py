@@ -7,60 +7,24 @@ https://docs.aws.amazon.com/AmazonS3/latest/userguide/conditional-writes.html
 
 from __future__ import annotations
 
-import json
-from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from threading import Thread
 from typing import Any
 
-from vlmbatch.errors import UsageError
+from vlmbatch.remote.file_parts import FileParts
 from vlmbatch.remote.filesystem import (
     RemoteError,
     RemoteForbiddenError,
     RemoteMissingError,
     RemotePath,
 )
+from vlmbatch.remote.upload_log import UploadLog
 
 S3_SCHEMES = ("s3", "s3a")
-PART_BYTES = 8 * 2**20
 _MAX_PARTS = 10_000  # of S3; the smallest it takes has 5 MiB
-_THREADS = 4
 _CHANGED = ("PreconditionFailed", "ConditionalRequestConflict")
-
-
-class UploadLog:
-    """Uploads that are under way, by URL, in a JSON file: of each its id and what it is of."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def get(self, url: str) -> dict[str, Any] | None:
-        found = self._read().get(url)
-        return found if isinstance(found, dict) else None
-
-    def set(self, url: str, upload: dict[str, Any] | None) -> None:
-        """Note one, or that there is none any more.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        uploads = self._read()
-        uploads.pop(url, None)
-        if upload is not None:
-            uploads[url] = upload
-        temporary = self.path.with_name(f"{self.path.name}.tmp")
-        temporary.write_text(json.dumps(uploads))
-        temporary.replace(self.path)
-
-    def _read(self) -> dict[str, Any]:
-        try:
-            uploads = json.loads(self.path.read_bytes())
-        except (FileNotFoundError, ValueError):  # cut off by a crash: at worst all is sent again
-            return {}
-        return uploads if isinstance(uploads, dict) else {}
 
 
 class S3Upload:
@@ -70,13 +34,9 @@ class S3Upload:
         self, path: RemotePath, source: Path, log: UploadLog, sent: Callable[[int], None]
     ) -> None:
         self._path = path
-        self._source = source
+        self._parts = FileParts(source, _MAX_PARTS)
         self._log = log
         self._sent = sent
-        status = source.stat()
-        self._size = status.st_size
-        self._part_bytes = max(PART_BYTES, -(-self._size // _MAX_PARTS))
-        self._file = [self._size, status.st_mtime_ns, status.st_ino, self._part_bytes]
         bucket, key, _ = path.filesystem.split_path(path.path)
         self._place = {"Bucket": bucket, "Key": key}
 
@@ -92,11 +52,11 @@ class S3Upload:
         """
         condition = {"IfNoneMatch": "*"} if expected is None else {"IfMatch": expected}
         check()
-        if self._size <= self._part_bytes:
+        if len(self._parts.numbers) <= 1:
             self._give_up_earlier()
-            body = self._source.read_bytes()
+            body = self._parts.read(1)
             reply = self._conditional("put_object", check, Body=body, **condition)
-            self._sent(self._size)
+            self._sent(self._parts.size)
             return str(reply["ETag"])
         upload, there = self._begun()
         parts = self._send(upload, there)
@@ -114,12 +74,12 @@ class S3Upload:
     def _begun(self) -> tuple[str, dict[int, str]]:
         """The upload to go on with, or a new one: its id, and the ETags of parts that are there."""
         earlier = self._log.get(self._path.url)
-        if earlier is not None and earlier.get("file") == self._file:
+        if earlier is not None and earlier.get("file") == self._parts.identity:
             with suppress(RemoteMissingError):  # it was aborted, or is complete
                 return earlier["id"], dict(self._parts_of(earlier["id"]))
         self._give_up_earlier()
         upload = str(self._call("create_multipart_upload")["UploadId"])
-        self._log.set(self._path.url, {"id": upload, "file": self._file})
+        self._log.set(self._path.url, {"id": upload, "file": self._parts.identity})
         return upload, {}
 
     def _parts_of(self, upload: str) -> Iterator[tuple[int, str]]:
@@ -127,7 +87,7 @@ class S3Upload:
         while True:
             reply = self._call("list_parts", UploadId=upload, **marker)
             for part in reply.get("Parts", ()):
-                if part["Size"] == self._length(part["PartNumber"]):
+                if part["Size"] == self._parts.length(part["PartNumber"]):
                     yield part["PartNumber"], part["ETag"]
             if not reply.get("IsTruncated"):
                 return
@@ -136,41 +96,15 @@ class S3Upload:
     def _send(self, upload: str, there: dict[int, str]) -> list[dict[str, Any]]:
         """Send the parts that are not there; all of them, as S3 wants them listed."""
         for number in there:
-            self._sent(self._length(number))
-        count = -(-self._size // self._part_bytes)
-        missing = [number for number in range(1, count + 1) if number not in there]
-        todo, done = deque(missing), SimpleQueue[tuple[int, str | BaseException]]()
-
-        def send() -> None:
-            while todo:
-                with suppress(IndexError):  # another thread has taken the last one
-                    number = todo.popleft()
-                    try:
-                        done.put((number, self._send_part(upload, number)))
-                    except BaseException as error:  # noqa: BLE001  raised again on the main thread
-                        done.put((number, error))
-
-        for _ in range(min(_THREADS, len(missing))):
-            Thread(target=send, name="put", daemon=True).start()  # no signal waits for them
-        for _ in missing:
-            number, result = done.get()
-            if isinstance(result, BaseException):
-                todo.clear()
-                raise result
-            there[number] = result
-            self._sent(self._length(number))
-        return [{"PartNumber": number, "ETag": there[number]} for number in range(1, count + 1)]
+            self._sent(self._parts.length(number))
+        missing = [number for number in self._parts.numbers if number not in there]
+        there |= self._parts.send(missing, partial(self._send_part, upload), self._sent)
+        return [{"PartNumber": number, "ETag": there[number]} for number in self._parts.numbers]
 
     def _send_part(self, upload: str, number: int) -> str:
-        with self._source.open("rb") as file:
-            file.seek((number - 1) * self._part_bytes)
-            body = file.read(self._part_bytes)
+        body = self._parts.read(number)
         reply = self._call("upload_part", UploadId=upload, PartNumber=number, Body=body)
         return str(reply["ETag"])
-
-    def _length(self, number: int) -> int:
-        """The bytes of a part, counted from 1."""
-        return min(self._part_bytes, self._size - (number - 1) * self._part_bytes)
 
     def _give_up_earlier(self) -> None:
         """Let S3 forget an upload of another file, whose parts cost until then."""
@@ -212,23 +146,18 @@ def _error_code(error: RemoteError) -> str | None:
     return None
 
 
-def check_writable(path: RemotePath) -> None:
-    """Find out whether S3 would take an object at ``path``; of other stores nothing can be known.
+def check_s3(path: RemotePath) -> None:
+    """Find out whether S3 would take an object at ``path``.
 
     An upload is begun, of which nobody sees anything, and given up.
 
     Raises:
-        UsageError: there is no such bucket.
+        RemoteMissingError: there is no such bucket.
         RemoteError: S3 would not, or cannot be reached.
     """
-    if path.scheme not in S3_SCHEMES:
-        return
     bucket, key, _ = path.filesystem.split_path(path.path)
     place = {"Bucket": bucket, "Key": key}
-    try:
-        with path.errors():
-            upload = path.filesystem.call_s3("create_multipart_upload", **place)["UploadId"]
-    except RemoteMissingError as error:
-        raise UsageError(f"{path.url}: there is no bucket {bucket}; create it first") from error
+    with path.errors():
+        upload = path.filesystem.call_s3("create_multipart_upload", **place)["UploadId"]
     with suppress(RemoteForbiddenError), path.errors():  # who may put need not be let do this
         path.filesystem.call_s3("abort_multipart_upload", **place, UploadId=upload)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 from vlmbatch.config import (
@@ -19,13 +20,14 @@ from vlmbatch.errors import ConfigError
 from vlmbatch.hf.checkpoint import HfConfig, read_hf_config
 from vlmbatch.hf.options import announce, check_options, choose_engine
 from vlmbatch.images.buckets import AllowedBuckets
-from vlmbatch.images.decode import probe_image
+from vlmbatch.images.decode import ImageHeader, probe_image
 from vlmbatch.images.feature_file import probe_features
 from vlmbatch.images.loading.device_process import MAX_IMAGES
 from vlmbatch.images.loading.loader import FeatureLoader, ImageLoader, InProcessLoader
 from vlmbatch.images.loading.pool import ImageWorkers
 from vlmbatch.images.loading.url_loader import UrlLoader
 from vlmbatch.images.url_fetcher import UrlFetcher
+from vlmbatch.images.url_header import probe_url
 from vlmbatch.images.urls import AllowedDomains
 from vlmbatch.log import logger
 from vlmbatch.manifest.manifest import Manifest, open_manifest
@@ -35,7 +37,10 @@ from vlmbatch.models.hub import resolve_model
 from vlmbatch.models.text_config import check_divides
 from vlmbatch.session.gpu_decoder import check_gpu_decoder, gpu_decoder
 from vlmbatch.session.host_memory import HostMemory
+from vlmbatch.stats import RunStats
 from vlmbatch.types import ImageGrid, ImageRef
+
+_KNOWN_HEADERS = 10_000  # of images behind URLs, which rows may share
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,10 +83,10 @@ def opening_stage(config: SessionConfig) -> str:
     return f"fetching {config.model}"  # for minutes, where it is not in the cache
 
 
-def open_model(config: SessionConfig) -> ModelInputs:
-    """Read the model's configuration and processor.
+def open_model(config: SessionConfig, stats: RunStats | None = None) -> ModelInputs:
+    """Read the model's configuration and processor, of a Hub id after a download.
 
-    Where transformers is to answer, that imports torch.
+    Where transformers is to answer, that imports torch. ``stats``: see ``resolve_model``.
 
     Raises:
         UsageError: model or image arguments cannot be used, or ranks not divide the model.
@@ -89,7 +94,7 @@ def open_model(config: SessionConfig) -> ModelInputs:
     root = config.image_limits.root
     if root is not None and not root.is_dir():
         raise ConfigError(f"--image-root {root}: there is no such folder")
-    folder = resolve_model(config.model, config.revision)
+    folder = resolve_model(config.model, config.revision, stats=stats)
     if choose_engine(config.engine.engine, folder) == "transformers":
         return _open_with_transformers(config, folder)
     model = with_quantization(load_model_config(folder), config.engine.quantize)
@@ -102,8 +107,8 @@ def open_model(config: SessionConfig) -> ModelInputs:
         config.prompt,
         config.image_arguments,
         config.engine.max_model_len,
-        tokenizer_folder=_other_folder(config.tokenizer),
-        image_processor_folder=_image_processor_folder(config),
+        tokenizer_folder=_other_folder(config.tokenizer, stats=stats),
+        image_processor_folder=_image_processor_folder(config, stats),
     )
     return ModelInputs(folder, model, processor)
 
@@ -130,18 +135,22 @@ def _tell_of_unused_resolution(arguments: ImageArguments) -> None:
         )
 
 
-def _image_processor_folder(config: SessionConfig) -> Path | None:
+def _image_processor_folder(config: SessionConfig, stats: RunStats | None) -> Path | None:
     images = config.image_arguments
     if images.image_input_type == "image_features":
         return None
     if images.image_processor is None and images.image_processor_revision is not None:
-        return _other_folder(config.model, images.image_processor_revision)
-    return _other_folder(images.image_processor, images.image_processor_revision)
+        return _other_folder(config.model, images.image_processor_revision, stats)
+    return _other_folder(images.image_processor, images.image_processor_revision, stats)
 
 
-def _other_folder(path_or_id: str | None, revision: str | None = None) -> Path | None:
+def _other_folder(
+    path_or_id: str | None, revision: str | None = None, stats: RunStats | None = None
+) -> Path | None:
     """Where something else than weights lies; None for the model's own folder."""
-    return None if path_or_id is None else resolve_model(path_or_id, revision, weights=False)
+    if path_or_id is None:
+        return None
+    return resolve_model(path_or_id, revision, weights=False, stats=stats)
 
 
 def open_inputs(
@@ -150,17 +159,19 @@ def open_inputs(
     sampling: SamplingParams | None = None,
     *,
     streaming: bool = False,
+    stats: RunStats | None = None,
 ) -> Inputs:
     """Read the model's configuration and processor, and open the manifest.
 
-    ``sampling``: of rows that bring none. ``streaming``: see ``Inputs``.
+    ``sampling``: of rows that bring none. ``streaming``: see ``Inputs``; ``stats``: see
+    ``resolve_model``.
 
     Raises:
         UsageError: model, image arguments or manifest cannot be used.
     """
     if manifest.asks_in_chat and config.prompt.prompt_template is None:
         config = replace(config, prompt=replace(config.prompt, chat=True))
-    opened = open_model(config)
+    opened = open_model(config, stats)
     if isinstance(opened.model, HfConfig) and sampling is not None and sampling.choices:
         raise ConfigError("--choices cannot be used where transformers answers")
     rows = open_manifest(
@@ -175,7 +186,7 @@ def open_inputs(
     return Inputs(opened.folder, opened.model, opened.processor, rows, streaming)
 
 
-def open_job(config: JobConfig) -> Inputs:
+def open_job(config: JobConfig, stats: RunStats | None = None) -> Inputs:
     """``open_inputs`` of a whole run.
 
     Raises:
@@ -183,7 +194,9 @@ def open_job(config: JobConfig) -> Inputs:
     """
     to_stdout = isinstance(config.destination, StdoutDestination)
     streaming = config.manifest.source == "-" and to_stdout
-    return open_inputs(config.session, config.manifest, config.sampling, streaming=streaming)
+    return open_inputs(
+        config.session, config.manifest, config.sampling, streaming=streaming, stats=stats
+    )
 
 
 def open_images(
@@ -196,7 +209,9 @@ def open_images(
     Raises:
         ConfigError: a GPU is to decode them, and something is missing for that.
     """
-    return UrlLoader(_open_decoders(config, inputs, num_workers, gpu), open_fetcher(config))
+    decoders = _open_decoders(config, inputs, num_workers, gpu)
+    max_bytes = HostMemory.divide(config.host_memory).encoded
+    return UrlLoader(decoders, open_fetcher(config), max_bytes)
 
 
 def open_fetcher(config: SessionConfig) -> UrlFetcher:
@@ -234,9 +249,14 @@ def image_prober(
 ) -> Callable[[ImageRef], ImageGrid | None]:
     """What the model makes of an image, by the header of its file alone; raises RowError.
 
-    None of an image behind a URL, of which nothing is known but what its row asks for.
+    Thread-safe. None of features behind a URL, of which nothing is known.
     """
     limits, processor = config.image_limits, inputs.processor
+    fetcher = open_fetcher(config)
+
+    @lru_cache(_KNOWN_HEADERS)
+    def header_of(url: str) -> ImageHeader:
+        return probe_url(ImageRef(url=url), fetcher, limits)
 
     def probe(ref: ImageRef) -> ImageGrid | None:
         if processor.images is None:
@@ -244,9 +264,7 @@ def image_prober(
                 return None
             return probe_features(ref, limits, processor.feature_grid)
         images = processor.images.at(ref.resolution, ref.row_images)
-        if ref.url is not None:
-            return None
-        header = probe_image(ref, limits)
+        header = probe_image(ref, limits) if ref.url is None else header_of(ref.url)
         return images.grid(header.height, header.width)
 
     return probe

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 
-from vlmbatch.stages.byte_budget import EncodedBudget, PixelBudget
+from vlmbatch.images.size_budget import SizeBudget
+from vlmbatch.stages.byte_budget import EncodedBudget
 from vlmbatch.stages.grouping import RowGroups, in_groups
 from vlmbatch.stages.prepare import Prepared
 from vlmbatch.types import ImageRef, Row
@@ -49,7 +50,7 @@ class RowFeed:
         self._slots = threading.Semaphore(depth)
         self._window = threading.Semaphore(window)
         self._encoded = EncodedBudget(max_bytes)
-        self._pixels = PixelBudget(max_pixel_bytes, image_bytes)
+        self._pixels = SizeBudget(max_pixel_bytes, image_bytes)
         self._closed = threading.Event()
         self._num_read = 0
         self._num_given = 0

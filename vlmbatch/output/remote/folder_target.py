@@ -24,7 +24,8 @@ from vlmbatch.output.remote.commit import parquet_run_id
 from vlmbatch.output.remote.target import Found, Seen, put_again, put_once, unknown_output
 from vlmbatch.output.shards import SHARD_NAME, finished_shards
 from vlmbatch.remote.filesystem import RemotePath
-from vlmbatch.remote.s3_upload import UploadLog, check_writable
+from vlmbatch.remote.puts import check_writable
+from vlmbatch.remote.upload_log import UploadLog
 from vlmbatch.remote.versions import (
     Sent,
     fetch_object,

@@ -8,8 +8,8 @@ from vlmbatch.output.remote.folder_target import FolderTarget
 from vlmbatch.output.remote.hub_target import DEFAULT_FOLDER, HubTarget
 from vlmbatch.output.remote.target import Target
 from vlmbatch.remote.filesystem import RemotePath, open_filesystem
-from vlmbatch.remote.s3_upload import UploadLog
-from vlmbatch.remote.versions import allow_slow_puts
+from vlmbatch.remote.puts import allow_slow_puts
+from vlmbatch.remote.upload_log import UploadLog
 
 
 def open_target(remote: RemoteDestination) -> Target:

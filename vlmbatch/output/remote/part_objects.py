@@ -15,7 +15,7 @@ from vlmbatch.errors import UsageError
 from vlmbatch.output.remote.file_target import FileTarget
 from vlmbatch.output.shards import SHARD_NAME
 from vlmbatch.remote.filesystem import RemotePath
-from vlmbatch.remote.s3_upload import UploadLog
+from vlmbatch.remote.upload_log import UploadLog
 from vlmbatch.remote.versions import Sent, names_in
 
 

@@ -15,14 +15,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from vlmbatch.durable.run_paths import INSIDE
 from vlmbatch.log import logger
-from vlmbatch.output.remote.target import put_again
 from vlmbatch.remote.filesystem import RemoteError, RemotePath
-from vlmbatch.remote.s3_upload import UploadLog
+from vlmbatch.remote.puts import replace_object
 from vlmbatch.remote.versions import names_in, read_object, remove_object
 
 _PREFIX = "ray-run-"
@@ -79,30 +76,27 @@ def marked(folder: RemotePath, mark: Callable[[], RunMark]) -> Iterator[None]:
             remove_object(folder.child(f"{INSIDE}/{name}"))
     path = folder.child(f"{INSIDE}/{_PREFIX}{secrets.token_hex(4)}.json")
     ended = threading.Event()
-    with TemporaryDirectory(prefix="vlmbatch-") as scratch:
-        source, uploads = Path(scratch, "mark"), UploadLog(Path(scratch, "uploads"))
 
-        def put() -> None:
-            source.write_text(json.dumps(asdict(mark())))
-            put_again(source, path, uploads)
+    def put() -> None:
+        replace_object(json.dumps(asdict(mark())).encode(), path)
 
-        def put_on() -> None:
-            while not ended.wait(_PERIOD_SECONDS):
-                try:
-                    put()
-                except (RemoteError, OSError) as error:  # the next may arrive
-                    logger.debug("%s", error)
+    def put_on() -> None:
+        while not ended.wait(_PERIOD_SECONDS):
+            try:
+                put()
+            except (RemoteError, OSError) as error:  # the next may arrive
+                logger.debug("%s", error)
 
-        put()
-        thread = threading.Thread(target=put_on, name="run-mark", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join(_END_SECONDS)
-            with suppress(RemoteError):
-                remove_object(path)
+    put()
+    thread = threading.Thread(target=put_on, name="run-mark", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(_END_SECONDS)
+        with suppress(RemoteError):
+            remove_object(path)
 
 
 def _marks(folder: RemotePath) -> dict[str, RunMark | None]:

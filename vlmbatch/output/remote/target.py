@@ -10,8 +10,9 @@ from typing import Protocol
 from vlmbatch.durable.run_record import RunRecord
 from vlmbatch.errors import UsageError
 from vlmbatch.remote.filesystem import RemotePath
-from vlmbatch.remote.s3_upload import UploadLog
-from vlmbatch.remote.versions import ChangedError, Sent, put_object, version_of
+from vlmbatch.remote.puts import put_object
+from vlmbatch.remote.upload_log import UploadLog
+from vlmbatch.remote.versions import ChangedError, Sent, version_of
 
 
 @dataclass(frozen=True, slots=True)
