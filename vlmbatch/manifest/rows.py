@@ -44,6 +44,7 @@ class RowBuilder:
     that images may be fetched from; ``buckets``: of object stores. ``prompt``: of rows that bring
     neither prompt nor messages. ``dpi`` and ``longest_side``: how pages of PDFs are drawn.
     ``base_url``, which ends with a slash: where relative paths start in place of ``image_base``.
+    ``needs_prompts``: a row that has none, of its own or by default, is an error.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class RowBuilder:
         dpi: int | None = None,
         longest_side: int | None = None,
         base_url: str | None = None,
+        needs_prompts: bool = True,
     ) -> None:
         self.columns = columns
         self._default_prompt = prompt
+        self._needs_prompts = needs_prompts
         self._dpi, self._longest_side = dpi, longest_side
         self._left_out = columns.dropped if with_kept else columns.inputs
         self._defaults = defaults
@@ -93,7 +96,7 @@ class RowBuilder:
         messages = values.get(MESSAGES_COLUMN)
         if messages is None:
             prompt = self._default_prompt if prompt is None else prompt
-            if isinstance(prompt, str):
+            if isinstance(prompt, str) or (prompt is None and not self._needs_prompts):
                 return prompt, None
             if column not in values:
                 present = ", ".join(f'"{name}"' for name in values) or "none"

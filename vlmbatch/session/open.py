@@ -150,10 +150,12 @@ def open_inputs(
     sampling: SamplingParams | None = None,
     *,
     streaming: bool = False,
+    needs_prompts: bool = True,
 ) -> Inputs:
     """Read the model's configuration and processor, and open the manifest.
 
-    ``sampling``: of rows that bring none. ``streaming``: see ``Inputs``.
+    ``sampling``: of rows that bring none. ``streaming``: see ``Inputs``. ``needs_prompts``: as of
+    ``open_manifest``.
 
     Raises:
         UsageError: model, image arguments or manifest cannot be used.
@@ -171,6 +173,7 @@ def open_inputs(
         buckets=AllowedBuckets.of(config.image_loading.allowed_buckets),
         model=config.model,
         longest_side=config.image_arguments.resolution.longest_side,
+        needs_prompts=needs_prompts,
     )
     return Inputs(opened.folder, opened.model, opened.processor, rows, streaming)
 
