@@ -33,6 +33,7 @@ from vlmbatch.models.config import ModelConfig, check_image_arguments, with_quan
 from vlmbatch.models.family import Processor, load_model_config, load_processor
 from vlmbatch.models.hub import resolve_model
 from vlmbatch.models.text_config import check_divides
+from vlmbatch.replicas.choices import check_choices
 from vlmbatch.session.gpu_decoder import check_gpu_decoder, gpu_decoder
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.types import ImageGrid, ImageRef
@@ -163,8 +164,10 @@ def open_inputs(
     if manifest.asks_in_chat and config.prompt.prompt_template is None:
         config = replace(config, prompt=replace(config.prompt, chat=True))
     opened = open_model(config)
-    if isinstance(opened.model, HfConfig) and sampling is not None and sampling.choices:
-        raise ConfigError("--choices cannot be used where transformers answers")
+    if sampling is not None and sampling.choices:
+        if isinstance(opened.model, HfConfig):
+            raise ConfigError("--choices cannot be used where transformers answers")
+        check_choices(sampling.choices, opened.processor.tokenizer)
     rows = open_manifest(
         manifest,
         sampling or SamplingParams(),
