@@ -23,6 +23,7 @@ from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.images.read_ahead import read_ahead
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.jobs.fingerprint import checkpoint_digest
+from vlmbatch.manifest.ids import NamedRowError
 from vlmbatch.output.feature_folder import FeatureFolder, FeatureManifest
 from vlmbatch.replicas.replica import Event, Replica, RowFailure
 from vlmbatch.replicas.tower import batch_request
@@ -129,8 +130,11 @@ def write_features(
             if error is not None:
                 report(row, error)
             column = manifest_config.image_column
-            # Of a line without values the id is again "#" and its index: no other row has that.
-            values = values or {manifest_config.id_column: None}
+            if (
+                not values
+            ):  # whose id is its name, or again "#" and its index: no other row has that
+                known = row.error.name if isinstance(row.error, NamedRowError) else None
+                values = {manifest_config.id_column: known}
             lacks_prompts |= row.error is None and row.prompt is None and row.messages is None
             manifest.write({**values, **_image_values(row, values, column, outcomes, folder)})
             stats.rows_done += 1

@@ -23,7 +23,7 @@ from vlmbatch.manifest.columns import (
     Columns,
     is_request,
 )
-from vlmbatch.manifest.ids import read_id, unknown_id
+from vlmbatch.manifest.ids import id_of_error, read_id, unknown_id
 from vlmbatch.manifest.page_names import page_of
 from vlmbatch.types import ImageRef, Page, Row
 
@@ -75,7 +75,8 @@ class RowBuilder:
     def build(self, index: int, file: str, line: int, values: dict[str, Any] | RowError) -> Row:
         """The row, with ``error`` set when its values (or the lack of any) rule out an answer."""
         if isinstance(values, RowError):
-            return Row(index, unknown_id(index), line, file, error=values)
+            row_id = id_of_error(values, self.columns.id, index)
+            return Row(index, row_id, line, file, error=values)
         left_out = self._left_out
         extra = {name: value for name, value in values.items() if name not in left_out}
         row_id = unknown_id(index)
