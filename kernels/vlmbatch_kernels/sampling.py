@@ -22,7 +22,7 @@ _UNIFORM_BITS = 48  # few enough that uniform * total < total in float64
 def greedy_tokens(logits: Tensor) -> Tensor:
     """Return the likeliest token of each row, (B,) int64, of ``logits`` (B, V) of any float dtype.
 
-    Of tokens that tie, the first.
+    Of tokens that tie, the first. NaN counts as the largest.
     """
     return logits.argmax(dim=-1)
 
@@ -43,7 +43,8 @@ def sample_tokens(
     ``seeds`` and ``positions``: (B,) int64, on either. The host never waits for the device.
     Tokens that tie with the last one kept by ``top_k`` or ``top_p`` are kept too; of those kept,
     the ones that are less likely than ``min_p`` times the likeliest are left out
-    (arXiv:2407.01082). Returns (B,) int64 on the device of ``logits``.
+    (arXiv:2407.01082). Of a row with NaN or +inf, the token is one that has it. Returns
+    (B,) int64 on the device of ``logits``.
     """
     tokens = greedy_tokens(logits)
     rows = temperature.nonzero().squeeze(1)
@@ -66,6 +67,7 @@ def sample_tokens(
     )
     target = uniform[:, None] * cdf[:, -1:]
     sampled = torch.searchsorted(cdf, target, right=True).squeeze(1)
+    sampled = sampled.where(cdf[:, -1].isfinite(), tokens.index_select(0, chosen))
     return tokens.index_copy_(0, chosen, sampled.clamp_(max=logits.shape[-1] - 1))
 
 

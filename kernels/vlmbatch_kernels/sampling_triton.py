@@ -26,6 +26,7 @@ def _greedy_tokens(
         at = start + lanes
         values = tl.load(logits + row * row_stride + at, mask=at < VOCAB, other=-float("inf"))
         values = values.to(tl.float32)
+        values = tl.where(values == values, values, float("inf"))  # NaN is the largest
         best_at = tl.where(values > best, at, best_at)
         best = tl.maximum(best, values)
     first = tl.min(tl.where(best == tl.max(best, axis=0), best_at, VOCAB), axis=0)

@@ -270,7 +270,14 @@ def test_an_output_is_no_stream(
 ) -> None:
     os.mkfifo(tmp_path / "pipe.parquet")
     (tmp_path / "m.jsonl").write_text("{}\n")
-    for output in ("pipe.parquet", "/dev/stdout", "/dev/null", "/dev/fd/1", "/proc/self/fd/1"):
+    for output in (
+        "pipe.parquet",
+        "/dev/stdout",
+        "/dev/null",
+        "/dev/fd/1",
+        "/proc/self/fd/1",
+        "/proc/o.parquet",
+    ):
         for more in ([], ["--overwrite"], ["--shard-rows", "5"]):
             assert call(["run", "m.jsonl", "-m", "x", "-o", output, *more]) == 2
             assert "use -o - for JSONL on standard output" in capsys.readouterr().err

@@ -497,11 +497,12 @@ _BASE = "of images elsewhere: in tests/manifest/test_image_base.py"
 _STORES = "of object stores: in tests/remote"
 _PUTS = "of outputs in stores: in tests/remote_outputs"
 ELSEWHERE = {
-    **dict.fromkeys(("sources --prompt-column", "sources --sidecar"), _FOLDERS),
-    **dict.fromkeys(("kinds --prompt", "kinds --sidecar"), _FOLDERS),
+    **dict.fromkeys(("kinds --prompt", "kinds --prompt-column", "kinds --sidecar"), _FOLDERS),
     **dict.fromkeys(("manifest --prompt", "manifest --sidecar", "rows --prompt"), _FOLDERS),
     **dict.fromkeys(("image_folder --pages", "pages --pages", "kinds --pages"), _PDFS),
-    "verify --choices": _NAMES_IT,
+    **dict.fromkeys(("verify --choices", "choices --choices"), _NAMES_IT),
+    "tar_file --dereference": "an option of tar",
+    "tar_file --hard-dereference": "an option of tar",
     **dict.fromkeys(("pdf --dpi", "pdf --longest-side"), _PDFS),
     **dict.fromkeys(("text_folder --id-column", "text_folder --overwrite"), _TEXTS),
     **dict.fromkeys(("stored_texts --write-text", "stored_texts --overwrite"), _PUTS),

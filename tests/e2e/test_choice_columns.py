@@ -65,6 +65,9 @@ def test_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refused = tmp_path / "refused.parquet"
     assert run(manifest, refused, "--choices", "17,92", "--engine", "transformers") == 2
     assert "--choices cannot be used where transformers answers" in capsys.readouterr().err
+    assert run(manifest, refused, "--choices", '[" 17", "92", "17"]') == 2
+    assert "'17' has the same tokens as ' 17'" in capsys.readouterr().err
+    assert not refused.exists()
 
 
 def test_without_the_option_a_column_passes_through(tmp_path: Path) -> None:

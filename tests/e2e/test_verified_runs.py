@@ -77,6 +77,33 @@ def test_another_answer_is_found_by_both_engines(
     ] == [(4, by, "something else", right) for by in ("vlmbatch", "transformers")]
 
 
+@pytest.mark.parametrize("name", ["out.parquet", "out.jsonl"])
+def test_all_of_several_answers_are_compared(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], name: str
+) -> None:
+    output, manifest = tmp_path / name, tmp_path / "manifest.jsonl"
+    body = {"model": "m", "prompt": "7", "max_tokens": 3, "temperature": 1.0, "n": 2}
+    request = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+    row = request if name == "out.jsonl" else {"id": "a", "prompt": "7", "n": 2}
+    manifest.write_text(json.dumps(row))
+    options = ["-m", MODEL, "--max-tokens", 3, "--temperature", 1, "--n", 2, "-q"]
+    assert call(["run", manifest, "-o", output, *options]) == 0
+    assert verified(capfd, 0, output)["differences"] == []
+    if name == "out.jsonl":
+        line = json.loads(output.read_text())
+        line["response"]["body"]["choices"][1]["text"] = "something else"
+        output.write_text(json.dumps(line) + "\n")
+    else:
+        table = pq.read_table(output)
+        place = table.schema.get_field_index("texts")
+        texts = pa.array([[table["text"][0].as_py(), "something else"]])
+        pq.write_table(table.set_column(place, table.schema.field(place), texts), output)
+    (found,) = verified(capfd, 1, output)["differences"]
+    assert (found["answer"], found["stored"]) == (2, "something else")
+    assert call(["verify", output]) == 1
+    assert "row 0 (id a), answer 2" in capfd.readouterr().err
+
+
 def test_classes_are_not_asked_of_transformers(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

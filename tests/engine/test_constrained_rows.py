@@ -228,6 +228,25 @@ def test_rows_of_no_numbers_are_errors_and_the_others_answered(
         assert sequence.output_token_ids == expected(row)
 
 
+class DamagedHead(FakeModel):
+    """No number comes of one row of the head's weights."""
+
+    def compute_logits(self, hidden: Tensor) -> Tensor:
+        logits = super().compute_logits(hidden)
+        logits[:, 7] = torch.nan
+        return logits
+
+
+def test_rows_of_a_damaged_head_are_errors() -> None:
+    engine = small_engine(DamagedHead(), ahead=True, grammars=make_grammars())
+    for index, temperature in enumerate((0.0, 1.0)):
+        sampling = SamplingParams(max_tokens=3, temperature=temperature, logprobs=1)
+        engine.add(Request(index, [5, 6], sampling))
+    found = finished(engine)
+    assert len(found) == 2
+    assert all(isinstance(each, SequenceFailure) for each in found.values())
+
+
 def test_a_model_without_an_end_cannot_follow_a_grammar() -> None:
     with pytest.raises(RowError, match="need an end-of-sequence token"):
         Grammars(Tokenizer(backend(), {}), (), VOCAB).constraint("{}")

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -185,6 +186,37 @@ def test_rows_that_cannot_be_done_keep_their_place_and_their_image(
         "image_token_mismatch",
         "features_invalid",
     ]
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_images_without_prompts(
+    samples: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], *, packed: bool
+) -> None:
+    """A folder, or a tar whose one sample has a prompt; the runs ask."""
+    images = sorted(samples.glob("images/*"))[:2]
+    source = tmp_path / ("photos.tar" if packed else "photos")
+    if packed:
+        with tarfile.open(source, "w") as tar:
+            for image in images:
+                tar.add(image, image.name)
+            (tmp_path / "x.prompt").write_text("Why?")
+            tar.add(tmp_path / "x.prompt", images[1].with_suffix(".prompt").name)
+    else:
+        source.mkdir()
+        for image in images:
+            shutil.copy(image, source)
+    out = tmp_path / "out"
+    command = ("features", source, "-m", MODEL, "-o", out, "--image-workers", 0)
+    assert call(command) == 0
+    step = capfd.readouterr().err.rpartition("next: vlmbatch ")[2]
+    assert "--prompt 'Describe the picture.'" in step
+    before = {row["image"]: row for row in lines(samples / "features/manifest.jsonl")}
+    assert all(row["image"] in before for row in lines(out / "manifest.jsonl"))
+    table = answers(
+        *(out / "manifest.jsonl", tmp_path / "a.parquet", "--image-input-type", "image_features"),
+        *("--prompt", "What?"),
+    )
+    assert [row["status"] for row in table] == ["ok", "ok"]
 
 
 def test_images_of_allowed_hosts_are_fetched(

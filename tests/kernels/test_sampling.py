@@ -107,6 +107,14 @@ def test_all_greedy_is_argmax() -> None:
     assert torch.equal(tokens, logits.argmax(-1))
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (2, 1.0), (0, 0.5)])
+def test_what_is_no_number_is_chosen(bad: float, top_k: int, top_p: float) -> None:
+    """So that whoever looks at the token's own logit knows of any in the row."""
+    logits = torch.tensor([0.0, 3.0, bad, 2.0, -1.0])
+    assert (draw(logits, top_k=top_k, top_p=top_p) == 2).all()
+
+
 def test_logits_are_left_alone() -> None:
     logits = torch.randn(5, 9)
     before = logits.clone()

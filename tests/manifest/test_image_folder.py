@@ -152,6 +152,7 @@ class TestSidecars:
         for row, part in zip(bad, says, strict=True):
             assert row.error is not None and row.error.code == ErrorCode.MANIFEST_LINE_INVALID
             assert f"{row.line}.json" in row.error.message and part in row.error.message
+            assert row.id == f"{row.line}.jpg"
         assert good.error is None and good.extra == {"json": 7}
 
     @pytest.mark.parametrize("suffix", ["txt", ".", "./a", ".id", ".image", ".a.", "..", ""])

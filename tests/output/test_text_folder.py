@@ -119,6 +119,14 @@ def test_a_file_that_has_its_answer_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "a.txt").stat().st_ino == before
 
 
+def test_nothing_is_left_of_a_file_that_cannot_be_put_in_its_place(tmp_path: Path) -> None:
+    folder = checked(tmp_path / "texts", ["a"])
+    (folder.path / "a.txt").mkdir()
+    with pytest.raises(OutputError, match="Is a directory"):
+        folder.write("a.txt", "yes")
+    assert [path.name for path in folder.path.iterdir()] == ["a.txt"]
+
+
 def test_links_that_lead_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "texts").mkdir()
     (tmp_path / "elsewhere").mkdir()

@@ -22,7 +22,8 @@ from PIL import Image
 from sample_model import MODEL
 
 from vlmbatch.durable.run_record import RunRecord, write_record
-from vlmbatch.jobs.report import ReportConfig, report
+from vlmbatch.errors import OutputError
+from vlmbatch.jobs.report import ReportConfig, report, write_page
 from vlmbatch.manifest.schema import RESULT_SCHEMA
 from vlmbatch.report.figures import COUNTED, Figures, histogram, pace_figures
 from vlmbatch.report.page import page
@@ -278,3 +279,10 @@ def test_images_that_share_the_runs_prompt(tmp_path: Path) -> None:
         assert call(["report", tmp_path / name, "-o", page, "--overwrite", "-q"]) == 0
         rows = data_of(page)["rows"]
         assert [(row["prompt"], len(row["images"])) for row in rows] == [("<image> What?", 1)] * 2
+
+
+def test_nothing_is_left_of_a_page_that_cannot_be_put_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "page.html").mkdir()
+    with pytest.raises(OutputError, match="Is a directory"):
+        write_page(tmp_path / "page.html", "title", {}, RunStats())
+    assert [path.name for path in tmp_path.iterdir()] == ["page.html"]

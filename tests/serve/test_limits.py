@@ -153,12 +153,12 @@ async def test_a_body_that_is_too_large(loaded: Loaded) -> None:
         for _ in range(3):
             yield b" " * 400
 
-    async with client_of(loaded, max_request_bytes=1000) as (client, _):
+    async with client_of(loaded, max_request_bytes=1024) as (client, _):
         headers = {"Content-Type": "application/json"}
-        for content in (b" " * 1001, pieces()):
+        for content in (b" " * 1025, pieces()):
             response = await client.post(CHAT, content=content, headers=headers)
             assert refusal(response) == (413, "request_too_large")
-            assert "1,000 bytes" in response.text
+            assert "1,024 bytes" in response.text
 
 
 @in_loop

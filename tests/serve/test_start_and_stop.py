@@ -205,6 +205,7 @@ def test_a_port_in_use_is_refused_before_the_model_is_read(refused: Callable[...
         (["--image-token-id", "32000"], "32000"),
         (["--allow-domain", "http://x/"], "--allow-domain http://x/"),
         (["--max-request-bytes", "much"], "'--max-request-bytes': must be a size"),
+        (["--max-request-bytes", "0"], "at least 1024, got 0"),
         (["--request-timeout", "0"], "above 0"),
     ],
 )

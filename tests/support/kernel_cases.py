@@ -363,7 +363,7 @@ def check_mask_tokens(rows: int, vocab: int, dtype: torch.dtype, device: str) ->
 
 
 def check_greedy_tokens(rows: int, vocab: int, dtype: torch.dtype, device: str) -> None:
-    """Ties, rows of -inf, the ends of a row, and rows that stand apart."""
+    """Ties, rows of -inf, the ends of a row, rows that stand apart, and NaN."""
     from vlmbatch_kernels.sampling import greedy_tokens
 
     logits = torch.randn(rows, vocab + 3).round(decimals=1).to(dtype)[:, :vocab]
@@ -375,6 +375,8 @@ def check_greedy_tokens(rows: int, vocab: int, dtype: torch.dtype, device: str) 
     best = logits.amax(dim=1, keepdim=True)
     first = (logits == best).int().argmax(dim=1)
     assert torch.equal(got.cpu(), first)
+    logits[:, vocab // 3] = torch.nan
+    assert (triton_form(greedy_tokens)(logits.to(device)) == vocab // 3).all()
 
 
 def _run(function: Callable[..., Any], args: list[Any], written: tuple[int, ...]) -> list[Tensor]:

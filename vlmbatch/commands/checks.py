@@ -138,8 +138,8 @@ def _check_place(output: str, *, overwrite: bool, sharded: bool) -> None:
     path = Path(output)
     if is_stream(output):
         raise UsageError(
-            f"output {output} is a device or a pipe, and what a run keeps needs a file: use -o - "
-            "for JSONL on standard output"
+            f"output {output} is a device, a pipe or in a folder of the system's own, where "
+            "nothing can be kept: name a file elsewhere, or use -o - for JSONL on standard output"
         )
     folder = sharded or is_folder(output)
     if path.is_dir() and not folder:

@@ -57,8 +57,9 @@ def features(
 
     FOLDER gets a file for each image and manifest.jsonl, which is MANIFEST with
     these files in the image column: for `run --image-input-type image_features`,
-    with any prompts. What is there already is not computed again. Rows whose
-    images cannot be read keep them, and are listed. Exits as `validate` does.
+    with any prompts: rows need none here. What is there already is not computed
+    again. Rows whose images cannot be read keep them, and are listed. Exits as
+    `validate` does.
     """
     check_report_file("--errors", errors)
     check_summary_file(report.summary_json)
@@ -96,21 +97,23 @@ def _features(
         report.display(stats),
         RowErrors(stats, errors) as found,
     ):
-        num_encoded = write_features(session, manifest, Path(folder), stats, found.add)
+        written = write_features(session, manifest, Path(folder), stats, found.add)
     report.finish(
         stats,
-        {**details, "images_computed": num_encoded},
+        {**details, "images_computed": written.num_encoded},
         lambda: print_feature_summary(
             stats,
-            num_encoded,
+            written.num_encoded,
             found.examples,
-            _next_command(session, manifest, folder),
+            _next_command(session, manifest, folder, needs_prompt=written.lacks_prompts),
             log.console(),
         ),
     )
 
 
-def _next_command(session: SessionConfig, manifest: ManifestConfig, folder: str) -> str:
+def _next_command(
+    session: SessionConfig, manifest: ManifestConfig, folder: str, *, needs_prompt: bool
+) -> str:
     """The run that answers the manifest that was written."""
     command = ["vlmbatch", "run", str(Path(folder) / FEATURE_MANIFEST), "-m", session.model]
     command += ["--image-input-type", "image_features", "-o", "answers.parquet"]
@@ -118,4 +121,6 @@ def _next_command(session: SessionConfig, manifest: ManifestConfig, folder: str)
     for option in ("prompt", "prompt_column", "image_column", "id_column"):
         if (name := getattr(manifest, option)) != getattr(defaults, option):
             command += [f"--{option.replace('_', '-')}", name]
+    if needs_prompt and manifest.prompt is None:
+        command += ["--prompt", "Describe the picture."]
     return shlex.join(command)

@@ -109,8 +109,9 @@ def _print(found: Verified) -> None:
     for difference in found.differences[:_SHOWN]:
         console.print()
         who = "again" if difference.by == "vlmbatch" else difference.by
+        which = "" if difference.answer is None else f", answer {difference.answer:,}"
         for line in (
-            f"row {difference.row:,} (id {difference.id})",
+            f"row {difference.row:,} (id {difference.id}){which}",
             f"  stored: {difference.stored[:300]}",
             f"  {who}: {difference.again[:300]}",
         ):

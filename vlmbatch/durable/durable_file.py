@@ -150,6 +150,17 @@ def publish(temporary: Path, path: Path, name: str, files: FileSystem = FILES) -
 
 
 @contextlib.contextmanager
+def removed_on_failure(temporary: Path) -> Iterator[None]:
+    """Leave no file of ours behind where it could not be filled or put in its place."""
+    try:
+        yield
+    except (OSError, KeyboardInterrupt):
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextlib.contextmanager
 def reported(path: Path) -> Iterator[None]:
     """Turn what the file system refuses into an ``OutputError`` about ``path``."""
     try:

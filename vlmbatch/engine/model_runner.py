@@ -30,15 +30,16 @@ class ScoredStep:
     """A step whose logits the device may still be computing, and of which no token is sampled yet.
 
     ``logits``: (n, V), the model's own; ``scores``: the same after penalties, and without ends that
-    come too early; ``finite``: (n,), whether they come of numbers. None on all ranks but the first,
-    and where nothing is sampled. ``prompts``: of prompts whose tokens are scored.
+    come too early; ``sums``: (n,) float32, of the hidden states that they come of. None on all
+    ranks but the first, and where nothing is sampled. ``prompts``: of prompts whose tokens are
+    scored.
     """
 
     sequences: list[Sequence]
     positions: list[int]  # of the new tokens
     logits: Tensor | None = None
     scores: Tensor | None = None
-    finite: Tensor | None = None
+    sums: Tensor | None = None
     prompts: PromptLogprobs | None = None
 
 
@@ -131,12 +132,12 @@ class ModelRunner:
         if not num_sampled or self._parallel.rank > 0:
             return ScoredStep(inputs.sampled, inputs.sample_positions, prompts=prompts)
         scores = logits = self._model.compute_logits(hidden[:num_sampled])
-        finite = hidden[:num_sampled].sum(dim=-1, dtype=torch.float32).isfinite()
+        sums = hidden[:num_sampled].sum(dim=-1, dtype=torch.float32)
         if inputs.penalised is not None:
             scores = inputs.penalised.apply(logits, inputs.input_ids)
         if inputs.early_ends is not None:
             scores = inputs.early_ends.rule_out(scores)
-        return ScoredStep(inputs.sampled, inputs.sample_positions, logits, scores, finite, prompts)
+        return ScoredStep(inputs.sampled, inputs.sample_positions, logits, scores, sums, prompts)
 
     @torch.inference_mode()
     def sample(self, step: ScoredStep, masks: TokenMasks | None = None) -> LaunchedStep:
@@ -157,8 +158,10 @@ class ModelRunner:
                 )
             tokens = sample(scores, params, step.positions)
             logprobs = StepLogprobs.launch(step.logits, tokens, requests)
-            assert step.finite is not None
-            tokens = tokens.where(step.finite, -1)
+            assert step.sums is not None
+            # Where any logit is no number, the token's own is none: see ``sample_tokens``.
+            own = step.logits.gather(1, tokens[:, None]).squeeze(1)
+            tokens = tokens.where((step.sums + own).isfinite(), -1)
         else:
             tokens = torch.empty(len(step.sequences), dtype=torch.int64, device=self._device)
         if self._parallel.world_size > 1 and step.sequences:

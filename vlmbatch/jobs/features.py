@@ -23,6 +23,7 @@ from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.images.read_ahead import read_ahead
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.jobs.fingerprint import checkpoint_digest
+from vlmbatch.manifest.ids import NamedRowError
 from vlmbatch.output.feature_folder import FeatureFolder, FeatureManifest
 from vlmbatch.replicas.replica import Event, Replica, RowFailure
 from vlmbatch.replicas.tower import batch_request
@@ -54,14 +55,22 @@ class NamedImage:
 Outcome = NamedImage | RowError
 
 
+@dataclass(frozen=True, slots=True)
+class WrittenFeatures:
+    """``num_encoded``: images that a tower has seen. ``lacks_prompts``: whether a row has none."""
+
+    num_encoded: int
+    lacks_prompts: bool
+
+
 def write_features(
     config: SessionConfig,
     manifest_config: ManifestConfig,
     output: Path,
     stats: RunStats,
     report: Callable[[Row, RowError], None],
-) -> int:
-    """Fill the folder ``output``; returns how many images the tower has seen.
+) -> WrittenFeatures:
+    """Fill the folder ``output``.
 
     Images whose features are there are neither decoded nor encoded. A row that cannot be read, or
     whose image cannot, is given to ``report`` and keeps what it had in the image's place.
@@ -77,7 +86,7 @@ def write_features(
     places = engine_places(config.engine, "all")  # what is not there is refused before all else
     num_engines = len(places) or 1
     stats.stage = opening_stage(config)
-    inputs = open_inputs(config, manifest_config, stats=stats)
+    inputs = open_inputs(config, manifest_config, stats=stats, needs_prompts=False)
     if isinstance(inputs.model, HfConfig):
         raise ConfigError(
             f"features are computed by families of our own alone, and model_type "
@@ -109,6 +118,7 @@ def write_features(
             images = SharedLoader(images, memory)
         dtype = resolve_dtype(config.engine.dtype, inputs.model, device)
         reader = ImageReader(config, inputs, folder, images, str(dtype))
+        lacks_prompts = False
         stats.stage = "computing features"
         stats.work_started = time.monotonic()
         reading = _start_reading(inputs, reader, threads)
@@ -120,8 +130,12 @@ def write_features(
             if error is not None:
                 report(row, error)
             column = manifest_config.image_column
-            # Of a line without values the id is again "#" and its index: no other row has that.
-            values = values or {manifest_config.id_column: None}
+            if (
+                not values
+            ):  # whose id is its name, or again "#" and its index: no other row has that
+                known = row.error.name if isinstance(row.error, NamedRowError) else None
+                values = {manifest_config.id_column: known}
+            lacks_prompts |= row.error is None and row.prompt is None and row.messages is None
             manifest.write({**values, **_image_values(row, values, column, outcomes, folder)})
             stats.rows_done += 1
             stats.images_done += sum(isinstance(outcome, NamedImage) for outcome in outcomes)
@@ -130,7 +144,7 @@ def write_features(
         stats.stage = "writing the manifest"
         manifest.commit()
     stats.finish()
-    return tower.num_encoded
+    return WrittenFeatures(tower.num_encoded, lacks_prompts)
 
 
 class ImageReader:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmbatch.durable.durable_file import FILES, DurableFile, reported
+from vlmbatch.durable.durable_file import FILES, DurableFile, removed_on_failure, reported
 from vlmbatch.durable.run_paths import temporary_path
 from vlmbatch.durable.run_record import RunRecord
 from vlmbatch.output.answers import Answers, open_answers
@@ -147,10 +147,9 @@ def write_page(destination: Path, title: str, data: dict[str, Any], stats: RunSt
     begin_rows(stats, "writing the page", None)
     content = page(title, data).encode(errors="replace")
     temporary = temporary_path(destination)
-    with reported(destination):
-        with DurableFile(temporary) as file:
-            file.write(content)
-            file.sync()
+    with reported(destination), DurableFile(temporary) as file, removed_on_failure(temporary):
+        file.write(content)
+        file.sync()
         FILES.replace(temporary, destination)
     stats.finish()
     return len(content)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from itertools import islice
+from itertools import islice, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -42,16 +42,20 @@ from vlmbatch.stages.prepare import prepare
 from vlmbatch.stats import RunStats
 from vlmbatch.types import Result, Row
 
-_NOT_AGAIN = "(not answered again)"
+Texts = Sequence[str]  # all answers of a row
+
+_NONE = "(no answer)"
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A row whose answer is another now. ``by``: what answered it again."""
+    """A row that is answered otherwise now. ``by``: what answered it again. ``answer``: which of
+    several is the first that differs, from 1; None of a row that has one."""
 
     row: int
     id: str
     by: str
+    answer: int | None
     stored: str
     again: str
 
@@ -102,9 +106,9 @@ def verify(
             continue
         engines.append(by)
         differences += [
-            Difference(row.index, row.id, by, before, _text(now))
+            difference
             for row, now in zip(rows, again, strict=True)
-            if (before := stored[row.index]) != _text(now)
+            if (difference := _difference(row, by, stored[row.index], _texts(now))) is not None
         ]
     stats.finish()
     return Verified(len(rows), answered, tuple(engines), tuple(differences), skipped)
@@ -211,13 +215,23 @@ def _answer(row: Row, processor: Processor, images: ImageLoader, replica: Replic
                 return to_result(Answer.of(prepared.row, request, event), processor.tokenizer)
 
 
-def _text(result: Result) -> str:
+def _difference(row: Row, by: str, stored: Texts, again: Texts) -> Difference | None:
+    several = len(stored) > 1
+    for number, (one, other) in enumerate(zip_longest(stored, again, fillvalue=_NONE), 1):
+        if one != other:
+            return Difference(row.index, row.id, by, number if several else None, one, other)
+    return None
+
+
+def _texts(result: Result) -> Texts:
     if result.error_code is not None:
-        return f"({result.error_code}: {result.error_message})"
-    return result.text if result.text is not None else _NOT_AGAIN
+        return (f"({result.error_code}: {result.error_message})",)
+    assert result.text is not None
+    texts: Texts = result.details.get("texts", (result.text,))
+    return texts
 
 
-def _stored(answers: Answers, num_rows: int, seed: int) -> tuple[dict[int, str], int]:
+def _stored(answers: Answers, num_rows: int, seed: int) -> tuple[dict[int, Texts], int]:
     """Texts by row, of rows that have one; and how many there are. A byte a row is held."""
     ok = [
         results["status"].to_numpy(zero_copy_only=False) == "ok"
@@ -225,7 +239,7 @@ def _stored(answers: Answers, num_rows: int, seed: int) -> tuple[dict[int, str],
     ]
     answered = np.flatnonzero(np.concatenate(ok)) if ok else np.empty(0, np.int64)
     chosen = answered[sampled_rows(len(answered), num_rows, seed)]
-    texts = {row.result["row_index"]: row.result["text"] for row in answers.rows(chosen)}
+    texts = {row.result["row_index"]: row.texts for row in answers.rows(chosen)}
     return texts, len(answered)
 
 

@@ -81,6 +81,21 @@ def unknown_id(index: int) -> str:
     return f"#{index}"
 
 
+class NamedRowError(RowError):
+    """Of a row that cannot be read, whose ``name`` is known: what a column called id would hold."""
+
+    def __init__(self, error: RowError, name: str) -> None:
+        super().__init__(error.code, error.message)
+        self.name = name
+
+
+def id_of_error(error: RowError, column: str, index: int) -> str:
+    """The id of a row that cannot be read; ``column``: that of the ids."""
+    if isinstance(error, NamedRowError) and column == "id":
+        return error.name
+    return unknown_id(index)
+
+
 class IdHashes:
     """The ids of a whole manifest in eight bytes each."""
 

@@ -18,6 +18,7 @@ from vlmbatch.images.loading.page_counter import PageCounter
 from vlmbatch.images.pdf import MISSING as MISSING_LIBRARY
 from vlmbatch.images.pdf import has_pdf_library
 from vlmbatch.log import logger
+from vlmbatch.manifest.ids import NamedRowError
 from vlmbatch.manifest.image_tree import PatternTree, is_document_name
 from vlmbatch.manifest.page_names import page_name
 from vlmbatch.manifest.scan import Record, Scan
@@ -91,7 +92,7 @@ class ImageFolder:
             for page in self._pages_of(path, counter):
                 yield _line(path=path, page=page, columns=columns)
         except RowError as error:
-            yield _line(error=[error.code, error.message])
+            yield _line(path=path, error=[error.code, error.message])
 
     def _pages_of(self, path: str, counter: PageCounter) -> Iterable[int]:
         if not has_pdf_library():
@@ -137,13 +138,13 @@ class ImageFolder:
 
 def _values(raw: bytes) -> dict[str, Any] | RowError:
     found = json.loads(raw)
+    path, page = found["path"], found.get("page")
+    name = os.fsencode(path).decode(errors="backslashreplace")
     if "error" in found:
         code, message = found["error"]
-        return RowError(ErrorCode(code), message)
-    path, page = found["path"], found.get("page")
+        return NamedRowError(RowError(ErrorCode(code), message), name)
     # With a colon it could be taken for a URL.
     image = path if ":" not in path else f"./{path}"
-    name = os.fsencode(path).decode(errors="backslashreplace")
     if page is None:
         return {"id": name, "image": image, **found["columns"]}
     own = {"id": page_name(name, page), "image": page_name(image, page), "doc": name, "page": page}

@@ -16,6 +16,7 @@ from vlmbatch.manifest.parquet import ParquetFile
 from vlmbatch.manifest.scan import ManifestFile
 from vlmbatch.manifest.stored_file import StoredFile
 from vlmbatch.manifest.tar_file import TarFile
+from vlmbatch.remote.filesystem import scheme_of
 
 _COMPRESSIONS = ("", ".gz", ".zst")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
@@ -100,11 +101,16 @@ def unknown_kind(name: str) -> ManifestError:
     return ManifestError(f"{name}: of no known kind: the name must end in {KINDS}")
 
 
-def no_prompts(source: str) -> str:
+def no_prompts(config: ManifestConfig) -> str:
     """What is said of images that nothing is asked about."""
-    return (
-        f"{source} is images without prompts: ask the same of all with --prompt, such as "
+    message = (
+        f"{config.source} is images without prompts: ask the same of all with --prompt, such as "
         '--prompt "Describe the picture."'
+    )
+    if scheme_of(config.source) is not None:  # where there are no sidecars
+        return message
+    return (
+        f"{message}; or read prompts beside them, such as with --sidecar .txt --prompt-column txt"
     )
 
 

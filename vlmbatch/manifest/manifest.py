@@ -27,6 +27,7 @@ from vlmbatch.manifest.image_base import base_folder, read_base_url
 from vlmbatch.manifest.image_folder import ImageFolder
 from vlmbatch.manifest.json_columns import JsonColumns, json_columns
 from vlmbatch.manifest.jsonl import JsonlFile
+from vlmbatch.manifest.kinds import no_prompts
 from vlmbatch.manifest.openai_batch import BatchRowBuilder, holds_requests
 from vlmbatch.manifest.partitions import without_partitions
 from vlmbatch.manifest.remote_sources import find_remote_files
@@ -341,6 +342,7 @@ def open_manifest(
     buckets: AllowedBuckets = NO_BUCKETS,
     model: str = "",
     longest_side: int | None = None,
+    needs_prompts: bool = True,
 ) -> Manifest:
     """Find the manifest's files, and their format if it is not given.
 
@@ -351,7 +353,8 @@ def open_manifest(
     standard input the working directory. ``streaming`` reads standard input as it comes, without
     ``scan``: duplicate ids and reserved column names are then errors of their rows. Images may be
     fetched from ``domains``, and from ``buckets`` of object stores; ``model`` answers OpenAI's
-    requests. ``longest_side``: of pages of PDFs, in pixels.
+    requests. ``longest_side``: of pages of PDFs, in pixels. ``needs_prompts``: what is made of the
+    rows needs a prompt of each.
 
     Raises:
         ManifestError: there is no manifest at ``config.source``, or none of a known kind.
@@ -380,8 +383,11 @@ def open_manifest(
     else:
         files, folder = find_files(config, columns.asked)
     folder = image_base or folder
+    is_images = any(isinstance(file, ImageFolder) for file in files)
+    if is_images and needs_prompts and config.prompt is None and not config.sidecars:
+        raise ManifestError(no_prompts(config))
     if config.image_base is not None:
-        if any(isinstance(file, ImageFolder) for file in files):
+        if is_images:
             raise ManifestError(
                 f"{config.source} is images, which are where they are: --image-base "
                 f"{config.image_base} is for the paths in a manifest"
@@ -425,6 +431,7 @@ def open_manifest(
             dpi=config.dpi,
             longest_side=longest_side,
             base_url=base_url,
+            needs_prompts=needs_prompts,
         )
     sample = None if config.sample is None else (config.sample, config.sample_seed)
     return Manifest(

@@ -26,7 +26,6 @@ from vlmbatch.manifest.kinds import (
     check_one_kind,
     is_manifest,
     manifest_file,
-    no_prompts,
     refuse_folder_options,
     unknown_kind,
 )
@@ -158,8 +157,6 @@ def _images(
             f"{source}: {option} is for folders of this machine: copy the folder, or name its "
             "images in a manifest"
         )
-    if config.prompt is None:
-        raise ManifestError(no_prompts(source))
     return [ImageFolder(source, Path(), tree, config)], folder.url
 
 

@@ -23,7 +23,7 @@ from vlmbatch.manifest.columns import (
     Columns,
     is_request,
 )
-from vlmbatch.manifest.ids import read_id, unknown_id
+from vlmbatch.manifest.ids import id_of_error, read_id, unknown_id
 from vlmbatch.manifest.page_names import page_of
 from vlmbatch.types import ImageRef, Page, Row
 
@@ -44,6 +44,7 @@ class RowBuilder:
     that images may be fetched from; ``buckets``: of object stores. ``prompt``: of rows that bring
     neither prompt nor messages. ``dpi`` and ``longest_side``: how pages of PDFs are drawn.
     ``base_url``, which ends with a slash: where relative paths start in place of ``image_base``.
+    ``needs_prompts``: a row that has none, of its own or by default, is an error.
     """
 
     def __init__(
@@ -59,9 +60,11 @@ class RowBuilder:
         dpi: int | None = None,
         longest_side: int | None = None,
         base_url: str | None = None,
+        needs_prompts: bool = True,
     ) -> None:
         self.columns = columns
         self._default_prompt = prompt
+        self._needs_prompts = needs_prompts
         self._dpi, self._longest_side = dpi, longest_side
         self._left_out = columns.dropped if with_kept else columns.inputs
         self._defaults = defaults
@@ -72,7 +75,8 @@ class RowBuilder:
     def build(self, index: int, file: str, line: int, values: dict[str, Any] | RowError) -> Row:
         """The row, with ``error`` set when its values (or the lack of any) rule out an answer."""
         if isinstance(values, RowError):
-            return Row(index, unknown_id(index), line, file, error=values)
+            row_id = id_of_error(values, self.columns.id, index)
+            return Row(index, row_id, line, file, error=values)
         left_out = self._left_out
         extra = {name: value for name, value in values.items() if name not in left_out}
         row_id = unknown_id(index)
@@ -93,7 +97,7 @@ class RowBuilder:
         messages = values.get(MESSAGES_COLUMN)
         if messages is None:
             prompt = self._default_prompt if prompt is None else prompt
-            if isinstance(prompt, str):
+            if isinstance(prompt, str) or (prompt is None and not self._needs_prompts):
                 return prompt, None
             if column not in values:
                 present = ", ".join(f'"{name}"' for name in values) or "none"

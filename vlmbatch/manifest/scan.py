@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from vlmbatch.errors import RowError
 from vlmbatch.manifest.columns import Columns
-from vlmbatch.manifest.ids import IdHashes, read_id, unknown_id
+from vlmbatch.manifest.ids import IdHashes, id_of_error, read_id, unknown_id
 from vlmbatch.manifest.image_uses import ImageUses
 from vlmbatch.manifest.passthrough import ExtraColumns
 
@@ -51,7 +51,7 @@ class Scan:
 def record_id(values: dict[str, Any] | RowError, id_column: str, index: int) -> str:
     """The id that the row will have in the output."""
     if isinstance(values, RowError):
-        return unknown_id(index)
+        return id_of_error(values, id_column, index)
     try:
         return read_id(values, id_column, index)
     except RowError:

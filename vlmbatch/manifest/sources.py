@@ -29,7 +29,6 @@ from vlmbatch.manifest.kinds import (
     check_one_kind,
     is_manifest,
     manifest_file,
-    no_prompts,
     refuse_folder_options,
     unknown_kind,
 )
@@ -113,11 +112,6 @@ def _images(
                 "only those in the folder itself and in folders called key=value are read"
             )
         raise ManifestError(f"{source}: the pattern matches {what}")
-    if config.prompt is None and not config.sidecars:
-        raise ManifestError(
-            f"{no_prompts(source)}; or read prompts beside them, such as with --sidecar .txt "
-            "--prompt-column txt"
-        )
     return [ImageFolder(source, base, tree, config)], base
 
 

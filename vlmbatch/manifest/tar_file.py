@@ -20,6 +20,7 @@ from vlmbatch.config import ImageLimits
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
 from vlmbatch.log import logger
 from vlmbatch.manifest.huggingface import IMAGE_TYPE
+from vlmbatch.manifest.ids import NamedRowError
 from vlmbatch.manifest.image_tree import is_image_name
 from vlmbatch.manifest.scan import Record, Scan
 from vlmbatch.manifest.second_pass import SeenFile
@@ -119,7 +120,7 @@ class TarFile:
                     data = _read(file, member, self._max_bytes, where)
                     values[name] = column_value(member.name, data, where)
         except RowError as error:
-            return error
+            return NamedRowError(error, key)
         except OSError as error:
             raise ManifestError(f"{self.name}: cannot be read: {error.strerror}") from error
         if images:

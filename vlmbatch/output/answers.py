@@ -35,11 +35,13 @@ _BLOCK_ROWS = 4096  # of lines
 
 @dataclass(frozen=True, slots=True)
 class AnswerRow:
-    """One row by its number in the output. ``extra``: the values that passed through."""
+    """One row by its number in the output. ``extra``: the values that passed through. ``texts``:
+    all that the row was answered, of which ``result`` has the first; none of an error."""
 
     number: int
     result: Mapping[str, Any]
     extra: Mapping[str, Any]
+    texts: Sequence[str]
 
 
 class Answers(Protocol):
@@ -115,6 +117,8 @@ class ParquetAnswers:
         self.num_rows: int | None = self._reader.num_rows
         extra = self._reader.extra_schema
         self.columns: Sequence[str] = extra.names
+        names = (field.name for field in extra if detail_name(field) == "texts")
+        self._texts_column = next(names, None)  # where rows may have several answers
         self.grouping: Sequence[str] = [
             field.name for field in extra if detail_name(field) in (None, "choice")
         ]
@@ -155,7 +159,15 @@ class ParquetAnswers:
             }
             for place, result in enumerate(results):
                 row = {name: column[place] for name, column in extra.items()}
-                yield AnswerRow(int(wanted[first + place]), result, row)
+                texts = row.get(self._texts_column) if self._texts_column else None
+                number = int(wanted[first + place])
+                yield AnswerRow(number, result, row, _texts(result["text"], texts))
+
+
+def _texts(first: str | None, several: Sequence[str] | None) -> Sequence[str]:
+    if several is not None:
+        return several
+    return () if first is None else (first,)
 
 
 def _one(column: pa.ChunkedArray, place: int) -> pa.Array:
@@ -192,7 +204,8 @@ class BatchAnswers:
         for number in wanted.tolist():
             for place, result in results:
                 if place == number:
-                    yield AnswerRow(number, result_values(result), {})
+                    texts = _texts(result.text, result.details.get("texts"))
+                    yield AnswerRow(number, result_values(result), {}, texts)
                     break
 
     def _results(self) -> Iterator[Result]:

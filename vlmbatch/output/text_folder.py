@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vlmbatch.durable.durable_file import open_own, reported
+from vlmbatch.durable.durable_file import open_own, removed_on_failure, reported
 from vlmbatch.errors import OutputError, UsageError
 from vlmbatch.manifest.page_names import page_of
 from vlmbatch.output.text_names import text_name
@@ -103,9 +103,11 @@ class TextFolder:
                 return
             temporary = path.with_name(self.temporary)
             flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            with os.fdopen(open_own(temporary, flags), "wb") as file:
-                file.write(data)
-            temporary.replace(path)
+            descriptor = open_own(temporary, flags)
+            with removed_on_failure(temporary):
+                with os.fdopen(descriptor, "wb") as file:
+                    file.write(data)
+                temporary.replace(path)
 
     def _name(self, row_id: str) -> str:
         try:

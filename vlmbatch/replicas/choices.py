@@ -15,7 +15,7 @@ from typing import cast
 import numpy as np
 
 from vlmbatch.config import SamplingParams
-from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.replicas.composed import Composition, Parts
 from vlmbatch.replicas.replica import Completion
@@ -55,11 +55,11 @@ class ChoiceTree:
         Raises:
             RowError: a class has no tokens, or two have the same.
         """
-        paths = [_tokens(choice, tokenizer, behind) for choice in choices]
-        for number, path in enumerate(paths):
-            if not path or path in paths[:number]:
-                twin = f"the same tokens as {choices[paths.index(path)]!r}" if path else "no tokens"
-                raise RowError(ErrorCode.SAMPLING_INVALID, f"choice {choices[number]!r} has {twin}")
+        before = tokenizer.piece(behind)
+        ends_in_text = tokenizer.has_text(behind) and bool(before) and not before[-1].isspace()
+        paths = _paths(choices, tokenizer, before, follows_text=ends_in_text)
+        if (problem := _not_told_apart(choices, paths)) is not None:
+            raise RowError(ErrorCode.SAMPLING_INVALID, problem)
         whole = set(paths)
         begins = any(path[:end] in whole for path in paths for end in range(1, len(path)))
         return cls(tuple(paths), tuple(sorted(eos_token_ids)) if begins else ())
@@ -86,15 +86,41 @@ class ChoiceTree:
         return found
 
 
-def _tokens(choice: str, tokenizer: Tokenizer, behind: int) -> Path:
-    """A class's tokens as they would stand behind a prompt's last one.
+def check_choices(choices: Sequence[str], tokenizer: Tokenizer) -> None:
+    """Refuse classes of a whole run that are the same behind a prompt that ends in text.
+
+    Raises:
+        ConfigError: a class has no tokens, or two have the same.
+    """
+    paths = _paths(choices, tokenizer, _ANCHORS[0], follows_text=True)
+    if (problem := _not_told_apart(choices, paths)) is not None:
+        raise ConfigError(f"--choices: {problem}: leave it out, or write it otherwise")
+
+
+def _not_told_apart(choices: Sequence[str], paths: Sequence[Path]) -> str | None:
+    """What is wrong with classes of these tokens."""
+    for number, path in enumerate(paths):
+        if not path:
+            return f"choice {choices[number]!r} has no tokens"
+        if path in paths[:number]:
+            twin = choices[paths.index(path)]
+            return f"choice {choices[number]!r} has the same tokens as {twin!r}"
+    return None
+
+
+def _paths(
+    choices: Sequence[str], tokenizer: Tokenizer, before: str, *, follows_text: bool
+) -> list[Path]:
+    return [_tokens(each, tokenizer, before, follows_text=follows_text) for each in choices]
+
+
+def _tokens(choice: str, tokenizer: Tokenizer, before: str, *, follows_text: bool) -> Path:
+    """A class's tokens as they would stand behind ``before``, the text of a prompt's last one.
 
     That may be with a space: behind text that does not end with one, as in "Answer: yes". Behind
     a special token there is none.
     """
-    before = tokenizer.piece(behind)
-    follows_text = tokenizer.has_text(behind) and not before[-1:].isspace()
-    space = " " if before and follows_text and not choice[0].isspace() else ""
+    space = " " if follows_text and not choice[0].isspace() else ""
     for anchor in (before, *_ANCHORS):
         start = tokenizer.encode(anchor, add_special_tokens=False)
         whole = tokenizer.encode(f"{anchor}{space}{choice}", add_special_tokens=False)

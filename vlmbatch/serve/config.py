@@ -45,7 +45,8 @@ class ServeConfig:
         ),
     ] = None
     max_request_bytes: Annotated[
-        int, _limits("SIZE", "Size of a request's body, images included.", unit="size")
+        int,
+        _limits("SIZE", "Size of a request's body, images included.", unit="size", minimum=1024),
     ] = 32 * 2**20
     max_concurrent_requests: Annotated[
         int, _limits("N", "Requests worked on at once; others get status 429.", minimum=1)

@@ -35,6 +35,7 @@ from vlmbatch.models.config import ModelConfig, check_image_arguments, with_quan
 from vlmbatch.models.family import Processor, load_model_config, load_processor
 from vlmbatch.models.hub import resolve_model
 from vlmbatch.models.text_config import check_divides
+from vlmbatch.replicas.choices import check_choices
 from vlmbatch.session.gpu_decoder import check_gpu_decoder, gpu_decoder
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.stats import RunStats
@@ -160,11 +161,12 @@ def open_inputs(
     *,
     streaming: bool = False,
     stats: RunStats | None = None,
+    needs_prompts: bool = True,
 ) -> Inputs:
     """Read the model's configuration and processor, and open the manifest.
 
     ``sampling``: of rows that bring none. ``streaming``: see ``Inputs``; ``stats``: see
-    ``resolve_model``.
+    ``resolve_model``; ``needs_prompts``: see ``open_manifest``.
 
     Raises:
         UsageError: model, image arguments or manifest cannot be used.
@@ -172,8 +174,10 @@ def open_inputs(
     if manifest.asks_in_chat and config.prompt.prompt_template is None:
         config = replace(config, prompt=replace(config.prompt, chat=True))
     opened = open_model(config, stats)
-    if isinstance(opened.model, HfConfig) and sampling is not None and sampling.choices:
-        raise ConfigError("--choices cannot be used where transformers answers")
+    if sampling is not None and sampling.choices:
+        if isinstance(opened.model, HfConfig):
+            raise ConfigError("--choices cannot be used where transformers answers")
+        check_choices(sampling.choices, opened.processor.tokenizer)
     rows = open_manifest(
         manifest,
         sampling or SamplingParams(),
@@ -182,6 +186,7 @@ def open_inputs(
         buckets=AllowedBuckets.of(config.image_loading.allowed_buckets),
         model=config.model,
         longest_side=config.image_arguments.resolution.longest_side,
+        needs_prompts=needs_prompts,
     )
     return Inputs(opened.folder, opened.model, opened.processor, rows, streaming)
 
