@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vlmbatch import __version__
 from vlmbatch.config import (
     EngineConfig,
     FileDestination,
@@ -248,10 +249,10 @@ def _configurations(
     """What the run was given, as its record has it."""
     options = record.about.get("options")
     if options is None:
-        raise UsageError(
-            f"{output}: which options its run had is not known, as it was merged, or written by "
-            f"another version of vlmbatch ({record.version})"
-        )
+        reason = "as it was merged: verify the folder of its parts, or answer anew"
+        if record.version != __version__:
+            reason = f"as it was merged, or written by another version ({record.version})"
+        raise UsageError(f"{output}: which options its run had is not known, {reason}")
     session, manifest, sampling = options
     found = build(ManifestConfig, {**manifest, "manifest": record.about["manifest"]}, "argument")
     if found.source == "-":
