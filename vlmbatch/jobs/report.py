@@ -166,7 +166,8 @@ def _lead(figures: Figures, record: RunRecord | None) -> str:
     ok, failed = (sum(figures.counts(status).values()) for status in ("ok", "error"))
     text = f"{figures.num_rows:,} rows: {ok:,} answered, {failed:,} errors"
     if record is not None:
-        text += f" · {record.about.get('model', 'a model')} · {record.started[:16].replace('T', ' ')} UTC"
+        started = record.started[:16].replace("T", " ")
+        text += f" · {record.about.get('model', 'a model')} · {started} UTC"
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from pathlib import Path
 
 from vlmbatch.errors import CheckpointError
@@ -32,10 +33,17 @@ def resolve_model(path_or_id: str, revision: str | None = None, *, weights: bool
         raise CheckpointError(f"{path_or_id}: is a file; give the checkpoint's folder")
     if path.is_absolute() or path_or_id.startswith((".", "~")) or path_or_id.count("/") != 1:
         raise CheckpointError(
-            f"{path_or_id}: no such folder, and not a Hugging Face id such as "
-            "llava-hf/llava-1.5-7b-hf"
+            f"{path_or_id}: no such folder{_nearby_folder(path)}, and not a Hugging Face id "
+            "such as llava-hf/llava-1.5-7b-hf"
         )
     return _download(path_or_id, revision, weights)
+
+
+def _nearby_folder(path: Path) -> str:
+    """A question about a checkpoint's folder beside ``path`` that has nearly its name."""
+    beside = {folder.parent.name: folder.parent for folder in path.parent.glob("*/config.json")}
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    return f" (did you mean {beside[close[0]]}?)" if close else ""
 
 
 def _download(model_id: str, revision: str | None, weights: bool) -> Path:
@@ -49,7 +57,7 @@ def _download(model_id: str, revision: str | None, weights: bool) -> Path:
         RevisionNotFoundError,
     )
 
-    prefix = f"{model_id}: no such local folder, and "
+    prefix = f"{model_id}: no such local folder{_nearby_folder(Path(model_id))}, and "
     try:
         folder = huggingface_hub.snapshot_download(
             model_id,
