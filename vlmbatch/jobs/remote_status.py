@@ -29,7 +29,8 @@ def read_remote_status(
         with fetched() as output:
             found = read_parts_status(output)
             if found is None:
-                return replace(read_status(output), output=remote.url)
+                # Its files are as old as the fetch.
+                return replace(read_status(output), output=remote.url, updated=None)
             parts = (part and replace(part, output=_url_of(part, remote)) for part in found.parts)
             return replace(found, output=remote.url, parts=tuple(parts))
     status = read_status(remote.local.path)
