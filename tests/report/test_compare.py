@@ -100,7 +100,9 @@ def test_figures_of_answers_are_no_kinds_of_rows(tmp_path: Path) -> None:
     schema = output_schema(pa.schema([]), asked=("logprobs", "choice", "confidence", "choices"))
     made = table(answers)
     for field in list(schema)[len(RESULT_SCHEMA) :]:
-        values = {"choice": ["yes", "no"], "confidence": [0.5, 0.75]}.get(field.name, [[], None])
+        values: list[Any] = [[], None]
+        if field.name in ("choice", "confidence"):
+            values = ["yes", "no"] if field.name == "choice" else [0.5, 0.75]
         made = made.append_column(field, pa.array(values * 2, field.type))
     made = made.append_column("note", pa.array(["a", "b", "c", "c"]))  # nearly one a row
     pq.write_table(made, tmp_path / "a.parquet")
