@@ -93,7 +93,7 @@ def vlmbatch(
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: the README lists what each means."""
+    """Run the command line and return its exit status: docs/durability.md lists what each means."""
     fill_closed_descriptors()
     _collect_less()
     log.configure()

@@ -186,5 +186,13 @@ def test_a_bad_variable_is_named(job: Run) -> None:
     assert "'high'" in done.stderr
 
 
+def test_a_misspelt_variable_is_named(job: Run) -> None:
+    done = job("answered", "run", "-", *MODEL, VLMBATCH_MAX_TOKEN="5", VLMBATCH_SITE="x")
+    assert done.returncode == 0
+    assert "VLMBATCH_MAX_TOKEN in the environment sets no option" in done.stderr
+    assert "did you mean VLMBATCH_MAX_TOKENS?" in done.stderr
+    assert "VLMBATCH_SITE" not in done.stderr
+
+
 def test_standard_input_needs_no_output_option(job: Run) -> None:
     assert '"destination": {},' in job("show_config", "run", "-", *MODEL).stdout

@@ -131,7 +131,7 @@ def test_what_cannot_be_repeated_is_refused(
         (output, "manifest: its rows are others"),
         (tmp_path / "alone.parquet", "no run on it is known"),
         (tmp_path / "missing.parquet", "no run on it is known"),
-        (tmp_path / "merged.parquet", "which options its run had is not known"),
+        (tmp_path / "merged.parquet", "without work folders: verify the folder of its parts"),
     ):
         assert call(["verify", path]) == 2
         assert message in capfd.readouterr().err

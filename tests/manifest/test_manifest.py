@@ -243,6 +243,15 @@ class TestLimit:
         assert [Path(row.file).name for row in manifest.rows()] == ["a.jsonl", "a.jsonl", "b.jsonl"]
 
 
+def test_a_prompt_that_no_row_lacks_is_warned_of(manifest, caplog):
+    rows = [{"prompt": "Own"}, {"messages": [{"role": "user", "content": "Own"}]}, []]
+    with caplog.at_level("WARNING"):
+        list(manifest([*rows, {"n": 1}], prompt="All").rows())
+        assert not caplog.records
+        list(manifest(rows, prompt="All").rows())
+    assert "--prompt is for rows without a prompt" in caplog.text
+
+
 class TestStandardInput:
     CONTENT = b'{"prompt": "a", "image": "i.png", "x": 1}\n{"prompt": "b"}\n'
 

@@ -76,6 +76,22 @@ def test_missing_folder(name: str, hub: dict[str, Any]) -> None:
     assert "repo_id" not in hub
 
 
+@pytest.mark.parametrize("missing", ["tiny-lava", "a/tiny-lava"])
+def test_missing_folder_with_a_neighbour(
+    missing: str, tmp_path: Path, hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub["error"] = errors.OfflineModeIsEnabled("offline")
+    folder = tmp_path / Path(missing).with_name("tiny-llava")
+    folder.mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError) as caught:
+        resolve_model(missing)
+    assert "did you mean" not in str(caught.value)  # a folder without a checkpoint in it
+    (folder / "config.json").touch()
+    with pytest.raises(CheckpointError, match=r"\(did you mean (a/)?tiny-llava\?\)"):
+        resolve_model(missing)
+
+
 def test_file(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.touch()

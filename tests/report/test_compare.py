@@ -96,12 +96,15 @@ def test_agreement_is_told_by_column(outputs: tuple[Path, Path]) -> None:
 
 def test_figures_of_answers_are_no_kinds_of_rows(tmp_path: Path) -> None:
     """Each log-probability and confidence would be a line of its own."""
-    answers: dict[str, str | None] = {"1": "yes", "2": "no"}
+    answers: dict[str, str | None] = {"1": "yes", "2": "no", "3": "yes", "4": "no"}
     schema = output_schema(pa.schema([]), asked=("logprobs", "choice", "confidence", "choices"))
     made = table(answers)
     for field in list(schema)[len(RESULT_SCHEMA) :]:
-        values = {"choice": ["yes", "no"], "confidence": [0.5, 0.75]}.get(field.name, [[], None])
-        made = made.append_column(field, pa.array(values, field.type))
+        values: list[Any] = [[], None]
+        if field.name in ("choice", "confidence"):
+            values = ["yes", "no"] if field.name == "choice" else [0.5, 0.75]
+        made = made.append_column(field, pa.array(values * 2, field.type))
+    made = made.append_column("note", pa.array(["a", "b", "c", "c"]))  # nearly one a row
     pq.write_table(made, tmp_path / "a.parquet")
     pq.write_table(table(answers), tmp_path / "b.parquet")
     found = compare(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, is_dataclass
 from pathlib import Path
@@ -16,7 +17,9 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
 
-from vlmbatch.commands.config_file import load_settings
+from vlmbatch import log
+from vlmbatch.commands.config_file import KEYS, load_settings
+from vlmbatch.commands.environment import misspelt_variables
 from vlmbatch.commands.reporting import ReportOptions
 from vlmbatch.config import typed
 from vlmbatch.config.option import Opt, OptField, build, opt_fields
@@ -62,6 +65,10 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
                 ready[name].configure_log()
         if CONFIG_FILE in parameters:
             ready[CONFIG_FILE] = given["config"]
+        for variable, meant in misspelt_variables(os.environ, {*KEYS, *given}):
+            log.logger.warning(
+                "%s in the environment sets no option; did you mean %s?", variable, meant
+            )
         function(**ready)
 
     positional = [_parameter(item) for item in options if item.opt.positional]

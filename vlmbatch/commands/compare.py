@@ -117,7 +117,7 @@ def _print(found: Comparison, options: CompareOptions) -> None:
     for name, count in outcome_lines(found):
         table.add_row(name, f"{count:,}")
     print_table(table, console)
-    if found.columns:
+    if found.columns and found.same < found.joined:  # else each value agrees as all rows do
         console.print()
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
         for heading in ("column", "value"):

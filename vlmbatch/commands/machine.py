@@ -212,5 +212,5 @@ def _hub() -> Check:
             f"cannot be imported: {error}",
             "pip install 'huggingface-hub>=1.0'",
         )
-    state = "offline (HF_HUB_OFFLINE is set)" if constants.HF_HUB_OFFLINE else "online"
-    return Check("Hugging Face Hub", "ok", f"{state}, cache in {constants.HF_HUB_CACHE}")
+    state = "offline (HF_HUB_OFFLINE is set), " if constants.HF_HUB_OFFLINE else ""
+    return Check("Hugging Face Hub", "ok", f"{state}cache in {constants.HF_HUB_CACHE}")

@@ -136,8 +136,8 @@ def _print(found: Plan, options: PlanOptions) -> None:
     print_table(table, console)
     guessed = [gpu.label for gpu in found.gpus if not gpu.is_measured]
     notes = [
-        "Times are from opening the process to the last row, with cores enough to decode images, "
-        "by what measured runs reach of the physical bounds: within 25 % of these."
+        "Times are estimates, from the start of the process to the last row, on one GPU with cores "
+        "enough to decode images. Runs that were measured came out within 25 % of them."
     ]
     if guessed:
         notes.append(f"No run was measured on {', '.join(guessed)}: by the data sheet, roughly.")
@@ -166,9 +166,13 @@ def _lines(found: Plan, options: PlanOptions) -> Iterator[tuple[str, str]]:
         yield "not known", f"{found.unknown:,} rows with features behind URLs, taken as the others"
     yield (
         "memory",
-        f"{found.weight_bytes / 1e9:,.1f} GB of weights, "
+        f"{_size(found.weight_bytes)} of weights, "
         f"{found.kv_bytes_per_token / 1e3:,.0f} kB of KV cache a token",
     )
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:,.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:,.1f} MB"
 
 
 def _cells(gpu: GpuPlan, options: PlanOptions) -> list[str]:

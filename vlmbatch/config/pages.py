@@ -25,10 +25,10 @@ class PageRanges:
                 raise ConfigError(f"--pages {text:.80}: give pages as in 1-20, 3 or 1,5-7,10-")
             first = int(found[1])
             last = first if found[2] is None else None if found[3] is None else int(found[3])
-            if first < 1 or (last is not None and last < first):
-                raise ConfigError(
-                    f"--pages {text:.80}: {part.strip()} is no range: pages are numbered from 1"
-                )
+            if first < 1:
+                raise ConfigError(f"--pages {text:.80}: pages are numbered from 1, got {first}")
+            if last is not None and last < first:
+                raise ConfigError(f"--pages {text:.80}: {part.strip()} ends before it begins")
             self._ranges.append((first, last))
 
     def of(self, num_pages: int) -> Iterator[int]:

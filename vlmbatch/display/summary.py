@@ -135,7 +135,8 @@ def print_validation_summary(
     """How many rows can be answered, and the errors of the others with a few examples each."""
     figures = stats.summary()
     console.print(
-        f"[bold]{figures['rows']:,} rows checked[/] in {_elapsed(figures['seconds'])}: "
+        f"[bold]{_counted(figures['rows'], 'row')} checked[/] in "
+        f"{_elapsed(figures['seconds'])}: "
         f"{figures['ok']:,} can be answered, {figures['errors']:,} cannot"
     )
     print_errors(stats.errors, examples, console)
@@ -196,7 +197,11 @@ def print_table(table: Table, console: Console) -> None:
 
 
 def _errors(stats: RunStats) -> str:
-    return f"{stats.num_errors:,} error" + ("" if stats.num_errors == 1 else "s")
+    return _counted(stats.num_errors, "error")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number:,} {what}" + ("" if number == 1 else "s")
 
 
 def _elapsed(seconds: float) -> str:

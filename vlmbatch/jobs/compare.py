@@ -127,10 +127,11 @@ def _digests(answers: Answers, stage: str, stats: RunStats) -> RowDigests:
 
 
 def _by_column(columns: dict[str, ColumnValues], found: Matching) -> Iterator[ColumnAgreement]:
-    """Of columns with several values, each value's agreement."""
+    """Of columns whose values divide the rows into groups, each value's agreement."""
     lines = []
     for name, column in columns.items():
-        if column.is_varied or len(column.values) < 2:
+        # A column of which most values are of one row tells no more than the rows themselves.
+        if column.is_varied or not 2 <= len(column.values) <= len(column.codes) / 2:
             continue
         codes = np.frombuffer(column.codes, np.uint8)[found.left]
         rows = np.bincount(codes, minlength=len(column.values))

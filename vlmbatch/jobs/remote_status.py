@@ -34,7 +34,8 @@ def read_remote_status(
         if isinstance(remote.local, FolderDestination) and (parts := _parts_status(remote)):
             return parts
         with fetched() as output:
-            return replace(read_status(output), output=remote.url)
+            # Its files are as old as the fetch.
+            return replace(read_status(output), output=remote.url, updated=None)
     status = read_status(remote.local.path)
     holder = status.holder or lock_holder(remote.folder / LOCK_FILE)
     return replace(status, output=remote.url, unput=status.is_complete, holder=holder)

@@ -163,9 +163,11 @@ def _pictures(record: RunRecord | None) -> Iterator[DecodedThumbnails]:
 
 def _lead(figures: Figures, record: RunRecord | None) -> str:
     ok, failed = (sum(figures.counts(status).values()) for status in ("ok", "error"))
-    text = f"{figures.num_rows:,} rows: {ok:,} answered, {failed:,} errors"
+    errors = "1 error" if failed == 1 else f"{failed:,} errors"
+    text = f"{figures.num_rows:,} rows: {ok:,} answered, {errors}"
     if record is not None:
-        text += f" · {record.about.get('model', 'a model')} · {record.started[:16]} UTC"
+        started = record.started[:16].replace("T", " ")
+        text += f" · {record.about.get('model', 'a model')} · {started} UTC"
     return text
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from vlmbatch import __version__
 from vlmbatch.config import (
     EngineConfig,
     FileDestination,
@@ -262,10 +263,12 @@ def _configurations(
     """What the run was given, as its record has it."""
     options = record.about.get("options")
     if options is None:
-        raise UsageError(
-            f"{output}: which options its run had is not known, as it was merged of parts "
-            f"without work folders, or written by another version of vlmbatch ({record.version})"
-        )
+        reason = "as it was merged of parts without work folders"
+        if record.version == __version__:
+            reason += ": verify the folder of its parts, or answer anew"
+        else:
+            reason += f", or written by another version of vlmbatch ({record.version})"
+        raise UsageError(f"{output}: which options its run had is not known, {reason}")
     session, manifest, sampling = options
     found = build(ManifestConfig, {**manifest, "manifest": record.about["manifest"]}, "argument")
     if found.source == "-":

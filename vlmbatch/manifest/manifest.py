@@ -19,6 +19,7 @@ from vlmbatch.config import ManifestConfig, Part, SamplingParams
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
 from vlmbatch.images.buckets import AllowedBuckets
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
+from vlmbatch.log import logger
 from vlmbatch.manifest.columns import Columns, NamedColumns, missing_message
 from vlmbatch.manifest.division import rows_of_part, uses_within
 from vlmbatch.manifest.huggingface import image_value
@@ -185,6 +186,8 @@ class Manifest:
             index += 1
         if self._streaming:
             named.warn_of_unseen()
+        if isinstance(self._builder, RowBuilder) and self._builder.is_prompt_unused:
+            logger.warning("--prompt is for rows without a prompt: all have theirs, which are used")
         assert self._info is None or index == limit, "a file was not compared"
 
     def rows_with_values(self) -> Iterator[tuple[Row, dict[str, Any]]]:

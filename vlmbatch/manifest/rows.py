@@ -65,12 +65,19 @@ class RowBuilder:
         self.columns = columns
         self._default_prompt = prompt
         self._needs_prompts = needs_prompts
+        self._has_own_prompts = self._has_default_prompts = False  # of the rows so far
         self._dpi, self._longest_side = dpi, longest_side
         self._left_out = columns.dropped if with_kept else columns.inputs
         self._defaults = defaults
         self._image_base = image_base
         self._base_url = base_url
         self._urls = ImageUrls(domains, buckets=buckets)
+
+    @property
+    def is_prompt_unused(self) -> bool:
+        """Whether the prompt of all rows was given, and those so far brought theirs."""
+        is_given = self._default_prompt is not None
+        return is_given and self._has_own_prompts and not self._has_default_prompts
 
     def build(self, index: int, file: str, line: int, values: dict[str, Any] | RowError) -> Row:
         """The row, with ``error`` set when its values (or the lack of any) rule out an answer."""
@@ -95,6 +102,10 @@ class RowBuilder:
         column = self.columns.prompt
         prompt = values.get(column)
         messages = values.get(MESSAGES_COLUMN)
+        if prompt is None and messages is None:
+            self._has_default_prompts = True
+        else:
+            self._has_own_prompts = True
         if messages is None:
             prompt = self._default_prompt if prompt is None else prompt
             if isinstance(prompt, str) or (prompt is None and not self._needs_prompts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import threading
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,17 @@ def resolve_model(
         raise CheckpointError(f"{path_or_id}: is a file; give the checkpoint's folder")
     if path.is_absolute() or path_or_id.startswith((".", "~")) or path_or_id.count("/") != 1:
         raise CheckpointError(
-            f"{path_or_id}: no such folder, and not a Hugging Face id such as "
-            "llava-hf/llava-1.5-7b-hf"
+            f"{path_or_id}: no such folder{_nearby_folder(path)}, and not a Hugging Face id "
+            "such as llava-hf/llava-1.5-7b-hf"
         )
     return _download(path_or_id, revision, weights, stats)
+
+
+def _nearby_folder(path: Path) -> str:
+    """A question about a checkpoint's folder beside ``path`` that has nearly its name."""
+    beside = {folder.parent.name: folder.parent for folder in path.parent.glob("*/config.json")}
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    return f" (did you mean {beside[close[0]]}?)" if close else ""
 
 
 def _download(model_id: str, revision: str | None, weights: bool, stats: RunStats | None) -> Path:
@@ -59,7 +67,7 @@ def _download(model_id: str, revision: str | None, weights: bool, stats: RunStat
         RevisionNotFoundError,
     )
 
-    prefix = f"{model_id}: no such local folder, and "
+    prefix = f"{model_id}: no such local folder{_nearby_folder(Path(model_id))}, and "
     try:
         folder = huggingface_hub.snapshot_download(
             model_id,

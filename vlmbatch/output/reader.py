@@ -115,8 +115,9 @@ class OutputReader:
         ):
             self.close()
             raise UsageError(
-                f"{path} does not start with the columns of an output: it was changed by something "
-                "else, or is none. Put the original back, or run with --overwrite to start anew"
+                f"{path} does not start with the columns of an output: give the output of a run. "
+                "If it was one, something else has changed it: put the original back, or start "
+                "the run anew with --overwrite"
             )
 
 
