@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 
-from vlmbatch.bench import setup
+from vlmbatch.bench import setup, timed_run
 from vlmbatch.bench.config import BenchConfig
+from vlmbatch.bench.engines import BenchEngines
 from vlmbatch.bench.setup import make_jobs, resolve_bench_model
 from vlmbatch.bench.workloads import WORKLOADS, Workload
+from vlmbatch.config import EngineConfig
 from vlmbatch.errors import ConfigError
+from vlmbatch.images.loading.pool import ImageWorkers
 
 SAMPLE = Path(__file__).parents[2] / "samples/tiny-llava"
 SMALL = Workload("small", (32, 24), 24, 4, questions=2, gpu_rows=80, cpu_rows=12)
@@ -84,3 +89,28 @@ def test_the_table_of_workloads(
     assert workload.gpu_rows == images * workload.questions == rows
     assert workload.text_tokens + 576 == prompt_tokens
     assert workload.max_tokens == max_tokens
+
+
+def test_the_clock_starts_when_all_that_decodes_is_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a run, where processes start while an engine is loaded."""
+    told: list[str] = []
+
+    def opened(*_: object) -> AbstractContextManager[None]:
+        told.append("begun")
+        return nullcontext()
+
+    def ended(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ImageWorkers, "wait_ready", lambda _: told.append("ready"))
+    monkeypatch.setattr(timed_run, "open_output", opened)
+    monkeypatch.setattr(timed_run, "answer_manifest", ended)
+    engine = EngineConfig(device="cpu")
+    config = BenchConfig(workloads=(WORKLOADS["classify"],), rows=1, engine=engine)
+    (job,) = make_jobs(config, SAMPLE, tmp_path, "cpu")
+    engines = BenchEngines(None, 1, 0, (torch.device("cpu"),))
+    with pytest.raises(KeyboardInterrupt):
+        timed_run.timed_run(job.timed, job.workload, engines)
+    assert told == ["ready", "begun"]

@@ -110,6 +110,9 @@ class StubLoader:
     def submit(self, ref: ImageRef) -> Future[ImageInput]:
         return self.image
 
+    def wait_ready(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -358,6 +358,9 @@ class Noted:
         self.given.append(ref)
         return Future()
 
+    def wait_ready(self) -> None:
+        pass
+
     def close(self) -> None:
         self.closed = True
 

@@ -116,6 +116,9 @@ class HeldLoader:
             else:
                 future.set_result(outcome)
 
+    def wait_ready(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -46,6 +46,9 @@ class HeldLoader:
                     waiting.set_result(PixelImage(np.zeros((80, 80, 3), np.uint8), name, GRID))
         return future
 
+    def wait_ready(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 
@@ -117,6 +120,9 @@ class SlowLoader:
 
     def submit(self, ref: ImageRef) -> Future[ImageInput]:
         return self.under_way.setdefault(str(ref.path), Future())
+
+    def wait_ready(self) -> None:
+        pass
 
     def close(self) -> None:
         raise AssertionError("whoever opened it closes it")

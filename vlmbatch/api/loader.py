@@ -40,6 +40,10 @@ class HeldImageLoader:
             future.set_exception(error)
         return future
 
+    def wait_ready(self) -> None:
+        if self._files is not None:
+            self._files.wait_ready()
+
     def close(self) -> None:
         if self._files is not None:
             self._files.close()

@@ -12,7 +12,6 @@ from vlmbatch.bench.engines import BenchEngines
 from vlmbatch.bench.monitor import Monitor
 from vlmbatch.bench.workloads import Workload
 from vlmbatch.config import FileDestination, JobConfig
-from vlmbatch.images.loading.pool import ImageWorkers
 from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.jobs.run import answer_manifest, open_output
 from vlmbatch.session.load import start_images
@@ -57,8 +56,7 @@ def timed_run(config: JobConfig, workload: Workload, engines: BenchEngines) -> M
     with closing(
         start_images(config.session, inputs, engines.number, engines.devices[0].index)
     ) as workers:
-        if isinstance(workers, ImageWorkers):
-            workers.wait_ready()  # as they are in a run, where the engine takes longer to load
+        workers.wait_ready()  # as they are in a run, where the engine takes longer to load
         images = workers if engines.memory is None else SharedLoader(workers, engines.memory)
         with Monitor(*engines.devices) as monitor:
             started = time.perf_counter()

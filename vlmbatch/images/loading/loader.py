@@ -22,6 +22,10 @@ class ImageLoader(Protocol):
         """Begin with an image; may wait for room. The future raises RowError for a bad image."""
         ...
 
+    def wait_ready(self) -> None:
+        """Wait until the processes that decode are up, or none will be any more."""
+        ...
+
     def close(self) -> None:
         """Give up what is under way: its futures raise CancelledError. May be called again."""
         ...
@@ -45,6 +49,9 @@ class InProcessLoader:
         except RowError as error:
             future.set_exception(error)
         return future
+
+    def wait_ready(self) -> None:
+        pass
 
     def close(self) -> None:
         pass
@@ -81,6 +88,9 @@ class FeatureLoader:
         if features is None:
             features = self._in_use[key] = read_features(ref, self._limits, self._grid_of)
         return features
+
+    def wait_ready(self) -> None:
+        pass
 
     def close(self) -> None:
         pass

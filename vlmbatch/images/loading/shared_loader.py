@@ -34,6 +34,9 @@ class SharedLoader:
         self._loader.submit(ref).add_done_callback(self._pass_on(shared))
         return shared
 
+    def wait_ready(self) -> None:
+        self._loader.wait_ready()
+
     def close(self) -> None:
         self._loader.close()
 

@@ -52,6 +52,9 @@ class UrlLoader:
         loaded.add_done_callback(lambda _: self._budget.release(size))
         return loaded
 
+    def wait_ready(self) -> None:
+        self._loader.wait_ready()
+
     def close(self) -> None:
         self._budget.close()
         self._loader.close()
