@@ -15,7 +15,7 @@ from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.durable.run_paths import real_output, work_folder_path
 from vlmbatch.errors import ManifestError, UsageError
 from vlmbatch.jobs.status import read_status
-from vlmbatch.manifest.manifest import open_manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.manifest.sources import find_files
 
 SHARD_ROWS = 64

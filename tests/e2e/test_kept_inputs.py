@@ -26,7 +26,7 @@ from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.manifest.huggingface import IMAGE_TYPE
-from vlmbatch.manifest.manifest import open_manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.types import Request
 
 NUM_ROWS = 60
@@ -282,7 +282,7 @@ def test_lines_have_them_too(
     manifest.write_text("".join(json.dumps(row) + "\n" for row in given) + "no object\n")
     output = tmp_path / "out.parquet" if source == "standard input" else "-"
     arguments = ["-m", model, "-q", "--keep-inputs", "-o", output, "--image-workers", 0]
-    monkeypatch.setattr("vlmbatch.manifest.manifest._stdin", lambda: manifest.open("rb"))
+    monkeypatch.setattr("vlmbatch.manifest.open._stdin", lambda: manifest.open("rb"))
     assert call(["run", manifest if source == "file" else "-", *arguments]) == 1
     if source == "standard input":
         lines = pq.read_table(output).to_pylist()

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from vlmbatch.config import ManifestConfig, SamplingParams
-from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.manifest.open import open_manifest
 
 
 @pytest.fixture

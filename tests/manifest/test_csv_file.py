@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ErrorCode, ManifestError
-from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.manifest.text_columns import TextColumn
 from vlmbatch.types import Row
 

@@ -19,7 +19,8 @@ from vlmbatch.config import ManifestConfig, Part, SamplingParams
 from vlmbatch.errors import ConfigError, ManifestError
 from vlmbatch.manifest.division import rows_of_part, uses_within
 from vlmbatch.manifest.image_uses import ImageUses
-from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.manifest.open import open_manifest
 
 # Runs of rows with one image, and rows without any; an image may come back.
 IMAGES = st.lists(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ManifestError
 from vlmbatch.manifest import passthrough as extras
-from vlmbatch.manifest.manifest import open_manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.manifest.schema import is_json_text, output_schema
 from vlmbatch.output.parquet_writer import ParquetResultWriter
 from vlmbatch.types import Result

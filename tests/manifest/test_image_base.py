@@ -11,7 +11,8 @@ import pytest
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ConfigError, ErrorCode, ManifestError
 from vlmbatch.images.urls import AllowedDomains
-from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.manifest.open import open_manifest
 
 Make = Callable[..., Manifest]
 ROWS = [{"prompt": "a", "image": image} for image in ("a/b c.jpg", "/abs.jpg", "../d.jpg")]

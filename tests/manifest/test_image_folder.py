@@ -11,7 +11,8 @@ import pytest
 
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ConfigError, ErrorCode, ManifestError
-from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.manifest.open import open_manifest
 
 
 def opened(source: Path | str, prompt: str | None = "What?", **options: Any) -> Manifest:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.manifest.image_uses import ImageUses
-from vlmbatch.manifest.manifest import open_manifest
+from vlmbatch.manifest.open import open_manifest
 
 HF_IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

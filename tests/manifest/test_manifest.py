@@ -15,7 +15,8 @@ import pytest
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ConfigError, ErrorCode, ManifestError, OutputError
 from vlmbatch.manifest import ids
-from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.manifest.open import open_manifest
 
 
 def stream(content: bytes, **options) -> Manifest:

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ManifestError
 from vlmbatch.manifest import second_pass
-from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.manifest.parquet import ParquetFile
 from vlmbatch.manifest.second_pass import StreamDigest, same_stream
 

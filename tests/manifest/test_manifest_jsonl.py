@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ErrorCode, ManifestError
-from vlmbatch.manifest.manifest import open_manifest
+from vlmbatch.manifest.open import open_manifest
 
 GOOD = b'{"prompt": "a"}'
 INVALID = ErrorCode.MANIFEST_LINE_INVALID

@@ -16,7 +16,7 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 from vlmbatch.config import ManifestConfig, SamplingParams
-from vlmbatch.manifest.manifest import open_manifest
+from vlmbatch.manifest.open import open_manifest
 
 def peak_kib():
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])

@@ -16,7 +16,8 @@ import pytest
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ErrorCode, ManifestError
 from vlmbatch.manifest import parquet_batches, stored_types
-from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.manifest.schema import output_schema
 from vlmbatch.output.parquet_writer import ParquetResultWriter
 from vlmbatch.types import ImageRef, Result

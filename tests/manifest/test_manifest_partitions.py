@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ManifestError
-from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.manifest.sources import is_part_of_folder
 
 NULL = "__HIVE_DEFAULT_PARTITION__"

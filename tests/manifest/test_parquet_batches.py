@@ -18,7 +18,7 @@ from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ErrorCode
 from vlmbatch.manifest import parquet_batches
 from vlmbatch.manifest.arrow_values import ValueReader
-from vlmbatch.manifest.manifest import open_manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.manifest.parquet_batches import BatchReader
 from vlmbatch.types import Row
 

@@ -20,7 +20,8 @@ from vlmbatch.images.decode import decode_image, decode_scaled, probe_image
 from vlmbatch.images.loading.page_counter import PageCounter
 from vlmbatch.images.loading.protocol import ref_of, request_of
 from vlmbatch.manifest import image_folder
-from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.types import ImageRef, Page
 
 LIMITS = ImageLimits()

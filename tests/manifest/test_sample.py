@@ -18,7 +18,7 @@ from sample_model import MODEL
 
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ManifestError
-from vlmbatch.manifest.manifest import open_manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.manifest.sample import sampled_rows
 
 NUM_ROWS = 97

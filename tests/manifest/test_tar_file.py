@@ -12,7 +12,8 @@ import pytest
 
 from vlmbatch.config import ManifestConfig, Part, SamplingParams
 from vlmbatch.errors import ErrorCode, ManifestError
-from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.types import Row
 
 

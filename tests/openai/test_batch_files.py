@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ErrorCode, ManifestError, OutputError, UsageError
 from vlmbatch.images.urls import AllowedDomains
-from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.output.finished import finished_counts, finished_results
 from vlmbatch.output.openai_lines import BatchLines, errors_path, line_head, parse_line
 from vlmbatch.output.openai_writer import BatchResultWriter

@@ -23,7 +23,7 @@ from vlmbatch.durable.journal import Journal
 from vlmbatch.durable.journal_writer import JournalWriter
 from vlmbatch.durable.row_keys import KEY_BYTES, RowKeyWriter, row_key
 from vlmbatch.errors import ErrorCode, OutputError, UsageError
-from vlmbatch.manifest.manifest import open_manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.manifest.schema import RESULT_SCHEMA, output_schema
 from vlmbatch.output import carry_over as previous_module
 from vlmbatch.output import parquet_writer as writer_module

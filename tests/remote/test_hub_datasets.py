@@ -14,7 +14,8 @@ from huggingface_hub import constants
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
 from vlmbatch.images.store_fetch import StoreFetcher
-from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.manifest.open import open_manifest
 
 
 def parquet(*prompts: str) -> bytes:

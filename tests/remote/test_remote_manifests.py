@@ -19,7 +19,8 @@ from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.errors import ConfigError, ErrorCode, ManifestError
 from vlmbatch.images.buckets import AllowedBuckets
 from vlmbatch.manifest import remote_file
-from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.remote import objects
 from vlmbatch.remote.filesystem import RemoteFailedError
 

@@ -3,41 +3,28 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from vlmbatch.config import ManifestConfig, Part, SamplingParams
+from vlmbatch.config import Part
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
-from vlmbatch.images.buckets import AllowedBuckets
-from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.log import logger
-from vlmbatch.manifest.columns import Columns, NamedColumns, missing_message
+from vlmbatch.manifest.columns import NamedColumns, missing_message
 from vlmbatch.manifest.division import rows_of_part, uses_within
 from vlmbatch.manifest.huggingface import image_value
 from vlmbatch.manifest.ids import SeenIds
-from vlmbatch.manifest.image_base import base_folder, read_base_url
-from vlmbatch.manifest.image_folder import ImageFolder
-from vlmbatch.manifest.json_columns import JsonColumns, json_columns
-from vlmbatch.manifest.jsonl import JsonlFile
-from vlmbatch.manifest.kinds import no_prompts
-from vlmbatch.manifest.openai_batch import BatchRowBuilder, holds_requests
-from vlmbatch.manifest.partitions import without_partitions
-from vlmbatch.manifest.remote_sources import find_remote_files
-from vlmbatch.manifest.rows import NO_BUCKETS, NO_DOMAINS, RowBuilder
+from vlmbatch.manifest.json_columns import JsonColumns
+from vlmbatch.manifest.openai_batch import BatchRowBuilder
+from vlmbatch.manifest.rows import RowBuilder
 from vlmbatch.manifest.sample import sampled_rows
 from vlmbatch.manifest.scan import ManifestFile, Record, Scan, record_id
-from vlmbatch.manifest.schema import asked_columns
-from vlmbatch.manifest.sources import find_files, stdin_file
-from vlmbatch.remote.filesystem import scheme_of
 from vlmbatch.types import Row
 
 
@@ -332,141 +319,3 @@ class Manifest:
         for file, digest in zip(self._files, digests, strict=True):
             hasher.update(f"{Path(file.name).name}\0{digest}\n".encode(errors="surrogateescape"))
         return hasher.hexdigest()
-
-
-def open_manifest(
-    config: ManifestConfig,
-    defaults: SamplingParams,
-    *,
-    image_base: Path | None = None,
-    streaming: bool = False,
-    stdin: BinaryIO | None = None,
-    domains: AllowedDomains = NO_DOMAINS,
-    buckets: AllowedBuckets = NO_BUCKETS,
-    model: str = "",
-    longest_side: int | None = None,
-    needs_prompts: bool = True,
-) -> Manifest:
-    """Find the manifest's files, and their format if it is not given.
-
-    Only first lines are read yet, and standard input is spooled; a stream's format is not looked
-    for.
-
-    ``image_base``: where relative image paths start; by default the manifest's folder, for
-    standard input the working directory. ``streaming`` reads standard input as it comes, without
-    ``scan``: duplicate ids and reserved column names are then errors of their rows. Images may be
-    fetched from ``domains``, and from ``buckets`` of object stores; ``model`` answers OpenAI's
-    requests. ``longest_side``: of pages of PDFs, in pixels. ``needs_prompts``: what is made of the
-    rows needs a prompt of each.
-
-    Raises:
-        ManifestError: there is no manifest at ``config.source``, or none of a known kind.
-        ConfigError: two columns have the same name, or a store's URL cannot be opened.
-        OutputError: standard input does not fit the temporary folder.
-        RemoteFailedError: the store of the manifest cannot be reached.
-    """
-    assert config.source == "-" or not streaming, "only standard input is streamed"
-    if streaming and config.sample is not None:
-        raise ManifestError(
-            f"--sample {config.sample} needs the number of rows first, and standard input is read "
-            "as it comes: name a file as MANIFEST, or for `run` a file as output"
-        )
-    columns = Columns.from_config(config, asked_columns(defaults, config.parse_json))
-    fields = json_columns(config, defaults, columns)
-    if fields is not None:
-        columns = replace(columns, fields=frozenset(fields.schema.names))
-    files: Sequence[ManifestFile]
-    folder, base_url = Path(), None
-    if config.source == "-":
-        files = [stdin_file(stdin or _stdin(), config.max_line_bytes, spool=not streaming)]
-    elif scheme_of(config.source) is not None:
-        files, remote_folder = find_remote_files(config, columns.asked)
-        buckets = buckets.and_also(remote_folder)
-        base_url = f"{remote_folder}/"
-    else:
-        files, folder = find_files(config, columns.asked)
-    folder = image_base or folder
-    is_images = any(isinstance(file, ImageFolder) for file in files)
-    if is_images and needs_prompts and config.prompt is None and not config.sidecars:
-        raise ManifestError(no_prompts(config))
-    if config.image_base is not None:
-        if is_images:
-            raise ManifestError(
-                f"{config.source} is images, which are where they are: --image-base "
-                f"{config.image_base} is for the paths in a manifest"
-            )
-        if (base_url := read_base_url(config.image_base, domains)) is None:
-            folder = base_folder(config.image_base)
-        elif scheme_of(base_url) is not None:
-            buckets = buckets.and_also(base_url)
-    builder: RowBuilder | BatchRowBuilder
-    if _is_batch(config, bare := without_partitions(files), streaming=streaming):
-        if config.keep_inputs:
-            raise ManifestError(
-                f"{config.source}: --keep-inputs is for manifests of columns; prompts and images "
-                "of OpenAI's batch requests are in their bodies"
-            )
-        if config.parse_json:
-            raise ManifestError(
-                f"{config.source}: --parse-json is for manifests of columns; answers to OpenAI's "
-                "batch requests are as their response_format says"
-            )
-        if config.image_base is not None and base_url is not None:
-            raise ManifestError(
-                f"{config.source}: --image-base {base_url} is for manifests of columns; OpenAI's "
-                "batch requests name images by whole URLs"
-            )
-        if config.prompt is not None:
-            raise ManifestError(
-                f"{config.source}: --prompt is for rows of your own; OpenAI's batch requests bring "
-                "theirs"
-            )
-        files = bare  # a request has no columns
-        urls = ImageUrls(domains, None if base_url is not None else folder, buckets=buckets)
-        builder = BatchRowBuilder(defaults, urls, model, config.column_prefix)
-    else:
-        builder = RowBuilder(
-            *(columns, defaults, folder),
-            with_kept=streaming,
-            domains=domains,
-            buckets=buckets,
-            prompt=config.prompt,
-            dpi=config.dpi,
-            longest_side=longest_side,
-            base_url=base_url,
-            needs_prompts=needs_prompts,
-        )
-    sample = None if config.sample is None else (config.sample, config.sample_seed)
-    return Manifest(
-        *(files, builder, config.limit, base_url or folder),
-        streaming=streaming,
-        sample=sample,
-        fetches_images=bool(domains or buckets),
-        json_columns=fields,
-    )
-
-
-def _is_batch(config: ManifestConfig, files: Sequence[ManifestFile], *, streaming: bool) -> bool:
-    if config.format == "openai":
-        for file in files:
-            if not isinstance(file, JsonlFile):
-                raise ManifestError(f"{file.name}: an OpenAI batch file is JSONL, and this is not")
-        return True
-    return config.format == "auto" and not streaming and holds_requests(files)
-
-
-def _stdin() -> BinaryIO:
-    """Standard input under a buffer of our own.
-
-    A thread that waits for a line holds the buffer's lock, and the interpreter wants that of
-    ``sys.stdin`` when it ends.
-
-    Raises:
-        ManifestError: standard input is closed.
-    """
-    if sys.stdin is None:  # its number may be another file's by now
-        raise ManifestError("standard input is closed: redirect it from a file, or name a manifest")
-    try:
-        return os.fdopen(os.dup(0), "rb")
-    except OSError as error:
-        raise ManifestError(f"standard input cannot be read: {error.strerror}") from error

@@ -14,7 +14,7 @@ from vlmbatch.durable.run_record import RunRecord, read_record
 from vlmbatch.errors import ConfigError, ErrorCode, ManifestError
 from vlmbatch.manifest.columns import MESSAGES_COLUMN, Columns
 from vlmbatch.manifest.json_text import dump_json
-from vlmbatch.manifest.manifest import open_manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.manifest.rows import RowBuilder
 from vlmbatch.output.parts import parts_named, read_part
 from vlmbatch.remote.filesystem import RemoteError

@@ -30,7 +30,8 @@ from vlmbatch.images.url_fetcher import UrlFetcher
 from vlmbatch.images.url_header import probe_url
 from vlmbatch.images.urls import AllowedDomains
 from vlmbatch.log import logger
-from vlmbatch.manifest.manifest import Manifest, open_manifest
+from vlmbatch.manifest.manifest import Manifest
+from vlmbatch.manifest.open import open_manifest
 from vlmbatch.models.config import ModelConfig, check_image_arguments, with_quantization
 from vlmbatch.models.family import Processor, load_model_config, load_processor
 from vlmbatch.models.hub import resolve_model
