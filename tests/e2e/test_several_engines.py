@@ -117,21 +117,6 @@ def test_a_model_that_cannot_be_divided_is_refused(folder: Path) -> None:
     assert said in command.stderr
 
 
-def test_a_checkpoint_that_cannot_be_used_is_told_as_by_one_engine(folder: Path) -> None:
-    told = []
-    broken = folder / "broken"
-    make_checkpoint("llama", "clip", broken)
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    for options in ((), ("--replicas", 2)):
-        command = real_command.start(
-            *("run", folder / "manifest.jsonl", "-m", broken, "-o", "-", "-q", *options)
-        )
-        assert command.wait(120) == 2
-        told.append(command.stderr)
-    assert told[0] == told[1]
-
-
 def test_from_python(folder: Path) -> None:
     """Calls one after another, one of them left in the middle, as with one engine."""
     images = [ImagePixelData(folder / f"{number}.png") for number in range(3)]
