@@ -45,13 +45,13 @@ def serving(*arguments: str, **variables: str) -> Iterator[ServerProcess]:
         *("serve", "-m", MODEL, "--port", "0", *arguments), variables=variables
     )
 
-    def url() -> str | None:
+    def url() -> str:
         found = re.search(r"serving .* on (http://\S+)\n", process.stderr)
-        return found and found[1]
+        return found[1] if found else ""
 
     try:
-        process.wait_until(lambda: url() is not None)
-        yield ServerProcess(process, url() or "")
+        process.wait_until(lambda: url() != "")
+        yield ServerProcess(process, url())
     finally:
         if not process.ended():
             process.send_signal(signal.SIGKILL)
