@@ -1,6 +1,6 @@
 """The wheel, built without a network, installed alone and tried outside the checkout.
 
-An editable install is tried in the same way.
+An editable install is what all other tests run in.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from command_line import environment
 ROOT = Path(__file__).parents[1]
 SAMPLES = ROOT / "samples"
 SOURCES = ("vlmbatch", "kernels", "configs", "pyproject.toml", "README.md", "LICENSE")
-SAMPLE_MODELS = {"tiny-llava", "tiny-qwen-vl"}
+SAMPLE_MODELS = {"tiny-llava", "tiny-qwen-vl"}  # of the checkout alone
 DATA = {path.name for path in (ROOT / "configs").iterdir() if path.stem not in SAMPLE_MODELS}
 NAMES = {name.removesuffix(".toml") for name in DATA if name.endswith(".toml")}
 
@@ -39,31 +39,23 @@ def python(*arguments: object, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The sources alone, so that building leaves nothing in the checkout."""
-    folder = tmp_path_factory.mktemp("source")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from the source distribution, as an installer from an index would."""
+    source = tmp_path_factory.mktemp("source")  # so that building leaves nothing in the checkout
     caches = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in SOURCES:
         if (ROOT / name).is_dir():
-            shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=caches)
+            shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=caches)
         else:
-            shutil.copy(ROOT / name, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def wheel(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from the source distribution, as an installer from an index would."""
+            shutil.copy(ROOT / name, source)
     dist = tmp_path_factory.mktemp("dist")
     python("build", "--no-isolation", "--outdir", dist, source, folder=dist)
     [path] = dist.glob("*.whl")
     return path
 
 
-@pytest.fixture(scope="module", params=["wheel", "editable"])
-def installed(
-    request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Installed:
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installed:
     """Run programs of a new environment, which takes its dependencies from that of the tests."""
     home = tmp_path_factory.mktemp("installed")
     venv.create(home / "venv", symlinks=True)
@@ -71,13 +63,8 @@ def installed(
     [site] = (home / "venv/lib").glob("python*/site-packages")
     others = [path for path in map(Path, sys.path) if path.name == "site-packages"]
     (site / "dependencies.pth").write_text("".join(f"{path}\n" for path in others))
-    target = (
-        [request.getfixturevalue("wheel")]
-        if request.param == "wheel"
-        else ["--no-build-isolation", "--editable", source]
-    )
     install = ("pip", "--python", home / "venv/bin/python", "install", "--no-deps", "--quiet")
-    python(*install, *target, folder=home)
+    python(*install, wheel, folder=home)
 
     def run(*arguments: object) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -91,8 +78,7 @@ def installed(
 
     code = "import vlmbatch, vlmbatch_kernels as k; print(vlmbatch.__file__); print(k.__file__)"
     where = run("python", "-c", code).stdout.splitlines()
-    expected = site if request.param == "wheel" else source
-    assert len(where) == 2 and all(Path(path).is_relative_to(expected) for path in where), where
+    assert len(where) == 2 and all(Path(path).is_relative_to(site) for path in where), where
     return run
 
 
@@ -139,11 +125,8 @@ def test_a_configuration_and_a_template_by_name(installed: Installed) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_an_unknown_name_lists_what_was_installed(
-    installed: Installed, request: pytest.FixtureRequest
-) -> None:
+def test_an_unknown_name_lists_what_was_installed(installed: Installed) -> None:
     done = installed("vlmbatch", "validate", "m.jsonl", "--config", "nope")
     assert done.returncode == 2
     listed = set(done.stderr.strip().rpartition("one of the names ")[2].split(", "))
-    of_the_checkout = request.node.callspec.params["installed"] == "editable"
-    assert listed == NAMES | (SAMPLE_MODELS if of_the_checkout else set())
+    assert listed == NAMES

@@ -212,7 +212,7 @@ def features_in_place_of_images(place: Place) -> None:
 
 
 def most_rows_fail(place: Place) -> Step:
-    rows = [{"id": str(n), "prompt": "<image>x", "image": "a.png"} for n in range(3000)]
+    rows = [{"id": str(n), "prompt": "<image>x", "image": "a.png"} for n in range(1000)]
     place.manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return ["--max-error-rate", "5%"]
 
@@ -361,7 +361,7 @@ CASES = {
 
 @pytest.fixture
 def place(new_run: Callable[..., ResumableRun], tmp_path: Path) -> Place:
-    manifest = write_manifest(tmp_path / "m.jsonl", 300)
+    manifest = write_manifest(tmp_path / "m.jsonl", 200)
     model = make_model_folder(tmp_path / "model")
     return Place(
         new_run(manifest, model), new_run(manifest, model, shard_rows=SHARD_ROWS), manifest, model

@@ -31,7 +31,9 @@ def edit(path, old, new):
     path.write_text(text.replace(old, new))
 
 
-@pytest.fixture(params=["killed", "complete", "complete shards"])
+@pytest.fixture(
+    params=["killed", pytest.param("complete", marks=pytest.mark.soak), "complete shards"]
+)
 def begun(request, new_run, own_manifest, tmp_path):
     """A run on a manifest and a model of its own that is not finished, or is."""
     model = make_model_folder(tmp_path / "model")

@@ -48,7 +48,7 @@ def answers(commands, tmp_path_factory, questions, model):
 def test_rows_are_those_of_one_engine(new_run, questions, answers):
     """Whichever engines a run that is resumed has."""
     run = new_run(questions)
-    assert run.attempt("--replicas", 3, **SLOW, kill_at=100) == -signal.SIGKILL
+    assert run.attempt("--replicas", 2, **SLOW, kill_at=100) == -signal.SIGKILL
     run.finish(answers)
     run = new_run(questions)
     summary = run.folder.with_suffix(".json")

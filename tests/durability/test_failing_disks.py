@@ -43,7 +43,7 @@ def test_at_calls_of_every_kind(new_run, expected, shard_rows):
     for kind in CALLS:
         run = new_run(shard_rows=shard_rows)
         at = failures = 0
-        while failures < 8:
+        while failures < 5:
             number = rng.choice([errno.ENOSPC, errno.EIO])
             command = run.start(fault=(at, number, kind))
             if command.wait() == WITH_ERRORS:
@@ -67,7 +67,7 @@ def test_advice(new_run, expected, number):
 
 
 def test_short_writes(new_run, expected):
-    for at in range(0, 900, 90):
+    for at in range(0, 900, 150):
         run = new_run()
         assert run.attempt(fault=(at, None, "write")) == WITH_ERRORS
         run.check_finished(expected)

@@ -99,7 +99,7 @@ def test_at_random_moments(new_run, expected, shard_rows):
     """Wherever it comes, once or twice: no traceback, no row lost, and the next run goes on."""
     rng = random.Random(shard_rows)
     num_stopped = 0
-    while num_stopped < 10:
+    while num_stopped < 6:
         run = new_run(shard_rows=shard_rows, step_seconds=0.003)
         status = None
         while status != WITH_ERRORS:

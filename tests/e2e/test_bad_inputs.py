@@ -171,10 +171,8 @@ def test_plan_counts_the_same_errors(
 
 
 def test_a_page_shows_every_row_of_the_corpus(corpus: Corpus, tmp_path: Path) -> None:
-    output, page = tmp_path / "out.parquet", tmp_path / "page.html"
-    options = ["-m", MODEL, "--max-tokens", 1, "-q"]
-    assert call(["run", corpus.manifest, "-o", output, *options]) == 1
-    assert call(["report", output, "-o", page, "-q"]) == 0
+    page = tmp_path / "page.html"
+    assert call(["report", corpus.manifest.with_suffix(".parquet"), "-o", page, "-q"]) == 0
     data = json.loads(page.read_text().partition('id="data">')[2].partition("</script>")[0])
     shown = {row["id"]: row for row in data["rows"]}
     assert shown.keys() == {record["id"] for record in corpus.records}

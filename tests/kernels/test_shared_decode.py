@@ -11,6 +11,8 @@ from shared_cases import MIXED, SEVENTEEN, SHARED_CASES, check_shared, make_shar
 from vlmbatch_kernels.paged_decode import paged_decode
 from vlmbatch_kernels.shared_decode import shared_decode
 
+ON_GPUS = {"mha-64", "mha-128"}  # which differ from "gqa-64" in their numbers of heads alone
+
 
 @pytest.mark.parametrize("page_size", [16, 256])
 @pytest.mark.parametrize(("totals", "tiles"), [MIXED, SEVENTEEN], ids=["mixed", "seventeen"])
@@ -31,6 +33,6 @@ def test_rows_with_copies_of_a_prefix_attend_as_by_themselves(
 
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="needs triton (pip install triton)")
-@pytest.mark.parametrize("name", SHARED_CASES)
+@pytest.mark.parametrize("name", [name for name in SHARED_CASES if name not in ON_GPUS])
 def test_error_is_at_most_twice_torchs(interpreter: ProcessPoolExecutor, name: str) -> None:
     interpreter.submit(check_shared, name, torch.float16, "cpu").result()

@@ -164,21 +164,22 @@ def test_greedy_tokens_from_a_pool_that_runs_dry(
     assert engine.scheduler.num_preemptions > 0
 
 
-@pytest.mark.parametrize("chunk", [3, 4096])
 def test_stored_features_in_the_place_of_images(
-    case: Case, tokens: dict[int, list[int]], tmp_path: Path, chunk: int
+    case: Case, tokens: dict[int, list[int]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "features"
     command = ["features", case.manifest, "-m", case.model, "-o", folder, "-q"]
     assert call([*command, "--image-workers", 0]) == 0
-    stored = case.job(
-        tmp_path / "out.parquet",
-        folder / "manifest.jsonl",
-        image_arguments=ImageArguments("image_features", disable_image_processor=True),
-        engine=EngineConfig(max_batched_tokens=chunk),
-    )
-    run(stored, RunStats())
-    assert [tokens[index] for index in range(len(ROWS))] == case.expected
+    for chunk in (3, 4096):
+        stored = case.job(
+            tmp_path / f"{chunk}.parquet",
+            folder / "manifest.jsonl",
+            image_arguments=ImageArguments("image_features", disable_image_processor=True),
+            engine=EngineConfig(max_batched_tokens=chunk),
+        )
+        tokens.clear()
+        run(stored, RunStats())
+        assert [tokens[index] for index in range(len(ROWS))] == case.expected
     assert {error for _, error in validate(stored.session, stored.manifest, RunStats())} == {None}
 
 

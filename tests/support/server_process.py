@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
-import subprocess
-import sys
+import signal
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from command_line import environment
+import real_command
+from fast_command import Command
 
 ROOT = Path(__file__).parents[2]
 MODEL = "samples/tiny-llava"
@@ -26,7 +26,7 @@ IMAGE = "samples/images/1001000001.jpg"
 class ServerProcess:
     """A server that accepts connections at ``url``."""
 
-    process: subprocess.Popen[str]
+    process: Command
     url: str
 
     def metric(self, name: str, prefix: str = "vlmbatch") -> float:
@@ -41,26 +41,21 @@ class ServerProcess:
 @contextmanager
 def serving(*arguments: str, **variables: str) -> Iterator[ServerProcess]:
     """Start the server on a free port, and kill it at the end if it still runs."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "vlmbatch", "serve", "-m", MODEL, "--port", "0", *arguments],
-        cwd=ROOT,
-        env=environment(OMP_NUM_THREADS="1", **variables),
-        stdin=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+    process = real_command.start(
+        *("serve", "-m", MODEL, "--port", "0", *arguments), variables=variables
     )
-    assert process.stderr is not None
+
+    def url() -> str:
+        found = re.search(r"serving .* on (http://\S+)\n", process.stderr)
+        return found[1] if found else ""
+
     try:
-        for line in process.stderr:
-            if found := re.search(r"serving .* on (http://\S+)", line):
-                yield ServerProcess(process, found[1])
-                break
-        else:
-            raise AssertionError(f"the server ended with {process.wait()}")
+        process.wait_until(lambda: url() != "")
+        yield ServerProcess(process, url())
     finally:
-        process.kill()
+        if not process.ended():
+            process.send_signal(signal.SIGKILL)
         process.wait()
-        process.stderr.close()
 
 
 def data_url(image: str = IMAGE) -> str:
