@@ -498,7 +498,9 @@ _STORES = "of object stores: in tests/remote"
 _PUTS = "of outputs in stores: in tests/remote_outputs"
 ELSEWHERE = {
     **dict.fromkeys(("kinds --prompt", "kinds --prompt-column", "kinds --sidecar"), _FOLDERS),
-    **dict.fromkeys(("manifest --prompt", "manifest --sidecar", "rows --prompt"), _FOLDERS),
+    **dict.fromkeys(
+        ("manifest --prompt", "open --prompt", "manifest --sidecar", "rows --prompt"), _FOLDERS
+    ),
     **dict.fromkeys(("image_folder --pages", "pages --pages", "kinds --pages"), _PDFS),
     **dict.fromkeys(("verify --choices", "choices --choices"), _NAMES_IT),
     "tar_file --dereference": "an option of tar",
@@ -509,7 +511,7 @@ ELSEWHERE = {
     "checks --summary-json": "URLs of figures: in tests/commands/test_refusals.py",
     **dict.fromkeys(("text_folder --write-text", "answer_texts --write-text"), _TEXTS),
     **dict.fromkeys(("answer_texts --sidecar", "places --write-text"), _TEXTS),
-    **dict.fromkeys(("image_base --image-base", "manifest --image-base"), _BASE),
+    **dict.fromkeys(("image_base --image-base", "open --image-base"), _BASE),
     "rows --image-base": _BASE,
     **dict.fromkeys(("remote_sources --sidecar", "remote_sources --pages"), _STORES),
     **dict.fromkeys(("buckets --allow-bucket", "urls --allow-bucket"), _STORES),
@@ -557,8 +559,8 @@ ELSEWHERE = {
     "open --image-root": _NAMES_IT,
     "open --choices": _NAMES_IT,
     **dict.fromkeys(("checks --temperature", "checks --logprobs", "checks --write-text"), _SEVERAL),
-    "manifest --keep-inputs": _NAMES_IT,
-    "manifest --parse-json": _NAMES_IT,
+    "open --keep-inputs": _NAMES_IT,
+    "open --parse-json": _NAMES_IT,
     **dict.fromkeys(("json_columns --parse-json", "json_columns --keep-inputs"), _JSON),
     **dict.fromkeys(("json_columns --json-schema", "json_columns --column-prefix"), _JSON),
     **dict.fromkeys(("columns --parse-json", "columns --json-schema"), _JSON),
@@ -585,7 +587,7 @@ ELSEWHERE = {
     "array_task --shard": "in tests/commands/test_array_task.py",
     "checks --shard": _NAMES_IT,
     "checks --sample": _NAMES_IT,
-    "manifest --sample": _NAMES_IT,
+    "open --sample": _NAMES_IT,
     "plan --sample": "advises to time a run: tests/manifest/test_sample.py runs one",
     "checks --page": "names the option of a page: in tests/report",
     "inputs --manifest": "in tests/report/test_answer_page.py",
