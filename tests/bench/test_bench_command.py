@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from fast_command import FastCommands
 from real_command import run
 
 SMALL_CONFIG = {
@@ -113,9 +114,12 @@ def test_random_weights_and_start_of_a_process(temporary: Path, tmp_path: Path) 
         (["--rows", "0"], "--rows"),
     ],
 )
-def test_refusals(temporary: Path, arguments: list[str], message: str) -> None:
-    done = bench(temporary, *arguments)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+def test_refusals(
+    commands: FastCommands, temporary: Path, arguments: list[str], message: str
+) -> None:
+    variables = {"TMPDIR": str(temporary)}
+    command = commands.start("bench", "--device", "cpu", *arguments, variables=variables)
+    assert command.wait() == 2
+    assert message in command.stderr
+    assert "Traceback" not in command.stderr
     assert list(temporary.iterdir()) == []

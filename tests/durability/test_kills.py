@@ -45,7 +45,7 @@ def test_at_random_moments(new_run, expected, kinds):
     rng = random.Random(f"{kinds}")
     under_way = landed = 0
     for how in itertools.cycle(hows):
-        if landed >= 12:
+        if landed >= 8:
             break
         run = new_run(**how)
         for moment in rng.sample(["any", "any", "start", "row", "row", "end"], 6):

@@ -15,7 +15,7 @@ from vlmbatch.config import EngineConfig, SamplingParams
 from vlmbatch.types import Request
 
 COUNTS = (1, 2, 4)
-OF_FOUR = ("llava", "next-llama", "qwen3_vl")  # families; the others on four ranks: make soak
+OF_FOUR = ("llava", "qwen3_vl")  # families; the others on four ranks: make soak
 ENGINE = EngineConfig(device="cpu", max_num_seqs=4, max_batched_tokens=40)
 
 
