@@ -104,7 +104,8 @@ def test_the_checks_see_a_journal_that_is_wrong(new_run, expected, mutation):
             run.finish(expected)
 
 
-@pytest.mark.parametrize("questions", [pytest.param(None, marks=in_soak), 200])
+@pytest.mark.soak
+@pytest.mark.parametrize("questions", [None, 200])
 def test_half_of_thousands_of_rows(new_run, tmp_path, questions):
     """With groups as they are: few rows are computed twice, and none that was acknowledged.
 

@@ -45,13 +45,12 @@ SETTINGS = {
     "default": EngineConfig(),
     "without a prefix cache": EngineConfig(enable_prefix_caching=False),
     "one at a time": EngineConfig(max_num_seqs=1),
-    "chunks of 1": EngineConfig(max_batched_tokens=1),
-    "chunks of 2": EngineConfig(max_batched_tokens=2, enable_prefix_caching=False),
+    "chunks of 1": EngineConfig(max_batched_tokens=1, enable_prefix_caching=False),
     "chunks of 3": EngineConfig(max_batched_tokens=3, max_num_seqs=2),
     "chunks of 7": EngineConfig(max_batched_tokens=7),
     "chunks of 17": EngineConfig(max_batched_tokens=17),
     "chunks of 33": EngineConfig(max_batched_tokens=33, enable_prefix_caching=False),
-    "a pool that runs dry": EngineConfig(kv_cache_tokens=560, max_batched_tokens=64),
+    "a pool that runs dry": EngineConfig(kv_cache_tokens=480, max_batched_tokens=64),
     "a dry pool without a prefix cache": EngineConfig(
         kv_cache_tokens=480, max_batched_tokens=50, enable_prefix_caching=False
     ),

@@ -17,7 +17,7 @@ from rows_case import RowsCase
 
 from vlmbatch.models.tokenizer import Tokenizer
 
-MAX_TOKENS = 24
+MAX_TOKENS = 32
 IMAGES = MadeUpImages(max_side=20)
 
 
