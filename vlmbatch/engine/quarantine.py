@@ -22,11 +22,6 @@ class Quarantine:
         self.groups: deque[deque[Sequence]] = deque()
 
     @property
-    def is_active(self) -> bool:
-        """Whether a group is being recomputed or waits to be."""
-        return bool(self.groups)
-
-    @property
     def num_waiting(self) -> int:
         """Sequences of all groups that are not running."""
         return sum(map(len, self.groups))

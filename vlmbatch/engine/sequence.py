@@ -66,11 +66,6 @@ class Sequence:
         return self.num_tokens - self.num_computed_tokens
 
     @property
-    def is_decoding(self) -> bool:
-        """Whether the whole prompt is computed, or will be once every scheduled step has run."""
-        return self.num_computed_tokens >= self.num_prompt_tokens
-
-    @property
     def output_token_ids(self) -> list[int]:
         return self.token_ids[self.num_prompt_tokens : self.num_known_tokens]
 

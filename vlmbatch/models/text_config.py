@@ -81,13 +81,6 @@ class TextConfig:
     sliding_windows: tuple[int | None, ...] = ()  # one for each layer
     rope: RopeConfig = field(default_factory=RopeConfig)
 
-    @property
-    def num_layer_weights(self) -> int:
-        """Numbers in the matrices of all layers: each token is multiplied with every one."""
-        heads = 2 * self.num_heads + 2 * self.num_kv_heads
-        layer = self.hidden_size * (heads * self.head_dim + 3 * self.intermediate_size)
-        return self.num_layers * layer
-
 
 def parse_text_config(fields: JsonFields) -> TextConfig:
     """Normalise a ``text_config``.
