@@ -1,14 +1,15 @@
 """Where a GPU idles in a workload of ``bench``, and what the host did meanwhile.
 
-    python tests/gpu/idle_gaps.py qwen3-vl-8b classify 768
+    python tests/gpu/idle_gaps.py qwen3-vl-8b classify 768 '{"quantize": "fp8"}'
 
-Names a built-in config, a workload and its rows. Prints every gap between kernels of 5 ms or more:
+Names a built-in config, a workload and its rows, and options of the engine if there are any. Prints every gap between kernels of 5 ms or more:
 when, how long, and where the main thread mostly was. The first is before the first kernel. Then how
 long the shorter ones are together, and where the main thread mostly was in these.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 import threading
 import time
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
+from typing import Any
 
 import torch
 from torch.autograd import DeviceType
@@ -89,12 +91,12 @@ def gaps(profiler: profile, start: int) -> Iterator[tuple[int, int]]:
         busy_until = max(busy_until, end)
 
 
-def main(model: str, workload: str, rows: int) -> None:
+def main(model: str, workload: str, rows: int, options: dict[str, Any]) -> None:
     config = BenchConfig(
         model=model,
         workloads=parse_workloads(workload),
         rows=rows,
-        engine=EngineConfig(random_weights=True),
+        engine=EngineConfig(random_weights=True, **options),
     )
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -130,4 +132,4 @@ def seconds(spans: list[tuple[int, int]]) -> str:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    main(*sys.argv[1:3], int(sys.argv[3]), json.loads("".join(sys.argv[4:]) or "{}"))

@@ -10,6 +10,7 @@ from vlmbatch.types import ImageGrid, ImageRef, Row
 
 _NUM_UNITS = 64  # different words: enough that no two prompts are alike
 _MAX_DRAWS = 200
+_MAX_CANDIDATES = 2_048  # a vocabulary may have 150,000 words, none of which adds one token
 _IMAGE = (ImageRef("photo"),)
 
 
@@ -46,7 +47,7 @@ class PromptMaker:
         tokenizer = self._processor.tokenizer
         words = {tokenizer.decode([index]).strip() for index in range(tokenizer.num_tokens)}
         words = {word for word in words if word.isascii() and word.isalpha() and word.islower()}
-        by_length = sorted(words, key=lambda word: (-len(word), word))
+        by_length = sorted(words, key=lambda word: (-len(word), word))[:_MAX_CANDIDATES]
         length = self._text_tokens(self._head)
 
         def adds_one(word: str) -> bool:
