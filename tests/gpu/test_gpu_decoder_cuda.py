@@ -53,6 +53,15 @@ def decoder() -> Iterator[NvJpegDecoder]:
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 
+def test_the_decoder_imports_neither_torchvision_nor_torchs_compiler() -> None:
+    code = (
+        "import sys; from vlmbatch.nvjpeg.decoder import NvJpegDecoder; NvJpegDecoder('cuda');"
+        "print(*{'torchvision', 'torch._dynamo'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+
+
 def plain(data: bytes) -> PlainJpeg:
     file = read_plain_jpeg(ImageRef(data=data), LIMITS, 2**26)
     assert file is not None

@@ -6,6 +6,7 @@ import io
 import sys
 import types
 from collections.abc import Callable, Sequence
+from importlib.machinery import ModuleSpec
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,9 @@ def torchvision(monkeypatch: pytest.MonkeyPatch) -> FakeTorchvision:
     module: Any = types.ModuleType("torchvision.io")
     module.decode_jpeg = fake.decode_jpeg
     module.ImageReadMode = types.SimpleNamespace(RGB="RGB, please")
-    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+    package = types.ModuleType("torchvision")
+    package.__spec__ = ModuleSpec("torchvision", None)  # without its library
+    monkeypatch.setitem(sys.modules, "torchvision", package)
     monkeypatch.setitem(sys.modules, "torchvision.io", module)
     return fake
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vlmbatch.images.jpeg import PlainJpeg
 from vlmbatch.nvjpeg.tensor_image import TensorImage
+from vlmbatch.nvjpeg.torchvision_jpeg import open_jpeg_decoder
 
 # Of the device's memory, for images and what they are resized with; nvJPEG and CUDA have their own.
 _BYTES = 2**30
@@ -31,10 +32,7 @@ class NvJpegDecoder:
     max_pixels = 2**26
 
     def __init__(self, device: str) -> None:
-        from torchvision.io import ImageReadMode, decode_jpeg
-
-        self._decode_jpeg = decode_jpeg
-        self._mode = ImageReadMode.RGB
+        self._decode_jpegs = open_jpeg_decoder()
         self._device = torch.device(device)
         if self._device.type == "cuda":
             self._device = torch.device("cuda", self._device.index or 0)
@@ -82,7 +80,7 @@ class NvJpegDecoder:
         del blank
         # nvJPEG writes on a stream that does not wait for what others do with that memory.
         self._synchronize()
-        decoded: list[Tensor] = self._decode_jpeg(encoded, self._mode, device=self._device)
+        decoded = self._decode_jpegs(encoded, self._device)
         self._synchronize()
         return decoded
 
