@@ -22,6 +22,9 @@ _CRASHES = 5
 _IMAGES_A_CRASH = 500
 _MAX_LOSSES = 2  # processes that end with no image in hand, one after another
 _MAX_BODY_BYTES = 2**26  # of embedded images in a batch
+# A batch is handed on as a whole: the engine would wait for a first one of full size. The next may
+# have twice as many.
+_FIRST_BATCH = 4
 
 
 class DeviceFeed:
@@ -31,6 +34,7 @@ class DeviceFeed:
         self._settings = settings
         self._queue = queue
         self._most = images_at_once(settings.processor.largest_grid.num_bytes)
+        self._allowed = min(_FIRST_BATCH, self._most)
         self._process: DeviceProcess | None = None
         self._decoded = 0
         self._crashes = 0
@@ -41,8 +45,9 @@ class DeviceFeed:
         try:
             self._start_early()
             while self._is_worth_it and (
-                batch := self._queue.next_batch(self._most, _MAX_BODY_BYTES)
+                batch := self._queue.next_batch(self._allowed, _MAX_BODY_BYTES)
             ):
+                self._allowed = min(2 * self._allowed, self._most)
                 self._decode(batch)
         finally:
             self._drop_process()
