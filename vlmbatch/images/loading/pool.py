@@ -1,10 +1,15 @@
 """A fixed number of worker processes, each with a thread here that feeds it and replaces it.
 
+One more thread completes the futures of images: what waits for them runs there, image by image. On
+the threads of workers it would take the interpreter lock from each other, and a worker would have
+to wait for its next image.
+
 Where JPEGs are decoded on a device, one more process has every image first: see ``device_feed``.
 """
 
 from __future__ import annotations
 
+import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -80,6 +85,10 @@ class ImageWorkers:
         self._losses = 0  # since an image was last decoded
         self._end: BaseException | None = None  # why no more images are taken
         self._ended = threading.Event()
+        self._settled: queue.SimpleQueue[tuple[Job, Decoded | RowError] | None] = (
+            queue.SimpleQueue()
+        )
+        self._completing = self._thread("image-futures", self._complete)
         self._threads = [
             self._thread(f"image-worker-{index}", WorkerFeed(settings, self).run)
             for index in range(num_workers)
@@ -88,7 +97,7 @@ class ImageWorkers:
             self._for_device, self._device_is_up = deque(), False
             feed = DeviceFeed(DeviceSettings(limits, processor, open_device, timeout_s), self)
             self._threads.append(self._thread("image-device", partial(self._serve_device, feed)))
-        for thread in self._threads:
+        for thread in (self._completing, *self._threads):
             thread.start()
 
     def submit(self, ref: ImageRef) -> Future[ImageInput]:
@@ -141,6 +150,8 @@ class ImageWorkers:
         self._stop(CancelledError())
         for thread in self._threads:
             thread.join()
+        self._settled.put(None)
+        self._completing.join()
 
     def _is_at_hand(self, key: ImageKey) -> bool:
         return key in self._under_way or self._recent.get(key) is not None
@@ -248,10 +259,15 @@ class ImageWorkers:
             if isinstance(outcome, Decoded):
                 self._recent.put(job.key, outcome)
             self._room.notify()  # and not all: each would take the interpreter lock for nothing
-        if isinstance(outcome, Decoded):
-            job.future.set_result(outcome.image)
-        else:
-            job.future.set_exception(outcome)
+        self._settled.put((job, outcome))
+
+    def _complete(self) -> None:
+        while (settled := self._settled.get()) is not None:
+            job, outcome = settled
+            if isinstance(outcome, Decoded):
+                job.future.set_result(outcome.image)
+            else:
+                job.future.set_exception(outcome)
 
     def count_loss(self, loss: WorkerLostError) -> None:
         """See ``JobQueue``: after too many losses in a row, give up."""
