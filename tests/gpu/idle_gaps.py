@@ -2,9 +2,10 @@
 
     python tests/gpu/idle_gaps.py qwen3-vl-8b classify 768 '{"quantize": "fp8"}'
 
-Names a built-in config, a workload and its rows, and options of the engine if there are any. Prints every gap between kernels of 5 ms or more:
-when, how long, and where the main thread mostly was. The first is before the first kernel. Then how
-long the shorter ones are together, and where the main thread mostly was in these.
+Names a built-in config, a workload, its rows, and options of the engine if there are any. Prints
+every gap between kernels of 5 ms or more: when, how long, and where the main thread mostly was. The
+first is before the first kernel. Then how long the shorter ones are together, and where the main
+thread mostly was in these.
 """
 
 from __future__ import annotations
