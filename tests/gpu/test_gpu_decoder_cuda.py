@@ -46,10 +46,8 @@ QWEN = QwenImageProcessor(32, 65536, 2**20, CUBIC, Normalization(1 / 255, HALVES
 
 @pytest.fixture(scope="module")
 def decoder() -> Iterator[NvJpegDecoder]:
-    """Other tests here want products in full precision, and more than a decoder's memory."""
-    before = torch.backends.cuda.matmul.allow_tf32
+    """Other tests here want more than a decoder's memory."""
     yield NvJpegDecoder("cuda")
-    torch.backends.cuda.matmul.allow_tf32 = before
     torch.cuda.set_per_process_memory_fraction(1.0)
 
 

@@ -11,6 +11,7 @@ from kernel_cases import (
     check_mask_tokens,
     check_normalize_patches,
     check_project_qkv,
+    check_resample,
     check_silu_gated_linear,
 )
 from paged_batch import make_step, on_device, write_and_attend
@@ -108,6 +109,14 @@ def test_greedy_tokens(vocab: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("vocab", [113, 32064])
 def test_mask_tokens(vocab: int) -> None:
     check_mask_tokens(7, vocab, torch.bfloat16, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "taps", "color"),
+    [((3, 301, 970), 333, 19, False), ((3, 448, 97), 203, 7, True)],
+)
+def test_resample(shape: tuple[int, int, int], count: int, taps: int, color: bool) -> None:
+    check_resample(shape, count, taps, color, "cuda")
 
 
 @pytest.mark.parametrize("backend_name", ["flash-attn", "triton", "torch"])

@@ -19,6 +19,7 @@ from kernel_cases import (
     check_mask_tokens,
     check_normalize_patches,
     check_project_qkv,
+    check_resample,
     check_silu_gated_linear,
 )
 
@@ -42,6 +43,19 @@ def test_greedy_tokens(interpreter: ProcessPoolExecutor) -> None:
 
 def test_mask_tokens(interpreter: ProcessPoolExecutor) -> None:
     interpreter.submit(check_mask_tokens, 4, 4099, torch.float16, "cpu").result()
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "taps", "color"), [((3, 13, 70), 9, 5, False), ((3, 70, 9), 66, 4, True)]
+)
+def test_resample(
+    interpreter: ProcessPoolExecutor,
+    shape: tuple[int, int, int],
+    count: int,
+    taps: int,
+    color: bool,
+) -> None:
+    interpreter.submit(check_resample, shape, count, taps, color, "cpu").result()
 
 
 @pytest.mark.parametrize("shape", [(37, 64, 48), (130, 72, 200), (1, 8, 1032)])

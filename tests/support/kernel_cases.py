@@ -339,6 +339,46 @@ def check_project_qkv(
         assert (ours.cpu().float() - want).norm() <= 2 * (theirs - want).norm()
 
 
+def check_resample(
+    shape: tuple[int, int, int], count: int, taps: int, color: bool, device: str
+) -> None:
+    """Lines along memory and across it; parts of a larger image, and what lies beyond its ends."""
+    from vlmbatch_kernels.resample import SHARE_BITS, resample
+
+    channels, lines, length = shape
+    image = torch.randint(0, 256, (channels, lines, length + 3), dtype=torch.uint8)
+    first = torch.randint(-2 if color else 0, length - taps + 3 * color, (count,)).int()
+    parts = torch.randn(count, taps).softmax(1) * 1.2
+    parts[:, 0] -= 0.2
+    shares = (parts * 2**SHARE_BITS).int()
+    background = torch.randint(0, 256, (channels,)).int() if color else None
+    images = {
+        "along": image[:, :, :length],
+        "across": image.transpose(1, 2).contiguous().transpose(1, 2)[:, :, :length],
+    }
+    padded = torch.nn.functional.pad(image[:, :, :length], (taps + 2, taps + 2)).long()
+    if background is not None:
+        beyond = background[:, None, None].long()
+        padded[:, :, : taps + 2] = padded[:, :, length + taps + 2 :] = beyond
+    places = first[:, None].long() + taps + 2 + torch.arange(taps)
+    sums = (padded[:, :, places] * shares.long()).sum(-1)
+    expected = ((sums + 2 ** (SHARE_BITS - 1)) >> SHARE_BITS).clamp(0, 255).byte()
+    torch_form: Any = resample
+    for pixels in images.values():
+        out = torch.empty(lines, count, channels, dtype=torch.uint8).permute(2, 0, 1)
+        twin = torch_form.__wrapped__(pixels, first, shares, out, background)
+        assert twin.data_ptr() == out.data_ptr()
+        assert torch.equal(twin, expected)
+        placed = torch.empty(lines, count, channels, dtype=torch.uint8, device=device)
+        got = triton_form(resample)(
+            *(each.to(device) for each in (pixels, first, shares)),
+            placed.permute(2, 0, 1),
+            None if background is None else background.to(device),
+        )
+        assert got.data_ptr() == placed.data_ptr()
+        assert torch.equal(got.cpu(), expected)
+
+
 def check_mask_tokens(rows: int, vocab: int, dtype: torch.dtype, device: str) -> None:
     """Some rows have masks, in any order, in logits that stand apart; the others stay."""
     from vlmbatch_kernels.token_masks import mask_tokens_

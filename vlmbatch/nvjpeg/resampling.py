@@ -6,12 +6,13 @@ would lie beyond the edges is left out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from vlmbatch_kernels.resample import SHARE_BITS
 
 _CUBIC = -0.5  # Keys' parameter
 
@@ -52,24 +53,36 @@ FILTERS: dict[Image.Resampling, tuple[Callable[[Floats], Floats], float]] = {
 }
 
 
-def weights(
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Of each pixel of a resized line: where those begin that it is made of, and their shares.
+
+    ``first``: (count,) int32. ``shares``: (count, taps) int32, ``2**SHARE_BITS`` together but for
+    rounding; none of what lies outside of the line.
+    """
+
+    first: NDArray[np.int32]
+    shares: NDArray[np.int32]
+
+
+def shares_of(
     length: int, start: float, stop: float, count: int, resample: Image.Resampling
-) -> NDArray[np.float32]:
-    """(count, length): what stands between ``start`` and ``stop`` becomes ``count`` pixels.
+) -> Shares:
+    """What stands between ``start`` and ``stop`` of a line of ``length`` becomes ``count`` pixels.
 
     ``resample``: one of ``FILTERS``.
     """
     kernel, reach = FILTERS[resample]
-    scale = (stop - start) / count
+    begin = np.float32(start)  # as Pillow has it, unlike what follows
+    scale = float(np.float32(stop) - begin) / count
     stretch = max(scale, 1.0)
-    middle = start + (np.arange(count) + 0.5) * scale
-    first = np.maximum(np.floor(middle - reach * stretch + 0.5), 0).astype(np.int64)
-    end = np.minimum(np.floor(middle + reach * stretch + 0.5), length).astype(np.int64)
-    taps = math.ceil(2 * reach * stretch) + 1
+    middle = float(begin) + (np.arange(count) + 0.5) * scale
+    first = np.maximum(np.floor(middle - reach * stretch + 0.5), 0).astype(np.int32)
+    end = np.minimum(np.floor(middle + reach * stretch + 0.5), length)
+    taps = int((end - first).max())
     pixel = first[:, None] + np.arange(taps)
     values = kernel((pixel - middle[:, None] + 0.5) / stretch)
     values[pixel >= end[:, None]] = 0
     values /= values.sum(1, keepdims=True)
-    shares = np.zeros((count, length + taps), np.float32)
-    np.put_along_axis(shares, pixel, values.astype(np.float32), axis=1)
-    return np.ascontiguousarray(shares[:, :length])
+    whole = np.trunc(values * 2**SHARE_BITS + np.copysign(0.5, values))
+    return Shares(first, np.ascontiguousarray(whole.astype(np.int32)))

@@ -1,4 +1,4 @@
-"""An image as a tensor, resized by two matrix products: nearly Pillow's pixels, on any device."""
+"""An image as a tensor, resized to Pillow's pixels on any device."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from vlmbatch_kernels.resample import resample as resample_lines
 
 from vlmbatch.models.reduced import Box
-from vlmbatch.nvjpeg.resampling import FILTERS, weights
-
-# Pixels that are turned into floats at once, twelve bytes each.
-_CHUNK_PIXELS = 2**22
+from vlmbatch.nvjpeg.resampling import FILTERS, shares_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,27 +83,38 @@ class TensorImage:
             return TensorImage(torch.from_numpy(np.array(resized)).permute(2, 0, 1))
         width, height = size
         left, top, right, bottom = box
-        device = self.pixels.device
-        across = _shares(self.width, left, right, width, resample, device)
-        down = _shares(self.height, top, bottom, height, resample, device)
-        color = None
-        if self.square is not None:
-            x, y = self.square.place
-            across = across[:, x : x + self.pixels.shape[2]]
-            down = down[:, y : y + self.pixels.shape[1]]
-            color = torch.tensor(self.square.color, dtype=torch.float32).to(device)
-        # Pillow was seen to begin with columns then; begun otherwise, some pixels differ by one.
-        columns_first = height < self.height and (
-            width >= self.width or self.height > 2 * self.width
-        )
+        across = (self.width, left, right, width)
+        down = (self.height, top, bottom, height)
+        x, y = (0, 0) if self.square is None else self.square.place
+        # When Pillow 13 begins with columns, as tried with many sizes.
+        fewer_lines, fewer_columns = self.height - height, self.width - width
+        columns_first = fewer_lines > max(0, 2 * fewer_columns)
         try:
             if columns_first:
-                pixels = _along_lines(_along_columns(self.pixels, down, color), across, color)
-            else:
-                pixels = _along_columns(_along_lines(self.pixels, across, color), down, color)
-            return TensorImage(pixels.byte())
+                part = self._resampled(self.pixels.transpose(1, 2), down, y, resample)
+                return TensorImage(self._resampled(part.transpose(1, 2), across, x, resample))
+            part = self._resampled(self.pixels, across, x, resample).transpose(1, 2)
+            return TensorImage(self._resampled(part, down, y, resample).transpose(1, 2))
         except torch.OutOfMemoryError as error:
             raise MemoryError from error
+
+    def _resampled(
+        self,
+        pixels: Tensor,
+        span: tuple[int, float, float, int],
+        offset: int,
+        resample: Image.Resampling,
+    ) -> Tensor:
+        """Each of (3, lines, n), which lie on lines of the square from ``offset`` on.
+
+        ``span``: see ``shares_of``.
+        """
+        first, shares = _on_device(span, offset, resample, pixels.device)
+        out = pixels.new_empty(pixels.shape[1], span[3], 3).permute(2, 0, 1)
+        color = None
+        if self.square is not None:
+            color = torch.tensor(self.square.color, dtype=torch.int32).to(pixels.device)
+        return resample_lines(pixels, first, shares, out, color)
 
     def __array__(
         self, dtype: np.dtype[np.uint8] | None = None, copy: bool | None = None
@@ -121,42 +130,15 @@ class TensorImage:
 
 
 @lru_cache(maxsize=8)  # of photos of one camera, upright and on their side
-def _shares(
-    length: int,
-    start: float,
-    stop: float,
-    count: int,
+def _on_device(
+    span: tuple[int, float, float, int],
+    offset: int,
     resample: Image.Resampling,
     device: torch.device,
-) -> Tensor:
-    """``weights`` on the device."""
-    return torch.from_numpy(weights(length, start, stop, count, resample)).to(device)
-
-
-def _along_lines(pixels: Tensor, shares: Tensor, color: Tensor | None) -> Tensor:
-    """(3, lines, n) resized by ``shares`` (count, n): (3, lines, count), whole numbers in float32.
-
-    What ``shares`` lack of 1 is that of ``color`` (3,), where there is one.
-    """
-    chunks = torch.split(pixels, max(1, _CHUNK_PIXELS // pixels.shape[2]), dim=1)
-    parts = [chunk.float() @ shares.T for chunk in chunks]
-    if color is not None:
-        rest = color[:, None, None] * (1 - shares.sum(1))
-        parts = [part + rest for part in parts]
-    return _rounded(parts, dim=1)
-
-
-def _along_columns(pixels: Tensor, shares: Tensor, color: Tensor | None) -> Tensor:
-    """(3, n, columns) by ``shares`` (count, n): (3, count, columns), as by ``_along_lines``."""
-    chunks = torch.split(pixels, max(1, _CHUNK_PIXELS // pixels.shape[1]), dim=2)
-    parts = [shares @ chunk.float() for chunk in chunks]
-    if color is not None:
-        rest = color[:, None, None] * (1 - shares.sum(1))[:, None]
-        parts = [part + rest for part in parts]
-    return _rounded(parts, dim=2)
-
-
-def _rounded(parts: list[Tensor], dim: int) -> Tensor:
-    """To whole numbers from 0 to 255; few operations, as a GPU is lent between others'."""
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim)
-    return whole.add_(0.5).floor_().clamp_(0, 255)
+) -> tuple[Tensor, Tensor]:
+    """What ``resample_lines`` takes of pixels that begin at ``offset`` of the span's line."""
+    found = shares_of(*span, resample)
+    return (
+        torch.from_numpy(found.first - offset).to(device),
+        torch.from_numpy(found.shares).to(device),
+    )
