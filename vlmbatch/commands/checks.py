@@ -8,19 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vlmbatch.commands.array_task import chosen_part
+from vlmbatch.commands.contradictions import check_cluster_input
 from vlmbatch.commands.places import is_stream
 from vlmbatch.commands.urls import refuse_url
 from vlmbatch.config import (
     Destination,
-    EngineConfig,
     FileDestination,
     FolderDestination,
-    ManifestConfig,
     OutputOptions,
     Part,
     PartDestination,
-    RunPolicy,
-    SamplingParams,
     StdoutDestination,
 )
 from vlmbatch.durable.run_paths import WORK_SUFFIX, real_output, temporary_path, work_folder_path
@@ -69,25 +66,6 @@ def checked_destination(options: OutputOptions, manifest: str, *, overwrite: boo
     return FileDestination(Path(output))
 
 
-def check_cluster_input(options: OutputOptions, manifest: str) -> None:
-    """Refuse with --ray what is another way to divide a manifest, or is of this machine alone.
-
-    Raises:
-        UsageError: names the options.
-    """
-    if options.ray is None:
-        return
-    if options.shard is not None:
-        raise UsageError(
-            f"--ray and --shard {options.shard} contradict each other: Ray gives the parts to "
-            "machines, or your scheduler does. Choose one"
-        )
-    if manifest == "-":
-        raise UsageError(
-            "--ray needs a manifest that all nodes can read: standard input is this machine's"
-        )
-
-
 def _parts_destination(options: OutputOptions, output: str) -> FolderDestination:
     """Where the machines of a cluster write their parts."""
     if output == "-" or (not Path(output).is_dir() and not is_folder(output)):
@@ -99,21 +77,6 @@ def _parts_destination(options: OutputOptions, output: str) -> FolderDestination
     with _looking_at(f"output {output}"):
         _check_place(output, overwrite=True, sharded=True)
         return FolderDestination(Path(output), options.shard_rows or DEFAULT_PART_ROWS)
-
-
-def check_cluster_engines(ray: str | None, engine: EngineConfig) -> None:
-    """Refuse what says how many engines one machine has, where Ray does.
-
-    Raises:
-        UsageError: names the options.
-    """
-    given = "--gpus" if engine.gpus is not None else "--replicas"
-    value = engine.gpus if engine.gpus is not None else engine.replicas
-    if ray is not None and value is not None:
-        raise UsageError(
-            f"--ray and {given} {value} contradict each other: every engine gets its GPUs of "
-            "the cluster, and Ray says which. Choose one"
-        )
 
 
 def _part_destination(output: str, part: Part, shard_rows: int | None) -> PartDestination:
@@ -258,69 +221,6 @@ def checked_feature_folder(output: str | None) -> str:
     return output
 
 
-def check_resume_options(destination: Destination, policy: RunPolicy) -> None:
-    """Refuse options that contradict each other, or have nothing to resume.
-
-    Raises:
-        UsageError: names the options.
-    """
-    chosen = [
-        name
-        for name, given in (
-            ("--overwrite", policy.overwrite),
-            ("--retry-failed", policy.retry_failed),
-            ("--incremental", policy.incremental),
-        )
-        if given
-    ]
-    if len(chosen) > 1:
-        raise UsageError(f"{' and '.join(chosen)} contradict each other: choose one")
-    if isinstance(destination, StdoutDestination) and chosen and not policy.overwrite:
-        raise UsageError(f"{chosen[0]} needs an output file: standard output keeps nothing")
-
-
-def check_answers(sampling: SamplingParams, text_folder: str | None) -> None:
-    """Refuse several answers to a row where they would be the same, or some of them be left out.
-
-    Raises:
-        UsageError: names the options.
-    """
-    given = f"--n {sampling.n}"
-    if sampling.n == 1:
-        return
-    if sampling.temperature == 0:
-        raise UsageError(
-            f"{given} gives the same answer {sampling.n} times at --temperature 0: raise it, as in "
-            "--temperature 0.7"
-        )
-    if sampling.logprobs is not None:
-        raise UsageError(
-            f"{given} and --logprobs {sampling.logprobs} contradict each other: the column has the "
-            "tokens of one answer. Choose one"
-        )
-    if text_folder is not None:
-        raise UsageError(
-            f"{given} and --write-text {text_folder} contradict each other: a row has one file. "
-            "Choose one"
-        )
-
-
-def check_sample(destination: Destination, manifest: ManifestConfig, ray: str | None) -> None:
-    """Refuse a sample in parts.
-
-    Raises:
-        UsageError: names both options.
-    """
-    if manifest.sample is None:
-        return
-    parts = f"--shard {destination.part}" if isinstance(destination, PartDestination) else None
-    if parts or ray is not None:
-        raise UsageError(
-            f"--sample {manifest.sample} and {parts or '--ray'} contradict each other: a sample is "
-            "answered whole by one task. Choose one"
-        )
-
-
 def check_report_file(option: str, path: str | None) -> None:
     """Refuse now what could not be written at the end.
 
@@ -357,12 +257,6 @@ def check_summary_file(path: str | None, output: str | None = None) -> None:
     from vlmbatch.remote.puts import check_writable
 
     check_writable(open_filesystem(path))
-
-
-def check_stdout_use(option: str, path: str | None, *, data_on_stdout: bool) -> None:
-    """Refuse two kinds of data on one standard output."""
-    if path == "-" and data_on_stdout:
-        raise UsageError(f"{option} - would mix with the data on standard output: name a file")
 
 
 @contextmanager

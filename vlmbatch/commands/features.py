@@ -10,11 +10,11 @@ from typing import Annotated
 from vlmbatch import log
 from vlmbatch.commands.checks import (
     check_report_file,
-    check_stdout_use,
     check_summary_file,
     checked_feature_folder,
 )
 from vlmbatch.commands.command import with_options, without
+from vlmbatch.commands.contradictions import check_stdout_use
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import (
     check_places,
@@ -63,7 +63,7 @@ def features(
     """
     check_report_file("--errors", errors)
     check_summary_file(report.summary_json)
-    check_stdout_use("--summary-json", report.summary_json, data_on_stdout=errors == "-")
+    check_stdout_use(report.summary_json, data_on_stdout=errors == "-")
     folder = checked_feature_folder(output)
     check_places(
         [

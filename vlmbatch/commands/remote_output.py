@@ -14,10 +14,10 @@ from vlmbatch.commands.array_task import chosen_part
 from vlmbatch.commands.checks import (
     DEFAULT_PART_ROWS,
     DEFAULT_SHARD_ROWS,
-    check_cluster_input,
     checked_destination,
     is_folder,
 )
+from vlmbatch.commands.contradictions import check_cluster_input
 from vlmbatch.commands.urls import is_url
 from vlmbatch.config import (
     Destination,
