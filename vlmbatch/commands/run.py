@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmbatch import log
-from vlmbatch.commands.checks import check_summary_file
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.contradictions import (
     check_answers,
@@ -25,6 +24,7 @@ from vlmbatch.commands.places import (
     text_places,
 )
 from vlmbatch.commands.remote_output import chosen_destination, text_destination
+from vlmbatch.commands.report_files import check_summary_file
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config import (
     JobConfig,

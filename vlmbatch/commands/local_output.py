@@ -1,14 +1,13 @@
-"""Options checked and put together before any work begins."""
+"""Outputs that are paths, refused before any work begins where they could not be written."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 from vlmbatch.commands.array_task import chosen_part
 from vlmbatch.commands.contradictions import check_cluster_input
+from vlmbatch.commands.path_errors import path_errors
 from vlmbatch.commands.places import is_stream
 from vlmbatch.commands.urls import refuse_url
 from vlmbatch.config import (
@@ -22,20 +21,19 @@ from vlmbatch.config import (
 )
 from vlmbatch.durable.run_paths import WORK_SUFFIX, real_output, temporary_path, work_folder_path
 from vlmbatch.errors import UsageError
-from vlmbatch.remote.filesystem import open_filesystem, scheme_of
 
 DEFAULT_SHARD_ROWS = 100_000
 DEFAULT_PART_ROWS = 10_000  # minutes of one engine's work: what a machine that dies holds up
 _FILE_SUFFIXES = (".parquet", ".jsonl")  # the latter for OpenAI's batch requests
 
 
-def is_folder(output: str) -> bool:
+def names_folder(output: str) -> bool:
     """Whether an output is written as a folder of shards, by its name alone."""
     return output != "-" and (output.endswith("/") or Path(output).suffix not in _FILE_SUFFIXES)
 
 
-def checked_destination(options: OutputOptions, manifest: str, *, overwrite: bool) -> Destination:
-    """Where the answers go, refused now rather than after hours of work.
+def local_destination(options: OutputOptions, manifest: str, *, overwrite: bool) -> Destination:
+    """Where the answers go, where that is no URL.
 
     Raises:
         UsageError: none given for a manifest file, of another kind than we write, or in the way.
@@ -59,52 +57,59 @@ def checked_destination(options: OutputOptions, manifest: str, *, overwrite: boo
         if shard_rows is not None:
             raise UsageError("--shard-rows needs a folder: standard output is one stream")
         return StdoutDestination()
-    with _looking_at(f"output {output}"):
-        _check_place(output, overwrite=overwrite, sharded=shard_rows is not None)
-    if shard_rows is not None or is_folder(output):
+    _check_output(output, overwrite=overwrite, sharded=shard_rows is not None)
+    if shard_rows is not None or names_folder(output):
         return FolderDestination(Path(output), shard_rows or DEFAULT_SHARD_ROWS)
     return FileDestination(Path(output))
 
 
 def _parts_destination(options: OutputOptions, output: str) -> FolderDestination:
     """Where the machines of a cluster write their parts."""
-    if output == "-" or (not Path(output).is_dir() and not is_folder(output)):
-        what = "standard output is one stream" if output == "-" else f"{output} names a file"
+    if (what := _no_part_folder(output)) is not None:
         raise UsageError(
             f"--ray needs a folder that all nodes see, for the parts that they write: {what}. Give "
             "one, such as -o answers/, and join the parts with `vlmbatch merge`"
         )
-    with _looking_at(f"output {output}"):
-        _check_place(output, overwrite=True, sharded=True)
-        return FolderDestination(Path(output), options.shard_rows or DEFAULT_PART_ROWS)
+    _check_output(output, overwrite=True, sharded=True)
+    return FolderDestination(Path(output), options.shard_rows or DEFAULT_PART_ROWS)
 
 
 def _part_destination(output: str, part: Part, shard_rows: int | None) -> PartDestination:
-    folder = Path(output)
     if shard_rows is not None:
         raise UsageError(
             f"--shard {part} and --shard-rows {shard_rows} contradict each other: a part is one "
             "file. Choose one"
         )
-    if output == "-" or (not folder.is_dir() and not is_folder(output)):
-        what = "standard output is one stream" if output == "-" else f"{output} names a file"
+    if (what := _no_part_folder(output)) is not None:
         raise UsageError(
             f"--shard {part} needs a folder, where each task writes its part: {what}. Give all "
             "tasks the same folder, such as -o answers/, and join the parts with `vlmbatch merge`"
         )
-    with _looking_at(f"output {output}"):
-        _check_place(output, overwrite=True, sharded=True)
-        return PartDestination(folder, part)
+    _check_output(output, overwrite=True, sharded=True)
+    return PartDestination(Path(output), part)
 
 
-def _check_place(output: str, *, overwrite: bool, sharded: bool) -> None:
-    path = Path(output)
+def _no_part_folder(output: str) -> str | None:
+    """Why parts cannot be written there one by one, if so."""
+    if output == "-":
+        return "standard output is one stream"
+    with path_errors(f"output {output}"):
+        return None if names_folder(output) or Path(output).is_dir() else f"{output} names a file"
+
+
+def _check_output(output: str, *, overwrite: bool, sharded: bool) -> None:
+    with path_errors(f"output {output}"):
+        _check_path(
+            output, Path(output), overwrite=overwrite, folder=sharded or names_folder(output)
+        )
+
+
+def _check_path(output: str, path: Path, *, overwrite: bool, folder: bool) -> None:
     if is_stream(output):
         raise UsageError(
             f"output {output} is a device, a pipe or in a folder of the system's own, where "
             "nothing can be kept: name a file elsewhere, or use -o - for JSONL on standard output"
         )
-    folder = sharded or is_folder(output)
     if path.is_dir() and not folder:
         raise UsageError(
             f"output {output} is a folder: name a .parquet file in it, such as "
@@ -164,7 +169,7 @@ def _check_length(path: Path, *, is_file: bool) -> None:
         )
 
 
-def check_merged_file(output: str | None, folder: Path, *, overwrite: bool) -> Path:
+def checked_merged_file(output: str | None, folder: Path, *, overwrite: bool) -> Path:
     """Where parts are joined, refused before they are read.
 
     Raises:
@@ -174,33 +179,13 @@ def check_merged_file(output: str | None, folder: Path, *, overwrite: bool) -> P
         name = folder.resolve().name or "answers"
         raise UsageError(f"no output given: add -o {name}.parquet")
     refuse_url("output", output)
-    if output == "-" or is_folder(output) or Path(output).suffix != ".parquet":
+    if output == "-" or names_folder(output) or Path(output).suffix != ".parquet":
         raise UsageError(
             f"output {output}: parts are joined into one Parquet file: choose a name that ends in "
             ".parquet"
         )
-    with _looking_at(f"output {output}"):
-        _check_place(output, overwrite=overwrite, sharded=False)
+    _check_output(output, overwrite=overwrite, sharded=False)
     return Path(output)
-
-
-def checked_page(page: str | None, output: str, *, overwrite: bool) -> Path:
-    """Where a page goes, refused before an output is read.
-
-    Raises:
-        UsageError: none given, or no page can be there, or something is in the way.
-    """
-    if page is None:
-        raise UsageError(f"no page given: add -o {Path(output).name.partition('.')[0]}.html")
-    refuse_url("page", page)
-    path = Path(page)
-    if path.suffix not in (".html", ".htm") or is_stream(page):
-        raise UsageError(f"page {page}: choose the name of a file that ends in .html")
-    check_report_file("--page", page)
-    with _looking_at(f"page {page}"):
-        if os.path.lexists(path) and not overwrite:
-            raise UsageError(f"page {page} exists: add --overwrite to replace it")
-    return path
 
 
 def checked_feature_folder(output: str | None) -> str:
@@ -212,59 +197,10 @@ def checked_feature_folder(output: str | None) -> str:
     if output is None or output == "-":
         raise UsageError("no folder given for the features: add -o features/")
     refuse_url("output", output)
-    with _looking_at(f"output {output}"):
+    with path_errors(f"output {output}"):
         path = Path(output)
         if path.exists() and not path.is_dir():
             raise UsageError(f"output {output} is a file: name a folder for the features")
         if not path.parent.is_dir():
             raise UsageError(f"output {output}: there is no folder {path.parent}; create it first")
     return output
-
-
-def check_report_file(option: str, path: str | None) -> None:
-    """Refuse now what could not be written at the end.
-
-    Raises:
-        UsageError: the path of ``option`` is a folder, or is in none.
-    """
-    refuse_url(option, path)
-    if path is None or path == "-":
-        return
-    with _looking_at(f"{option} {path}"):
-        if Path(path).is_dir():
-            raise UsageError(f"{option} {path} is a folder: name a file in it")
-        if not Path(path).parent.is_dir():
-            raise UsageError(
-                f"{option} {path}: there is no folder {Path(path).parent}; create it first"
-            )
-
-
-def check_summary_file(path: str | None, output: str | None = None) -> None:
-    """Refuse now where the figures could not be written at the end, in a store or on this machine.
-
-    Raises:
-        UsageError: nothing can be there, or it is the ``output`` itself.
-        RemoteError: the store would not take it, or cannot be reached.
-    """
-    if path is None or scheme_of(path) is None:
-        check_report_file("--summary-json", path)
-        return
-    if path == output:
-        raise UsageError(f"--summary-json {path} is output {output}: choose another name")
-    if path.endswith("/") or scheme_of(path) == "hf":
-        what = "names a folder" if path.endswith("/") else "is on the Hub, which takes commits"
-        raise UsageError(f"--summary-json {path} {what}: give a file, as in s3://BUCKET/run.json")
-    from vlmbatch.remote.puts import check_writable
-
-    check_writable(open_filesystem(path))
-
-
-@contextmanager
-def _looking_at(what: str) -> Iterator[None]:
-    """Turn a path that may not be looked at, or cannot be one, into a usage error."""
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"{what} cannot be looked at: {error.strerror}") from error
-    except ValueError as error:  # a NUL character
-        raise UsageError(f"{what!r} is no path: {error}") from error
