@@ -30,7 +30,7 @@ from vlmbatch.images.loading.process import WorkerProcess
 from vlmbatch.jobs.features import ImageReader
 from vlmbatch.manifest.manifest import Manifest
 from vlmbatch.manifest.validate import validate_rows
-from vlmbatch.models.family import EncodedPrompt
+from vlmbatch.models.processor import EncodedPrompt
 from vlmbatch.models.prompt_processor import PromptProcessor
 from vlmbatch.output.feature_folder import FeatureFiles
 from vlmbatch.stages.answer import to_result

@@ -19,7 +19,8 @@ from vlmbatch.errors import ErrorCode, RowError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.manifest.validate import FETCH_THREADS, THREADS, RowSize, sized_rows
 from vlmbatch.models.config import ModelConfig
-from vlmbatch.models.family import Processor, family_of
+from vlmbatch.models.family import family_of
+from vlmbatch.models.processor import Processor
 from vlmbatch.session.open import ModelInputs, image_prober, open_inputs, opening_stage
 from vlmbatch.stats import RunStats
 from vlmbatch.types import ImageGrid, Row

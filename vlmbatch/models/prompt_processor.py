@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from vlmbatch.config import ImageArguments, PromptConfig
 from vlmbatch.errors import CheckpointError, ErrorCode, RowError
 from vlmbatch.models.config import ModelConfig, check_image_arguments
-from vlmbatch.models.family import EncodedPrompt, ImageProcessor, Tokens
 from vlmbatch.models.image_tokens import place_images
+from vlmbatch.models.processor import EncodedPrompt, ImageProcessor, Tokens
 from vlmbatch.models.prompt_text import IMAGE_PLACEHOLDER, PromptText, context_length
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import ImageGrid, ImageInput, ImageSpan, Row
