@@ -158,7 +158,7 @@ class LLM:
             on_cpu = self._engine.limits.on_cpu
         elif isinstance(inputs.model, HfConfig):
             self._engine = load_with_transformers(config, inputs)
-            on_cpu = self._engine.on_cpu
+            on_cpu = self._engine.limits.on_cpu
         else:
             self._engine = load_engine(config, inputs)
             on_cpu = self._engine.device.type == "cpu"

@@ -11,6 +11,7 @@ from vlmbatch.errors import RowError
 from vlmbatch.hf.batch_thread import BatchThread, Generator
 from vlmbatch.hf.row import RowUnderWay
 from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.replicas.messages import EngineLimits
 from vlmbatch.replicas.replica import (
     Completion,
     Event,
@@ -52,8 +53,8 @@ class HfReplica:
         on_begin: OnBegin | None = None,
         grammars: Grammars | None = None,
     ) -> None:
-        self.max_model_len = max_model_len
-        self.on_cpu = on_cpu
+        self._max_model_len = max_model_len
+        self._on_cpu = on_cpu
         self._thread = BatchThread(generator, max_num_seqs, on_start)
         self._tokenizer = tokenizer
         self._signature = signature
@@ -70,7 +71,13 @@ class HfReplica:
         self._prompt_tokens = self._generation_tokens = self._answered = 0
 
     @property
-    def max_waiting(self) -> int:
+    def limits(self) -> EngineLimits:
+        """What it takes; it holds whatever the context does."""
+        context = self._max_model_len
+        return EngineLimits(self._max_waiting, context, context, on_cpu=self._on_cpu)
+
+    @property
+    def _max_waiting(self) -> int:
         """Requests that may usefully wait, to choose batches from."""
         return _WINDOW_BATCHES * self._thread.max_rows
 
@@ -80,7 +87,7 @@ class HfReplica:
 
     @property
     def wants_requests(self) -> bool:
-        return len(self._waiting) < self.max_waiting and self._waiting_bytes < _WAITING_BYTES
+        return len(self._waiting) < self._max_waiting and self._waiting_bytes < _WAITING_BYTES
 
     @property
     def fills_step(self) -> bool:
@@ -101,7 +108,7 @@ class HfReplica:
         assert index not in self._rows, "two requests of one index"
         try:
             row = RowUnderWay(
-                *(request, self._tokenizer, self._eos_token_ids, self.max_model_len),
+                *(request, self._tokenizer, self._eos_token_ids, self._max_model_len),
                 stream=stream,
                 grammars=self._grammars,
             )
