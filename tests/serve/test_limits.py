@@ -24,9 +24,9 @@ from vlmbatch.errors import ConfigError
 from vlmbatch.images.urls import ImageUrls
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.serve.app import make_app
-from vlmbatch.serve.completions import Service
 from vlmbatch.serve.config import ServeConfig
 from vlmbatch.serve.server import check_context, make_service
+from vlmbatch.serve.service import Service
 from vlmbatch.session.load import load_engine
 from vlmbatch.session.open import ModelInputs, open_model
 

@@ -22,12 +22,12 @@ from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.log import logger
 from vlmbatch.replicas.pool import ReplicaPool
 from vlmbatch.serve.app import make_app
-from vlmbatch.serve.completions import RequestSlots, Service
 from vlmbatch.serve.config import ServeConfig
 from vlmbatch.serve.engine_thread import EngineThread
 from vlmbatch.serve.hosts import is_loopback
 from vlmbatch.serve.metrics import ServerMetrics
 from vlmbatch.serve.preparation import Preparation
+from vlmbatch.serve.service import RequestSlots, Service
 from vlmbatch.session.engines import EnginePlace, engine_places
 from vlmbatch.session.load import SWITCH_INTERVAL_S, image_workers
 from vlmbatch.session.open import ModelInputs, open_images, open_model
