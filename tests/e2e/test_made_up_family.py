@@ -101,7 +101,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
         loaded.append(load_engine(*arguments))
         return loaded[-1]
 
-    monkeypatch.setattr("vlmbatch.jobs.run.load_engine", noted)
+    monkeypatch.setattr("vlmbatch.session.replica.load_engine", noted)
     return loaded
 
 
