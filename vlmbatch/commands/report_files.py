@@ -1,4 +1,4 @@
-"""Files that tell of a command: figures, rows with errors, pages. Refused where none can be."""
+"""Reports of a command as files, refused before any work begins where none could be written."""
 
 from __future__ import annotations
 
