@@ -1,4 +1,4 @@
-"""What the engine needs of a model. No torch: models implement it, and it imports none.
+"""What the engine needs of a model. No torch.
 
 Letters in shapes: T tokens of a step, M image tokens among them, E hidden size, V vocabulary,
 C numbers in a feature of the tower's.
