@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from llm_engine import engine_of
 
 from vlmbatch import LLM
-from vlmbatch.engine.engine import Engine
 
 
 @pytest.fixture(scope="module")  # not longer: it has worker processes, which others count
@@ -19,8 +19,7 @@ def shared_llm(samples: Path) -> Iterator[LLM]:
 def llm(shared_llm: LLM) -> Iterator[LLM]:
     """The sample model; a test must leave nothing of its own in the engine."""
     yield shared_llm
-    engine = shared_llm._engine
-    assert isinstance(engine, Engine)
+    engine = engine_of(shared_llm)
     assert engine.num_unfinished == 0
     assert engine.scheduler.pool.num_available == engine.scheduler.pool.num_granules
     engine.scheduler.check_integrity()

@@ -63,7 +63,7 @@ def test_arguments_of_the_model_have_their_types_or_are_refused(name: str, value
         raise OpenedError
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("vlmbatch.api.llm.open_model", open_model)
+        patch.setattr("vlmbatch.api.loaded_model.open_model", open_model)
         try:
             LLM(**{"model": "m", name: value})
         except ConfigError:

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from in_process import call
+from llm_engine import engine_of
 from PIL import Image
 
 from vlmbatch import LLM, ImageFeatureData, ImagePixelData, RowError, SamplingParams
 from vlmbatch.api import answering
-from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ConfigError, ErrorCode, UsageError
 
 QUESTION = "USER: <image>\nWhat number is written? ASSISTANT:"
@@ -272,8 +272,7 @@ def test_an_abandoned_iterator_frees_what_it_held(llm: LLM, samples: Path) -> No
     for output in llm.stream([request(samples)] * 50):
         assert texts([output]) == [ANSWER]
         break
-    engine = llm._engine
-    assert isinstance(engine, Engine) and engine.num_unfinished == 0
+    assert engine_of(llm).num_unfinished == 0
     assert texts(llm.generate(request(samples))) == [ANSWER]
 
 
@@ -281,8 +280,7 @@ def test_an_interrupted_step_leaves_no_wrong_prefix(
     llm: LLM, samples: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A step registers the blocks that it is going to fill before it runs."""
-    engine = llm._engine
-    assert isinstance(engine, Engine)
+    engine = engine_of(llm)
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -384,14 +382,13 @@ def test_chat_without_a_template(samples: Path, tmp_path: Path) -> None:
 
 def test_features_in_place_of_pixels(llm: LLM, samples: Path, tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
-    engine = llm._engine
-    assert isinstance(engine, Engine)
+    engine = engine_of(llm)
     requests = [row for row in rows(samples) if row["answer"] is not None]
     expected = texts(llm.generate([request(samples, r["prompt"], r["image"]) for r in requests]))
     features = []
     for row in requests:
         with Image.open(samples / row["image"]) as image:
-            pixels = llm._processor.images.process(image.convert("RGB")).pixels
+            pixels = llm._model.processor.images.process(image.convert("RGB")).pixels
         tensors = [torch.from_numpy(pixels)]
         (given_out,) = engine.runner._model.extract_features(tensors, [])
         features.append(given_out[None])
@@ -427,8 +424,7 @@ def test_close_ends_iterators_and_processes(samples: Path) -> None:
     outputs = llm.stream([request(samples)] * 20)
     assert texts([next(outputs)]) == [ANSWER]
     assert set(threading.enumerate()) > before
-    assert llm._engine is not None
-    engine = weakref.ref(llm._engine)
+    engine = weakref.ref(engine_of(llm))
     llm.close()
     assert engine() is None
     llm.close()

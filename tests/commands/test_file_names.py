@@ -19,7 +19,7 @@ from in_process import call
 from model_folder import make_model_folder
 from PIL import Image
 
-import vlmbatch.jobs.run
+import vlmbatch.session.replica
 
 SAMPLE_MODEL = Path(__file__).parents[2] / "samples/tiny-llava"
 # Room for the longest name of a file beside an output, and for two digits before the name.
@@ -55,7 +55,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_engine(config: object, inputs: object) -> FakeEngine:
         return FakeEngine(lambda rows: None)
 
-    monkeypatch.setattr(vlmbatch.jobs.run, "load_engine", load_engine)
+    monkeypatch.setattr(vlmbatch.session.replica, "load_engine", load_engine)
 
 
 class Job:

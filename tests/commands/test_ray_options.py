@@ -52,6 +52,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (("-o", "a.parquet", "--ray"), "--ray needs a folder that all nodes see"),
         (("-o", "-", "--ray"), "standard output is one stream"),
+        (("-o", "a" * 300, "--ray"), "cannot be looked at: File name too long"),
+        (("-o", f"{'a' * 300}.parquet", "--shard", "0/4"), "cannot be looked at: File name too"),
         (("--ray",), "no output given"),
         (("-o", "s3://b/a.parquet", "--ray"), "s3://b/a.parquet names a file"),
         (("-o", "hf://datasets/a/b", "--ray"), "a data set gets one commit"),
@@ -59,6 +61,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("-o", "out/", "--ray", "--shard", "0/4"), "--ray and --shard 0/4 contradict each other"),
         (("-o", "out/", "--ray", "--gpus", "2"), "--ray and --gpus 2 contradict each other"),
         (("-o", "out/", "--ray", "--replicas", "2"), "--ray and --replicas 2 contradict"),
+        (("-o", "out/", "--ray", "--write-text", "t/"), "--write-text t/ and --ray auto"),
         (("-o", "out/", "--ray", "--sample", "2"), "--sample 2 and --ray contradict each other"),
         (("-o", "out/", "--ray=nonsense"), "--ray nonsense: must be HOST:PORT"),
         (("-o", "out/", "--ray=head:99999"), "--ray head:99999: must be HOST:PORT"),

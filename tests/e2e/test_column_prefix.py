@@ -15,7 +15,7 @@ from fake_engine import FakeEngine
 from in_process import call
 from model_folder import make_model_folder
 
-import vlmbatch.jobs.run
+import vlmbatch.session.replica
 from vlmbatch.jobs.status import read_status
 from vlmbatch.manifest.schema import RESULT_SCHEMA
 from vlmbatch.output.reader import OutputReader
@@ -36,7 +36,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rows that an engine has answered."""
     rows: list[int] = []
     monkeypatch.setattr(
-        vlmbatch.jobs.run, "load_engine", lambda config, inputs: FakeEngine(rows.extend)
+        vlmbatch.session.replica, "load_engine", lambda config, inputs: FakeEngine(rows.extend)
     )
     return rows
 

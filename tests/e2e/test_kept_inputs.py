@@ -20,8 +20,8 @@ from in_process import call
 from model_folder import make_model_folder
 from PIL import Image
 
-import vlmbatch.jobs.run
 import vlmbatch.output.parquet_writer
+import vlmbatch.session.replica
 from vlmbatch.config import ManifestConfig, SamplingParams
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
 from vlmbatch.engine.sequence import Sequence
@@ -85,7 +85,9 @@ def stop_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[int]]:
     def set_up(num_rows: int) -> list[int]:
         computed: list[int] = []
         monkeypatch.setattr(
-            vlmbatch.jobs.run, "load_engine", lambda config, inputs: Engine(computed, num_rows)
+            vlmbatch.session.replica,
+            "load_engine",
+            lambda config, inputs: Engine(computed, num_rows),
         )
         return computed
 
@@ -317,7 +319,7 @@ def test_images_wait_nowhere_beside_their_answers(
                 data = picture(index) + data  # decoders stop at a picture's end
             writer.write_table(pa.Table.from_pylist([{"q": "<image>?", "photo": data}], schema))
     engine = LateEngine(number - 1 if readable else 0)
-    monkeypatch.setattr(vlmbatch.jobs.run, "load_engine", lambda config, inputs: engine)
+    monkeypatch.setattr(vlmbatch.session.replica, "load_engine", lambda config, inputs: engine)
     monkeypatch.setattr(vlmbatch.output.parquet_writer, "_ROW_GROUP_BYTES", 2**21)
     tracemalloc.start()
     try:

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from in_process import call
+from llm_engine import engine_of
 from made_up_case import IMAGES, MAX_TOKENS, Case, make_case, upright_pixels
 from made_up_checkpoint import IMAGE_TOKEN_ID, PACKAGE
 from PIL import Image
@@ -100,7 +101,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> list[Engine]:
         loaded.append(load_engine(*arguments))
         return loaded[-1]
 
-    monkeypatch.setattr("vlmbatch.jobs.run.load_engine", noted)
+    monkeypatch.setattr("vlmbatch.session.replica.load_engine", noted)
     return loaded
 
 
@@ -238,8 +239,7 @@ def test_images_from_python(case: Case) -> None:
         answers = [output.outputs[0].token_ids for output in llm.generate(requests, greedy)]
         assert list(map(list, answers)) == case.expected
         pixels = torch.from_numpy(upright_pixels(folder / "wide.png"))
-        assert isinstance(llm._engine, Engine)
-        (features,) = llm._engine.runner._model.extract_features([pixels], [])
+        (features,) = engine_of(llm).runner._model.extract_features([pixels], [])
     with LLM(case.model, image_input_type="image_features") as llm:
         given = ImageFeatureData(features.reshape(2, 8, -1))
         (output,) = llm.generate({"prompt": rows[4]["prompt"], "multi_modal_data": given}, greedy)

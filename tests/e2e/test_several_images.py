@@ -20,6 +20,7 @@ from qwen_vl_case import SIZES, Case, make_case
 from vlmbatch import LLM, SamplingParams
 from vlmbatch.config import ImageResolution
 from vlmbatch.images.urls import ImageUrls
+from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.serve.app import make_app
 from vlmbatch.serve.config import ServeConfig
 from vlmbatch.serve.server import make_service
@@ -130,7 +131,7 @@ async def client_of(case: Case, **limits: Any) -> AsyncIterator[httpx.AsyncClien
     service = make_service(
         ServeConfig(session=session, **limits),
         inputs,
-        load_engine(session, inputs),
+        LocalReplica(load_engine(session, inputs), inputs.processor.tokenizer),
         ImageUrls(),
     )
     transport = httpx.ASGITransport(make_app(service, "127.0.0.1"), raise_app_exceptions=False)

@@ -27,11 +27,11 @@ from vlmbatch.bench.monitor import Monitor
 from vlmbatch.config import ImageLimits, SamplingParams
 from vlmbatch.images.loading.pool import ImageWorkers
 from vlmbatch.images.loading.process import WorkerProcess
-from vlmbatch.jobs.features import ImageReader
+from vlmbatch.jobs.named_images import ImageNamer
 from vlmbatch.manifest.manifest import Manifest
 from vlmbatch.manifest.validate import validate_rows
-from vlmbatch.models.family import EncodedPrompt
-from vlmbatch.models.processor import PromptProcessor
+from vlmbatch.models.processor import EncodedPrompt
+from vlmbatch.models.prompt_processor import PromptProcessor
 from vlmbatch.output.feature_folder import FeatureFiles
 from vlmbatch.stages.answer import to_result
 from vlmbatch.stages.feed import RowFeed
@@ -244,7 +244,7 @@ def test_features_too(
     command = ["features", manifest, "-m", MODEL, "-o", output, "--image-workers", 0, "-q"]
     with monkeypatch.context() as patch:
         if thread == "reading":
-            patch.setattr(ImageReader, "read", failing_at(6, error, ImageReader.read))
+            patch.setattr(ImageNamer, "name", failing_at(6, error, ImageNamer.name))
         else:
             patch.setattr(FeatureFiles, "write", partial(fail, error))
         assert call(command) == 70

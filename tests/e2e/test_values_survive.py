@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from model_folder import make_model_folder
 
 import vlmbatch.jobs.run
+import vlmbatch.session.replica
 from vlmbatch.config import (
     FileDestination,
     ImageLoading,
@@ -47,7 +48,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def everything_spills() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Spill.__init__, "__kwdefaults__", {"loose": 0, "segment_bytes": 2000})
-        patch.setattr(vlmbatch.jobs.run, "load_engine", lambda *_: FakeEngine(lambda rows: None))
+        patch.setattr(
+            vlmbatch.session.replica, "load_engine", lambda *_: FakeEngine(lambda rows: None)
+        )
         yield
 
 

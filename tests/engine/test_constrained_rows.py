@@ -24,8 +24,8 @@ from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.grammars import Grammars
 from vlmbatch.engine.outputs import SequenceFailure, TokenOutput
 from vlmbatch.errors import ErrorCode, RowError
-from vlmbatch.models.family import Embedded
 from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.models.vision_language_model import Embedded
 from vlmbatch.types import Request
 
 REGEXES = ("[a-f]{2,5}", "x+", "(ab|cd)*e?", "[^a]{3}b*")

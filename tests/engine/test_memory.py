@@ -28,8 +28,9 @@ from vlmbatch.engine.kv_cache import (
 from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.memory import kv_tokens_beside, kv_tokens_within, run_largest_step
 from vlmbatch.errors import ConfigError
-from vlmbatch.models.family import Embedded, load_model_config, load_processor
+from vlmbatch.models.family import load_model_config, load_processor
 from vlmbatch.models.registry import random_model
+from vlmbatch.models.vision_language_model import Embedded
 from vlmbatch.types import FeatureImage, ImageInput
 
 CPU = torch.device("cpu")

@@ -36,10 +36,10 @@ from vlmbatch_kernels.paged_attention import PageLayout, Scores
 from vlmbatch.attention.base import AttentionMetadata, LayerKVCache
 from vlmbatch.models.config import TextConfig
 from vlmbatch.models.decoder import Decoder
-from vlmbatch.models.family import Embedded
 from vlmbatch.models.llava.vision import VisionTower
 from vlmbatch.models.llava.vision_config import VisionConfig
 from vlmbatch.models.parallel import SINGLE_DEVICE
+from vlmbatch.models.vision_language_model import Embedded
 from vlmbatch.models.weights import materialise, random_weights
 
 SETS = 4  # of inputs

@@ -16,8 +16,9 @@ from vlmbatch_kernels.quantized_rows import E4M3, plain_quantized_rows, quantize
 from vlmbatch.attention import make_backend
 from vlmbatch.config import EngineConfig
 from vlmbatch.models.config import with_quantization
-from vlmbatch.models.family import EncodedPrompt, load_model_config
+from vlmbatch.models.family import load_model_config
 from vlmbatch.models.fp8 import Fp8Weight
+from vlmbatch.models.processor import EncodedPrompt
 from vlmbatch.models.registry import load_model
 from vlmbatch.models.text_model import TextModel
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vlmbatch.config import EngineConfig
 from vlmbatch.errors import ErrorCode
-from vlmbatch.models.family import Embedded
+from vlmbatch.models.vision_language_model import Embedded
 
 NUM_ROWS = 60
 LIMIT = 300  # tokens of a step: room for two prompts, and for a decode step of all rows

@@ -152,14 +152,14 @@ def test_end_of_sequence_ends_a_row_unless_it_is_ignored(loaded: Loaded) -> None
     def push(each: RowUnderWay, token_id: int, logprob: object) -> None:
         each.push(token_id)
 
-    loaded.replica._generator.answer([row], push, lambda: False)
+    loaded.replica._thread._generator.answer([row], push, lambda: False)
     assert row.token_ids == list(whole.token_ids[: whole.token_ids.index(end) + 1])
 
 
 def test_what_the_model_raises_is_of_the_batch(
     loaded: Loaded, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator: Any = loaded.replica._generator
+    generator: Any = loaded.replica._thread._generator
     row = RowUnderWay(
         loaded.request(0, SamplingParams()),
         loaded.inputs.processor.tokenizer,
@@ -204,7 +204,7 @@ class Miscounting:
 def test_models_are_tried_with_a_padded_prompt(loaded: Loaded) -> None:
     processor = loaded.inputs.processor
     assert isinstance(processor, HfProcessor)
-    generator: Any = loaded.replica._generator
+    generator: Any = loaded.replica._thread._generator
     assert pads_safely(generator, processor)
     assert not pads_safely(Miscounting(0), processor)
     assert not pads_safely(Miscounting(2), processor)
@@ -274,7 +274,7 @@ def test_a_row_of_no_numbers_is_an_error_and_the_others_are_answered(loaded: Loa
     def overflow(_: Any, inputs: Any, hidden: Tensor) -> Tensor:
         return hidden.masked_fill((inputs[0] == token)[..., None], torch.nan)
 
-    model: Any = loaded.replica._generator._model  # type: ignore[attr-defined]
+    model: Any = loaded.replica._thread._generator._model  # type: ignore[attr-defined]
     hook = model.get_input_embeddings().register_forward_hook(overflow)
     try:
         found = loaded.events(requests)

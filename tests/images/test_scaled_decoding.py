@@ -21,7 +21,7 @@ from vlmbatch.images.decode import decode_image, decode_scaled, probe_image
 from vlmbatch.images.loading.loader import InProcessLoader
 from vlmbatch.images.loading.pool import ImageWorkers
 from vlmbatch.images.loading.prepare import prepare_image
-from vlmbatch.models.family import ImageProcessor
+from vlmbatch.models.processor import ImageProcessor
 from vlmbatch.types import ImageRef, PixelImage
 
 LIMITS = ImageLimits()

@@ -25,7 +25,8 @@ from worker_processes import ENGINE, worker_pids
 
 from vlmbatch.errors import EnginesLostError, ErrorCode, RowError
 from vlmbatch.images.fetch import ImageFetcher
-from vlmbatch.jobs.features import NamedImage, TowerWriter
+from vlmbatch.jobs.named_images import NamedImage
+from vlmbatch.jobs.tower_writer import TowerWriter
 from vlmbatch.models.llava.model import Model as LlavaModel
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.output.feature_folder import FeatureFolder

@@ -13,8 +13,9 @@ from PIL import Image
 from vlmbatch.config import ImageResolution, SamplingParams
 from vlmbatch.config.seeds import derive_seed
 from vlmbatch.errors import ErrorCode
-from vlmbatch.images.urls import AllowedDomains
+from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.manifest.columns import Columns
+from vlmbatch.manifest.image_column import ImageColumn
 from vlmbatch.manifest.rows import RowBuilder
 from vlmbatch.types import ImageRef, Row
 
@@ -22,7 +23,9 @@ DEFAULTS = SamplingParams(max_tokens=10, temperature=0.5, stop=("END",), seed=3)
 
 
 def build(values, index: int = 0, columns: Columns | None = None) -> Row:
-    return RowBuilder(columns or Columns(), DEFAULTS, Path("/data")).build(index, "m", 1, values)
+    columns = columns or Columns()
+    images = ImageColumn(columns.image, Path("/data"))
+    return RowBuilder(columns, DEFAULTS, images).build(index, "m", 1, values)
 
 
 def code_and_message(row: Row) -> tuple[ErrorCode, str]:
@@ -126,9 +129,9 @@ def test_bad_image(value):
 
 @pytest.mark.parametrize("in_a", [str, lambda url: [url], lambda url: {"path": url}])
 def test_urls_of_allowed_hosts_are_images(in_a):
-    builder = RowBuilder(
-        Columns(), SamplingParams(), Path("/data"), domains=AllowedDomains.of(["a.example"])
-    )
+    urls = ImageUrls(AllowedDomains.of(["a.example"]))
+    images = ImageColumn("image", Path("/data"), urls=urls)
+    builder = RowBuilder(Columns(), SamplingParams(), images)
     values = {"prompt": "a", "image": in_a("HTTPS://a.example/x.jpg")}
     row = builder.build(0, "m.jsonl", 1, values)
     assert row.error is None

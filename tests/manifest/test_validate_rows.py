@@ -13,7 +13,7 @@ from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.decode import decode_image, probe_image
 from vlmbatch.manifest import validate
 from vlmbatch.manifest.validate import validate_rows
-from vlmbatch.models.family import EncodedPrompt, Tokens
+from vlmbatch.models.processor import EncodedPrompt, Tokens
 from vlmbatch.types import ImageGrid, ImageRef, Row
 
 LIMITS = ImageLimits()

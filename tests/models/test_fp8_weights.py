@@ -22,10 +22,11 @@ from torch import Tensor
 from vlmbatch.attention import make_backend
 from vlmbatch.errors import CheckpointError, ConfigError
 from vlmbatch.models.config import with_quantization
-from vlmbatch.models.family import EncodedPrompt, load_model_config
+from vlmbatch.models.family import load_model_config
 from vlmbatch.models.fp8 import Fp8Weight
 from vlmbatch.models.linear import ColumnLinear, RowLinear
 from vlmbatch.models.parallel import ParallelContext
+from vlmbatch.models.processor import EncodedPrompt
 from vlmbatch.models.registry import build_model, load_model, random_model
 from vlmbatch.models.text_model import TextModel
 from vlmbatch.models.weights import weight_slots

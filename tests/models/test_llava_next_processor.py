@@ -10,8 +10,9 @@ from llava_next_checkpoints import IMAGE_TOKEN_ID, SPECIAL_TOKENS, make_checkpoi
 
 from vlmbatch.config import ImageArguments, PromptConfig
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
-from vlmbatch.models.family import EncodedPrompt, load_model_config, load_processor
+from vlmbatch.models.family import load_model_config, load_processor
 from vlmbatch.models.llava_next.processor import LlavaNextProcessor
+from vlmbatch.models.processor import EncodedPrompt
 from vlmbatch.types import FeatureImage, ImageGrid, ImageRef, PixelImage, Row
 
 GRID = ImageGrid(2, 3, 17, 1)

@@ -19,9 +19,10 @@ from transformers import AutoProcessor
 
 from vlmbatch.config import ImageArguments, PromptConfig, SamplingParams
 from vlmbatch.errors import CheckpointError, ConfigError, ErrorCode, RowError, VlmbatchError
-from vlmbatch.models.family import EncodedPrompt, load_model_config, load_processor
+from vlmbatch.models.family import load_model_config, load_processor
 from vlmbatch.models.llava.image_processor import LlavaImageProcessor
 from vlmbatch.models.llava.processor import LlavaProcessor
+from vlmbatch.models.processor import EncodedPrompt
 from vlmbatch.types import ImageRef, ImageSpan, Row
 
 ROOT = Path(__file__).parents[2]
@@ -424,7 +425,8 @@ def test_neither_torch_nor_transformers_is_imported(folder: Path) -> None:
 import sys
 from pathlib import Path
 from vlmbatch.config import ImageArguments, PromptConfig
-from vlmbatch.models.family import EncodedPrompt, load_model_config, load_processor
+from vlmbatch.models.family import load_model_config, load_processor
+from vlmbatch.models.processor import EncodedPrompt
 from vlmbatch.models.hub import resolve_model
 from vlmbatch.models.llava.processor import LlavaProcessor
 folder = resolve_model({str(folder)!r})

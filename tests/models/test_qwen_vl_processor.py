@@ -13,7 +13,8 @@ from qwen_vl_checkpoints import IMAGE_TOKEN_ID, SPECIAL_TOKENS, TEMPLATE, make_c
 
 from vlmbatch.config import ImageArguments, PromptConfig
 from vlmbatch.errors import CheckpointError, ConfigError, ErrorCode, RowError
-from vlmbatch.models.family import EncodedPrompt, load_model_config, load_processor
+from vlmbatch.models.family import load_model_config, load_processor
+from vlmbatch.models.processor import EncodedPrompt
 from vlmbatch.models.qwen_vl.processor import QwenVLProcessor
 from vlmbatch.types import FeatureImage, ImageGrid, ImageRef, Row
 

@@ -17,7 +17,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from vlmbatch.config import ImageArguments, ImageResolution, PromptConfig
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
-from vlmbatch.models.family import Processor, load_model_config, load_processor
+from vlmbatch.models.family import load_model_config, load_processor
+from vlmbatch.models.processor import Processor
 from vlmbatch.models.shrink import Shrink
 
 SIDES = st.integers(1, 5000)

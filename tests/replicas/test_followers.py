@@ -22,9 +22,10 @@ from worker_processes import ENGINE, wait_until, worker_pids
 from vlmbatch.errors import ConfigError, EnginesLostError
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.replicas import pool as pool_module
-from vlmbatch.replicas.pool import MAX_SUSPECTS, ReplicaPool
+from vlmbatch.replicas.pool import ReplicaPool
 from vlmbatch.replicas.process import EngineProcess, Load
 from vlmbatch.replicas.replica import Event
+from vlmbatch.replicas.router import MAX_SUSPECTS
 
 RANKS = 3
 

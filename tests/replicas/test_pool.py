@@ -26,8 +26,9 @@ from vlmbatch.errors import (
 )
 from vlmbatch.replicas import pool as pool_module
 from vlmbatch.replicas.messages import Failed, Submit, TakeBack
-from vlmbatch.replicas.pool import MAX_RESTARTS, MAX_SUSPECTS
+from vlmbatch.replicas.pool import MAX_RESTARTS
 from vlmbatch.replicas.replica import Completion, Event, NewTokens, RowFailure
+from vlmbatch.replicas.router import MAX_SUSPECTS
 from vlmbatch.replicas.sharing import image_of
 from vlmbatch.types import ImageGrid, PixelImage, Request
 
@@ -229,7 +230,7 @@ def test_the_end_is_balanced(engines):
 def held(engines: FakeEngines, index: int) -> Any:
     """A request of the pool's that it has given to nobody yet."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engines.pool, "_route", lambda held: None)
+        patch.setattr(engines.pool._router, "_route", lambda held: None)
         engines.pool.submit(request(index))
     return engines.pool._by_index[index]
 

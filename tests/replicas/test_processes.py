@@ -23,9 +23,10 @@ from worker_processes import wait_until
 
 from vlmbatch.errors import ConfigError, EnginesLostError, VlmbatchError
 from vlmbatch.images.shared_memory import SharedMemory
-from vlmbatch.replicas.pool import MAX_SUSPECTS, ReplicaPool
+from vlmbatch.replicas.pool import ReplicaPool
 from vlmbatch.replicas.process import EngineProcess, Load
 from vlmbatch.replicas.replica import Completion, Event, RowFailure
+from vlmbatch.replicas.router import MAX_SUSPECTS
 from vlmbatch.types import Request
 
 

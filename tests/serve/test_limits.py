@@ -22,10 +22,11 @@ from vlmbatch.config import ImageLoading, SessionConfig
 from vlmbatch.engine.engine import Engine
 from vlmbatch.errors import ConfigError
 from vlmbatch.images.urls import ImageUrls
+from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.serve.app import make_app
-from vlmbatch.serve.completions import Service
 from vlmbatch.serve.config import ServeConfig
 from vlmbatch.serve.server import check_context, make_service
+from vlmbatch.serve.service import Service
 from vlmbatch.session.load import load_engine
 from vlmbatch.session.open import ModelInputs, open_model
 
@@ -47,7 +48,8 @@ async def client_of(
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Service]]:
     session, inputs, engine = loaded
     config = ServeConfig(session=session, served_model_name=MODEL, **limits)
-    service = make_service(config, inputs, engine, ImageUrls())
+    replica = LocalReplica(engine, inputs.processor.tokenizer)
+    service = make_service(config, inputs, replica, ImageUrls())
     transport = httpx.ASGITransport(make_app(service, listens_on), raise_app_exceptions=False)
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
@@ -275,7 +277,7 @@ def test_a_kv_cache_smaller_than_the_context_is_refused(loaded: Loaded) -> None:
     small = replace(session, engine=replace(session.engine, kv_cache_tokens=256))
     engine = load_engine(small, inputs)
     with pytest.raises(ConfigError, match=r"256 tokens.*context length of 512"):
-        check_context(engine)
+        check_context(LocalReplica(engine, inputs.processor.tokenizer).limits)
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,11 @@ from vlmbatch.openai.requests import parse_completion_request
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.stop_strings import StopChecker
 from vlmbatch.serve.app import make_app
-from vlmbatch.serve.completions import RequestSlots, Service
 from vlmbatch.serve.config import ServeConfig
 from vlmbatch.serve.engine_thread import EngineThread, TokenChunk
 from vlmbatch.serve.metrics import ServerMetrics
 from vlmbatch.serve.preparation import PreparedRequest
+from vlmbatch.serve.service import RequestSlots, Service
 from vlmbatch.serve.text_stream import TextStream
 from vlmbatch.stages.answer import Answer, to_result
 from vlmbatch.stages.answer_loop import AnswerLoop

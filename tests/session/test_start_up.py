@@ -17,6 +17,7 @@ from worker_processes import wait_until, worker_pids
 
 import vlmbatch.jobs.row_feed
 import vlmbatch.jobs.run
+import vlmbatch.session.replica
 from vlmbatch.config import FileDestination, ImageLoading, JobConfig, ManifestConfig, SessionConfig
 from vlmbatch.errors import CheckpointError
 from vlmbatch.stages.prepare import start_preparing
@@ -47,7 +48,7 @@ def test_rows_are_prepared_beside_the_weights_and_given_up_with_them(
         assert prepared.wait(10)
         raise CheckpointError("no such weights")
 
-    monkeypatch.setattr(vlmbatch.jobs.run, "load_engine", load_engine)
+    monkeypatch.setattr(vlmbatch.session.replica, "load_engine", load_engine)
     with pytest.raises(CheckpointError, match="no such weights"):
         vlmbatch.jobs.run.run(config, RunStats())
     assert worker_pids(os.getpid()) == set()

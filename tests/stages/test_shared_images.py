@@ -17,6 +17,7 @@ from model_folder import IMAGE_SIZE, make_model_folder
 from PIL import Image
 
 import vlmbatch.jobs.run
+import vlmbatch.session.replica
 from vlmbatch.config import (
     FileDestination,
     ImageLoading,
@@ -115,7 +116,7 @@ def job(tmp_path: Path) -> JobConfig:
 def answers(
     job: JobConfig, engine: ImageEngine, monkeypatch: pytest.MonkeyPatch
 ) -> list[dict[str, object]]:
-    monkeypatch.setattr(vlmbatch.jobs.run, "load_engine", lambda config, inputs: engine)
+    monkeypatch.setattr(vlmbatch.session.replica, "load_engine", lambda config, inputs: engine)
     vlmbatch.jobs.run.run(job, RunStats())
     assert isinstance(job.destination, FileDestination)
     rows: list[dict[str, object]] = pq.read_table(job.destination.path).to_pylist()

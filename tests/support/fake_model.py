@@ -20,7 +20,7 @@ from vlmbatch.engine.assembly import make_engine
 from vlmbatch.engine.engine import Engine
 from vlmbatch.engine.grammars import Grammars
 from vlmbatch.models.config import ModelConfig, TextConfig
-from vlmbatch.models.family import Embedded
+from vlmbatch.models.vision_language_model import Embedded
 from vlmbatch.types import ImageGrid, PixelImage, Request
 
 VOCAB = 97

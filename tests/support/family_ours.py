@@ -15,7 +15,8 @@ from torch import Tensor
 from vlmbatch.attention import make_backend
 from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.config import ImageArguments, PromptConfig
-from vlmbatch.models.family import EncodedPrompt, Processor, load_model_config, load_processor
+from vlmbatch.models.family import load_model_config, load_processor
+from vlmbatch.models.processor import EncodedPrompt, Processor
 from vlmbatch.models.registry import load_model
 from vlmbatch.types import ImageGrid, ImageRef, PixelImage, Row
 

@@ -44,6 +44,7 @@ import vlmbatch.jobs.run
 import vlmbatch.models.chat
 import vlmbatch.models.llava.processor
 import vlmbatch.session.engines
+import vlmbatch.session.replica
 import vlmbatch.stages.answer_loop
 import vlmbatch.stages.sink
 from vlmbatch import log
@@ -166,7 +167,8 @@ def surround(around: Surroundings, tell: Tell) -> None:
         begin(*arguments)
 
     begin, vars(vlmbatch.commands.run)["_run"] = vlmbatch.commands.run._run, start
-    vars(vlmbatch.jobs.run).update(start_images=start_decoders, load_engine=load_engine)
+    vars(vlmbatch.jobs.run)["start_images"] = start_decoders
+    vars(vlmbatch.session.replica)["load_engine"] = load_engine
     vars(vlmbatch.session.engines)["load_for_pool"] = partial(
         process_engines.of_a_run, around.max_num_seqs, around.step_seconds, around.endless_from
     )

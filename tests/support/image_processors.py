@@ -5,7 +5,6 @@ from __future__ import annotations
 from PIL import Image
 
 from vlmbatch.hf.images import UprightImages
-from vlmbatch.models.family import ImageProcessor
 from vlmbatch.models.llava.image_processor import LlavaImageProcessor
 from vlmbatch.models.llava_next.image_processor import (
     LlavaNextImageProcessor,
@@ -13,6 +12,7 @@ from vlmbatch.models.llava_next.image_processor import (
 )
 from vlmbatch.models.llava_next.tiling import Size
 from vlmbatch.models.preprocessor_config import Normalization
+from vlmbatch.models.processor import ImageProcessor
 from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
 from vlmbatch.models.shrink import NO_SHRINK, Shrink
 

@@ -13,8 +13,8 @@ from vlmbatch.attention.base import (
     AttentionSpec,
     LayerKVCache,
 )
-from vlmbatch.models.family import Embedded
 from vlmbatch.models.llava.model import Model as LlavaModel
+from vlmbatch.models.vision_language_model import Embedded
 
 
 @dataclass

@@ -11,7 +11,7 @@ from paged_batch import make_metadata, on_device, shuffled_tables
 from torch import Tensor
 
 from vlmbatch.attention.base import AttentionBackend, LayerKVCache
-from vlmbatch.models.family import EncodedPrompt
+from vlmbatch.models.processor import EncodedPrompt
 from vlmbatch.models.text_model import TextModel
 
 

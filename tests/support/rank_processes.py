@@ -25,8 +25,8 @@ from vlmbatch.engine.process_group import check_agreement
 from vlmbatch.engine.rank import ALONE, Rank
 from vlmbatch.errors import VlmbatchError
 from vlmbatch.models.config import ModelConfig
-from vlmbatch.models.family import Processor
 from vlmbatch.models.parallel import ParallelContext
+from vlmbatch.models.processor import Processor
 from vlmbatch.processes import anonymous_file, search_path
 from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.replica import Completion

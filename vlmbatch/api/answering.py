@@ -8,7 +8,7 @@ from functools import partial
 from vlmbatch.api.outputs import RequestOutput, to_output
 from vlmbatch.errors import RowError
 from vlmbatch.images.loading.loader import ImageLoader
-from vlmbatch.models.family import Processor
+from vlmbatch.models.processor import Processor
 from vlmbatch.replicas.replica import Replica
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.stages.answer import Answer

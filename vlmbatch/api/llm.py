@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import os
-import threading
-import weakref
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
-from functools import partial
-from typing import TYPE_CHECKING, Self, overload
+from typing import Self, overload
 
-from vlmbatch.api.answering import answer_rows
 from vlmbatch.api.images import ImageReader
-from vlmbatch.api.loader import HeldImageLoader
+from vlmbatch.api.loaded_model import LoadedModel
 from vlmbatch.api.outputs import RequestOutput
 from vlmbatch.api.requests import PromptInput, RequestReader, RowSource
 from vlmbatch.config import (
@@ -32,26 +26,7 @@ from vlmbatch.config import (
     typed,
 )
 from vlmbatch.config.option import build
-from vlmbatch.errors import UsageError
-from vlmbatch.hf.checkpoint import HfConfig
-from vlmbatch.hf.replica import HfReplica
-from vlmbatch.images.loading.shared_loader import SharedLoader
-from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.models.chat import Message
-from vlmbatch.replicas.local import LocalReplica
-from vlmbatch.replicas.pool import ReplicaPool
-from vlmbatch.session.cores import default_image_workers
-from vlmbatch.session.engines import engine_places, several_engines
-from vlmbatch.session.host_memory import HostMemory
-from vlmbatch.session.load import composed, load_engine, load_with_transformers
-from vlmbatch.session.open import open_images, open_model
-from vlmbatch.stages.answer_loop import GATHER_SECONDS
-
-if TYPE_CHECKING:
-    from vlmbatch.engine.engine import Engine
-    from vlmbatch.images.loading.loader import ImageLoader
-    from vlmbatch.replicas.replica import Replica
-
 
 _LIMITS = ImageLimits()
 
@@ -145,45 +120,11 @@ class LLM:
         # Its parameters are the session's options: a test sees that they stay so.
         arguments = {name: value for name, value in locals().items() if name != "self"}
         config = build(SessionConfig, arguments, key="argument")
-        inputs = open_model(config)
-        self.model_config = inputs.model
-        self._processor = inputs.processor
-        self._engine: Engine | HfReplica | ReplicaPool | None  # None once it is closed
-        places = engine_places(config.engine, "one")
-        processes = ExitStack()
-        if places:
-            memory = processes.enter_context(closing(SharedMemory()))
-            several = several_engines(config, inputs, places, memory, gather_seconds=GATHER_SECONDS)
-            self._engine = processes.enter_context(several)
-            on_cpu = self._engine.limits.on_cpu
-        elif isinstance(inputs.model, HfConfig):
-            self._engine = load_with_transformers(config, inputs)
-            on_cpu = self._engine.on_cpu
-        else:
-            self._engine = load_engine(config, inputs)
-            on_cpu = self._engine.device.type == "cpu"
-        self._on_cpu = on_cpu
-        num_workers = config.image_loading.workers
-        if num_workers is None:
-            num_workers = default_image_workers(on_cpu, len(places) or 1)
-        self._memory = HostMemory.divide(config.host_memory)
-        self._prepare_threads = max(2, 2 * num_workers)  # most of them wait for an image
-        gpu = places[0].first_gpu if places else None
-        self._images: ImageLoader = HeldImageLoader(
-            self._processor,
-            partial(
-                open_images, config, inputs, num_workers, places[0].first_gpu if places else None
-            ),
-        )
-        if isinstance(self._engine, ReplicaPool) and not isinstance(inputs.model, HfConfig):
-            self._images = SharedLoader(self._images, self._engine.memory)
-        processes.callback(self._images.close)
+        self._model = LoadedModel(config)
+        feature_grid = self._model.processor.feature_grid
         self._reader = RequestReader(
-            ImageReader(image_input_type, self._processor.feature_grid, config.image_limits)
+            ImageReader(image_input_type, feature_grid, config.image_limits)
         )
-        self._in_use = threading.Lock()
-        self._calls: weakref.WeakSet[Generator[RequestOutput]] = weakref.WeakSet()
-        self._end = weakref.finalize(self, processes.close)
 
     @overload
     def generate(
@@ -293,7 +234,7 @@ class LLM:
                 ``LLM(chat_template=...)`` gave none.
             RowError, TypeError, UsageError: as by ``generate``.
         """
-        _ = self._processor.chat_template  # no request could be answered without one
+        _ = self._model.processor.chat_template  # no request could be answered without one
         if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
             raise TypeError(
                 "messages must be a list of messages, or a list or iterator of such lists, got "
@@ -332,9 +273,7 @@ class LLM:
 
     def answer(self, source: RowSource) -> Generator[RequestOutput]:
         """Answer rows that something else has read, in their order; otherwise as ``generate``."""
-        call = self._call(source, strict=False, in_order=True)
-        self._calls.add(call)
-        return call
+        return self._model.answer(source, in_order=True, strict=False)
 
     def close(self) -> None:
         """End unfinished iterators and free what the model holds. The object is of no use then.
@@ -342,22 +281,7 @@ class LLM:
         Raises:
             UsageError: another thread is in the middle of a call.
         """
-        for call in list(self._calls):
-            try:
-                call.close()
-            except ValueError as error:  # the generator is running
-                raise _busy() from error
-        self._end()
-        if self._engine is None:
-            return
-        if isinstance(self._engine, HfReplica):
-            self._engine.close()
-        self._engine = None
-        gc.collect()
-        if not self._on_cpu:
-            import torch
-
-            torch.cuda.empty_cache()
+        self._model.close()
 
     def __enter__(self) -> Self:
         return self
@@ -371,46 +295,4 @@ class LLM:
         if isinstance(requests, str | Mapping):
             requests = [requests]
         source = RowSource(requests, sampling, self._reader.read)
-        call = self._call(source, typed.boolean("strict", strict), in_order)
-        self._calls.add(call)
-        return call
-
-    def _call(self, source: RowSource, strict: bool, in_order: bool) -> Generator[RequestOutput]:
-        with self._sole_use() as replica:
-            yield from answer_rows(
-                source.rows(),
-                replica,
-                self._processor,
-                self._images,
-                self._prepare_threads,
-                self._memory,
-                in_order=in_order,
-                strict=strict,
-            )
-        if source.failure is not None:
-            raise source.failure
-
-    @contextmanager
-    def _sole_use(self) -> Iterator[Replica]:
-        """What answers, for one call at a time, from whichever thread."""
-        if not self._in_use.acquire(blocking=False):
-            raise _busy()
-        try:
-            if self._engine is None:
-                raise UsageError("this LLM is closed")
-            tokenizer, engine = self._processor.tokenizer, self._engine
-            replica: Replica
-            if isinstance(engine, HfReplica | ReplicaPool):
-                replica = engine
-            else:
-                replica = LocalReplica(engine, tokenizer)
-            yield composed(replica, self.model_config, tokenizer)
-        finally:
-            self._in_use.release()
-
-
-def _busy() -> UsageError:
-    return UsageError(
-        "this LLM is busy with another call: finish or close() the iterator that it returned, and "
-        "call from one thread at a time"
-    )
+        return self._model.answer(source, in_order=in_order, strict=typed.boolean("strict", strict))

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from vlmbatch.api.images import HeldFeatures, HeldImage
 from vlmbatch.errors import RowError
 from vlmbatch.images.loading.loader import ImageLoader
-from vlmbatch.models.family import Processor
+from vlmbatch.models.processor import Processor
 from vlmbatch.types import ImageInput, ImageRef
 
 

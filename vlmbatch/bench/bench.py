@@ -30,7 +30,8 @@ from vlmbatch.engine.kv_cache import resolve_kv_dtype
 from vlmbatch.engine.loading import resolve_device, resolve_dtype
 from vlmbatch.log import logger
 from vlmbatch.models.config import with_quantization
-from vlmbatch.models.family import ImageProcessor, load_model_config
+from vlmbatch.models.family import load_model_config
+from vlmbatch.models.processor import ImageProcessor
 from vlmbatch.session.cores import available_cores
 from vlmbatch.session.engines import engine_places
 from vlmbatch.session.open import open_model

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 
 from vlmbatch.config import SessionConfig
 from vlmbatch.images.shared_memory import SharedMemory
-from vlmbatch.replicas.local import LocalReplica
+from vlmbatch.replicas.pool import ReplicaPool
 from vlmbatch.replicas.replica import Replica
-from vlmbatch.session.engines import EnginePlace, several_engines
-from vlmbatch.session.load import freeze_loaded, load_engine
+from vlmbatch.session.engines import EnginePlace
 from vlmbatch.session.open import ModelInputs
+from vlmbatch.session.replica import loaded_replica
 from vlmbatch.stages.answer_loop import GATHER_SECONDS
 
 
@@ -42,26 +42,14 @@ def bench_engines(
     device: torch.device,
 ) -> Iterator[BenchEngines]:
     """Load them at ``places``, or where there are none a single one on ``device``."""
-    if not places:
-        engine = load_engine(session, inputs)
-        freeze_loaded(engine)
-        replica = LocalReplica(engine, inputs.processor.tokenizer)
-        yield BenchEngines(replica, 1, engine.kv_cache_tokens, (device,))
-        return
     gpus = [gpu for place in places for gpu in place.gpus]
     devices = [torch.device("cuda", gpu) for gpu in gpus] or [device]
-    with (
-        closing(SharedMemory()) as memory,
-        several_engines(
-            session, inputs, tuple(places), memory, gather_seconds=GATHER_SECONDS
-        ) as pool,
-    ):
-        limits = pool.limits
+    with loaded_replica(session, inputs, places, gather_seconds=GATHER_SECONDS) as replica:
         yield BenchEngines(
-            pool,
-            len(places),
-            limits.kv_cache_tokens,
+            replica,
+            len(places) or 1,
+            replica.limits.kv_cache_tokens,
             tuple(devices),
-            memory,
-            session.engine.tensor_parallel,
+            replica.memory if isinstance(replica, ReplicaPool) else None,
+            session.engine.tensor_parallel if places else 1,
         )

@@ -9,7 +9,7 @@ from vlmbatch.bench.pictures import write_pictures
 from vlmbatch.bench.prompts import PromptMaker
 from vlmbatch.bench.workloads import Workload
 from vlmbatch.errors import ConfigError
-from vlmbatch.models.family import Processor
+from vlmbatch.models.processor import Processor
 
 
 def write_inputs(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from itertools import islice
 
-from vlmbatch.models.family import Processor
+from vlmbatch.models.processor import Processor
 from vlmbatch.types import ImageGrid, ImageRef, Row
 
 _NUM_UNITS = 64  # different words: enough that no two prompts are alike

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from vlmbatch.errors import ConfigError
 
 if TYPE_CHECKING:
-    from vlmbatch.models.family import ImageProcessor
+    from vlmbatch.models.processor import ImageProcessor
     from vlmbatch.types import ImageGrid
 
 

@@ -12,10 +12,10 @@ import typer
 from vlmbatch import log
 from vlmbatch.bench.config import BenchConfig
 from vlmbatch.bench.workloads import WORKLOADS, parse_workloads
-from vlmbatch.commands.checks import check_report_file
 from vlmbatch.commands.command import with_options, without
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import check_places, input_places, report_places
+from vlmbatch.commands.report_files import check_report_file
 from vlmbatch.commands.reporting import ReportOptions
 from vlmbatch.config.option import Opt
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vlmbatch import log
-from vlmbatch.commands.checks import checked_page
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import Place, check_places
@@ -22,6 +21,7 @@ from vlmbatch.commands.report import (
     OverwritePage,
     PageRows,
 )
+from vlmbatch.commands.report_files import checked_page
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config.option import Opt, check_bounds
 

@@ -8,20 +8,17 @@ from pathlib import Path
 from typing import Annotated
 
 from vlmbatch import log
-from vlmbatch.commands.checks import (
-    check_report_file,
-    check_stdout_use,
-    check_summary_file,
-    checked_feature_folder,
-)
 from vlmbatch.commands.command import with_options, without
+from vlmbatch.commands.contradictions import check_stdout_use
 from vlmbatch.commands.exits import early_exits
+from vlmbatch.commands.local_output import checked_feature_folder
 from vlmbatch.commands.places import (
     check_places,
     feature_places,
     report_places,
     session_places,
 )
+from vlmbatch.commands.report_files import check_report_file, check_summary_file
 from vlmbatch.commands.reporting import ERRORS, Reporting, ReportOptions
 from vlmbatch.commands.row_errors import RowErrors
 from vlmbatch.config import FEATURE_MANIFEST, ManifestConfig, SessionConfig
@@ -63,7 +60,7 @@ def features(
     """
     check_report_file("--errors", errors)
     check_summary_file(report.summary_json)
-    check_stdout_use("--summary-json", report.summary_json, data_on_stdout=errors == "-")
+    check_stdout_use(report.summary_json, data_on_stdout=errors == "-")
     folder = checked_feature_folder(output)
     check_places(
         [

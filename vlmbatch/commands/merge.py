@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from vlmbatch import log
-from vlmbatch.commands.checks import check_merged_file, check_summary_file
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
+from vlmbatch.commands.local_output import checked_merged_file
 from vlmbatch.commands.places import Place, check_places, output_places, report_places
 from vlmbatch.commands.remote_output import local_copy, merged_destination
+from vlmbatch.commands.report_files import check_summary_file
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.commands.urls import is_url
 from vlmbatch.config import FileDestination, RemoteDestination
@@ -61,7 +62,7 @@ def merge(options: MergeOptions, report: ReportOptions, config_file: Path | None
         local = remote.local.path
     else:
         folder = Path(options.folder)
-        local = check_merged_file(output, folder, overwrite=options.overwrite)
+        local = checked_merged_file(output, folder, overwrite=options.overwrite)
     check_summary_file(report.summary_json, options.output)
     check_places(
         [

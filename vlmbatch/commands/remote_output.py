@@ -11,12 +11,12 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from vlmbatch.commands.array_task import chosen_part
-from vlmbatch.commands.checks import (
+from vlmbatch.commands.contradictions import check_cluster_input
+from vlmbatch.commands.local_output import (
     DEFAULT_PART_ROWS,
     DEFAULT_SHARD_ROWS,
-    check_cluster_input,
-    checked_destination,
-    is_folder,
+    local_destination,
+    names_folder,
 )
 from vlmbatch.commands.urls import is_url
 from vlmbatch.config import (
@@ -50,7 +50,7 @@ def chosen_destination(
         _check_manifest(options.output, manifest)
         check_cluster_input(options, manifest)
         return remote_destination(options, options.output)
-    return checked_destination(options, manifest, overwrite=overwrite)
+    return local_destination(options, manifest, overwrite=overwrite)
 
 
 def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
@@ -68,7 +68,7 @@ def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
     if options.ray is not None:
         return _remote_parts(options, url)
     suffix = PurePosixPath(place).suffix
-    sharded = options.shard_rows is not None or is_folder(place) or scheme == "hf"
+    sharded = options.shard_rows is not None or names_folder(place) or scheme == "hf"
     if sharded and scheme != "hf" and not place.endswith("/") and suffix not in ("", ".parquet"):
         raise UsageError(
             f"output {url} is of no kind that can be written: choose a name that ends in .parquet, "
@@ -173,7 +173,7 @@ def _no_part_folder(url: str) -> str | None:
     """Why parts cannot be put there one by one, if so."""
     if scheme_of(url) == "hf":
         return "a data set gets one commit"
-    return None if is_folder(url) else f"{url} names a file"
+    return None if names_folder(url) else f"{url} names a file"
 
 
 @contextmanager

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from vlmbatch import log
-from vlmbatch.commands.checks import checked_page
 from vlmbatch.commands.command import with_options, without
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import Place, check_places
 from vlmbatch.commands.remote_output import local_copy
+from vlmbatch.commands.report_files import checked_page
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config.option import Opt, check_bounds
 

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vlmbatch import log
-from vlmbatch.commands.checks import (
+from vlmbatch.commands.command import with_options
+from vlmbatch.commands.contradictions import (
     check_answers,
-    check_cluster_engines,
+    check_cluster_options,
     check_resume_options,
     check_sample,
     check_stdout_use,
-    check_summary_file,
 )
-from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import (
     check_places,
@@ -25,6 +24,7 @@ from vlmbatch.commands.places import (
     text_places,
 )
 from vlmbatch.commands.remote_output import chosen_destination, text_destination
+from vlmbatch.commands.report_files import check_summary_file
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config import (
     JobConfig,
@@ -36,7 +36,6 @@ from vlmbatch.config import (
     SessionConfig,
     StdoutDestination,
 )
-from vlmbatch.errors import UsageError
 
 if TYPE_CHECKING:
     from vlmbatch.stats import RunStats
@@ -63,7 +62,7 @@ def run(
     remote = chosen if isinstance(chosen, RemoteDestination) else None
     destination = chosen.local if isinstance(chosen, RemoteDestination) else chosen
     check_resume_options(destination, policy)
-    check_cluster_engines(output.ray, session.engine)
+    check_cluster_options(output.ray, session.engine, output.write_text)
     check_answers(sampling, output.write_text)
     text_folder, text_url = text_destination(output, chosen)
     check_sample(destination, manifest, output.ray)
@@ -78,16 +77,11 @@ def run(
         manifest.source,
     )
     to_stdout = isinstance(destination, StdoutDestination)
-    check_stdout_use("--summary-json", report.summary_json, data_on_stdout=to_stdout)
+    check_stdout_use(report.summary_json, data_on_stdout=to_stdout)
     job = JobConfig(
         *(session, manifest, destination, sampling, policy, text_folder, text_url),
         output_url=None if remote is None else remote.url,
     )
-    if output.ray is not None and output.write_text is not None:
-        raise UsageError(
-            f"--write-text {output.write_text} and --ray {output.ray} contradict each other: "
-            "choose one"
-        )
     _run(job, remote, Reporting(report, data_on_stdout=to_stdout), output.ray)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 from vlmbatch import log
-from vlmbatch.commands.checks import check_report_file, check_stdout_use, check_summary_file
 from vlmbatch.commands.command import with_options, without
+from vlmbatch.commands.contradictions import check_stdout_use
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import check_places, report_places, session_places
+from vlmbatch.commands.report_files import check_report_file, check_summary_file
 from vlmbatch.commands.reporting import ERRORS, Reporting, ReportOptions
 from vlmbatch.commands.row_errors import RowErrors
 from vlmbatch.config import ManifestConfig, SessionConfig
@@ -51,7 +52,7 @@ def validate(
         ],
         manifest.source,
     )
-    check_stdout_use("--summary-json", report.summary_json, data_on_stdout=errors == "-")
+    check_stdout_use(report.summary_json, data_on_stdout=errors == "-")
     reporting = Reporting(report, data_on_stdout=errors == "-")
     _validate(session, manifest, reporting, errors, decode_images=decode_images)
 

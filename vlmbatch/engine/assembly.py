@@ -19,8 +19,8 @@ from vlmbatch.engine.limits import Limits
 from vlmbatch.engine.model_runner import ModelRunner
 from vlmbatch.engine.scheduler import Scheduler
 from vlmbatch.models.config import ModelConfig
-from vlmbatch.models.family import VisionLanguageModel
 from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
+from vlmbatch.models.vision_language_model import VisionLanguageModel
 
 
 def make_engine(

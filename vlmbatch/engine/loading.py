@@ -30,9 +30,10 @@ from vlmbatch.engine.process_group import check_agreement, join
 from vlmbatch.engine.rank import ALONE, Rank
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import ModelConfig, WeightDType
-from vlmbatch.models.family import ImageProcessor, Processor, VisionModel
 from vlmbatch.models.parallel import SINGLE_DEVICE, own_heads
+from vlmbatch.models.processor import ImageProcessor, Processor
 from vlmbatch.models.registry import load_model, load_vision, random_model
+from vlmbatch.models.vision_language_model import VisionModel
 from vlmbatch.models.weights import describe_weights
 from vlmbatch.start_times import Stages
 

@@ -25,8 +25,8 @@ from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.step import ScheduledChunk
 from vlmbatch.errors import ConfigError
 from vlmbatch.models.config import ModelConfig, TextConfig
-from vlmbatch.models.family import VisionLanguageModel
 from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
+from vlmbatch.models.vision_language_model import VisionLanguageModel
 from vlmbatch.types import ImageInput, ImageSpan, Request
 
 # What no single step shows: CUDA graphs with the logits that each of them keeps, a decode step

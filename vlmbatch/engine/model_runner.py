@@ -19,9 +19,9 @@ from vlmbatch.engine.prompt_logprobs import PromptLogprobs
 from vlmbatch.engine.sampler import sample
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.engine.token_masks import TokenMasks
-from vlmbatch.models.family import Embedded, VisionLanguageModel
 from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
 from vlmbatch.models.upload import to_device
+from vlmbatch.models.vision_language_model import Embedded, VisionLanguageModel
 from vlmbatch.types import TokenLogprob
 
 

@@ -21,8 +21,8 @@ from vlmbatch.hf.images import UprightImages
 from vlmbatch.hf.library import shown
 from vlmbatch.hf.library_processor import ROW_FAILURES, load_library_processor
 from vlmbatch.hf.placeholder import Placeholder, find_placeholder
-from vlmbatch.models.family import EncodedPrompt, Tokens
 from vlmbatch.models.image_tokens import placeholder_mismatch
+from vlmbatch.models.processor import EncodedPrompt, Tokens
 from vlmbatch.models.prompt_text import IMAGE_PLACEHOLDER, PromptText
 from vlmbatch.models.shrink import Shrink
 from vlmbatch.models.tokenizer import Tokenizer

@@ -1,23 +1,17 @@
-"""Batches of rows answered by transformers, as a replica. No torch.
-
-A batch is generated on a thread of its own, so that answers leave when their rows end, and signals
-and requests given up need not wait for the batch.
-"""
+"""Batches of rows answered by transformers, as a replica. No torch."""
 
 from __future__ import annotations
 
 import queue
-import threading
 import time
-from collections.abc import Callable, Collection, Hashable, Sequence
-from typing import Protocol
+from collections.abc import Callable, Collection, Hashable
 
 from vlmbatch.engine.grammars import Grammars
-from vlmbatch.errors import ErrorCode, RowError, VlmbatchError
-from vlmbatch.hf.failures import BatchFailedError
+from vlmbatch.errors import RowError
+from vlmbatch.hf.batch_thread import BatchThread, Generator
 from vlmbatch.hf.row import RowUnderWay
-from vlmbatch.log import logger
 from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.replicas.messages import EngineLimits
 from vlmbatch.replicas.replica import (
     Completion,
     Event,
@@ -26,25 +20,13 @@ from vlmbatch.replicas.replica import (
     ReplicaStatus,
     RowFailure,
 )
-from vlmbatch.types import Request, TokenLogprob
+from vlmbatch.types import Request
 
 _POLL_SECONDS = 0.1  # that a poll waits for news
 _GATHER_SECONDS = 0.1  # since the last request came, before a batch begins that is not full
 _LONGEST_GATHERING = 10  # times as long at most, since the first of them came
 _WINDOW_BATCHES = 4  # that wait, to choose rows of about one length from
 _WAITING_BYTES = 2**29  # of the processor's tensors, and one row
-_MAX_FAILURES = 64  # rows given up one after another: then it is not the rows
-
-
-class Generator(Protocol):
-    """Answers a batch; see ``BatchGenerator``."""
-
-    def answer(
-        self,
-        rows: Sequence[RowUnderWay],
-        on_token: Callable[[RowUnderWay, int, TokenLogprob | None], None],
-        given_up: Callable[[], bool],
-    ) -> None: ...
 
 
 class HfReplica:
@@ -71,14 +53,12 @@ class HfReplica:
         on_begin: OnBegin | None = None,
         grammars: Grammars | None = None,
     ) -> None:
-        self.max_model_len = max_model_len
-        self.on_cpu = on_cpu
-        self._generator = generator
+        self._max_model_len = max_model_len
+        self._on_cpu = on_cpu
+        self._thread = BatchThread(generator, max_num_seqs, on_start)
         self._tokenizer = tokenizer
         self._signature = signature
         self._eos_token_ids = frozenset(eos_token_ids)
-        self._max_num_seqs = max_num_seqs
-        self._on_start = on_start
         self._gather_seconds = gather_seconds
         self._on_begin = on_begin
         self._grammars = grammars
@@ -89,20 +69,17 @@ class HfReplica:
         self._waiting: dict[int, RowUnderWay] = {}  # of these, in no batch yet; oldest first
         self._waiting_bytes = 0
         self._prompt_tokens = self._generation_tokens = self._answered = 0
-        # Between this thread and the generating one.
-        self._batches: queue.SimpleQueue[list[RowUnderWay] | None] = queue.SimpleQueue()
-        self._news: queue.SimpleQueue[tuple[RowUnderWay, Event] | VlmbatchError | None] = (
-            queue.SimpleQueue()
-        )
-        self._generating = False
-        self._give_up = threading.Event()
-        self._failures = 0  # rows given up since one went well; belongs to the thread
-        self._thread: threading.Thread | None = None
 
     @property
-    def max_waiting(self) -> int:
+    def limits(self) -> EngineLimits:
+        """What it takes; it holds whatever the context does."""
+        context = self._max_model_len
+        return EngineLimits(self._max_waiting, context, context, on_cpu=self._on_cpu)
+
+    @property
+    def _max_waiting(self) -> int:
         """Requests that may usefully wait, to choose batches from."""
-        return _WINDOW_BATCHES * self._max_num_seqs
+        return _WINDOW_BATCHES * self._thread.max_rows
 
     @property
     def num_unfinished(self) -> int:
@@ -110,11 +87,11 @@ class HfReplica:
 
     @property
     def wants_requests(self) -> bool:
-        return len(self._waiting) < self.max_waiting and self._waiting_bytes < _WAITING_BYTES
+        return len(self._waiting) < self._max_waiting and self._waiting_bytes < _WAITING_BYTES
 
     @property
     def fills_step(self) -> bool:
-        return len(self._waiting) >= self._max_num_seqs
+        return len(self._waiting) >= self._thread.max_rows
 
     @property
     def status(self) -> ReplicaStatus:
@@ -131,7 +108,7 @@ class HfReplica:
         assert index not in self._rows, "two requests of one index"
         try:
             row = RowUnderWay(
-                *(request, self._tokenizer, self._eos_token_ids, self.max_model_len),
+                *(request, self._tokenizer, self._eos_token_ids, self._max_model_len),
                 stream=stream,
                 grammars=self._grammars,
             )
@@ -146,31 +123,26 @@ class HfReplica:
         self._waiting_bytes += _num_bytes(row)
 
     def poll(self) -> list[Event]:
-        if not self._generating and self._waiting and self._is_gathered():
+        if not self._thread.is_busy and self._waiting and self._is_gathered():
             self._start_batch()
         events: list[Event] = [*self._refused]
         self._refused.clear()
         if events:
             timeout = 0.0
-        elif self._generating:
+        elif self._thread.is_busy:
             timeout = _POLL_SECONDS
         else:
             timeout = min(self._gather_seconds, _POLL_SECONDS) / 4 if self._waiting else 0.0
         while True:
             try:
-                news = self._news.get(timeout > 0, timeout)
+                news = self._thread.next_news(timeout)
             except queue.Empty:
                 return events
             timeout = 0.0
-            if news is None:
-                self._generating = False
-                if self._waiting:
-                    self._start_batch()
-            elif isinstance(news, VlmbatchError):
-                self._generating = False
-                raise news
-            else:
+            if news is not None:
                 events += self._tell(*news)
+            elif self._waiting:
+                self._start_batch()
 
     def cancel(self, index: int) -> None:
         self._refused = [failure for failure in self._refused if failure.index != index]
@@ -194,12 +166,7 @@ class HfReplica:
         self._no_more = True
 
     def reset(self) -> None:
-        self._give_up.set()
-        while self._generating:
-            self._generating = isinstance(self._news.get(), tuple)
-        while not self._news.empty():
-            self._news.get()
-        self._give_up.clear()
+        self._thread.give_up()
         self._rows.clear()
         self._waiting.clear()
         self._refused.clear()
@@ -208,10 +175,7 @@ class HfReplica:
     def close(self) -> None:
         """Give up every request and end the thread. It may be called again."""
         self.reset()
-        if self._thread is not None:
-            self._batches.put(None)
-            self._thread.join()
-            self._thread = None
+        self._thread.close()
 
     def _tell(self, row: RowUnderWay, event: Event) -> list[Event]:
         """What came of a row, unless it was given up meanwhile."""
@@ -247,14 +211,9 @@ class HfReplica:
         for row in batch:
             del self._waiting[row.request.index]
             self._waiting_bytes -= _num_bytes(row)
-        self._generating = True
         if self._on_begin is not None:
             self._on_begin([row.request.index for row in batch])
-        if self._thread is None:
-            # A daemon: a program that forgets to close its model shall end all the same.
-            self._thread = threading.Thread(target=self._work, name="transformers", daemon=True)
-            self._thread.start()
-        self._batches.put(batch)
+        self._thread.begin(batch)
 
     def _choose(self) -> list[RowUnderWay]:
         """The row that has waited longest, and those most like it in length; shortest first."""
@@ -263,72 +222,7 @@ class HfReplica:
         alike = [row for row in self._waiting.values() if self._signature(row.request) == kind]
         alike.sort(key=lambda row: abs(row.num_prompt_tokens - oldest.num_prompt_tokens))
         # Rows of one length stay in the order in which they came: the oldest is the first.
-        return sorted(alike[: self._max_num_seqs], key=lambda row: row.num_prompt_tokens)
-
-    # On the generating thread.
-
-    def _work(self) -> None:
-        self._on_start()
-        while (batch := self._batches.get()) is not None:
-            try:
-                self._answer(batch)
-                self._news.put(None)
-            except VlmbatchError as error:
-                self._news.put(error)
-            except BaseException as error:  # noqa: BLE001  raised again by poll
-                failure = VlmbatchError(f"the model failed: {type(error).__name__}: {error}")
-                failure.__cause__ = error
-                self._news.put(failure)
-
-    def _answer(self, batch: list[RowUnderWay]) -> None:
-        """Answer a batch; one that fails is divided, and a row that fails alone is an error.
-
-        After a batch that ran out of memory, batches have as many rows as its largest part that did
-        not; unless a row failed alone, which says nothing of how many others fit.
-        """
-        parts = [batch]
-        largest, out_of_memory, failed_alone = 0, False, False
-        while parts and not self._give_up.is_set():
-            rows = [row for row in parts.pop() if not row.ended]
-            if not rows:
-                continue
-            try:
-                self._generator.answer(rows, self._on_token, self._give_up.is_set)
-                self._failures = 0
-                largest = max(largest, len(rows))
-            except BatchFailedError as error:
-                out_of_memory |= error.out_of_memory
-                failed_alone |= len(rows) == 1
-                parts += self._divided(rows, error)
-        if out_of_memory and largest and not failed_alone:
-            self._max_num_seqs = min(self._max_num_seqs, largest)
-
-    def _divided(self, rows: list[RowUnderWay], error: BatchFailedError) -> list[list[RowUnderWay]]:
-        logger.debug("a batch of %d rows failed: %s", len(rows), error)
-        left = [row for row in rows if not row.ended]
-        if len(rows) > 1:
-            for row in left:
-                row.restart()
-            middle = len(left) // 2  # nothing before it, where one is left of several
-            return [left[middle:], left[:middle]]
-        for row in left:
-            self._failures += 1
-            if self._failures == _MAX_FAILURES:
-                raise VlmbatchError(
-                    f"the model failed on {_MAX_FAILURES} rows one after another, the last with: "
-                    f"{error}"
-                )
-            row.ended = True
-            failure = RowError(ErrorCode.ENGINE_ERROR, f"the engine failed on this row: {error}")
-            self._news.put((row, RowFailure(row.request.index, failure)))
-        return []
-
-    def _on_token(
-        self, row: RowUnderWay, token_id: int, logprob: TokenLogprob | None = None
-    ) -> None:
-        event = row.push(token_id, logprob)
-        if event is not None:
-            self._news.put((row, event))
+        return sorted(alike[: self._thread.max_rows], key=lambda row: row.num_prompt_tokens)
 
 
 def _num_bytes(row: RowUnderWay) -> int:

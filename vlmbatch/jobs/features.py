@@ -2,57 +2,35 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 from vlmbatch.config import ManifestConfig, SessionConfig
-from vlmbatch.errors import ConfigError, EnginesLostError, RowError, UsageError
+from vlmbatch.errors import ConfigError, RowError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
-from vlmbatch.images.file import read_image_bytes
-from vlmbatch.images.loading.loader import ImageLoader
 from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.images.read_ahead import read_ahead
 from vlmbatch.images.shared_memory import SharedMemory
-from vlmbatch.jobs.fingerprint import checkpoint_digest
+from vlmbatch.jobs.named_images import ImageNamer, NamedImage, Outcome
+from vlmbatch.jobs.tower_writer import TowerWriter
 from vlmbatch.manifest.ids import NamedRowError
 from vlmbatch.output.feature_folder import FeatureFolder, FeatureManifest
-from vlmbatch.replicas.replica import Event, Replica, RowFailure
-from vlmbatch.replicas.tower import batch_request
 from vlmbatch.session.engines import engine_places
 from vlmbatch.session.load import image_workers
-from vlmbatch.session.open import (
-    Inputs,
-    open_fetcher,
-    open_images,
-    open_inputs,
-    opening_stage,
-)
+from vlmbatch.session.open import Inputs, open_images, open_inputs, opening_stage
 from vlmbatch.session.towers import loaded_towers
 from vlmbatch.stats import RunStats
-from vlmbatch.types import ImageRef, PixelImage, Row
+from vlmbatch.types import ImageRef, Row
 
 _WINDOW_ROWS = 128  # rows read ahead of each tower, but no more of them than have
 _WINDOW_BYTES = 2**27  # of embedded images, and one row
-
-
-@dataclass(frozen=True, slots=True)
-class NamedImage:
-    """An image by the name of its features, with pixels where these are still to be computed."""
-
-    name: str
-    pixels: PixelImage | None
-
-
-Outcome = NamedImage | RowError
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,22 +95,21 @@ def write_features(
         if memory is not None:
             images = SharedLoader(images, memory)
         dtype = resolve_dtype(config.engine.dtype, inputs.model, device)
-        reader = ImageReader(config, inputs, folder, images, str(dtype))
+        namer = ImageNamer(config, inputs, folder, images, str(dtype))
         lacks_prompts = False
         stats.stage = "computing features"
         stats.work_started = time.monotonic()
-        reading = _start_reading(inputs, reader, threads)
+        naming = _start_naming(inputs, namer, threads)
         for row, (values, outcomes) in read_ahead(
-            reading, _WINDOW_ROWS * num_engines, _WINDOW_BYTES
+            naming, _WINDOW_ROWS * num_engines, _WINDOW_BYTES
         ):
             tower.add(outcomes)
             error = row.error or next((o for o in outcomes if isinstance(o, RowError)), None)
             if error is not None:
                 report(row, error)
             column = manifest_config.image_column
-            if (
-                not values
-            ):  # whose id is its name, or again "#" and its index: no other row has that
+            if not values:
+                # Its id is its name, or again "#" and its index: no other row has that.
                 known = row.error.name if isinstance(row.error, NamedRowError) else None
                 values = {manifest_config.id_column: known}
             lacks_prompts |= row.error is None and row.prompt is None and row.messages is None
@@ -147,155 +124,16 @@ def write_features(
     return WrittenFeatures(tower.num_encoded, lacks_prompts)
 
 
-class ImageReader:
-    """Names images by what decides their features, and decodes those that are not stored yet."""
-
-    def __init__(
-        self,
-        config: SessionConfig,
-        inputs: Inputs,
-        folder: FeatureFolder,
-        images: ImageLoader,
-        dtype: str,
-    ) -> None:
-        assert inputs.processor.images is not None
-        self._limits = config.image_limits
-        self._folder = folder
-        self._images = images
-        self._fetcher = open_fetcher(config)
-        self._processor = inputs.processor.images
-        self._checkpoint = checkpoint_digest(inputs.folder)
-        decoder = config.image_loading.decoder
-        # Nothing where it is exact, as in versions that knew no other.
-        self._loading = (dtype,) if decoder == "exact" else (dtype, decoder)
-
-    def read(self, row: Row) -> list[Outcome]:
-        """What has become of each of the row's images, in order. Thread-safe."""
-        return [self._read(ref) for ref in row.images]
-
-    def _read(self, ref: ImageRef) -> Outcome:
-        try:
-            context = self._context(ref)
-            data = self._bytes(ref)
-            digest = hashlib.blake2b(data, digest_size=20, key=context)
-            name = digest.hexdigest()
-            if self._folder.has(name):
-                return NamedImage(name, None)
-            embedded = replace(ref, path=ref.url or ref.path, data=data, url=None)
-            image = self._images.submit(embedded).result()
-        except RowError as error:
-            return error
-        assert isinstance(image, PixelImage)
-        return NamedImage(name, image)
-
-    def _context(self, ref: ImageRef) -> bytes:
-        """Digest of what decides an image's features beside its file."""
-        fingerprint = self._processor.at(ref.resolution, ref.row_images).fingerprint
-        page = () if ref.page is None else (ref.page,)
-        context = repr((self._checkpoint, fingerprint, *self._loading, *page))
-        return hashlib.blake2b(context.encode()).digest()
-
-    def _bytes(self, ref: ImageRef) -> bytes:
-        if ref.url is None:
-            return read_image_bytes(ref, self._limits)
-        return self._fetcher.fetch(ref.url)
-
-
-class TowerWriter:
-    """Has the features of images computed and written, full batches of them at a time.
-
-    ``start`` loads what does it, when the first image needs it.
-    """
-
-    def __init__(
-        self,
-        start: Callable[[], AbstractContextManager[Replica]],
-        folder: FeatureFolder,
-        batch_tokens: int,
-    ) -> None:
-        """``batch_tokens``: image tokens of a full batch."""
-        self._start = start
-        self._folder = folder
-        self._batch_tokens = batch_tokens
-        self._started = ExitStack()
-        self._replica: Replica | None = None
-        self._batch: dict[str, PixelImage] = {}  # by name
-        self._num_tokens = 0  # of the batch
-        self._indexes = count()
-        self._under_way: dict[int, list[str]] = {}  # names, by the index of their request
-        self._unfinished: set[str] = set()  # the same names
-        self.num_encoded = 0
-
-    def add(self, outcomes: list[Outcome]) -> None:
-        """Take the images that need features; full batches are handed over at once."""
-        for outcome in outcomes:
-            if isinstance(outcome, RowError) or outcome.pixels is None:
-                continue
-            name = outcome.name
-            if name in self._batch or name in self._unfinished or self._folder.has(name):
-                continue
-            num_tokens = outcome.pixels.grid.num_tokens
-            if self._batch and self._num_tokens + num_tokens > self._batch_tokens:
-                self._encode()
-            self._batch[name] = outcome.pixels
-            self._num_tokens += num_tokens
-            if self._num_tokens >= self._batch_tokens:
-                self._encode()
-
-    def finish(self) -> None:
-        """Compute what is left, and wait until all is durable."""
-        if self._batch:
-            self._encode()
-        if self._replica is not None:
-            self._replica.expect_no_more()
-            while self._replica.num_unfinished:
-                self._take(self._replica.poll())
-
-    @property
-    def shares(self) -> dict[str, dict[str, int]]:
-        """How many images each of several engines has computed."""
-        parts = () if self._replica is None else self._replica.status.parts
-        return {name: {"images": part.answered} for name, part in parts}
-
-    def close(self) -> None:
-        self._started.close()
-
-    def _encode(self) -> None:
-        """Hand a batch over, and wait until another one would be taken."""
-        replica = self._replica
-        if replica is None:
-            replica = self._replica = self._started.enter_context(self._start())
-        index = next(self._indexes)
-        replica.submit(batch_request(index, self._batch))
-        self._under_way[index] = list(self._batch)
-        self._unfinished.update(self._batch)
-        self._batch.clear()
-        self._num_tokens = 0
-        while not replica.wants_requests:
-            self._take(replica.poll())
-
-    def _take(self, events: list[Event]) -> None:
-        for event in events:
-            if isinstance(event, RowFailure):
-                raise EnginesLostError(
-                    f"{event.error.message}. What is done is kept: run the same command again to "
-                    "resume"
-                )
-            names = self._under_way.pop(event.index)
-            self._unfinished.difference_update(names)
-            self.num_encoded += len(names)
-
-
-def _start_reading(
-    inputs: Inputs, reader: ImageReader, threads: ThreadPoolExecutor
+def _start_naming(
+    inputs: Inputs, namer: ImageNamer, threads: ThreadPoolExecutor
 ) -> Iterator[tuple[Row, Future[tuple[dict[str, Any], list[Outcome]]]]]:
     """Every row, with its values and its images to come from ``threads``."""
 
-    def read(row: Row, values: dict[str, Any]) -> tuple[dict[str, Any], list[Outcome]]:
-        return values, reader.read(row)
+    def name(row: Row, values: dict[str, Any]) -> tuple[dict[str, Any], list[Outcome]]:
+        return values, namer.name(row)
 
     for row, values in inputs.manifest.rows_with_values():
-        yield row, threads.submit(read, row, values)
+        yield row, threads.submit(name, row, values)
 
 
 def _image_values(

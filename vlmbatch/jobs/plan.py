@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-import numpy as np
 
 from vlmbatch.config import ManifestConfig, SamplingParams, SessionConfig
 from vlmbatch.costs.model import ModelCosts, model_costs
@@ -17,17 +13,16 @@ from vlmbatch.costs.rates import Gpu, reached_share
 from vlmbatch.costs.work import Work, bound, kv_cache_tokens
 from vlmbatch.errors import ErrorCode, RowError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
-from vlmbatch.manifest.validate import FETCH_THREADS, THREADS, RowSize, sized_rows
+from vlmbatch.jobs.planned_rows import PlannedRows
+from vlmbatch.manifest.validate import FETCH_THREADS, THREADS, sized_rows
 from vlmbatch.models.config import ModelConfig
-from vlmbatch.models.family import Processor, family_of
 from vlmbatch.session.open import ModelInputs, image_prober, open_inputs, opening_stage
 from vlmbatch.stats import RunStats
-from vlmbatch.types import ImageGrid, Row
+from vlmbatch.types import ImageGrid
 
 _BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 _TOWER_BYTES = 10**9  # about, where the checkpoint's files do not tell
 _START_SECONDS = 15.0  # of a process with its weights at hand, as measured
-_MAX_BARS = 12
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +105,7 @@ def plan(
     info = inputs.manifest.scan()
     stats.rows_total = info.num_rows
     stats.stage, stats.work_started = "looking at rows", time.monotonic()
-    found = _Rows(inputs.model, inputs.processor, config.answer_tokens)
+    found = PlannedRows(inputs.model, inputs.processor, config.answer_tokens)
     rows = inputs.manifest.rows()
     threads = FETCH_THREADS if inputs.manifest.fetches_images else THREADS
     prober = image_prober(session, inputs)
@@ -135,8 +130,8 @@ def plan(
         over_context=stats.errors[ErrorCode.PROMPT_TOO_LONG],
         context=inputs.processor.max_model_len,
         unknown=found.unknown,
-        prompt_tokens=found.prompt.total(),
-        image_tokens=found.image.total(),
+        prompt_tokens=found.prompt_tokens.total(),
+        image_tokens=found.image_tokens.total(),
         generated_tokens=found.work.head_tokens,
         scores_classes=bool(sampling.choices),
         distinct_images=found.distinct_images,
@@ -180,107 +175,6 @@ def _on_gpu(
         seconds=whole,
         cost=None if price is None else price * whole / 3600,
     )
-
-
-class _Rows:
-    """What the rows looked at take together."""
-
-    def __init__(self, model: ModelConfig, processor: Processor, answer_tokens: int | None) -> None:
-        self._model = model
-        self._tokenizer = processor.tokenizer
-        self._context = processor.max_model_len
-        self._answer_tokens = answer_tokens
-        self._image_flops: dict[ImageGrid, int] = {}
-        self._seen: set[int] = set()  # hashes of images
-        self._beginnings_of: dict[tuple[str, ...], list[int]] = {}
-        self.work = Work()
-        self.prompt, self.image, self.patches = _Lengths(), _Lengths(), _Lengths()
-        self.unknown = 0
-        self.examples: dict[str, str] = {}
-
-    @property
-    def distinct_images(self) -> int:
-        return len(self._seen)
-
-    def add(self, row: Row, size: RowSize | RowError) -> None:
-        if isinstance(size, RowError):
-            self.examples.setdefault(size.code, f"row {row.index} (id {row.id}): {size.message}")
-            return
-        if size.prompt_tokens is None:
-            self.unknown += 1
-            return
-        image_tokens = sum(grid.num_tokens for grid in size.grids)
-        self.prompt.add(size.prompt_tokens)
-        self.image.add(image_tokens)
-        flops = shared = 0
-        for place, (ref, grid) in enumerate(zip(row.images, size.grids, strict=True)):
-            self.patches.add(grid.num_tokens)
-            # By path, as a run tells images apart before it reads them; embedded ones by content.
-            key = hash((ref.path if ref.data is None else None, ref.data, ref.resolution))
-            if key in self._seen:
-                shared += grid.num_tokens if place == 0 else 0  # a prefix of both prompts
-            else:
-                self._seen.add(key)
-                flops += self._flops(grid)
-        assert row.sampling is not None
-        if row.sampling.choices:
-            lengths = self._beginnings(tuple(row.sampling.choices))
-            self.work.add_classes(size.prompt_tokens, lengths, flops, shared)
-            return
-        room = self._context - size.prompt_tokens
-        generated = min(self._answer_tokens or row.sampling.max_tokens, max(1, room))
-        self.work.add(size.prompt_tokens, generated, flops, shared, row.sampling.n)
-
-    def _beginnings(self, choices: tuple[str, ...]) -> list[int]:
-        """Tokens of the beginnings of classes that are scored behind a prompt, the empty one not
-        among them; about, as what the prompt ends in has a say."""
-        if choices not in self._beginnings_of:
-            paths = [self._tokenizer.encode(each, add_special_tokens=False) for each in choices]
-            found = {tuple(path[:end]) for path in paths for end in range(1, len(path))}
-            self._beginnings_of[choices] = [len(path) for path in found]
-        return self._beginnings_of[choices]
-
-    def costs(self, itemsize: int, kv_itemsize: int | None) -> ModelCosts:
-        """The model's costs; what an image takes is in ``work``."""
-        any_grid = next(iter(self._image_flops), ImageGrid(1, 1, 1, 3))
-        return model_costs(self._model, itemsize, any_grid, kv_itemsize)
-
-    def histograms(self) -> dict[str, list[tuple[int, int, int]]]:
-        lengths = {
-            "prompt tokens": self.prompt,
-            "image tokens of a row": self.image,
-            "tokens of an image": self.patches,
-        }
-        return {name: [*found.bars()] for name, found in lengths.items() if found.counts}
-
-    def _flops(self, grid: ImageGrid) -> int:
-        if grid not in self._image_flops:
-            flops = family_of(self._model).image_flops(self._model, grid)
-            self._image_flops[grid] = flops.tower + flops.projector
-        return self._image_flops[grid]
-
-
-class _Lengths:
-    """Counts of values."""
-
-    def __init__(self) -> None:
-        self.counts: Counter[int] = Counter()
-
-    def add(self, value: int) -> None:
-        self.counts[value] += 1
-
-    def total(self) -> int:
-        return sum(value * count for value, count in self.counts.items())
-
-    def bars(self) -> Iterator[tuple[int, int, int]]:
-        """Bars of equal width: first value, last value, how many."""
-        values = np.array(sorted(self.counts))
-        weights = np.array([self.counts[value] for value in values.tolist()])
-        low, high = int(values[0]), int(values[-1])
-        width = -(-(high - low + 1) // _MAX_BARS)
-        for number, count in enumerate(np.bincount((values - low) // width, weights).tolist()):
-            first = low + number * width
-            yield first, min(high, first + width - 1), int(count)
 
 
 def _itemsize(session: SessionConfig, model: ModelConfig) -> int:

@@ -18,7 +18,6 @@ from vlmbatch.durable.spill import Spill
 from vlmbatch.errors import EnginesLostError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.images.loading.shared_loader import SharedLoader
-from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.jobs.answer_texts import text_folder_of, write_finished_texts
 from vlmbatch.jobs.fingerprint import run_settings
 from vlmbatch.jobs.row_feed import start_feed
@@ -35,21 +34,12 @@ from vlmbatch.output.reader import changed_output
 from vlmbatch.output.stored_texts import StoredTextFolder
 from vlmbatch.output.text_writer import ResultTee, TextWriter
 from vlmbatch.output.work_folder import check_unlocked
-from vlmbatch.session.engines import EnginePlace, engine_places, several_engines
+from vlmbatch.session.engines import EnginePlace, engine_places
 from vlmbatch.session.gpu_context import make_context_early
 from vlmbatch.session.host_memory import HostMemory
-from vlmbatch.session.load import (
-    composed,
-    freeze_loaded,
-    load_engine,
-    load_with_transformers,
-    start_images,
-)
-from vlmbatch.session.open import (
-    Inputs,
-    open_job,
-    opening_stage,
-)
+from vlmbatch.session.load import composed, start_images
+from vlmbatch.session.open import Inputs, open_job, opening_stage
+from vlmbatch.session.replica import loaded_replica
 from vlmbatch.stages.stopping import RunStoppedError, StopRequest
 from vlmbatch.stats import RunStats
 from vlmbatch.types import Result
@@ -130,57 +120,31 @@ def _started(
 
     While a single one is loaded, a feed already prepares the first rows.
     """
+    from vlmbatch.replicas.pool import ReplicaPool
+    from vlmbatch.stages.answer_loop import GATHER_SECONDS
+
     make_context_early(config.session.engine)
     places: tuple[EnginePlace, ...] = ()
     if not isinstance(inputs.model, HfConfig) or config.session.engine.several_asked_for:
         places = engine_places(config.session.engine, "all")
+    is_ours = not isinstance(inputs.model, HfConfig)
     with ExitStack() as stack:
         started = start_images(
             config.session, inputs, len(places) or 1, places[0].first_gpu if places else None
         )
         images: ImageLoader = stack.enter_context(closing(started))
         stats.end_stage("devices")
-        if not places:
-            feed = None
-            if not isinstance(inputs.model, HfConfig):  # whose processor is part of what is loaded
-                feed = start_feed(config, inputs, images, output)
-                stack.callback(feed.close)
-                stack.callback(images.close)  # first: see ``answer_manifest``
-            yield images, stack.enter_context(loaded_replica(config, inputs)), feed
-            return
-        memory = stack.enter_context(closing(SharedMemory()))
-        replica = stack.enter_context(pooled_replica(config, inputs, places, memory))
-        if not isinstance(inputs.model, HfConfig):  # whose images stay in this process
-            images = SharedLoader(images, memory)
-        yield images, replica, None
-
-
-@contextmanager
-def pooled_replica(
-    config: JobConfig, inputs: Inputs, places: tuple[EnginePlace, ...], memory: SharedMemory
-) -> Iterator[Replica]:
-    """What answers: engines in processes of their own, whose images are in ``memory``."""
-    from vlmbatch.stages.answer_loop import GATHER_SECONDS
-
-    with several_engines(
-        config.session, inputs, places, memory, gather_seconds=GATHER_SECONDS
-    ) as pool:
-        yield composed(pool, inputs.model, inputs.processor.tokenizer)
-
-
-@contextmanager
-def loaded_replica(config: JobConfig, inputs: Inputs) -> Iterator[Replica]:
-    """What answers: the engine of this process, or transformers."""
-    if isinstance(inputs.model, HfConfig):
-        with closing(load_with_transformers(config.session, inputs)) as replica:
-            yield composed(replica, inputs.model, inputs.processor.tokenizer)
-        return
-    from vlmbatch.replicas.local import LocalReplica
-
-    engine = load_engine(config.session, inputs)
-    freeze_loaded(engine)
-    tokenizer = inputs.processor.tokenizer
-    yield composed(LocalReplica(engine, tokenizer), inputs.model, tokenizer)
+        feed = None
+        if is_ours and not places:  # the processor of transformers is part of what is loaded
+            feed = start_feed(config, inputs, images, output)
+            stack.callback(feed.close)
+            stack.callback(images.close)  # first: see ``answer_manifest``
+        replica = stack.enter_context(
+            loaded_replica(config.session, inputs, places, gather_seconds=GATHER_SECONDS)
+        )
+        if is_ours and isinstance(replica, ReplicaPool):
+            images = SharedLoader(images, replica.memory)
+        yield images, composed(replica, inputs.model, inputs.processor.tokenizer), feed
 
 
 def _count_work(status: ReplicaStatus, stats: RunStats) -> None:

@@ -31,7 +31,7 @@ from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.images.loading.loader import ImageLoader
 from vlmbatch.jobs.fingerprint import fingerprint, run_settings
 from vlmbatch.manifest.sample import sampled_rows
-from vlmbatch.models.family import Processor
+from vlmbatch.models.processor import Processor
 from vlmbatch.output.answers import Answers, open_answers
 from vlmbatch.output.changes import explained
 from vlmbatch.output.parts import parts_named

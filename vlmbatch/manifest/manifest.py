@@ -1,8 +1,7 @@
-"""The manifest: found, scanned once, then read row by row."""
+"""The manifest: scanned once, then read row by row."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -16,15 +15,16 @@ from numpy.typing import NDArray
 from vlmbatch.config import Part
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
 from vlmbatch.log import logger
-from vlmbatch.manifest.columns import NamedColumns, missing_message
+from vlmbatch.manifest.columns import NamedColumns
 from vlmbatch.manifest.division import rows_of_part, uses_within
+from vlmbatch.manifest.first_pass import first_pass
 from vlmbatch.manifest.huggingface import image_value
 from vlmbatch.manifest.ids import SeenIds
 from vlmbatch.manifest.json_columns import JsonColumns
 from vlmbatch.manifest.openai_batch import BatchRowBuilder
 from vlmbatch.manifest.rows import RowBuilder
 from vlmbatch.manifest.sample import sampled_rows
-from vlmbatch.manifest.scan import ManifestFile, Record, Scan, record_id
+from vlmbatch.manifest.scan import ManifestFile, Record, record_id
 from vlmbatch.types import Row
 
 
@@ -79,7 +79,7 @@ class Manifest:
         self._sample = sample
         self._sampled: NDArray[np.int64] | None = None  # by scan
         self._info: ManifestInfo | None = None
-        self._file_rows: list[int] = []  # by scan
+        self._rows_of_files: list[int] = []  # by scan
         self._selected: range | None = None
         self._all_image_uses: NDArray[np.int64] | None = None  # by scan, of the whole manifest
 
@@ -96,37 +96,25 @@ class Manifest:
             ManifestError: nothing may run on this manifest; the message names file and line.
         """
         assert not self._streaming, "a stream can be read only once"
-        scan = Scan(self._builder.columns)
-        digests = []
-        self._file_rows = []
-        for file in self._files:
-            before = scan.num_rows
-            left = None if self._limit is None else self._limit - before
-            digests.append(file.scan(scan, left))
-            self._file_rows.append(scan.num_rows - before)
-        names = scan.extras.names
-        for option, name in self._builder.columns.renamed.items():
-            if names and name not in names:
-                raise ManifestError(missing_message(option, name, names))
-        if repeated := scan.ids.repeated():
-            self._refuse_duplicates(repeated, scan.num_rows)
-        self.last_image_uses = scan.images.last_uses()
-        num_rows = scan.num_rows
+        found = first_pass(self._files, self._builder.columns, self._limit)
+        self._rows_of_files = found.rows_of_files
+        self.last_image_uses = found.last_image_uses
+        num_rows = found.num_rows
         if self._sample is not None:
             self._sampled = sampled_rows(num_rows, *self._sample)
             self.last_image_uses = uses_within(self.last_image_uses, self._sampled)
             num_rows = len(self._sampled)
         self._all_image_uses = self.last_image_uses
-        extra = scan.extras.schema()
+        extra = found.extra_schema
         if self.json_columns is not None:
             extra = pa.schema([*self.json_columns.schema, *extra], extra.metadata)
         self._info = ManifestInfo(
             num_rows,
-            self._combined(digests),
+            found.sha256,
             extra,
             tuple(file.name for file in self._files),
-            self._image_base if scan.has_relative_images else None,
-            scan.num_rows,
+            self._image_base if found.has_relative_images else None,
+            found.num_rows,
         )
         return self._info
 
@@ -253,8 +241,8 @@ class Manifest:
         first = self.rows_wanted.start
         index = 0
         for place, file in enumerate(self._files):
-            if first and index + self._file_rows[place] <= first:
-                index += self._file_rows[place]
+            if first and index + self._rows_of_files[place] <= first:
+                index += self._rows_of_files[place]
                 continue
             skip = max(0, first - index)
             index += skip
@@ -290,32 +278,3 @@ class Manifest:
             f"{self._files[-1].name}: changed while it was being read: it had "
             f"{self._info.num_rows} rows, now it has {num_rows}"
         )
-
-    def _refuse_duplicates(self, repeated: frozenset[int], num_rows: int) -> None:
-        """Look again at the ids whose hashes collide; only equal ids are an error."""
-        id_column = self._builder.columns.id
-        seen: dict[str, str] = {}
-        index = 0
-        for file in self._files:
-            for line, values in file.records([id_column]):
-                if index == num_rows:
-                    return
-                row_id = record_id(values, id_column, index)
-                index += 1
-                if hash(row_id) not in repeated:
-                    continue
-                where = f"{file.name}:{line}"
-                if row_id in seen:
-                    raise ManifestError(
-                        f'duplicate id "{row_id}": {seen[row_id]} and {where}. Ids must differ '
-                        "(a row without one has its index, counted from 0)"
-                    )
-                seen[row_id] = where
-
-    def _combined(self, digests: list[str]) -> str:
-        if len(digests) == 1:
-            return digests[0]
-        hasher = hashlib.sha256()
-        for file, digest in zip(self._files, digests, strict=True):
-            hasher.update(f"{Path(file.name).name}\0{digest}\n".encode(errors="surrogateescape"))
-        return hasher.hexdigest()

@@ -15,6 +15,7 @@ from vlmbatch.images.buckets import AllowedBuckets
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.manifest.columns import Columns
 from vlmbatch.manifest.image_base import base_folder, read_base_url
+from vlmbatch.manifest.image_column import ImageColumn
 from vlmbatch.manifest.image_folder import ImageFolder
 from vlmbatch.manifest.json_columns import json_columns
 from vlmbatch.manifest.jsonl import JsonlFile
@@ -23,11 +24,14 @@ from vlmbatch.manifest.manifest import Manifest
 from vlmbatch.manifest.openai_batch import BatchRowBuilder, holds_requests
 from vlmbatch.manifest.partitions import without_partitions
 from vlmbatch.manifest.remote_sources import find_remote_files
-from vlmbatch.manifest.rows import NO_BUCKETS, NO_DOMAINS, RowBuilder
+from vlmbatch.manifest.rows import RowBuilder
 from vlmbatch.manifest.scan import ManifestFile
 from vlmbatch.manifest.schema import asked_columns
 from vlmbatch.manifest.sources import find_files, stdin_file
 from vlmbatch.remote.filesystem import scheme_of
+
+_NO_DOMAINS = AllowedDomains()
+_NO_BUCKETS = AllowedBuckets()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,8 @@ def open_manifest(
     image_base: Path | None = None,
     streaming: bool = False,
     stdin: BinaryIO | None = None,
-    domains: AllowedDomains = NO_DOMAINS,
-    buckets: AllowedBuckets = NO_BUCKETS,
+    domains: AllowedDomains = _NO_DOMAINS,
+    buckets: AllowedBuckets = _NO_BUCKETS,
     model: str = "",
     longest_side: int | None = None,
     needs_prompts: bool = True,
@@ -105,15 +109,18 @@ def open_manifest(
         urls = ImageUrls(domains, folder, buckets=found.buckets)
         builder = BatchRowBuilder(defaults, urls, model, config.column_prefix)
     else:
-        builder = RowBuilder(
-            *(columns, defaults, found.folder),
-            with_kept=streaming,
-            domains=domains,
-            buckets=found.buckets,
-            prompt=config.prompt,
+        images = ImageColumn(
+            columns.image,
+            found.folder,
+            base_url=found.base_url,
+            urls=ImageUrls(domains, buckets=found.buckets),
             dpi=config.dpi,
             longest_side=longest_side,
-            base_url=found.base_url,
+        )
+        builder = RowBuilder(
+            *(columns, defaults, images),
+            with_kept=streaming,
+            prompt=config.prompt,
             needs_prompts=needs_prompts,
         )
     sample = None if config.sample is None else (config.sample, config.sample_seed)

@@ -2,48 +2,24 @@
 
 from __future__ import annotations
 
-import math
-import re
 from dataclasses import replace
-from decimal import Decimal
-from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from vlmbatch.config import ImageResolution, SamplingParams
-from vlmbatch.config.seeds import derive_seed
-from vlmbatch.errors import ConfigError, ErrorCode, RowError
-from vlmbatch.images.buckets import AllowedBuckets, is_bucket_url
-from vlmbatch.images.urls import AllowedDomains, ImageUrls
+from vlmbatch.config import SamplingParams
+from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.manifest.arrow_values import shown_with_type, times_as_text
-from vlmbatch.manifest.columns import (
-    CHOICES_COLUMN,
-    MESSAGES_COLUMN,
-    RESOLUTION_COLUMNS,
-    Columns,
-    is_request,
-)
+from vlmbatch.manifest.columns import MESSAGES_COLUMN, Columns, is_request
 from vlmbatch.manifest.ids import id_of_error, read_id, unknown_id
-from vlmbatch.manifest.page_names import page_of
-from vlmbatch.types import ImageRef, Page, Row
-
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_READ_AS_URL = re.compile("(?:data:|https?://)", re.IGNORECASE)
-# How JPEG, PNG, GIF, WebP and TIFF begin in base64. Anything in its alphabet that is longer than a
-# path may be is none either.
-_BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|.{4096})[A-Za-z0-9+/=_\s-]*")
-_MIN_BASE64 = 48  # characters: no image is shorter
-NO_DOMAINS = AllowedDomains()
-NO_BUCKETS = AllowedBuckets()
+from vlmbatch.manifest.image_column import ImageColumn
+from vlmbatch.manifest.row_settings import row_resolution, row_sampling
+from vlmbatch.types import Row
 
 
 class RowBuilder:
-    """Reads rows by the names of ``columns``; relative image paths start from ``image_base``.
+    """Reads rows by the names of ``columns``, and their images by ``images``.
 
-    ``with_kept``: inputs that are kept are among the values that pass through. ``domains``: hosts
-    that images may be fetched from; ``buckets``: of object stores. ``prompt``: of rows that bring
-    neither prompt nor messages. ``dpi`` and ``longest_side``: how pages of PDFs are drawn.
-    ``base_url``, which ends with a slash: where relative paths start in place of ``image_base``.
+    ``defaults``: the run's sampling parameters. ``with_kept``: inputs that are kept are among the
+    values that pass through. ``prompt``: of rows that bring neither prompt nor messages.
     ``needs_prompts``: a row that has none, of its own or by default, is an error.
     """
 
@@ -51,27 +27,19 @@ class RowBuilder:
         self,
         columns: Columns,
         defaults: SamplingParams,
-        image_base: Path,
+        images: ImageColumn,
         *,
         with_kept: bool = False,
-        domains: AllowedDomains = NO_DOMAINS,
-        buckets: AllowedBuckets = NO_BUCKETS,
         prompt: str | None = None,
-        dpi: int | None = None,
-        longest_side: int | None = None,
-        base_url: str | None = None,
         needs_prompts: bool = True,
     ) -> None:
         self.columns = columns
+        self._defaults = defaults
+        self._images = images
+        self._left_out = columns.dropped if with_kept else columns.inputs
         self._default_prompt = prompt
         self._needs_prompts = needs_prompts
         self._has_own_prompts = self._has_default_prompts = False  # of the rows so far
-        self._dpi, self._longest_side = dpi, longest_side
-        self._left_out = columns.dropped if with_kept else columns.inputs
-        self._defaults = defaults
-        self._image_base = image_base
-        self._base_url = base_url
-        self._urls = ImageUrls(domains, buckets=buckets)
 
     @property
     def is_prompt_unused(self) -> bool:
@@ -90,7 +58,7 @@ class RowBuilder:
         try:
             row_id = read_id(values, self.columns.id, index)
             prompt, messages = self._prompt(values)
-            images = self._images(values.get(self.columns.image))
+            images = self._images.read(values.get(self.columns.image))
             if (resolution := row_resolution(values)) is not None:
                 images = tuple(replace(image, resolution=resolution) for image in images)
             sampling = row_sampling(self._defaults, values, index)
@@ -138,209 +106,3 @@ class RowBuilder:
         if not messages:
             raise RowError(ErrorCode.PROMPT_INVALID, f'column "{MESSAGES_COLUMN}" is empty')
         return None, times_as_text(messages)
-
-    def _images(self, value: Any) -> tuple[ImageRef, ...]:
-        if value is None:
-            return ()
-        if isinstance(value, list):
-            return tuple(self._image(item) for item in value)
-        return (self._image(value),)
-
-    def _image(self, value: Any) -> ImageRef:
-        if isinstance(value, str):
-            return self._named(value)
-        if isinstance(value, bytes):
-            return ImageRef(data=value)
-        if isinstance(value, dict):
-            data, path = value.get("bytes"), value.get("path")
-            if isinstance(data, bytes) and isinstance(path, str | None):
-                return ImageRef(path, data)
-            if data is None and isinstance(path, str):
-                return self._named(path)
-        raise RowError(
-            ErrorCode.IMAGE_INVALID,
-            f'column "{self.columns.image}" must hold a path or URL, or {{"bytes", "path"}} with '
-            f"binary bytes or a path, or a list of these; got {shown_with_type(value)}",
-        )
-
-    def _named(self, text: str) -> ImageRef:
-        """The image of a path, a ``data:`` URL, or a URL of an allowed host or bucket."""
-        if _READ_AS_URL.match(text) or is_bucket_url(text):
-            return self._urls.read(text, f'column "{self.columns.image}"')
-        page = page_of(text)
-        if self._base_url is not None and not text.startswith("/"):
-            return self._remote(self._base_url, text, is_page=page is not None)
-        if page is not None:
-            path, number = page
-            return ImageRef(self._path(path), page=Page(number, self._dpi, self._longest_side))
-        return ImageRef(self._path(text))
-
-    def _remote(self, base_url: str, path: str, *, is_page: bool) -> ImageRef:
-        """The image of that name below a URL."""
-        self._check_path(path)
-        if is_page:
-            raise RowError(ErrorCode.IMAGE_INVALID, f"{path:.200}: PDFs are read from files alone")
-        if ".." in path.split("/"):
-            raise RowError(
-                ErrorCode.IMAGE_FORBIDDEN, f"{path:.200}: leads out of --image-base {base_url:.200}"
-            )
-        if _READ_AS_URL.match(base_url):
-            path = quote(path, errors="surrogateescape")
-        url = base_url + path.removeprefix("./")
-        return self._urls.read(url, f'column "{self.columns.image}"')
-
-    def _path(self, path: str) -> str:
-        self._check_path(path)
-        return str(self._image_base / path)
-
-    def _check_path(self, path: str) -> None:
-        if not path or "\0" in path:
-            cause = "contains a NUL character" if path else "is empty"
-            raise RowError(ErrorCode.IMAGE_INVALID, f"the image path {path!r:.200} {cause}")
-        if _URL.match(path):
-            raise RowError(
-                ErrorCode.IMAGE_INVALID,
-                f"{path:.200} is a URL of a kind that is not read: images are local files, data: "
-                "or http(s) URLs, or bytes in Parquet",
-            )
-        if len(path) >= _MIN_BASE64 and _BASE64.fullmatch(path):
-            raise RowError(
-                ErrorCode.IMAGE_INVALID,
-                f"{path[:20]}… is no path but looks like base64: put data:image/jpeg;base64, (or "
-                "the like) before it, or store bytes in Parquet",
-            )
-
-
-def row_sampling(defaults: SamplingParams, values: dict[str, Any], index: int) -> SamplingParams:
-    """The run's parameters with the row's own values over them.
-
-    A row without a ``seed`` takes one derived from the run's seed and its index, so that equal
-    prompts in two rows are sampled differently.
-
-    Raises:
-        RowError: a value of the wrong type or out of range.
-    """
-    seed = _integer(values, "seed")
-    changes: dict[str, Any] = {
-        "max_tokens": _integer(values, "max_tokens"),
-        "temperature": _number(values, "temperature"),
-        "top_p": _number(values, "top_p"),
-        "top_k": _integer(values, "top_k"),
-        "min_p": _number(values, "min_p"),
-        "repetition_penalty": _number(values, "repetition_penalty"),
-        "presence_penalty": _number(values, "presence_penalty"),
-        "frequency_penalty": _number(values, "frequency_penalty"),
-        "no_repeat_ngram_size": _integer(values, "no_repeat_ngram_size"),
-        "min_tokens": _integer(values, "min_tokens"),
-        "stop": _strings(values, "stop"),
-        "n": _integer(values, "n") if defaults.n > 1 else None,
-        "best_of_retries": (
-            _integer(values, "best_of_retries") if defaults.best_of_retries else None
-        ),
-        "seed": derive_seed(defaults.seed, index) if seed is None else seed,
-    }
-    changes = {name: value for name, value in changes.items() if value is not None}
-    try:
-        return replace(defaults, **changes, **_shape(defaults, values))
-    except ConfigError as error:
-        raise RowError(ErrorCode.SAMPLING_INVALID, str(error)) from error
-
-
-def row_resolution(values: dict[str, Any]) -> ImageResolution | None:
-    """The resolution that a row asks for itself; None where it does not.
-
-    Raises:
-        RowError: a value of the wrong type or out of range.
-    """
-    code = ErrorCode.RESOLUTION_INVALID
-    given = {name: _integer(values, name, code) for name in RESOLUTION_COLUMNS}
-    if not any(value is not None for value in given.values()):
-        return None
-    try:
-        return ImageResolution(**given)
-    except ConfigError as error:
-        raise RowError(code, str(error)) from error
-
-
-def _integer(
-    values: dict[str, Any], name: str, code: ErrorCode = ErrorCode.SAMPLING_INVALID
-) -> int | None:
-    value = _present(values, name)
-    if isinstance(value, float | Decimal) and value % 1 == 0:
-        return int(value)  # a column of integers with nulls is often stored as floats
-    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
-        return value
-    raise _wrong_type(name, "an integer", value, code)
-
-
-def _number(values: dict[str, Any], name: str) -> float | None:
-    value = _present(values, name)
-    if value is None:
-        return None
-    if isinstance(value, int | float | Decimal) and not isinstance(value, bool):
-        try:
-            return float(value)
-        except OverflowError as error:
-            raise _wrong_type(name, "a number", value) from error
-    raise _wrong_type(name, "a number", value)
-
-
-def _present(values: dict[str, Any], name: str) -> Any:
-    """The value; None for NaN, by which some libraries mean that there is none."""
-    value = values.get(name)
-    return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _strings(values: dict[str, Any], name: str) -> tuple[str, ...] | None:
-    value = values.get(name)
-    if value is None:
-        return None
-    if isinstance(value, str):
-        return (value,)
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    raise _wrong_type(name, "a string or a list of strings", value)
-
-
-def _shape(defaults: SamplingParams, values: dict[str, Any]) -> dict[str, Any]:
-    """What shape the row's answer is to have; one of its own replaces the run's, of any kind."""
-    own = {
-        "choices": _choices(values) if defaults.choices else None,
-        "json_schema": _schema(values),
-        "regex": _text(values, "regex"),
-    }
-    if all(value is None for value in own.values()):
-        return {}
-    return own
-
-
-def _schema(values: dict[str, Any]) -> str | dict[str, Any] | None:
-    value = _present(values, "json_schema")
-    if value is None or isinstance(value, str | dict):
-        return value
-    raise _wrong_type("json_schema", "a JSON schema, as an object or as text", value)
-
-
-def _text(values: dict[str, Any], name: str) -> str | None:
-    value = _present(values, name)
-    if value is None or isinstance(value, str):
-        return value
-    raise _wrong_type(name, "a string", value)
-
-
-def _choices(values: dict[str, Any]) -> str | tuple[str, ...] | None:
-    if isinstance(text := values.get(CHOICES_COLUMN), str):
-        return text  # which may hold several
-    choices = _strings(values, CHOICES_COLUMN)
-    if choices == ():  # which would be a row without classes, whose answer is generated
-        raise RowError(
-            ErrorCode.SAMPLING_INVALID,
-            "choices is an empty list: a row whose choices are those of the run has null",
-        )
-    return choices
-
-
-def _wrong_type(
-    name: str, expected: str, value: Any, code: ErrorCode = ErrorCode.SAMPLING_INVALID
-) -> RowError:
-    return RowError(code, f"{name} must be {expected}, got {shown_with_type(value)}")

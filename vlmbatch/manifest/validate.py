@@ -10,7 +10,7 @@ from typing import Protocol
 
 from vlmbatch.errors import RowError
 from vlmbatch.images.read_ahead import read_ahead
-from vlmbatch.models.family import EncodedPrompt, Tokens
+from vlmbatch.models.processor import EncodedPrompt, Tokens
 from vlmbatch.types import ImageGrid, ImageRef, Row
 
 THREADS = 4  # headers are small: more than one because files may lie on a network

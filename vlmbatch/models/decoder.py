@@ -24,11 +24,11 @@ from vlmbatch.attention.base import (
     SampledQueries,
 )
 from vlmbatch.models.config import TextConfig
-from vlmbatch.models.family import Embedded
 from vlmbatch.models.kv_scales import kv_scales
 from vlmbatch.models.layers import Embedding, GatedMLP, RMSNorm, RotaryTable
 from vlmbatch.models.linear import QKVLinear, RowLinear
 from vlmbatch.models.parallel import ParallelContext
+from vlmbatch.models.vision_language_model import Embedded
 
 
 class DecoderAttention(nn.Module):

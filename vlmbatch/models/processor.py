@@ -1,156 +1,168 @@
-"""Rows to token ids with image spans: the half of a processor that families share. No torch."""
+"""What stands between rows and the engine: text to tokens, images to pixels. No torch."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from functools import cached_property
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlmbatch.config import ImageArguments, PromptConfig
-from vlmbatch.errors import CheckpointError, ErrorCode, RowError
-from vlmbatch.models.config import ModelConfig, check_image_arguments
-from vlmbatch.models.family import EncodedPrompt, ImageProcessor, Tokens
-from vlmbatch.models.image_tokens import place_images
-from vlmbatch.models.prompt_text import IMAGE_PLACEHOLDER, PromptText, context_length
-from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.types import ImageGrid, ImageInput, ImageSpan, Row
+from vlmbatch.config import ImageResolution
+from vlmbatch.models.device_image import RgbImage
+from vlmbatch.models.reduced import Reduced
+from vlmbatch.types import ImageGrid, ImageInput, ImageSpan, PixelImage, ProcessedInputs, Row
+
+if TYPE_CHECKING:
+    from vlmbatch.models.chat import ChatTemplate
+    from vlmbatch.models.tokenizer import Tokenizer
 
 
-class PromptProcessor(PromptText, ABC):
-    """A ``Processor`` but for what it knows of images. Thread-safe.
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    """A row's prompt as the engine takes it; the fields are those of ``Request``.
 
-    Raises:
-        CheckpointError: the tokenizer has no image token.
-        ConfigError: an argument is invalid or contradicts the model.
+    With ``inputs`` the row's images are in these.
     """
 
-    def __init__(
-        self,
-        config: ModelConfig,
-        tokenizer: Tokenizer,
-        images: ImageProcessor | None,
-        prompt: PromptConfig,
-        arguments: ImageArguments,
-        max_model_len: int | None,
-        template_path: Path,
-        image_text: str | None = None,
-    ) -> None:
-        """``max_model_len`` None: the model's. ``template_path``: where to look for a chat template
-        when the options name none. ``image_text``: what <image> in a prompt stands for; None: that
-        is the model's own image token."""
-        check_image_arguments(config, arguments)
-        self.images = images
-        self.max_model_len = context_length(config.text.max_position_embeddings, max_model_len)
-        self._model = config
-        self._strict = arguments.strict_image_tokens
-        self._image_text = image_text
-        own_image_token = _image_token(tokenizer, config.image_token_id)
-        image_token = own_image_token if image_text is None else IMAGE_PLACEHOLDER
-        super().__init__(tokenizer, prompt, template_path, image_token, own_image_token)
+    token_ids: list[int] = field(repr=False)
+    image_spans: tuple[ImageSpan, ...] = ()
+    positions: NDArray[np.int64] | None = field(default=None, repr=False)
+    next_position: int | None = None
+    inputs: ProcessedInputs | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A row's text as tokens, before room is made for its images.
+
+    ``encoded``: the whole prompt, where it does not depend on what the images are.
+    """
+
+    token_ids: list[int] = field(repr=False)
+    encoded: EncodedPrompt | None = None
+
+
+class ImageProcessor(Protocol):
+    """The half of a processor that looks at images. Pickled, it goes to the workers: no torch."""
 
     @property
-    @abstractmethod
+    def fingerprint(self) -> str:
+        """Changes with anything that changes an image's pixels."""
+        ...
+
+    @property
     def largest_grid(self) -> ImageGrid:
-        """See ``Processor``."""
+        """No image has more tokens or bytes."""
+        ...
 
-    @cached_property
-    def settings(self) -> dict[str, Any]:
-        """See ``Processor``."""
-        return {
-            **self._text_settings,
-            "image_processor": None if self.images is None else self.images.fingerprint,
-            "image_token_id": self._model.image_token_id,
-            "image_feature_size": self._model.image_feature_size,
-            "strict_image_tokens": self._strict,
-        }
+    def at(self, resolution: ImageResolution | None, row_images: int = 1) -> ImageProcessor:
+        """The processor for the images of a row that shows ``row_images`` of them.
 
-    def tokenize(self, row: Row) -> Tokens:
-        """See ``Processor``: where all images take as many tokens, the whole prompt is checked."""
-        if row.prompt_token_ids is not None:
-            token_ids = self._checked(row.prompt_token_ids)
-        else:
-            text, add_special_tokens = self._text(row)
-            if self._image_text is not None:
-                text = text.replace(IMAGE_PLACEHOLDER, self._image_text)
-            token_ids = self._encoded(text, add_special_tokens)
-        if not token_ids:
-            raise RowError(ErrorCode.PROMPT_INVALID, "the prompt is empty")
-        tokens = Tokens(token_ids)
-        if row.images and self._model.image_feature_size is None:
-            return tokens
-        encoded = self.place(tokens, [self.largest_grid] * len(row.images))
-        return Tokens(token_ids, encoded)
-
-    def place(self, tokens: Tokens, grids: Sequence[ImageGrid]) -> EncodedPrompt:
-        """See ``Processor``."""
-        if tokens.encoded is not None:
-            return tokens.encoded
-        token_ids, spans = place_images(
-            tokens.token_ids,
-            self._model.image_token_id,
-            [grid.num_tokens for grid in grids],
-            self._strict,
-        )
-        if len(token_ids) >= self.max_model_len:
-            num_image_tokens = sum(span.length for span in spans)
-            raise RowError(
-                ErrorCode.PROMPT_TOO_LONG,
-                f"the prompt has {len(token_ids)} tokens, {num_image_tokens} of them for images; "
-                f"with at least one for the answer that exceeds the context of "
-                f"{self.max_model_len}",
-            )
-        positions, next_position = self._positions(token_ids, spans, grids)
-        # Tables of positions end with the context.
-        assert next_position is None or next_position <= len(token_ids), next_position
-        return EncodedPrompt(token_ids, spans, positions, next_position)
-
-    def encode(self, tokens: Tokens, images: Sequence[ImageInput]) -> EncodedPrompt:
-        """See ``Processor``."""
-        return self.place(tokens, [image.grid for image in images])
-
-    def _checked(self, token_ids: Sequence[int]) -> list[int]:
-        """Tokens that are a prompt as they are.
+        ``resolution``: the row's own, within the run's.
 
         Raises:
-            RowError: the model has no such token.
+            RowError: ``resolution_invalid``, not one that the model or the run takes.
         """
-        vocab_size = self._model.text.vocab_size
-        for place, token_id in enumerate(token_ids):
-            if not 0 <= token_id < vocab_size:
-                raise RowError(
-                    ErrorCode.PROMPT_INVALID,
-                    f"token {place} of the prompt is {token_id}, and the model has tokens 0 to "
-                    f"{vocab_size - 1}",
-                )
-        return list(token_ids)
+        ...
 
-    def _positions(
-        self, token_ids: list[int], spans: Sequence[ImageSpan], grids: Sequence[ImageGrid]
-    ) -> tuple[NDArray[np.int64] | None, int | None]:
-        """Positions of the prompt and the one behind it; None for both: as the tokens come."""
-        return None, None
+    def grid(self, height: int, width: int) -> ImageGrid:
+        """What becomes of an upright image of this size; equal to the grid that ``process`` gives.
+
+        Raises:
+            RowError: the model takes no image of this size.
+        """
+        ...
+
+    def needed(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width of which an upright image of this size needs no more pixels.
+
+        They are those that it is resized to, the larger where it is resized to several; its own
+        where it is not.
+
+        Raises:
+            RowError: the model takes no image of this size.
+        """
+        ...
+
+    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
+        """Prepare one decoded RGB image, which may lie on a device.
+
+        ``reduced``: where it was decoded to fewer pixels, though not fewer than ``needed``; the
+        result has the shape and grid of the whole one's.
+
+        Raises:
+            RowError: the model takes no image of this size.
+        """
+        ...
 
 
-def _image_token(tokenizer: Tokenizer, token_id: int) -> str:
-    """The text that stands for an image in prompts.
+class Processor(Protocol):
+    """Rows to what the engine takes. Thread-safe, no torch.
 
-    Raises:
-        CheckpointError: the tokenizer does not know the token, or splits its text.
+    ``images`` is None where images come as features. ``image_token`` is the text that stands for
+    an image in prompts.
     """
-    text = tokenizer.token_text(token_id)
-    if text is None:
-        raise CheckpointError(
-            f"the tokenizer has no token of the model's image_token_id {token_id}"
-        )
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    if ids != [token_id]:
-        raise CheckpointError(
-            f"the tokenizer encodes the image token {text!r} as {ids}, but the model's "
-            f"image_token_id is {token_id}"
-        )
-    return text
+
+    tokenizer: Tokenizer
+    image_token: str
+    max_model_len: int
+
+    @property
+    def images(self) -> ImageProcessor | None: ...
+
+    @property
+    def chat_template(self) -> ChatTemplate:
+        """Raises ConfigError where the model has none, or a bad one."""
+        ...
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that decides the token ids and the pixels of a row, by name; of files the digest."""
+        ...
+
+    @property
+    def largest_grid(self) -> ImageGrid:
+        """No image has more tokens or bytes; bytes of features, where images come as such."""
+        ...
+
+    def tokenize(self, row: Row) -> Tokens:
+        """The row's text as tokens; all is checked here that can be before an image is touched.
+
+        Raises:
+            RowError: ``prompt_invalid``, ``image_token_mismatch`` or ``prompt_too_long``.
+        """
+        ...
+
+    def place(self, tokens: Tokens, grids: Sequence[ImageGrid]) -> EncodedPrompt:
+        """Make room for the row's images, one grid each, and count positions.
+
+        Raises:
+            RowError: ``image_token_mismatch`` or ``prompt_too_long``.
+        """
+        ...
+
+    def encode(self, tokens: Tokens, images: Sequence[ImageInput]) -> EncodedPrompt:
+        """``place`` with the images themselves.
+
+        Raises:
+            RowError: as by ``place``, or the model cannot take these images.
+        """
+        ...
+
+    def feature_grid(self, shape: tuple[int, ...]) -> ImageGrid:
+        """The grid of an image that is given as features of this shape.
+
+        Raises:
+            ValueError: no image's features have it; the message has both shapes.
+        """
+        ...
+
+    def feature_shape(self, grid: ImageGrid) -> tuple[int, ...]:
+        """The shape that the features of an image are stored in, numbers of a feature last."""
+        ...
+
+    def largest_image(self) -> ImageInput:
+        """Zeros in the place of an image of ``largest_grid``, as the model is given images."""
+        ...

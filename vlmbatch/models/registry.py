@@ -9,15 +9,12 @@ import torch
 
 from vlmbatch.attention.base import AttentionBackend
 from vlmbatch.models.config import ModelConfig
-from vlmbatch.models.family import (
-    ImageProcessor,
-    VisionLanguageModel,
-    VisionModel,
-    family_of,
-)
+from vlmbatch.models.family import family_of
 from vlmbatch.models.linear import quantize_layers
 from vlmbatch.models.parallel import SINGLE_DEVICE, ParallelContext
+from vlmbatch.models.processor import ImageProcessor
 from vlmbatch.models.text_model import TextModel
+from vlmbatch.models.vision_language_model import VisionLanguageModel, VisionModel
 from vlmbatch.models.weights import CheckpointModel, load_weights, materialise, random_weights
 
 

@@ -19,9 +19,9 @@ from vlmbatch.attention.base import (
 )
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.decoder import Decoder
-from vlmbatch.models.family import Embedded
 from vlmbatch.models.layers import Embedding
 from vlmbatch.models.parallel import ParallelContext
+from vlmbatch.models.vision_language_model import Embedded
 from vlmbatch.models.weights import CheckpointModel
 
 

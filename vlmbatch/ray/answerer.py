@@ -16,6 +16,7 @@ from vlmbatch.config.seeds import derive_seed
 from vlmbatch.durable.row_keys import row_key
 from vlmbatch.errors import ConfigError, UsageError
 from vlmbatch.manifest.columns import Columns
+from vlmbatch.manifest.image_column import ImageColumn
 from vlmbatch.manifest.rows import RowBuilder
 from vlmbatch.manifest.schema import RESULT_SCHEMA
 from vlmbatch.types import Row
@@ -87,7 +88,8 @@ class Answerer:
             )
         self._columns = Columns(prompt_column, image_column)
         self._prefix = column_prefix
-        self._image_base = Path() if image_base is None else Path(image_base)
+        folder = Path() if image_base is None else Path(image_base)
+        self._images = ImageColumn(image_column, folder)
         self._llm: LLM | None = None
 
     def __call__(self, batch: Batch) -> Batch:
@@ -134,7 +136,7 @@ class Answerer:
         if self._llm is None:
             self._llm = LLM(**self._arguments)
         inputs = [name for name in batch.schema.names if name in self._columns.inputs]
-        builder = RowBuilder(self._columns, self._sampling, self._image_base)
+        builder = RowBuilder(self._columns, self._sampling, self._images)
 
         def read(index: int, values: Any, sampling: object) -> Row:
             row = builder.build(index, "batch", index + 1, values)

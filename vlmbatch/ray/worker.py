@@ -17,18 +17,15 @@ from vlmbatch.errors import EnginesLostError, UsageError, VlmbatchError
 from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.jobs.fingerprint import fingerprint, run_settings
-from vlmbatch.jobs.run import (
-    answer_manifest,
-    loaded_replica,
-    open_output,
-    pooled_replica,
-    was_complete,
-)
+from vlmbatch.jobs.run import answer_manifest, open_output, was_complete
 from vlmbatch.output.changes import explained
 from vlmbatch.ray.parts_folder import PartsFolder, PartTask, Probe
+from vlmbatch.replicas.pool import ReplicaPool
 from vlmbatch.session.engines import engine_places
-from vlmbatch.session.load import start_images
+from vlmbatch.session.load import composed, start_images
 from vlmbatch.session.open import Inputs, open_job
+from vlmbatch.session.replica import loaded_replica
+from vlmbatch.stages.answer_loop import GATHER_SECONDS
 from vlmbatch.stages.stopping import RunStoppedError, StopRequest
 from vlmbatch.stats import RunStats
 
@@ -179,13 +176,13 @@ class PartWorker:
         if self._replica is None:
             assert self._inputs is not None
             stats.stage = "loading the model"
-            ranks = engine_places(self._config.session.engine, "one")  # none: it is not divided
-            if ranks:
-                self._memory = self._resources.enter_context(closing(SharedMemory()))
-                loaded = pooled_replica(self._config, self._inputs, ranks, self._memory)
-            else:
-                loaded = loaded_replica(self._config, self._inputs)
-            self._replica = self._resources.enter_context(loaded)
+            session, inputs = self._config.session, self._inputs
+            ranks = engine_places(session.engine, "one")  # none: it is not divided
+            replica = self._resources.enter_context(
+                loaded_replica(session, inputs, ranks, gather_seconds=GATHER_SECONDS)
+            )
+            self._memory = replica.memory if isinstance(replica, ReplicaPool) else None
+            self._replica = composed(replica, inputs.model, inputs.processor.tokenizer)
         return self._replica
 
     def _start_images(self) -> ImageLoader:

@@ -9,6 +9,7 @@ from vlmbatch.engine.outputs import SequenceFailure
 from vlmbatch.engine.sequence import Sequence
 from vlmbatch.errors import RowError
 from vlmbatch.models.tokenizer import Tokenizer
+from vlmbatch.replicas.messages import EngineLimits
 from vlmbatch.replicas.replica import (
     Completion,
     Event,
@@ -54,6 +55,17 @@ class LocalReplica:
         self._on_begin = on_begin
         if on_begin is not None:
             engine.on_launch = self._launching
+
+    @property
+    def limits(self) -> EngineLimits:
+        """What the engine takes."""
+        engine = self._engine
+        return EngineLimits(
+            engine.scheduler.max_num_seqs,
+            engine.max_model_len,
+            engine.kv_cache_tokens,
+            on_cpu=engine.device.type == "cpu",
+        )
 
     @property
     def num_unfinished(self) -> int:

@@ -1,9 +1,5 @@
 """Several engines, each in a process of its own, as one replica. No torch.
 
-Rows that share an image go to the same engine, as its caches hold it; all others go where the least
-is left to do. When the last row is here, an engine that has begun with all that it has gets some of
-what waits elsewhere.
-
 An engine that ends costs no row: its requests go to the others, and it is started again. Requests
 that it was computing are suspects, of which few are computed at a time: one that is under way when
 another engine ends is given up.
@@ -12,20 +8,17 @@ another engine ends is given up.
 from __future__ import annotations
 
 import queue
-from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import count
 
 from vlmbatch.errors import EnginesLostError, ErrorCode, RowError, VlmbatchError
 from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.log import logger
-from vlmbatch.replicas.image_homes import ImageHomes
 from vlmbatch.replicas.member import Held, Link, Member, News, Start, total
 from vlmbatch.replicas.messages import (
     Begun,
     EngineLimits,
-    ExpectNoMore,
     Failed,
     FromEngine,
     LogLine,
@@ -33,17 +26,15 @@ from vlmbatch.replicas.messages import (
     Report,
 )
 from vlmbatch.replicas.replica import Completion, Event, NewTokens, ReplicaStatus, RowFailure
+from vlmbatch.replicas.router import Router
 from vlmbatch.replicas.sharing import Shared
 from vlmbatch.types import Request
 
 MAX_RESTARTS = 3  # of each engine
-MAX_SUSPECTS = 16  # under way in one engine: so many rows may share a culprit's end
 _MAX_DEATHS = 2  # of engines that a request is under way in
 
 _POLL_SECONDS = 0.1  # that a poll waits for news
 _BRIEF_SECONDS = 0.005  # the same while an engine would take requests
-_QUEUE = 64  # requests that may come while no engine is ready
-_KNOWN_IMAGES = 4096  # of each engine, the last ones
 _EVERYTHING = 2**31
 
 
@@ -61,12 +52,7 @@ class ReplicaPool:
         self._serials = count()
         self._held: dict[int, Held] = {}  # by serial number
         self._by_index: dict[int, Held] = {}
-        self._homes = ImageHomes(_KNOWN_IMAGES * len(engines))
-        self._queue: deque[Held] = deque()  # that no engine has been given, or has begun
-        self._suspects: deque[Held] = deque()  # that no engine has been given again
         self._events: list[Event] = []  # that ``poll`` has not returned yet
-        self._mean_answer: float | None = None  # tokens
-        self._no_more = False
         self._dropping = False  # what waits is given up
         self._end: BaseException | None = None  # why no more is answered
         self._by_link: dict[Link, Member] = {}
@@ -78,6 +64,7 @@ class ReplicaPool:
         except BaseException:
             self.close()
             raise
+        self._router = Router(self._members)
 
     def wait_ready(self) -> None:
         """Wait until every engine is loaded, or is not started again.
@@ -99,10 +86,6 @@ class ReplicaPool:
         return min(limits, key=lambda each: each.kv_cache_tokens)
 
     @property
-    def num_engines(self) -> int:
-        return len(self._members)
-
-    @property
     def num_unfinished(self) -> int:
         return len(self._held) + len(self._events)
 
@@ -110,9 +93,7 @@ class ReplicaPool:
     def wants_requests(self) -> bool:
         if self._end is not None:
             return True  # ``poll``, which is called then, raises it
-        if not any(member.is_ready for member in self._members):
-            return len(self._queue) < _QUEUE
-        return any(member.wants_requests for member in self._members)
+        return self._router.wants_requests
 
     @property
     def fills_step(self) -> bool:
@@ -121,20 +102,21 @@ class ReplicaPool:
     @property
     def status(self) -> ReplicaStatus:
         status = total([(member.name, member.status) for member in self._members])
-        return replace(status, waiting=status.waiting + len(self._queue) + len(self._suspects))
+        return replace(status, waiting=status.waiting + len(self._router.waiting))
 
     def submit(self, request: Request, *, stream: bool = False) -> None:
         assert request.index not in self._by_index, "two requests of one index"
         shared = Shared(request, self.memory)
-        held = Held(next(self._serials), request, stream, shared, self._work(request))
+        held = Held(next(self._serials), request, stream, shared, self._router.work(request))
         self._held[held.serial] = self._by_index[request.index] = held
-        self._no_more = self._dropping = False
-        self._route(held)
+        self._dropping = False
+        self._router.submit(held)
 
     def poll(self) -> list[Event]:
         self._take_news(_BRIEF_SECONDS if self.wants_requests else _POLL_SECONDS)
-        self._hand_out()
-        self._balance()
+        self._router.hand_out()
+        if not self._dropping:
+            self._router.balance()
         events, self._events = self._events, []
         if not events and self._end is not None:
             raise self._end
@@ -151,25 +133,22 @@ class ReplicaPool:
 
     def drop_waiting(self) -> None:
         self._dropping = True
-        for held in [*self._queue, *self._suspects]:
+        for held in self._router.waiting:
             self._forget(held)
         for member in self._members:
             if member.is_ready:
                 member.take_back(_EVERYTHING)
 
     def expect_no_more(self) -> None:
-        self._no_more = True
-        for member in self._members:
-            if member.is_ready:
-                member.send(ExpectNoMore())
+        self._router.expect_no_more()
 
     def reset(self) -> None:
         for member in self._members:
             if not member.gone:
                 member.reset()
-        for each in (self._held, self._by_index, self._queue, self._suspects, self._events):
+        for each in (self._held, self._by_index, self._events):
             each.clear()
-        self._homes.clear()
+        self._router.clear()
 
     def close(self) -> None:
         """End every engine. It may be called again."""
@@ -177,60 +156,6 @@ class ReplicaPool:
             member.link.kill()
         for member in self._members:
             member.link.close()
-
-    # Where requests go.
-
-    def _work(self, request: Request) -> int:
-        answer = request.sampling.max_tokens
-        if self._mean_answer is not None:
-            answer = min(answer, round(self._mean_answer))
-        return len(request.token_ids) + answer
-
-    def _route(self, held: Held, besides: Member | None = None) -> None:
-        member = self._choose(held, besides)
-        if member is None:
-            self._queue.append(held)
-            return
-        self._homes.remember(held.shared.images, member)
-        member.submit(held)
-
-    def _choose(self, held: Held, besides: Member | None) -> Member | None:
-        """The engine that has an image of the request, unless it is full; else the least busy.
-
-        ``besides``: not this one, where there is another.
-        """
-        ready = [member for member in self._members if member.is_ready]
-        ready = [member for member in ready if member is not besides] or ready
-        wanting = [member for member in ready if member.wants_requests] or ready
-        home = self._homes.find(held.shared.images, wanting)
-        return home or min(wanting, key=lambda member: member.work, default=None)
-
-    def _hand_out(self) -> None:
-        """Give engines what waits for one: rows of engines that ended, and few suspects."""
-        moved = False
-        while self._queue and any(member.wants_requests for member in self._members):
-            self._route(self._queue.popleft())
-            moved = True
-        for member in self._members:
-            while self._suspects and member.is_ready and member.num_suspects < MAX_SUSPECTS:
-                member.submit(self._suspects.popleft())
-                moved = True
-        if moved and self._no_more:
-            self.expect_no_more()  # for those that came after it was said
-
-    def _balance(self) -> None:
-        """At the end, ask the engine where most waits to give some of it back."""
-        if not self._no_more or self._dropping:
-            return
-        hungry = [member for member in self._members if member.is_hungry]
-        busy = [each for each in self._members if each.is_ready and each not in hungry]
-        if not hungry or not busy or any(member.taking_back for member in self._members):
-            return
-        donor = max(busy, key=lambda member: member.num_waiting)
-        # The last one is better off where it is, unless another engine has nothing at all.
-        spare = donor.num_waiting - all(member.requests for member in hungry)
-        if spare > 0:
-            donor.take_back(max(1, spare * len(hungry) // (len(hungry) + 1)))
 
     # What engines tell.
 
@@ -263,16 +188,12 @@ class ReplicaPool:
         else:
             self._lose(member, message.cause)
 
-    def _take_returned(self, member: Member, returned: Iterable[Held]) -> None:
-        moved = False
+    def _take_returned(self, member: Member, returned: Sequence[Held]) -> None:
+        if not self._dropping:
+            self._router.returned(member, returned)
+            return
         for held in returned:
-            if self._dropping:
-                self._forget(held)
-            else:
-                self._route(held, besides=member)
-                moved = True
-        if moved and self._no_more:
-            self.expect_no_more()
+            self._forget(held)
 
     def _tell(self, member: Member, event: Event) -> None:
         held = self._held.get(event.index)
@@ -286,8 +207,7 @@ class ReplicaPool:
         self._forget(held)
         member.forget(held.serial)
         if isinstance(event, Completion):
-            length, mean = len(event.token_ids), self._mean_answer
-            self._mean_answer = length if mean is None else 0.98 * mean + 0.02 * length
+            self._router.answered(len(event.token_ids))
             event.index = index
             self._events.append(event)
         else:
@@ -295,9 +215,7 @@ class ReplicaPool:
 
     def _forget(self, held: Held) -> None:
         del self._held[held.serial], self._by_index[held.request.index]
-        for waiting in (self._queue, self._suspects):
-            if held in waiting:
-                waiting.remove(held)
+        self._router.forget(held)
 
     # Engines that end.
 
@@ -319,7 +237,7 @@ class ReplicaPool:
             what_now = f"it is started again, {member.restarts} of {MAX_RESTARTS} times"
             self._by_link[member.link] = member
         logger.warning("%s has ended (%s): %s", member.name, cause, what_now)
-        self._homes.forget(member)
+        self._router.forget_images(member)
         for held in lost:
             self._take_lost(held, cause)
         if all(each.gone for each in self._members):
@@ -339,7 +257,5 @@ class ReplicaPool:
             )
         elif self._dropping and not held.begun:
             self._forget(held)
-        elif held.deaths:
-            self._suspects.append(held)
         else:
-            self._queue.append(held)
+            self._router.lost(held)

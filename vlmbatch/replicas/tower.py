@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.images.feature_file import TENSOR_NAME
-from vlmbatch.models.family import Processor
+from vlmbatch.models.processor import Processor
 from vlmbatch.output.feature_folder import FeatureFiles
 from vlmbatch.replicas.replica import Completion, Event, OnBegin, ReplicaStatus
 from vlmbatch.types import PixelImage, Request
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from vlmbatch.engine.image_upload import ImageUpload
-    from vlmbatch.models.family import VisionModel
+    from vlmbatch.models.vision_language_model import VisionModel
 
 MAX_WAITING = 2  # batches: the next is there when one is done
 

@@ -13,6 +13,7 @@ from vlmbatch.durable.run_paths import RECORD_FILE, work_folder_path
 from vlmbatch.durable.run_record import RunRecord, read_record
 from vlmbatch.errors import ConfigError, ErrorCode, ManifestError
 from vlmbatch.manifest.columns import MESSAGES_COLUMN, Columns
+from vlmbatch.manifest.image_column import ImageColumn
 from vlmbatch.manifest.json_text import dump_json
 from vlmbatch.manifest.open import open_manifest
 from vlmbatch.manifest.rows import RowBuilder
@@ -96,7 +97,8 @@ class InputReader:
     def kept(self, extra: Mapping[str, Any]) -> RowInput:
         """What an output's row has beside its answer."""
         base = Path() if self._base is None else Path(self._base)
-        builder = RowBuilder(Columns.from_config(self.config), SamplingParams(), base)
+        columns = Columns.from_config(self.config)
+        builder = RowBuilder(columns, SamplingParams(), ImageColumn(columns.image, base))
         values = {name: value for name, value in extra.items() if value is not None}
         return self._input(builder.build(0, "", 0, values), values)
 

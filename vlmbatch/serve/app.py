@@ -15,12 +15,14 @@ from starlette.types import ASGIApp
 from vlmbatch.errors import VlmbatchError
 from vlmbatch.openai.errors import SERVER_ERROR, ApiError
 from vlmbatch.openai.responses import model_list, model_object
-from vlmbatch.serve.completions import CHAT, COMPLETION, CompletionEndpoint, Service
+from vlmbatch.serve.completions import CompletionEndpoint
+from vlmbatch.serve.dialect import CHAT, COMPLETION
 from vlmbatch.serve.errors import error_response, on_bug, on_error, on_http_error
 from vlmbatch.serve.hosts import CheckHost, is_loopback
 from vlmbatch.serve.json_response import JsonResponse
 from vlmbatch.serve.metrics import HEALTH_PATH, METRICS_PATH
 from vlmbatch.serve.middleware import Observe, RequireKey
+from vlmbatch.serve.service import Service
 
 _METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

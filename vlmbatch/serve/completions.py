@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 from starlette.requests import ClientDisconnect, Request
@@ -14,118 +13,30 @@ from starlette.types import Receive, Scope, Send
 from vlmbatch.config import SamplingParams
 from vlmbatch.errors import VlmbatchError
 from vlmbatch.models.described_tokens import described
-from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.openai import responses
 from vlmbatch.openai.errors import SERVER_ERROR, ApiError
-from vlmbatch.openai.logprobs import chat_logprobs, text_logprobs
 from vlmbatch.openai.requests import (
     CompletionRequest,
-    parse_chat_request,
-    parse_completion_request,
 )
 from vlmbatch.openai.responses import JsonObject, ResponseHead
 from vlmbatch.replicas.several_answers import sampling_of
 from vlmbatch.serve.body import read_body
-from vlmbatch.serve.config import ServeConfig
+from vlmbatch.serve.dialect import Dialect
 from vlmbatch.serve.disconnect import while_connected
 from vlmbatch.serve.echo import echoed_text, echoed_tokens
-from vlmbatch.serve.engine_thread import EngineThread, Generation
+from vlmbatch.serve.engine_thread import Generation
 from vlmbatch.serve.errors import as_api_error
 from vlmbatch.serve.event_stream import EventStream
 from vlmbatch.serve.json_response import JsonResponse
-from vlmbatch.serve.metrics import ServerMetrics
-from vlmbatch.serve.preparation import ApiRequest, Parse, Preparation
+from vlmbatch.serve.preparation import ApiRequest
+from vlmbatch.serve.service import Service
 from vlmbatch.serve.text_stream import TextStream
 from vlmbatch.types import FinishReason
 from vlmbatch.types import Request as EngineRequest
 
 
-@dataclass(frozen=True, slots=True)
-class Dialect:
-    """What the two endpoints differ in.
-
-    ``first_chunk`` opens a stream; ``max_tokens`` holds for requests that set none, and None
-    stands for all that the context has room for.
-    """
-
-    parse: Parse
-    id_prefix: str
-    max_tokens: int | None
-    whole: Callable[[ResponseHead, str, FinishReason, JsonObject, JsonObject | None], JsonObject]
-    first_chunk: Callable[[ResponseHead], JsonObject] | None
-    chunk: Callable[[ResponseHead, str, FinishReason | None, JsonObject | None], JsonObject]
-    usage_chunk: Callable[[ResponseHead, JsonObject], JsonObject]
-    logprobs: Callable[[list[JsonObject], int], JsonObject]
-
-
-CHAT = Dialect(
-    parse=parse_chat_request,
-    id_prefix=responses.CHAT_ID_PREFIX,
-    max_tokens=None,
-    whole=responses.chat_completion,
-    first_chunk=lambda head: responses.chat_chunk(head, "", first=True),
-    chunk=lambda head, text, reason, logprobs: responses.chat_chunk(
-        head, text or None, reason, logprobs
-    ),
-    usage_chunk=responses.chat_usage_chunk,
-    logprobs=lambda tokens, offset: chat_logprobs(tokens),
-)
-COMPLETION = Dialect(
-    parse=parse_completion_request,
-    id_prefix=responses.COMPLETION_ID_PREFIX,
-    max_tokens=16,  # as OpenAI's
-    whole=responses.text_completion,
-    first_chunk=None,
-    chunk=responses.text_chunk,
-    usage_chunk=responses.text_usage_chunk,
-    logprobs=text_logprobs,
-)
-
-
-class RequestSlots:
-    """How many requests may be worked on at once."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self.in_use = 0
-
-    @contextmanager
-    def take(self) -> Iterator[None]:
-        """Hold one of them.
-
-        Raises:
-            ApiError: 429, all are taken.
-        """
-        if self.in_use >= self._limit:
-            raise ApiError(
-                429,
-                f"the server works on {self._limit} requests already "
-                "(--max-concurrent-requests); try again",
-                "rate_limit_error",
-                code="rate_limit_exceeded",
-            )
-        self.in_use += 1
-        try:
-            yield
-        finally:
-            self.in_use -= 1
-
-
-@dataclass(frozen=True, slots=True)
-class Service:
-    """What answers requests."""
-
-    config: ServeConfig
-    tokenizer: Tokenizer
-    max_model_len: int
-    preparation: Preparation
-    engine: EngineThread
-    slots: RequestSlots
-    metrics: ServerMetrics
-
-
 class CompletionEndpoint:
-    """An ASGI application that answers one of the two."""
+    """An ASGI application that answers at the endpoint of a dialect."""
 
     def __init__(self, dialect: Dialect, service: Service) -> None:
         self._dialect = dialect

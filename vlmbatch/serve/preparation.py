@@ -16,7 +16,7 @@ from vlmbatch.config import SamplingParams
 from vlmbatch.errors import RowError, VlmbatchError
 from vlmbatch.images.loading.loader import ImageLoader
 from vlmbatch.images.urls import ImageUrls
-from vlmbatch.models.family import Processor
+from vlmbatch.models.processor import Processor
 from vlmbatch.openai.errors import ApiError, bad_request
 from vlmbatch.openai.requests import ChatRequest, CompletionRequest
 from vlmbatch.stages.prepare import prepare

@@ -7,8 +7,8 @@ import math
 import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import uvicorn
@@ -16,38 +16,27 @@ from starlette.types import ASGIApp
 
 from vlmbatch.errors import ConfigError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
-from vlmbatch.hf.replica import HfReplica
 from vlmbatch.images.buckets import AllowedBuckets
 from vlmbatch.images.loading.shared_loader import SharedLoader
-from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.images.urls import AllowedDomains, ImageUrls
 from vlmbatch.log import logger
-from vlmbatch.replicas.local import LocalReplica
 from vlmbatch.replicas.pool import ReplicaPool
 from vlmbatch.serve.app import make_app
-from vlmbatch.serve.completions import RequestSlots, Service
 from vlmbatch.serve.config import ServeConfig
 from vlmbatch.serve.engine_thread import EngineThread
 from vlmbatch.serve.hosts import is_loopback
 from vlmbatch.serve.metrics import ServerMetrics
 from vlmbatch.serve.preparation import Preparation
-from vlmbatch.session.cores import default_image_workers
-from vlmbatch.session.engines import EnginePlace, engine_places, several_engines
-from vlmbatch.session.load import (
-    SWITCH_INTERVAL_S,
-    freeze_loaded,
-    load_engine,
-    load_with_transformers,
-)
+from vlmbatch.serve.service import RequestSlots, Service
+from vlmbatch.session.engines import EnginePlace, engine_places
+from vlmbatch.session.load import SWITCH_INTERVAL_S, image_workers
 from vlmbatch.session.open import ModelInputs, open_images, open_model
+from vlmbatch.session.replica import loaded_replica
 from vlmbatch.session.signals import ending_signals
 
 if TYPE_CHECKING:
-    from vlmbatch.engine.engine import Engine
     from vlmbatch.replicas.messages import EngineLimits
-    from vlmbatch.replicas.replica import Replica
-
-    AnyEngine = Engine | HfReplica | ReplicaPool
+    from vlmbatch.session.replica import LoadedReplica
 
 _KEEP_ALIVE_S = 75  # beyond what clients keep idle connections for, so that they close them
 _LAST_WORDS_S = 2.0  # for responses that say that the grace time is over
@@ -69,83 +58,48 @@ def serve(config: ServeConfig) -> int:
         inputs = open_model(config.session)
         _ = inputs.processor.chat_template  # one that is missing or bad is an error now
         places = engine_places(config.session.engine, "one")
-        with _loaded(config, inputs, places) as engine:
+        with loaded_replica(config.session, inputs, places) as replica:
+            check_context(replica.limits)
             # On a CPU too: the engine's thread gives up the interpreter with each operation, and
             # those that read and prepare requests would keep it for 5 ms.
             sys.setswitchinterval(SWITCH_INTERVAL_S)
-            gpu = places[0].first_gpu if places else None
-            return asyncio.run(_serve(config, inputs, engine, urls, listener, gpu))
+            return asyncio.run(_serve(config, inputs, replica, urls, listener, places))
 
 
-@contextmanager
-def _loaded(
-    config: ServeConfig, inputs: ModelInputs, places: tuple[EnginePlace, ...]
-) -> Iterator[AnyEngine]:
-    """What answers: an engine of ours here, several in processes of their own, or transformers."""
-    session = config.session
-    if places:
-        with (
-            closing(SharedMemory()) as memory,
-            several_engines(session, inputs, places, memory) as pool,
-        ):
-            check_context(pool.limits)
-            yield pool
-    elif isinstance(inputs.model, HfConfig):
-        yield load_with_transformers(session, inputs)
-    else:
-        engine = load_engine(session, inputs)
-        freeze_loaded(engine)
-        check_context(engine)
-        yield engine
-
-
-def check_context(engine: Engine | EngineLimits) -> None:
+def check_context(limits: EngineLimits) -> None:
     """See that every prompt that fits the context also fits the KV cache.
 
     Raises:
         ConfigError: it does not, with both numbers.
     """
-    if engine.kv_cache_tokens < engine.max_model_len:
+    if limits.kv_cache_tokens < limits.max_model_len:
         raise ConfigError(
-            f"the KV cache holds {engine.kv_cache_tokens} tokens, fewer than the context length of "
-            f"{engine.max_model_len}: raise --kv-cache-tokens or lower --max-model-len"
+            f"the KV cache holds {limits.kv_cache_tokens} tokens, fewer than the context length of "
+            f"{limits.max_model_len}: raise --kv-cache-tokens or lower --max-model-len"
         )
 
 
 def make_service(
     config: ServeConfig,
     inputs: ModelInputs,
-    engine: AnyEngine,
+    replica: LoadedReplica,
     urls: ImageUrls,
-    gpu: int | None = None,
+    places: Sequence[EnginePlace] = (),
 ) -> Service:
     """Start what answers requests: threads and worker processes. On the event loop.
 
-    ``gpu``: see ``open_images``.
+    ``places``: of several engines.
     """
     session = config.session
-    tokenizer = inputs.processor.tokenizer
-    replica: Replica
-    if isinstance(engine, HfReplica):
-        replica, on_cpu, max_model_len = engine, engine.on_cpu, engine.max_model_len
-    elif isinstance(engine, ReplicaPool):
-        replica, on_cpu = engine, engine.limits.on_cpu
-        max_model_len = engine.limits.max_model_len
-    else:
-        replica, on_cpu = LocalReplica(engine, tokenizer), engine.device.type == "cpu"
-        max_model_len = engine.max_model_len
-    num_workers = session.image_loading.workers
-    if num_workers is None:
-        num_engines = engine.num_engines if isinstance(engine, ReplicaPool) else 1
-        num_workers = default_image_workers(on_cpu, num_engines)
-    images = open_images(session, inputs, num_workers, gpu)
-    if isinstance(engine, ReplicaPool) and not isinstance(inputs.model, HfConfig):
-        images = SharedLoader(images, engine.memory)
+    num_workers = image_workers(session, len(places) or 1)
+    images = open_images(session, inputs, num_workers, places[0].first_gpu if places else None)
+    if isinstance(replica, ReplicaPool) and not isinstance(inputs.model, HfConfig):
+        images = SharedLoader(images, replica.memory)
     engine_thread = EngineThread(replica)
     return Service(
         config=config,
-        tokenizer=tokenizer,
-        max_model_len=max_model_len,
+        tokenizer=inputs.processor.tokenizer,
+        max_model_len=replica.limits.max_model_len,
         preparation=Preparation(
             inputs.processor,
             images,
@@ -172,12 +126,12 @@ def _image_limit(config: ServeConfig, inputs: ModelInputs) -> int | None:
 async def _serve(
     config: ServeConfig,
     inputs: ModelInputs,
-    engine: AnyEngine,
+    replica: LoadedReplica,
     urls: ImageUrls,
     listener: socket.socket,
-    gpu: int | None,
+    places: Sequence[EnginePlace],
 ) -> int:
-    service = make_service(config, inputs, engine, urls, gpu)
+    service = make_service(config, inputs, replica, urls, places)
     try:
         app = make_app(service, listener.getsockname()[0])
         server = _Server(app, config.grace_s, lambda: _announce(config, listener))
@@ -187,8 +141,6 @@ async def _serve(
         return stop.exit_status
     finally:
         await service.engine.close()
-        if isinstance(engine, HfReplica):
-            await asyncio.to_thread(engine.close)
         await asyncio.to_thread(service.preparation.close)
 
 

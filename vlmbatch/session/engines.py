@@ -236,13 +236,7 @@ def load_for_pool(
     engine = load_engine(config, inputs, rank)
     freeze_loaded(engine)
     replica = LocalReplica(engine, inputs.processor.tokenizer, on_begin)
-    limits = EngineLimits(
-        engine.scheduler.max_num_seqs,
-        engine.max_model_len,
-        engine.kv_cache_tokens,
-        on_cpu=engine.device.type == "cpu",
-    )
-    return replica, limits
+    return replica, replica.limits
 
 
 def _of_transformers(config: SessionConfig, inputs: ModelInputs) -> SessionConfig:
@@ -257,7 +251,4 @@ def load_hf_for_pool(
     """As ``load_for_pool``, where transformers answers, which divides nothing."""
     assert rank == ALONE
     replica = load_with_transformers(config, open_model(config), on_begin)
-    limits = EngineLimits(
-        replica.max_waiting, replica.max_model_len, replica.max_model_len, replica.on_cpu
-    )
-    return replica, limits
+    return replica, replica.limits

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vlmbatch.images.loading.settings import DeviceDecoder
-    from vlmbatch.models.family import Processor
+    from vlmbatch.models.processor import Processor
 
 # Of the device, for the process that decodes: its CUDA context, a batch, what nvJPEG keeps.
 _DEVICE_BYTES = 5 * 2**29

@@ -33,8 +33,9 @@ from vlmbatch.log import logger
 from vlmbatch.manifest.manifest import Manifest
 from vlmbatch.manifest.open import open_manifest
 from vlmbatch.models.config import ModelConfig, check_image_arguments, with_quantization
-from vlmbatch.models.family import Processor, load_model_config, load_processor
+from vlmbatch.models.family import load_model_config, load_processor
 from vlmbatch.models.hub import resolve_model
+from vlmbatch.models.processor import Processor
 from vlmbatch.models.text_config import check_divides
 from vlmbatch.replicas.choices import check_choices
 from vlmbatch.session.gpu_decoder import check_gpu_decoder, gpu_decoder

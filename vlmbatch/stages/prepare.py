@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from vlmbatch.errors import RowError
 from vlmbatch.images.loading.loader import ImageLoader
-from vlmbatch.models.family import EncodedPrompt, Processor
+from vlmbatch.models.processor import EncodedPrompt, Processor
 from vlmbatch.types import ImageInput, ImageRef, Request, Result, Row
 
 

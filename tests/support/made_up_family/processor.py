@@ -13,7 +13,7 @@ from vlmbatch.config import ImageArguments, ImageResolution, PromptConfig
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.models.device_image import RgbImage
 from vlmbatch.models.image_hash import pixel_image
-from vlmbatch.models.processor import PromptProcessor
+from vlmbatch.models.prompt_processor import PromptProcessor
 from vlmbatch.models.reduced import Reduced, box_of
 from vlmbatch.models.shrink import NO_SHRINK, Shrink
 from vlmbatch.models.tokenizer import Tokenizer

@@ -11,7 +11,7 @@ from vlmbatch.errors import RowError
 from vlmbatch.images.feature_file import read_features
 from vlmbatch.images.loading.prepare import prepare_image
 from vlmbatch.images.loading.protocol import FileIdentity, file_identity
-from vlmbatch.models.family import ImageProcessor, Processor
+from vlmbatch.models.processor import ImageProcessor, Processor
 from vlmbatch.types import FeatureImage, ImageInput, ImageRef
 
 

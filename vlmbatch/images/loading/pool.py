@@ -28,7 +28,7 @@ from vlmbatch.images.loading.recent import ImageKey, RecentImages
 from vlmbatch.images.loading.settings import DeviceDecoder, DeviceSettings, WorkerSettings
 from vlmbatch.images.loading.worker_feed import WorkerFeed
 from vlmbatch.log import logger
-from vlmbatch.models.family import ImageProcessor
+from vlmbatch.models.processor import ImageProcessor
 from vlmbatch.types import ImageInput, ImageRef
 
 # Workers that end with no image in hand, one after another, before the pool gives up: this many

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from vlmbatch.config import ImageDecoder, ImageLimits
 from vlmbatch.images.decode import decode_image, decode_scaled
-from vlmbatch.models.family import ImageProcessor
+from vlmbatch.models.processor import ImageProcessor
 from vlmbatch.types import ImageRef, PixelImage
 
 

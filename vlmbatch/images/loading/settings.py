@@ -9,7 +9,7 @@ from typing import Protocol
 from vlmbatch.config import ImageDecoder, ImageLimits
 from vlmbatch.images.jpeg import PlainJpeg
 from vlmbatch.models.device_image import RgbImage
-from vlmbatch.models.family import ImageProcessor
+from vlmbatch.models.processor import ImageProcessor
 
 
 @dataclass(frozen=True, slots=True)

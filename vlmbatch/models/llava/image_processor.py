@@ -7,7 +7,6 @@ multiplication and addition, ``pixels * scale + bias``, and happen on the engine
 from __future__ import annotations
 
 import hashlib
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from vlmbatch.models.device_image import RgbImage
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.json_fields import JsonFields
 from vlmbatch.models.llava.config import LlavaConfig
+from vlmbatch.models.llava.square import pad_to_square, square_side
 from vlmbatch.models.preprocessor_config import (
     CLIP_MEAN,
     CLIP_STD,
@@ -172,51 +172,6 @@ class LlavaImageProcessor:
         top = box[1] + (height - kept_height) // 2 * down
         box = (left, top, left + kept_width * across, top + kept_height * down)
         return image.resize((kept_width, kept_height), self.resample, box=box)
-
-
-def pad_to_square(
-    image: RgbImage, color: tuple[int, int, int], reduced: Reduced | None = None
-) -> tuple[RgbImage, Reduced | None]:
-    """Surround an image with one colour, so that it stands in the middle of a square.
-
-    Of a reduced image the square is, in its pixels, where it would be among the file's.
-
-    Raises:
-        RowError: see ``square_side``.
-    """
-    whole = reduced or image
-    side = square_side(whole.height, whole.width)
-    x, y = (side - whole.width) // 2, (side - whole.height) // 2
-    if not isinstance(image, Image.Image):
-        assert reduced is None, "images on a device are whole"
-        return image.on_square(side, (x, y), color), None
-    if reduced is None:
-        square = Image.new("RGB", (side, side), color)
-        square.paste(image, (x, y))
-        return square, None
-    scale, (left, top, *_) = reduced.scale, reduced.box
-    length = side * scale
-    column, row = math.ceil(x * scale), math.ceil(y * scale)
-    page = Image.new("RGB", (math.ceil(length) + 2,) * 2, color)
-    page.paste(image, (column, row))
-    left, top = left + column - x * scale, top + row - y * scale
-    return page, Reduced(side, side, (left, top, left + length, top + length))
-
-
-def square_side(height: int, width: int) -> int:
-    """The side of the square around an image.
-
-    Raises:
-        RowError: the square would take too much memory.
-    """
-    side = max(height, width)
-    if side * side > _MAX_RESIZED_PIXELS * 4:
-        raise RowError(
-            ErrorCode.IMAGE_TOO_LARGE,
-            f"{width} x {height} pixels: the model pads images to squares, and "
-            f"{side} x {side} is above the limit of {_MAX_RESIZED_PIXELS * 4} pixels",
-        )
-    return side
 
 
 def _center_crop(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:

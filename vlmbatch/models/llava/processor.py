@@ -11,7 +11,7 @@ from vlmbatch.config import ImageArguments, PromptConfig
 from vlmbatch.errors import CheckpointError
 from vlmbatch.models.llava.config import LlavaConfig, TowerConfig
 from vlmbatch.models.llava.image_processor import LlavaImageProcessor
-from vlmbatch.models.processor import PromptProcessor
+from vlmbatch.models.prompt_processor import PromptProcessor
 from vlmbatch.models.prompt_text import IMAGE_PLACEHOLDER
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import FeatureImage, ImageGrid, ImageInput, PixelImage

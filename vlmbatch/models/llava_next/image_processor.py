@@ -19,7 +19,8 @@ from vlmbatch.config import ImageResolution
 from vlmbatch.models.device_image import RgbImage
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.json_fields import JsonFields
-from vlmbatch.models.llava.image_processor import pad_to_square, parse_size, square_side
+from vlmbatch.models.llava.image_processor import parse_size
+from vlmbatch.models.llava.square import pad_to_square, square_side
 from vlmbatch.models.llava_next.canvas import canvas_size, join
 from vlmbatch.models.llava_next.config import LlavaNextConfig, parse_pinpoints
 from vlmbatch.models.llava_next.tiling import (

@@ -11,7 +11,7 @@ from vlmbatch.models.llava.processor import image_text
 from vlmbatch.models.llava_next.canvas import canvas_size
 from vlmbatch.models.llava_next.config import LlavaNextConfig
 from vlmbatch.models.llava_next.image_processor import LlavaNextImageProcessor
-from vlmbatch.models.processor import PromptProcessor
+from vlmbatch.models.prompt_processor import PromptProcessor
 from vlmbatch.models.shrink import Shrink
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import FeatureImage, ImageGrid, ImageInput, PixelImage

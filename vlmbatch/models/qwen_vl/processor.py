@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from vlmbatch.config import ImageArguments, PromptConfig
 from vlmbatch.errors import CheckpointError, ErrorCode, RowError
-from vlmbatch.models.processor import PromptProcessor
+from vlmbatch.models.prompt_processor import PromptProcessor
 from vlmbatch.models.prompt_text import IMAGE_PLACEHOLDER, context_length
 from vlmbatch.models.qwen_vl.config import QwenVLConfig
 from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
