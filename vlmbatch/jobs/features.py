@@ -19,6 +19,7 @@ from vlmbatch.errors import ConfigError, EnginesLostError, RowError, UsageError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.images.file import read_image_bytes
 from vlmbatch.images.loading.loader import ImageLoader
+from vlmbatch.images.loading.shared_fetches import KEEP_SECONDS
 from vlmbatch.images.loading.shared_loader import SharedLoader
 from vlmbatch.images.read_ahead import read_ahead
 from vlmbatch.images.shared_memory import SharedMemory
@@ -31,7 +32,7 @@ from vlmbatch.session.engines import engine_places
 from vlmbatch.session.load import image_workers
 from vlmbatch.session.open import (
     Inputs,
-    open_fetcher,
+    open_fetches,
     open_images,
     open_inputs,
     opening_stage,
@@ -162,7 +163,7 @@ class ImageReader:
         self._limits = config.image_limits
         self._folder = folder
         self._images = images
-        self._fetcher = open_fetcher(config)
+        self._fetches = open_fetches(config, KEEP_SECONDS)
         self._processor = inputs.processor.images
         self._checkpoint = checkpoint_digest(inputs.folder)
         decoder = config.image_loading.decoder
@@ -198,7 +199,7 @@ class ImageReader:
     def _bytes(self, ref: ImageRef) -> bytes:
         if ref.url is None:
             return read_image_bytes(ref, self._limits)
-        return self._fetcher.fetch(ref.url)
+        return self._fetches.fetch(ref.url)
 
 
 class TowerWriter:

@@ -25,6 +25,7 @@ from vlmbatch.images.feature_file import probe_features
 from vlmbatch.images.loading.device_process import MAX_IMAGES
 from vlmbatch.images.loading.loader import FeatureLoader, ImageLoader, InProcessLoader
 from vlmbatch.images.loading.pool import ImageWorkers
+from vlmbatch.images.loading.shared_fetches import SharedFetches
 from vlmbatch.images.loading.url_loader import UrlLoader
 from vlmbatch.images.url_fetcher import UrlFetcher
 from vlmbatch.images.url_header import probe_url
@@ -206,18 +207,28 @@ def open_job(config: JobConfig, stats: RunStats | None = None) -> Inputs:
 
 
 def open_images(
-    config: SessionConfig, inputs: ModelInputs, num_workers: int, gpu: int | None = None
+    config: SessionConfig,
+    inputs: ModelInputs,
+    num_workers: int,
+    gpu: int | None = None,
+    keep_s: float = 0.0,
 ) -> ImageLoader:
     """What decodes images, and fetches those behind URLs first.
 
-    ``gpu``: which one decodes, where one is to; None: torch's own choice.
+    ``gpu``: which one decodes, where one is to; None: torch's own choice. ``keep_s``: see
+    ``SharedFetches``.
 
     Raises:
         ConfigError: a GPU is to decode them, and something is missing for that.
     """
     decoders = _open_decoders(config, inputs, num_workers, gpu)
+    return UrlLoader(decoders, open_fetches(config, keep_s))
+
+
+def open_fetches(config: SessionConfig, keep_s: float) -> SharedFetches:
+    """What fetches images for rows that may share them; ``keep_s``: see ``SharedFetches``."""
     max_bytes = HostMemory.divide(config.host_memory).encoded
-    return UrlLoader(decoders, open_fetcher(config), max_bytes)
+    return SharedFetches(open_fetcher(config), max_bytes, keep_s)
 
 
 def open_fetcher(config: SessionConfig) -> UrlFetcher:
