@@ -6,10 +6,11 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlmbatch.commands.array_task import chosen_part
 from vlmbatch.commands.places import is_stream
-from vlmbatch.commands.urls import refuse_url
+from vlmbatch.commands.urls import check_object, is_url, object_scheme, refuse_url
 from vlmbatch.config import (
     Destination,
     EngineConfig,
@@ -25,10 +26,16 @@ from vlmbatch.config import (
 )
 from vlmbatch.durable.run_paths import WORK_SUFFIX, real_output, temporary_path, work_folder_path
 from vlmbatch.errors import UsageError
-from vlmbatch.remote.filesystem import open_filesystem, scheme_of
+
+if TYPE_CHECKING:
+    from vlmbatch.output.remote.stored_file import StoredFile
 
 DEFAULT_SHARD_ROWS = 100_000
 DEFAULT_PART_ROWS = 10_000  # minutes of one engine's work: what a machine that dies holds up
+_REPORT_EXAMPLES = {
+    "--errors": "s3://BUCKET/errors.jsonl",
+    "--summary-json": "s3://BUCKET/run.json",
+}
 _FILE_SUFFIXES = (".parquet", ".jsonl")  # the latter for OpenAI's batch requests
 
 
@@ -210,7 +217,6 @@ def check_merged_file(output: str | None, folder: Path, *, overwrite: bool) -> P
     if output is None:
         name = folder.resolve().name or "answers"
         raise UsageError(f"no output given: add -o {name}.parquet")
-    refuse_url("output", output)
     if output == "-" or is_folder(output) or Path(output).suffix != ".parquet":
         raise UsageError(
             f"output {output}: parts are joined into one Parquet file: choose a name that ends in "
@@ -221,23 +227,35 @@ def check_merged_file(output: str | None, folder: Path, *, overwrite: bool) -> P
     return Path(output)
 
 
-def checked_page(page: str | None, output: str, *, overwrite: bool) -> Path:
+def checked_page(page: str | None, output: str, *, overwrite: bool) -> Path | StoredFile:
     """Where a page goes, refused before an output is read.
 
     Raises:
         UsageError: none given, or no page can be there, or something is in the way.
+        RemoteError: the store would not take it, or cannot be reached.
     """
     if page is None:
         raise UsageError(f"no page given: add -o {Path(output).name.partition('.')[0]}.html")
-    refuse_url("page", page)
     path = Path(page)
-    if path.suffix not in (".html", ".htm") or is_stream(page):
+    if path.suffix not in (".html", ".htm") or (not is_url(page) and is_stream(page)):
         raise UsageError(f"page {page}: choose the name of a file that ends in .html")
+    if is_url(page):
+        check_object("page", page, "s3://BUCKET/page.html")
+        return _stored_page(page, overwrite=overwrite)
     check_report_file("--page", page)
     with _looking_at(f"page {page}"):
         if os.path.lexists(path) and not overwrite:
             raise UsageError(f"page {page} exists: add --overwrite to replace it")
     return path
+
+
+def _stored_page(page: str, *, overwrite: bool) -> StoredFile:
+    from vlmbatch.output.remote.stored_file import StoredFile
+
+    stored = StoredFile.at(f"page {page}", page)
+    if stored.base is not None and not overwrite:
+        raise UsageError(f"page {page} exists: add --overwrite to replace it")
+    return stored
 
 
 def checked_feature_folder(output: str | None) -> str:
@@ -248,7 +266,9 @@ def checked_feature_folder(output: str | None) -> str:
     """
     if output is None or output == "-":
         raise UsageError("no folder given for the features: add -o features/")
-    refuse_url("output", output)
+    if is_url(output):
+        object_scheme("output", output, "s3://BUCKET/features/")
+        return output
     with _looking_at(f"output {output}"):
         path = Path(output)
         if path.exists() and not path.is_dir():
@@ -339,24 +359,17 @@ def check_report_file(option: str, path: str | None) -> None:
             )
 
 
-def check_summary_file(path: str | None, output: str | None = None) -> None:
-    """Refuse now where the figures could not be written at the end, in a store or on this machine.
+def check_report(option: str, path: str | None) -> None:
+    """Refuse now what could not be written at the end, in a store or on this machine.
 
     Raises:
-        UsageError: nothing can be there, or it is the ``output`` itself.
+        UsageError: nothing can be there.
         RemoteError: the store would not take it, or cannot be reached.
     """
-    if path is None or scheme_of(path) is None:
-        check_report_file("--summary-json", path)
-        return
-    if path == output:
-        raise UsageError(f"--summary-json {path} is output {output}: choose another name")
-    if path.endswith("/") or scheme_of(path) == "hf":
-        what = "names a folder" if path.endswith("/") else "is on the Hub, which takes commits"
-        raise UsageError(f"--summary-json {path} {what}: give a file, as in s3://BUCKET/run.json")
-    from vlmbatch.remote.puts import check_writable
-
-    check_writable(open_filesystem(path))
+    if path is not None and is_url(path):
+        check_object(option, path, _REPORT_EXAMPLES[option])
+    else:
+        check_report_file(option, path)
 
 
 def check_stdout_use(option: str, path: str | None, *, data_on_stdout: bool) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from vlmbatch import log
-from vlmbatch.commands.checks import check_merged_file, check_summary_file
+from vlmbatch.commands.checks import check_merged_file, check_report
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import Place, check_places, output_places, report_places
@@ -62,14 +62,15 @@ def merge(options: MergeOptions, report: ReportOptions, config_file: Path | None
     else:
         folder = Path(options.folder)
         local = check_merged_file(output, folder, overwrite=options.overwrite)
-    check_summary_file(report.summary_json, options.output)
     check_places(
         [
             Place(f"the folder of parts {options.folder}", options.folder, is_ours=True),
             *output_places(FileDestination(local)),
+            *([] if remote is None else [Place(f"output {remote}", remote.url, written=True)]),
             *report_places(summary_json=report.summary_json),
         ]
     )
+    check_report("--summary-json", report.summary_json)
     reporting = Reporting(report, data_on_stdout=False)
     _merge(options.folder, remote or local, reporting, overwrite=options.overwrite)
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TextIO
 
+from vlmbatch.commands.urls import is_url
 from vlmbatch.errors import OutputError, RowError
 
 if TYPE_CHECKING:
@@ -14,6 +17,23 @@ if TYPE_CHECKING:
     from vlmbatch.types import Row
 
 _MAX_EXAMPLES = 3
+
+
+@contextmanager
+def local_errors(destination: str | None, stats: RunStats) -> Iterator[str | None]:
+    """``destination``, or in the place of a URL a file of this machine, which is put in the end.
+
+    Raises:
+        UsageError: something else was put there meanwhile.
+        RemoteError: the store refuses, or cannot be reached.
+    """
+    if destination is None or not is_url(destination):
+        yield destination
+        return
+    from vlmbatch.output.remote.stored_file import StoredFile
+
+    with StoredFile.at(f"--errors {destination}", destination).written(stats) as file:
+        yield str(file)
 
 
 class RowErrors:

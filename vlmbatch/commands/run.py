@@ -10,14 +10,15 @@ from vlmbatch import log
 from vlmbatch.commands.checks import (
     check_answers,
     check_cluster_engines,
+    check_report,
     check_resume_options,
     check_sample,
     check_stdout_use,
-    check_summary_file,
 )
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import (
+    Place,
     check_places,
     output_places,
     report_places,
@@ -67,16 +68,17 @@ def run(
     check_answers(sampling, output.write_text)
     text_folder, text_url = text_destination(output, chosen)
     check_sample(destination, manifest, output.ray)
-    check_summary_file(report.summary_json, output.output)
     check_places(
         [
             *output_places(destination),
+            *([] if remote is None else [Place(f"output {remote}", remote.url, written=True)]),
             *text_places(text_folder),
             *report_places(summary_json=report.summary_json),
             *session_places(session, manifest, config_file),
         ],
         manifest.source,
     )
+    check_report("--summary-json", report.summary_json)
     to_stdout = isinstance(destination, StdoutDestination)
     check_stdout_use("--summary-json", report.summary_json, data_on_stdout=to_stdout)
     job = JobConfig(

@@ -26,6 +26,8 @@ from vlmbatch.images.shared_memory import SharedMemory
 from vlmbatch.jobs.fingerprint import checkpoint_digest
 from vlmbatch.manifest.ids import NamedRowError
 from vlmbatch.output.feature_folder import FeatureFolder, FeatureManifest
+from vlmbatch.output.stored_features import StoredFeatureFolder
+from vlmbatch.remote.filesystem import open_filesystem
 from vlmbatch.replicas.replica import Event, Replica, RowFailure
 from vlmbatch.replicas.tower import batch_request
 from vlmbatch.session.engines import engine_places
@@ -70,8 +72,9 @@ def write_features(
     output: Path,
     stats: RunStats,
     report: Callable[[Row, RowError], None],
+    url: str | None = None,
 ) -> WrittenFeatures:
-    """Fill the folder ``output``.
+    """Fill the folder ``output``; with a ``url``, put what it holds there.
 
     Images whose features are there are neither decoded nor encoded. A row that cannot be read, or
     whose image cannot, is given to ``report`` and keeps what it had in the image's place.
@@ -80,6 +83,7 @@ def write_features(
         UsageError: the configuration, manifest or checkpoint cannot be used.
         OutputLockedError: another process writes the folder.
         OutputError: the folder cannot be written.
+        RemoteError: the store refuses, or cannot be reached.
     """
     from vlmbatch.engine.limits import VISION_TOKENS
     from vlmbatch.engine.loading import resolve_device, resolve_dtype
@@ -102,7 +106,7 @@ def write_features(
         )
     device = resolve_device(config.engine.device)
     with ExitStack() as stack:
-        folder = stack.enter_context(FeatureFolder(output))
+        folder = stack.enter_context(_open_folder(output, url))
         manifest = FeatureManifest(folder)
         stack.callback(manifest.close)
         memory = stack.enter_context(closing(SharedMemory())) if places else None
@@ -144,8 +148,16 @@ def write_features(
         stats.engines = tower.shares
         stats.stage = "writing the manifest"
         manifest.commit()
+        if isinstance(folder, StoredFeatureFolder):
+            folder.put(stats)
     stats.finish()
     return WrittenFeatures(tower.num_encoded, lacks_prompts)
+
+
+def _open_folder(output: Path, url: str | None) -> FeatureFolder:
+    if url is None:
+        return FeatureFolder(output)
+    return StoredFeatureFolder(open_filesystem(url), output)
 
 
 class ImageReader:
