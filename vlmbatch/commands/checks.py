@@ -29,6 +29,7 @@ from vlmbatch.errors import UsageError
 
 if TYPE_CHECKING:
     from vlmbatch.output.remote.stored_file import StoredFile
+    from vlmbatch.remote.filesystem import RemotePath
 
 DEFAULT_SHARD_ROWS = 100_000
 DEFAULT_PART_ROWS = 10_000  # minutes of one engine's work: what a machine that dies holds up
@@ -240,8 +241,8 @@ def checked_page(page: str | None, output: str, *, overwrite: bool) -> Path | St
     if path.suffix not in (".html", ".htm") or (not is_url(page) and is_stream(page)):
         raise UsageError(f"page {page}: choose the name of a file that ends in .html")
     if is_url(page):
-        check_object("page", page, "s3://BUCKET/page.html")
-        return _stored_page(page, overwrite=overwrite)
+        place = check_object("page", page, "s3://BUCKET/page.html")
+        return _stored_page(place, overwrite=overwrite)
     check_report_file("--page", page)
     with _looking_at(f"page {page}"):
         if os.path.lexists(path) and not overwrite:
@@ -249,13 +250,13 @@ def checked_page(page: str | None, output: str, *, overwrite: bool) -> Path | St
     return path
 
 
-def _stored_page(page: str, *, overwrite: bool) -> StoredFile:
+def _stored_page(place: RemotePath, *, overwrite: bool) -> StoredFile:
     from vlmbatch.output.remote.stored_file import StoredFile
 
-    stored = StoredFile.at(f"page {page}", page)
-    if stored.base is not None and not overwrite:
+    page = StoredFile.at(f"page {place.url}", place)
+    if page.base is not None and not overwrite:
         raise UsageError(f"page {page} exists: add --overwrite to replace it")
-    return stored
+    return page
 
 
 def checked_feature_folder(output: str | None) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Self, TextIO
 
 from vlmbatch.commands.urls import is_url
 from vlmbatch.errors import OutputError, RowError
+from vlmbatch.remote.filesystem import open_filesystem
 
 if TYPE_CHECKING:
     from vlmbatch.stats import RunStats
@@ -31,8 +32,11 @@ def local_errors(destination: str | None, stats: RunStats) -> Iterator[str | Non
         yield destination
         return
     from vlmbatch.output.remote.stored_file import StoredFile
+    from vlmbatch.remote.puts import allow_slow_puts
 
-    with StoredFile.at(f"--errors {destination}", destination).written(stats) as file:
+    place = open_filesystem(destination)
+    allow_slow_puts(place)
+    with StoredFile.at(f"--errors {destination}", place).written(stats) as file:
         yield str(file)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vlmbatch.errors import UsageError
-from vlmbatch.remote.filesystem import open_filesystem, scheme_of
+from vlmbatch.remote.filesystem import RemotePath, open_filesystem, scheme_of
 
 _LOCAL_SCHEMES = ("file", "local")
 
@@ -63,8 +63,8 @@ def object_scheme(what: str, url: str, example: str) -> str:
     return scheme
 
 
-def check_object(what: str, url: str, example: str) -> None:
-    """Refuse now what could not be put at the end.
+def check_object(what: str, url: str, example: str) -> RemotePath:
+    """The place of a URL; refused now where nothing could be put at the end.
 
     Raises:
         UsageError: nothing can be there.
@@ -73,6 +73,9 @@ def check_object(what: str, url: str, example: str) -> None:
     object_scheme(what, url, example)
     if url.endswith("/"):
         raise UsageError(f"{what} {url} names a folder: give a file, as in {example}")
-    from vlmbatch.remote.puts import check_writable
+    from vlmbatch.remote.puts import allow_slow_puts, check_writable
 
-    check_writable(open_filesystem(url))
+    place = open_filesystem(url)
+    allow_slow_puts(place)
+    check_writable(place)
+    return place

@@ -15,8 +15,8 @@ from vlmbatch.durable.durable_file import reported
 from vlmbatch.durable.staging_paths import staging_place
 from vlmbatch.errors import UsageError
 from vlmbatch.output.remote.target import put_once
-from vlmbatch.remote.filesystem import RemoteError, RemotePath, open_filesystem
-from vlmbatch.remote.puts import allow_slow_puts, put_patiently
+from vlmbatch.remote.filesystem import RemoteError, RemotePath
+from vlmbatch.remote.puts import put_patiently
 from vlmbatch.remote.upload_log import UploadLog
 from vlmbatch.remote.versions import ChangedError, read_object, version_of
 from vlmbatch.stats import RunStats
@@ -36,15 +36,12 @@ class StoredFile:
         return self.place.url
 
     @classmethod
-    def at(cls, what: str, url: str) -> Self:
-        """The file at ``url``, which replaces what is there now, and nothing that comes later.
+    def at(cls, what: str, place: RemotePath) -> Self:
+        """The file at ``place``, which replaces what is there now, and nothing that comes later.
 
         Raises:
-            ConfigError: the store cannot be opened.
-            RemoteError: it cannot be asked.
+            RemoteError: the store cannot be asked.
         """
-        place = open_filesystem(url)
-        allow_slow_puts(place)
         return cls(what, place, version_of(place))
 
     @contextmanager
