@@ -82,11 +82,11 @@ MODEL = ("-m", "x")
         ),
         (
             ["run", "-", "--summary-json", "https://a/b.json", *MODEL],
-            "--summary-json https://a/b.json is on a web server",
+            "--summary-json https://a/b.json: web servers take no files",
         ),
         (
             ["run", "-", "--summary-json", "hf://datasets/a/b.json", *MODEL],
-            "--summary-json hf://datasets/a/b.json is on the Hub, which takes commits",
+            "--summary-json hf://datasets/a/b.json: the Hub takes commits",
         ),
         (["run", "-", "--summary-json", "s3://a/b/", *MODEL], "s3://a/b/ names a folder"),
         (

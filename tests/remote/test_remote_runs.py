@@ -119,7 +119,7 @@ class TestBadInputs:
         assert call(["validate", *command, "--errors", "-"]) == 1
         found = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
         assert [row["error_code"] for row in found] == [row["error_code"] for row in rows[3:]]
-        assert store.requests.count("GET bucket/b.png") == 1
+        assert [store.requests.count(f"GET bucket/{name}.png") for name in "ab"] == [1, 1]
         assert call(["plan", *command, "--json"]) == 1
         plan = json.loads(capfd.readouterr().out)
         assert plan["unknown"] == 0
