@@ -383,8 +383,8 @@ def test_urls_that_hold_something_else(
 ) -> None:
     filesystem = fsspec.filesystem("memory")
     filesystem.pipe_file("/bucket/photos/manifest.jsonl", b"precious")
-    command = (samples / "manifest.jsonl", "memory://bucket/photos", "--work-dir", tmp_path)
-    assert features(*command) == 2
+    work = ("--limit", 1, "--work-dir", tmp_path)
+    assert features(samples / "manifest.jsonl", "memory://bucket/photos", *work) == 2
     assert "holds other objects than `vlmbatch features` puts" in capfd.readouterr().err
     commit = FeatureManifest.commit
 
@@ -392,7 +392,7 @@ def test_urls_that_hold_something_else(
         commit(manifest)
         filesystem.pipe_file("/bucket/features/manifest.jsonl", b"another")
 
-    command = (samples / "manifest.jsonl", URL, "--limit", 1, "--work-dir", tmp_path)
+    command = (samples / "manifest.jsonl", URL, *work)
     with monkeypatch.context() as patch:
         patch.setattr(FeatureManifest, "commit", put_another)
         assert features(*command) == 2

@@ -14,10 +14,10 @@ from in_process import call
 from model_folder import make_model_folder
 from s3_server import S3Server
 
-from vlmbatch.errors import UsageError
+from vlmbatch.errors import OutputError, UsageError
 from vlmbatch.manifest.schema import RESULT_SCHEMA
 from vlmbatch.output.remote.stored_file import StoredFile
-from vlmbatch.remote.filesystem import RemoteError, RemoteForbiddenError, open_filesystem
+from vlmbatch.remote.filesystem import open_filesystem
 from vlmbatch.stats import RunStats
 
 
@@ -131,9 +131,13 @@ def test_a_store_that_fails_for_a_while(
     assert stats.transfer is None and not file.parent.exists()
 
 
+def _fail() -> None:
+    raise OutputError("no room")
+
+
 def test_a_command_that_fails_puts_nothing(stored: StoredFile) -> None:
-    with pytest.raises(RemoteError, match="gone"), stored.written(RunStats()) as file:
+    with pytest.raises(OutputError, match="no room"), stored.written(RunStats()) as file:
         file.write_text("half")
-        raise RemoteForbiddenError("gone")
+        _fail()
     assert not file.parent.exists()
     assert not stored.place.filesystem.exists(stored.place.path)
