@@ -27,6 +27,7 @@ from real_command import run
 from s3_server import S3Server
 from worker_processes import ENGINE, worker_pids
 
+from vlmbatch.durable.staging_paths import staging_place
 from vlmbatch.errors import EnginesLostError, ErrorCode, RowError
 from vlmbatch.images.fetch import ImageFetcher
 from vlmbatch.jobs.features import NamedImage, TowerWriter
@@ -393,6 +394,11 @@ def test_urls_that_hold_something_else(
         filesystem.pipe_file("/bucket/features/manifest.jsonl", b"another")
 
     command = (samples / "manifest.jsonl", URL, *work)
+    folder, name = staging_place(URL, tmp_path)
+    folder.mkdir()
+    with FeatureFolder(folder / name):
+        assert features(*command) == 75
+    assert f"{URL} is being written by another run" in capfd.readouterr().err
     with monkeypatch.context() as patch:
         patch.setattr(FeatureManifest, "commit", put_another)
         assert features(*command) == 2

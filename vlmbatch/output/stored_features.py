@@ -71,13 +71,13 @@ class StoredFeatureFolder(FeatureFolder):
         Raises:
             UsageError: another manifest has been put meanwhile.
         """
-        stats.stage = f"putting {self._place.url}"
-        manifest = self.path / FEATURE_MANIFEST
         with self._explained():
             if _MARK not in self._there:
                 put_patiently(self._put_mark)
+            stats.stage = f"putting {self._place.url}"
             put_patiently(lambda: self._put_features(stats))
-            put_patiently(lambda: self._put_manifest(manifest))
+            stats.stage = f"putting {self._place.child(FEATURE_MANIFEST).url}"
+            put_patiently(lambda: self._put_manifest(stats))
 
     def _put_mark(self) -> None:
         replace_object(json.dumps({"format": 1}).encode(), self._place.child(_MARK))
@@ -95,11 +95,11 @@ class StoredFeatureFolder(FeatureFolder):
             crash_point("remote.object_put")
             path.unlink()
 
-    def _put_manifest(self, manifest: Path) -> None:
-        place = self._place.child(FEATURE_MANIFEST)
+    def _put_manifest(self, stats: RunStats) -> None:
+        manifest, place = self.path / FEATURE_MANIFEST, self._place.child(FEATURE_MANIFEST)
         is_own = partial(_holds, place, manifest)
-        with reported(manifest):
-            put_once(manifest, place, self._base, self._uploads, lambda _: None, is_own)
+        with reported(manifest), stats.transferring(manifest.stat().st_size) as sent:
+            put_once(manifest, place, self._base, self._uploads, sent, is_own)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
