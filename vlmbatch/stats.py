@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -109,6 +110,15 @@ class RunStats:
         self.completion_tokens += result.completion_tokens or 0
         self.rows_retried += result.details.get("retries", 0) > 0
         self.rows_looping += result.details.get("loops", False)
+
+    @contextmanager
+    def transferring(self, total: int) -> Iterator[Callable[[int], None]]:
+        """Within, so many bytes are put or fetched: what counts those that have arrived."""
+        self.transfer = Transfer(total)
+        try:
+            yield self.transfer.add
+        finally:
+            self.transfer = None
 
     def count_earlier(
         self, num_rows: int, errors: Mapping[str, int], examples: Mapping[str, str]

@@ -82,11 +82,11 @@ MODEL = ("-m", "x")
         ),
         (
             ["run", "-", "--summary-json", "https://a/b.json", *MODEL],
-            "--summary-json https://a/b.json is on a web server",
+            "--summary-json https://a/b.json: web servers take no files",
         ),
         (
             ["run", "-", "--summary-json", "hf://datasets/a/b.json", *MODEL],
-            "--summary-json hf://datasets/a/b.json is on the Hub, which takes commits",
+            "--summary-json hf://datasets/a/b.json: the Hub takes commits",
         ),
         (["run", "-", "--summary-json", "s3://a/b/", *MODEL], "s3://a/b/ names a folder"),
         (
@@ -102,12 +102,28 @@ MODEL = ("-m", "x")
             "--summary-json s3://a/b.parquet is output s3://a/b.parquet",
         ),
         (
-            ["validate", "-", "--errors", "s3://a/b.jsonl", *MODEL],
-            "--errors s3://a/b.jsonl is in a store, and is not written there",
+            ["validate", "-", "--errors", "hf://datasets/a/b/c.jsonl", *MODEL],
+            "--errors hf://datasets/a/b/c.jsonl: the Hub takes commits",
         ),
+        (
+            ["validate", "s3://a/m.jsonl", "--errors", "s3://a/m.jsonl", *MODEL],
+            "--errors s3://a/m.jsonl is the manifest itself",
+        ),
+        (
+            ["validate", "s3://a/rows/", "--errors", "s3://a/rows/b.jsonl", *MODEL],
+            "s3://a/rows/b.jsonl lies in the manifest's folder s3://a/rows/",
+        ),
+        (
+            ["features", "m.jsonl", "-o", "s3://a/f", "--errors", "s3://a/f/e.jsonl", *MODEL],
+            "--errors s3://a/f/e.jsonl lies in output s3://a/f",
+        ),
+        (["features", "s3://a/m.jsonl", "-o", "s3://a/", *MODEL], "lies in output s3://a/"),
+        (["features", "m.jsonl", "-o", "hf://datasets/a/b", *MODEL], "the Hub takes commits"),
+        (["bench", "--json", "s3://a/b.json"], "--json s3://a/b.json is in a store"),
         (["merge", "out/", "-o", "s3://a/b/"], "parts are joined into one Parquet file"),
         (["merge", "s3://a/out", "-o", "s3://a/out/b.parquet"], "lies in the folder of parts"),
-        (["report", "a.parquet", "-o", "s3://a/b.html"], "page s3://a/b.html is in a store"),
+        (["report", "a.parquet", "-o", "s3://a/b.png"], "choose the name of a file that ends in"),
+        (["report", "a.parquet", "-o", "http://a/b.html"], "web servers take no files"),
         (["run", "-", *MODEL, "--max-tokens", "0"], "max_tokens must be at least 1, got 0"),
         (["run", "-", *MODEL, "--max-tokens", "many"], "'--max-tokens'"),
         (["run", "-", *MODEL, "--max-tokens", "many"], "got 'many'"),

@@ -495,6 +495,7 @@ _JSON = "of columns of JSON fields: in tests/e2e/test_json_answers.py"
 _SEVERAL = "of several answers: in tests/e2e/test_several_answers.py"
 _BASE = "of images elsewhere: in tests/manifest/test_image_base.py"
 _STORES = "of object stores: in tests/remote"
+_URLS = "URLs of reports: in tests/commands/test_refusals.py"
 _PUTS = "of outputs in stores: in tests/remote_outputs"
 ELSEWHERE = {
     **dict.fromkeys(("kinds --prompt", "kinds --prompt-column", "kinds --sidecar"), _FOLDERS),
@@ -508,7 +509,8 @@ ELSEWHERE = {
     **dict.fromkeys(("pdf --dpi", "pdf --longest-side"), _PDFS),
     **dict.fromkeys(("text_folder --id-column", "text_folder --overwrite"), _TEXTS),
     **dict.fromkeys(("stored_texts --write-text", "stored_texts --overwrite"), _PUTS),
-    "checks --summary-json": "URLs of figures: in tests/commands/test_refusals.py",
+    **dict.fromkeys(("checks --summary-json", "checks --errors"), _URLS),
+    "row_errors --errors": _NAMES_IT,
     **dict.fromkeys(("text_folder --write-text", "answer_texts --write-text"), _TEXTS),
     **dict.fromkeys(("answer_texts --sidecar", "places --write-text"), _TEXTS),
     **dict.fromkeys(("image_base --image-base", "open --image-base"), _BASE),

@@ -148,6 +148,9 @@ def test_rows_of_one_file_share_its_features_until_it_changes(tmp_path: Path) ->
     assert again.content_hash != first.content_hash
     missing = loader.submit(ImageRef(str(tmp_path / "none.npy")))
     assert isinstance(missing.exception(), RowError)
+    fetched = [ImageRef("s3://a/b.npy", npy(VALUES)) for _ in range(2)]
+    embedded = loader.submit(fetched[0]).result()
+    assert loader.submit(fetched[1]).result() is embedded
 
 
 GOOD_FILES = [npy(VALUES), npy(VALUES, (2, 0)), save({"features": torch.from_numpy(VALUES)})]

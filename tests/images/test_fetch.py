@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpcore
@@ -19,6 +19,7 @@ from vlmbatch.config import ImageResolution
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.addresses import refusal
 from vlmbatch.images.fetch import FetchLimits, ImageFetcher
+from vlmbatch.images.loading.shared_fetches import SharedFetches
 from vlmbatch.images.loading.url_loader import UrlLoader
 from vlmbatch.images.urls import AllowedDomains
 from vlmbatch.types import ImageInput, ImageRef
@@ -367,7 +368,7 @@ class Noted:
 
 def test_a_loader_gets_the_bytes_and_other_images_as_they_are(url):
     noted = Noted()
-    loader = UrlLoader(noted, fetcher(), 2**20)
+    loader = UrlLoader(noted, SharedFetches(fetcher(), 2**20))
     loader.submit(ImageRef("a.png"))
     place = url("image")
     small = ImageResolution(max_pixels=1000)
@@ -379,34 +380,3 @@ def test_a_loader_gets_the_bytes_and_other_images_as_they_are(url):
     assert len(noted.given) == 2
     loader.close()
     assert noted.closed
-
-
-def test_what_is_fetched_and_not_decoded_has_a_limit():
-    """One image is fetched to know what size to expect; then as many as have room."""
-    lock, held, peak = threading.Lock(), [0], [0]
-
-    class TenBytes:
-        def fetch(self, url: str) -> bytes:
-            if url == "gone":
-                raise RowError(ErrorCode.IMAGE_MISSING, "gone")
-            with lock:
-                held[0] += 1
-                peak[0] = max(*peak, *held)
-            return bytes(10)
-
-    class Decoder(Noted):
-        def submit(self, ref: ImageRef) -> Future[ImageInput]:
-            return decoders.submit(self.decode)
-
-        def decode(self) -> ImageInput:
-            with lock:
-                held[0] -= 1
-            raise RowError(ErrorCode.IMAGE_UNREADABLE, "no image")
-
-    with ThreadPoolExecutor(1) as decoders, ThreadPoolExecutor(8) as threads:
-        loader = UrlLoader(Decoder(), TenBytes(), 35)
-        refs = [ImageRef(url="gone" if number % 7 == 0 else "a") for number in range(100)]
-        futures = list(threads.map(loader.submit, refs))
-        errors = [str(future.exception(timeout=10)) for future in futures]
-    assert errors.count("gone") == 15 and held == [0]
-    assert 1 <= peak[0] <= 3

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from PIL import Image
 from vlmbatch.config import ImageLimits
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.decode import probe_image
-from vlmbatch.images.url_header import probe_url
+from vlmbatch.images.url_header import UrlHeaders, probe_url
 from vlmbatch.types import ImageRef
 
 LIMITS = ImageLimits(max_pixels=10**6)
@@ -103,3 +105,39 @@ def test_what_is_wrong(data: bytes, code: ErrorCode, asked: list[int | None]) ->
         probe_url(ImageRef(url=URL), fetcher, LIMITS)
     assert caught.value.code == code and URL in caught.value.message
     assert fetcher.asked == asked
+
+
+def test_rows_share_a_header_and_each_is_told_of_a_failure() -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    class Slow(Starts):
+        fails = True
+
+        def fetch_start(self, url: str, num_bytes: int) -> bytes:
+            begun.set()
+            assert go_on.wait(10)
+            if self.fails:
+                raise RowError(ErrorCode.IMAGE_FETCH_FAILED, "busy")
+            return super().fetch_start(URL, num_bytes)
+
+    fetcher = Slow(encoded("PNG"))
+    headers = UrlHeaders(fetcher, LIMITS, max_headers=2)
+
+    def outcome() -> object:
+        try:
+            return headers.of(URL)
+        except RowError as error:
+            return error.message
+
+    with ThreadPoolExecutor(4) as threads:
+        first = threads.submit(outcome)
+        assert begun.wait(10)
+        others = [threads.submit(outcome) for _ in range(3)]
+        go_on.set()
+        found = {future.result(10) for future in (first, *others)}
+    assert found == {"busy"}
+    fetcher.fails = False
+    assert len({headers.of(url) for url in (URL, URL, "b", URL, "c", URL)}) == 1
+    assert len(fetcher.asked) == 3
+    headers.of("b")  # which was not used for the longest
+    assert len(fetcher.asked) == 4

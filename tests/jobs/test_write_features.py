@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -9,11 +10,13 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -21,15 +24,17 @@ import pytest
 from in_process import call
 from PIL import Image
 from real_command import run
+from s3_server import S3Server
 from worker_processes import ENGINE, worker_pids
 
+from vlmbatch.durable.staging_paths import staging_place
 from vlmbatch.errors import EnginesLostError, ErrorCode, RowError
 from vlmbatch.images.fetch import ImageFetcher
 from vlmbatch.jobs.named_images import NamedImage
 from vlmbatch.jobs.tower_writer import TowerWriter
 from vlmbatch.models.llava.model import Model as LlavaModel
 from vlmbatch.models.tokenizer import Tokenizer
-from vlmbatch.output.feature_folder import FeatureFolder
+from vlmbatch.output.feature_folder import FeatureFolder, FeatureManifest
 from vlmbatch.replicas.replica import Event, RowFailure
 from vlmbatch.stages.answer import Answer, to_result
 from vlmbatch.types import ImageGrid, PixelImage, Result
@@ -51,13 +56,13 @@ def samples(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def features(manifest: Path, output: Path, *options: object) -> int:
+def features(manifest: Path, output: Path | str, *options: object) -> int:
     # Decoding in this process saves the start of workers, which other tests are about.
     arguments = ("features", manifest, "-m", MODEL, "-o", output, "-q", "--image-workers", 0)
     return call([*arguments, *options])
 
 
-def answers(manifest: Path, output: Path, *options: object) -> list[dict[str, Any]]:
+def answers(manifest: Path | str, output: Path, *options: object) -> list[dict[str, Any]]:
     arguments = ("run", manifest, "-m", MODEL, "-o", output, "-q", "--max-tokens", MAX_TOKENS)
     assert call([*arguments, "--image-workers", 0, *options]) in (0, 1)
     rows: list[dict[str, Any]] = pq.read_table(output).to_pylist()
@@ -65,7 +70,11 @@ def answers(manifest: Path, output: Path, *options: object) -> list[dict[str, An
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return lines_of(path.read_bytes())
+
+
+def lines_of(data: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in data.splitlines()]
 
 
 def test_tokens_from_features_are_those_from_pixels(
@@ -296,6 +305,108 @@ def test_several_towers_of_which_one_is_killed_write_the_same_bytes(
     figures = json.loads(summary.read_text())
     shares = [share["images"] for share in figures["engines"].values()]
     assert len(shares) == 2 and 0 < sum(shares) <= figures["images_computed"]
+
+
+@pytest.fixture
+def store() -> Iterator[Callable[[], dict[str, bytes]]]:
+    """What is in fsspec's store in memory."""
+    filesystem = fsspec.filesystem("memory")
+    filesystem.store.clear()
+    yield lambda: {path: filesystem.cat_file(path) for path in filesystem.find("/")}
+    filesystem.store.clear()
+    filesystem.pseudo_dirs[:] = [""]
+
+
+URL = "memory://bucket/features/"
+
+
+def test_features_at_a_url(
+    samples: Path,
+    tmp_path: Path,
+    store: Callable[[], dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Put when all are computed; a put that fails is gone on with, and no image is seen again."""
+    manifest, here = samples / "manifest.jsonl", tmp_path / "here"
+    filesystem, options = fsspec.filesystem("memory"), ("--limit", 8, "--work-dir")
+    move = filesystem.mv
+
+    def forbid(source: str, target: str) -> None:
+        if target.endswith(".safetensors") and len(store()) > 2:
+            raise PermissionError(errno.EACCES, "Forbidden", target)
+        move(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(filesystem), "mv", lambda _, *paths: forbid(*paths))
+        assert features(manifest, URL, *options, here) == 74
+    message = capfd.readouterr().err
+    assert "access is denied" in message and "run the same command again to put it" in message
+    assert not any(path.endswith("manifest.jsonl") for path in store())
+    with monkeypatch.context() as patch:
+        patch.setattr(TowerWriter, "_encode", lambda _: 1 / 0)
+        assert features(manifest, URL, *options, here) == 0
+        assert not list(here.rglob("*.safetensors"))
+        assert features(manifest, URL, *options, tmp_path / "another machine") == 0
+    put = {path.removeprefix("/bucket/features/"): data for path, data in store().items()}
+    assert put.pop("_vlmbatch/features.json")
+    assert features(manifest, tmp_path / "local", "--limit", 8) == 0
+    assert put == contents(tmp_path / "local")
+
+    read = ("--image-input-type", "image_features")
+    table = answers(f"{URL}manifest.jsonl", tmp_path / "a.parquet", *read)
+    assert table == answers(tmp_path / "local/manifest.jsonl", tmp_path / "b.parquet", *read)
+
+
+def test_a_put_that_is_killed_is_finished_by_the_same_command(
+    samples: Path, tmp_path: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.client.create_bucket(Bucket="killed-features")
+    where = ("-o", "s3://killed-features/f/", "--work-dir", tmp_path)
+    command = ["features", samples / "manifest.jsonl", "-m", MODEL, *where, "--limit", 8, "-q"]
+    command += ["--image-workers", 0]
+    killed = run(*command, crash_at="remote.object_put:1", variables=s3.variables)
+    assert killed.returncode == -signal.SIGKILL
+    assert s3.keys("killed-features").keys() & {"f/_vlmbatch/features.json"}
+    for name, value in s3.variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(TowerWriter, "_encode", lambda _: 1 / 0)
+    assert call(command) == 0
+    rows = lines_of(s3.read("killed-features", "f/manifest.jsonl"))
+    assert {f"f/{row['image']}" for row in rows} < s3.keys("killed-features").keys()
+
+
+def test_urls_that_hold_something_else(
+    samples: Path,
+    tmp_path: Path,
+    store: Callable[[], dict[str, bytes]],
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    filesystem = fsspec.filesystem("memory")
+    filesystem.pipe_file("/bucket/photos/manifest.jsonl", b"precious")
+    work = ("--limit", 1, "--work-dir", tmp_path)
+    assert features(samples / "manifest.jsonl", "memory://bucket/photos", *work) == 2
+    assert "holds other objects than `vlmbatch features` puts" in capfd.readouterr().err
+    commit = FeatureManifest.commit
+
+    def put_another(manifest: FeatureManifest) -> None:
+        commit(manifest)
+        filesystem.pipe_file("/bucket/features/manifest.jsonl", b"another")
+
+    command = (samples / "manifest.jsonl", URL, *work)
+    folder, name = staging_place(URL, tmp_path)
+    folder.mkdir()
+    with FeatureFolder(folder / name):
+        assert features(*command) == 75
+    assert f"{URL} is being written by another run" in capfd.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureManifest, "commit", put_another)
+        assert features(*command) == 2
+    assert "another manifest.jsonl was put since this command began" in capfd.readouterr().err
+    assert store()["/bucket/features/manifest.jsonl"] == b"another"
+    assert features(*command) == 0
+    assert lines_of(store()["/bucket/features/manifest.jsonl"])[0]["image"]
 
 
 def test_a_batch_that_ends_two_engines_ends_the_command(tmp_path: Path) -> None:

@@ -94,6 +94,20 @@ class TestBadInputs:
         assert rows[4]["text"] == rows[0]["text"]
         assert "s3://bucket/forbidden/b.png: access is denied" in rows[1]["error_message"]
 
+    def test_an_image_is_fetched_once_for_all_its_questions(
+        self, run: Any, store: ObjectServer, samples: Path, tmp_path: Path
+    ) -> None:
+        """Wherever these stand; what cannot be fetched is an error of each."""
+        images = ["a.png", "b.png", "forbidden/c.png"]
+        status, rows = run(images * 4)
+        assert status == 1
+        assert [row["error_code"] for row in rows] == [None, None, "image_fetch_failed"] * 4
+        assert [store.requests.count(f"GET bucket/{name}") for name in images[:2]] == [1, 1]
+        store.requests.clear()
+        command = ["features", "s3://bucket/rows.jsonl", "-m", samples / "tiny-llava", "-q"]
+        assert call([*command, "-o", tmp_path / "features", "--image-workers", 0]) == 1
+        assert [store.requests.count(f"GET bucket/{name}") for name in images[:2]] == [1, 1]
+
     def test_validate_and_plan_read_headers(
         self, run: Any, store: ObjectServer, samples: Path, capfd: pytest.CaptureFixture[str]
     ) -> None:
@@ -105,7 +119,7 @@ class TestBadInputs:
         assert call(["validate", *command, "--errors", "-"]) == 1
         found = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
         assert [row["error_code"] for row in found] == [row["error_code"] for row in rows[3:]]
-        assert store.requests.count("GET bucket/b.png") == 1
+        assert [store.requests.count(f"GET bucket/{name}.png") for name in "ab"] == [1, 1]
         assert call(["plan", *command, "--json"]) == 1
         plan = json.loads(capfd.readouterr().out)
         assert plan["unknown"] == 0

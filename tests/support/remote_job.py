@@ -67,7 +67,7 @@ class RemoteJob:
         self.computed = 0
         with self._monkeypatch.context() as patch:
             patch.setattr(remote_run, "run", self._run)
-            patch.setattr(remote_run, "_PAUSES_S", (0, 0))
+            patch.setattr("vlmbatch.remote.puts.PAUSES_S", (0, 0))
             remote_run.run_remote(config, self.remote, stats)
         return stats
 

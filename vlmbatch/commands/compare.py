@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,7 +14,7 @@ from vlmbatch import log
 from vlmbatch.commands.command import with_options
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import Place, check_places
-from vlmbatch.commands.remote_output import local_copy
+from vlmbatch.commands.remote_output import local_copy, local_file
 from vlmbatch.commands.report import (
     PANEL,
     WITHOUT_FIGURES,
@@ -44,7 +45,12 @@ class CompareOptions:
     ]
     page: Annotated[
         str | None,
-        Opt("FILE", "Write an .html page of both side by side.", panel=PANEL, short="-o"),
+        Opt(
+            "FILE",
+            "Write a page (.html) of both, also to a URL.",
+            panel=PANEL,
+            short="-o",
+        ),
     ] = None
     rows: PageRows = 500
     manifest: Annotated[
@@ -91,8 +97,9 @@ def compare(options: CompareOptions, reporting: Annotated[ReportOptions, WITHOUT
             Reporting(reporting, data_on_stdout=options.json).display(stats),
             local_copy(options.left, stats) as left,
             local_copy(options.right, stats) as right,
+            nullcontext() if page is None else local_file(page, stats) as file,
         ):
-            found = join(left, right, page, config, stats)
+            found = join(left, right, file, config, stats)
         if options.json:
             figures = {**asdict(found), "agreement": found.agreement}
             sys.stdout.write(json.dumps(figures, indent=2) + "\n")

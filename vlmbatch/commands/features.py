@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,18 +18,16 @@ from vlmbatch.commands.places import (
     report_places,
     session_places,
 )
-from vlmbatch.commands.report_files import check_report_file, check_summary_file
+from vlmbatch.commands.remote_output import feature_destination
+from vlmbatch.commands.report_files import check_report
 from vlmbatch.commands.reporting import ERRORS, Reporting, ReportOptions
-from vlmbatch.commands.row_errors import RowErrors
+from vlmbatch.commands.row_errors import RowErrors, local_errors
+from vlmbatch.commands.urls import check_object, is_url
 from vlmbatch.config import FEATURE_MANIFEST, ManifestConfig, SessionConfig
+from vlmbatch.config.job import WorkDir
 from vlmbatch.config.option import Opt
 
-_FOLDER = Opt(
-    "FOLDER",
-    "Folder for the features and their manifest.",
-    panel="Input and output",
-    short="-o",
-)
+_EXAMPLE = "s3://BUCKET/features/"
 # Of every image something is wanted, and nothing is answered.
 _MANIFEST = without("format", "column_prefix", "keep_inputs", "parse_json", "sample", "sample_seed")
 # Prompts are not looked at, and no token is computed.
@@ -41,13 +39,29 @@ _TOWER = without(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class FeatureOptions:
+    """Where the features go."""
+
+    output: Annotated[
+        str | None,
+        Opt(
+            "FOLDER",
+            "Folder for the features and their manifest, or its URL in a store.",
+            panel="Input and output",
+            short="-o",
+        ),
+    ] = None
+    work_dir: WorkDir = None
+
+
 @with_options
 def features(
     manifest: Annotated[ManifestConfig, _MANIFEST],
     session: Annotated[SessionConfig, _TOWER],
     report: ReportOptions,
+    options: FeatureOptions,
     config_file: Path | None,
-    output: Annotated[str | None, _FOLDER] = None,
     errors: Annotated[str | None, ERRORS] = None,
 ) -> None:
     """Store the vision tower's output for every image of MANIFEST.
@@ -58,27 +72,30 @@ def features(
     again. Rows whose images cannot be read keep them, and are listed. Exits as
     `validate` does.
     """
-    check_report_file("--errors", errors)
-    check_summary_file(report.summary_json)
     check_stdout_use(report.summary_json, data_on_stdout=errors == "-")
-    folder = checked_feature_folder(output)
+    chosen = checked_feature_folder(options.output)
     check_places(
         [
-            *feature_places(folder),
+            *feature_places(chosen),
             *report_places(errors=errors, summary_json=report.summary_json),
             *session_places(session, manifest, config_file),
         ],
         manifest.source,
     )
+    if is_url(chosen):
+        check_object("output", f"{chosen.rstrip('/')}/{FEATURE_MANIFEST}", _EXAMPLE)
+    check_report("--errors", errors)
+    check_report("--summary-json", report.summary_json)
     manifest = replace(manifest, column_prefix=None)
     reporting = Reporting(report, data_on_stdout=errors == "-")
-    _features(session, manifest, folder, reporting, errors)
+    _features(session, manifest, chosen, options.work_dir, reporting, errors)
 
 
 def _features(
     session: SessionConfig,
     manifest: ManifestConfig,
-    folder: str,
+    output: str,
+    work_dir: Path | None,
     report: Reporting,
     errors: str | None,
 ) -> None:
@@ -87,14 +104,16 @@ def _features(
     from vlmbatch.stats import RunStats
 
     stats = RunStats()
-    details = {"model": session.model, "output": folder}
+    details = {"model": session.model, "output": output}
+    folder, url = feature_destination(output, work_dir)
     with (
         report.failures_summarised(stats, details),
         early_exits(lambda: f"{stats.rows_done:,} rows are done; run the command again to resume"),
         report.display(stats),
-        RowErrors(stats, errors) as found,
+        local_errors(errors, stats) as file,
+        RowErrors(stats, file) as found,
     ):
-        written = write_features(session, manifest, Path(folder), stats, found.add)
+        written = write_features(session, manifest, folder, stats, found.add, url)
     report.finish(
         stats,
         {**details, "images_computed": written.num_encoded},
@@ -102,17 +121,18 @@ def _features(
             stats,
             written.num_encoded,
             found.examples,
-            _next_command(session, manifest, folder, needs_prompt=written.lacks_prompts),
+            _next_command(session, manifest, output, needs_prompt=written.lacks_prompts),
             log.console(),
         ),
     )
 
 
 def _next_command(
-    session: SessionConfig, manifest: ManifestConfig, folder: str, *, needs_prompt: bool
+    session: SessionConfig, manifest: ManifestConfig, output: str, *, needs_prompt: bool
 ) -> str:
     """The run that answers the manifest that was written."""
-    command = ["vlmbatch", "run", str(Path(folder) / FEATURE_MANIFEST), "-m", session.model]
+    features = f"{output.rstrip('/')}/{FEATURE_MANIFEST}"
+    command = ["vlmbatch", "run", features, "-m", session.model]
     command += ["--image-input-type", "image_features", "-o", "answers.parquet"]
     defaults = ManifestConfig("")
     for option in ("prompt", "prompt_column", "image_column", "id_column"):

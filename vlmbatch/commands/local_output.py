@@ -9,7 +9,7 @@ from vlmbatch.commands.array_task import chosen_part
 from vlmbatch.commands.contradictions import check_cluster_input
 from vlmbatch.commands.path_errors import path_errors
 from vlmbatch.commands.places import is_stream
-from vlmbatch.commands.urls import refuse_url
+from vlmbatch.commands.urls import is_url, object_scheme
 from vlmbatch.config import (
     Destination,
     FileDestination,
@@ -178,7 +178,6 @@ def checked_merged_file(output: str | None, folder: Path, *, overwrite: bool) ->
     if output is None:
         name = folder.resolve().name or "answers"
         raise UsageError(f"no output given: add -o {name}.parquet")
-    refuse_url("output", output)
     if output == "-" or names_folder(output) or Path(output).suffix != ".parquet":
         raise UsageError(
             f"output {output}: parts are joined into one Parquet file: choose a name that ends in "
@@ -196,7 +195,9 @@ def checked_feature_folder(output: str | None) -> str:
     """
     if output is None or output == "-":
         raise UsageError("no folder given for the features: add -o features/")
-    refuse_url("output", output)
+    if is_url(output):
+        object_scheme("output", output, "s3://BUCKET/features/")
+        return output
     with path_errors(f"output {output}"):
         path = Path(output)
         if path.exists() and not path.is_dir():

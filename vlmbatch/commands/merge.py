@@ -12,7 +12,7 @@ from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.local_output import checked_merged_file
 from vlmbatch.commands.places import Place, check_places, output_places, report_places
 from vlmbatch.commands.remote_output import local_copy, merged_destination
-from vlmbatch.commands.report_files import check_summary_file
+from vlmbatch.commands.report_files import check_report
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.commands.urls import is_url
 from vlmbatch.config import FileDestination, RemoteDestination
@@ -63,14 +63,15 @@ def merge(options: MergeOptions, report: ReportOptions, config_file: Path | None
     else:
         folder = Path(options.folder)
         local = checked_merged_file(output, folder, overwrite=options.overwrite)
-    check_summary_file(report.summary_json, options.output)
     check_places(
         [
             Place(f"the folder of parts {options.folder}", options.folder, is_ours=True),
             *output_places(FileDestination(local)),
+            *([] if remote is None else [Place(f"output {remote}", remote.url, written=True)]),
             *report_places(summary_json=report.summary_json),
         ]
     )
+    check_report("--summary-json", report.summary_json)
     reporting = Reporting(report, data_on_stdout=False)
     _merge(options.folder, remote or local, reporting, overwrite=options.overwrite)
 

@@ -24,7 +24,8 @@ from vlmbatch.errors import UsageError
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A file or folder that a command reads or writes. ``path`` may be an open descriptor's number.
+    """A file or folder that a command reads or writes. ``path`` may be an open descriptor's number,
+    or the URL of a place in a store.
 
     ``written``: the command creates or replaces it. ``is_ours``: a folder in which nothing of
     another kind may lie. ``is_read_whole``: a folder whose files all count, so that no report may
@@ -82,7 +83,7 @@ def report_places(**paths: str | None) -> list[Place]:
     return [
         Place(f"--{name.replace('_', '-')} {path}", path, written=True, is_report=True)
         for name, path in paths.items()
-        if path is not None and path != "-" and not is_url(path)
+        if path is not None and path != "-"
     ]
 
 
@@ -167,6 +168,8 @@ class _Resolved:
 
     @classmethod
     def of(cls, place: Place) -> _Resolved:
+        if isinstance(place.path, str) and is_url(place.path):
+            return cls(place, frozenset({Path(place.path)}), None)
         status = _status(place.path)
         kept = status is not None and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
         file = (status.st_dev, status.st_ino) if status is not None and kept else None
@@ -218,9 +221,9 @@ def _check_foreign_run(writer: _Resolved) -> None:
 def _check_manifest_folder(writer: _Resolved, manifest: str) -> None:
     from vlmbatch.manifest.sources import is_part_of_folder
 
-    if not _is_folder(manifest):
+    if not is_url(manifest) and not _is_folder(manifest):
         return
-    folder = Path(os.path.realpath(manifest))
+    folder = Path(manifest if is_url(manifest) else os.path.realpath(manifest))
     # What a folder of ours has in it: files of both kinds.
     inside = ("part-000000.parquet", "manifest.jsonl") if writer.place.is_ours else ("",)
     for path in writer.paths:

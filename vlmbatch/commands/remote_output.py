@@ -18,7 +18,7 @@ from vlmbatch.commands.local_output import (
     local_destination,
     names_folder,
 )
-from vlmbatch.commands.urls import is_url
+from vlmbatch.commands.urls import is_url, object_scheme, store_scheme
 from vlmbatch.config import (
     Destination,
     FileDestination,
@@ -32,9 +32,9 @@ from vlmbatch.errors import UnfinishedError, UsageError
 from vlmbatch.remote.filesystem import scheme_of
 
 if TYPE_CHECKING:
+    from vlmbatch.output.remote.stored_file import StoredFile
     from vlmbatch.stats import RunStats
 
-_LOCAL_SCHEMES = ("file", "local")
 _HUB_PLACE = re.compile(r"datasets/[^/@]+/[^/@]+(/[^@]*)?")
 
 
@@ -59,7 +59,7 @@ def remote_destination(options: OutputOptions, url: str) -> RemoteDestination:
     Raises:
         UsageError: it is of a kind that is not put there.
     """
-    scheme = _checked_scheme("output", url, "s3://BUCKET/out.parquet")
+    scheme = store_scheme("output", url, "s3://BUCKET/out.parquet")
     place = url.partition("://")[2]
     if scheme == "hf":
         _check_hub_place(url, place)
@@ -94,11 +94,7 @@ def text_destination(
         return None, None
     if not is_url(name):
         return Path(name), None
-    if _checked_scheme("--write-text", name, "s3://BUCKET/texts/") == "hf":
-        raise UsageError(
-            f"--write-text {name}: the Hub takes commits, and not file by file: give an object "
-            "store, such as s3://BUCKET/texts/, or a path"
-        )
+    object_scheme("--write-text", name, "s3://BUCKET/texts/")
     output = os.path.realpath(str(destination))
     if isinstance(destination, RemoteDestination):
         output = destination.url
@@ -107,21 +103,12 @@ def text_destination(
     return folder / "texts", name
 
 
-def _checked_scheme(what: str, url: str, example: str) -> str:
-    """The scheme of a URL at which ``what`` can be put, as at ``example``."""
-    scheme = scheme_of(url)
-    if scheme is None:
-        raise UsageError(
-            f"{what} {url}: web servers take no files. Give an object store, such as {example}, or "
-            "a path"
-        )
-    place = url.partition("://")[2]
-    if scheme in _LOCAL_SCHEMES:
-        option = "-o" if what == "output" else what
-        raise UsageError(f"{what} {url}: give the path alone, as in {option} {place}")
-    if not place.strip("/") or "\0" in url:
-        raise UsageError(f"{what} {url!r}: give a place in the store, as in {example}")
-    return scheme
+def feature_destination(output: str, work_dir: Path | None) -> tuple[Path, str | None]:
+    """The folder of features on this machine, and where what it holds is put, if anywhere."""
+    if not is_url(output):
+        return Path(output), None
+    folder, name = staging_place(output, work_dir)
+    return folder / name, output
 
 
 def merged_destination(folder: str, url: str, work_dir: Path | None) -> RemoteDestination:
@@ -197,6 +184,20 @@ def local_copy(output: str, stats: RunStats) -> Iterator[Path]:
             yield copy
         except (UsageError, UnfinishedError) as error:
             raise type(error)(str(error).replace(str(copy), output.rstrip("/"))) from error
+
+
+@contextmanager
+def local_file(destination: Path | StoredFile, stats: RunStats) -> Iterator[Path]:
+    """A file of this machine to write: ``destination`` itself, or what is put there in the end.
+
+    Raises:
+        As ``StoredFile.written``.
+    """
+    if isinstance(destination, Path):
+        yield destination
+        return
+    with destination.written(stats) as file:
+        yield file
 
 
 def _check_manifest(url: str, manifest: str) -> None:

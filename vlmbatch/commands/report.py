@@ -9,7 +9,7 @@ from vlmbatch import log
 from vlmbatch.commands.command import with_options, without
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import Place, check_places
-from vlmbatch.commands.remote_output import local_copy
+from vlmbatch.commands.remote_output import local_copy, local_file
 from vlmbatch.commands.report_files import checked_page
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config.option import Opt, check_bounds
@@ -42,7 +42,8 @@ class PageOptions:
         ),
     ]
     page: Annotated[
-        str | None, Opt("FILE", "An .html file.", panel=PANEL, short="-o", flag="--page")
+        str | None,
+        Opt("FILE", "An .html file, or its URL.", panel=PANEL, short="-o", flag="--page"),
     ] = None
     rows: PageRows = 500
     manifest: Annotated[
@@ -89,8 +90,9 @@ def report(
         with (
             Reporting(reporting, data_on_stdout=False).display(stats),
             local_copy(options.output, stats) as output,
+            local_file(page, stats) as file,
         ):
-            written = write(output, page, config, stats)
+            written = write(output, file, config, stats)
         if not reporting.quiet:
             log.console().print(
                 f"{log.printable(str(page))}: {written.shown:,} of {written.rows:,} rows, "

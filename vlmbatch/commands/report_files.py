@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vlmbatch.commands.path_errors import path_errors
 from vlmbatch.commands.places import is_stream
-from vlmbatch.commands.urls import refuse_url
+from vlmbatch.commands.urls import check_object, is_url, refuse_url
 from vlmbatch.errors import UsageError
-from vlmbatch.remote.filesystem import open_filesystem, scheme_of
+
+if TYPE_CHECKING:
+    from vlmbatch.output.remote.stored_file import StoredFile
+    from vlmbatch.remote.filesystem import RemotePath
+
+_REPORT_EXAMPLES = {
+    "--errors": "s3://BUCKET/errors.jsonl",
+    "--summary-json": "s3://BUCKET/run.json",
+}
 
 
 def check_report_file(option: str, path: str | None) -> None:
@@ -30,40 +39,45 @@ def check_report_file(option: str, path: str | None) -> None:
             )
 
 
-def check_summary_file(path: str | None, output: str | None = None) -> None:
-    """Refuse now where the figures could not be written at the end, in a store or on this machine.
+def check_report(option: str, path: str | None) -> None:
+    """Refuse now what could not be written at the end, in a store or on this machine.
 
     Raises:
-        UsageError: nothing can be there, or it is the ``output`` itself.
+        UsageError: nothing can be there.
         RemoteError: the store would not take it, or cannot be reached.
     """
-    if path is None or scheme_of(path) is None:
-        check_report_file("--summary-json", path)
-        return
-    if path == output:
-        raise UsageError(f"--summary-json {path} is output {output}: choose another name")
-    if path.endswith("/") or scheme_of(path) == "hf":
-        what = "names a folder" if path.endswith("/") else "is on the Hub, which takes commits"
-        raise UsageError(f"--summary-json {path} {what}: give a file, as in s3://BUCKET/run.json")
-    from vlmbatch.remote.puts import check_writable
-
-    check_writable(open_filesystem(path))
+    if path is not None and is_url(path):
+        check_object(option, path, _REPORT_EXAMPLES[option])
+    else:
+        check_report_file(option, path)
 
 
-def checked_page(page: str | None, output: str, *, overwrite: bool) -> Path:
+def checked_page(page: str | None, output: str, *, overwrite: bool) -> Path | StoredFile:
     """Where a page goes, refused before an output is read.
 
     Raises:
         UsageError: none given, or no page can be there, or something is in the way.
+        RemoteError: the store would not take it, or cannot be reached.
     """
     if page is None:
         raise UsageError(f"no page given: add -o {Path(output).name.partition('.')[0]}.html")
-    refuse_url("page", page)
     path = Path(page)
-    if path.suffix not in (".html", ".htm") or is_stream(page):
+    if path.suffix not in (".html", ".htm") or (not is_url(page) and is_stream(page)):
         raise UsageError(f"page {page}: choose the name of a file that ends in .html")
+    if is_url(page):
+        place = check_object("page", page, "s3://BUCKET/page.html")
+        return _stored_page(place, overwrite=overwrite)
     check_report_file("--page", page)
     with path_errors(f"page {page}"):
         if os.path.lexists(path) and not overwrite:
             raise UsageError(f"page {page} exists: add --overwrite to replace it")
     return path
+
+
+def _stored_page(place: RemotePath, *, overwrite: bool) -> StoredFile:
+    from vlmbatch.output.remote.stored_file import StoredFile
+
+    page = StoredFile.at(f"page {place.url}", place)
+    if page.base is not None and not overwrite:
+        raise UsageError(f"page {page} exists: add --overwrite to replace it")
+    return page

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 _report = partial(Opt, panel="Reporting")
-ERRORS = _report("FILE", "Write each error as a JSON line; - is stdout.")
+ERRORS = _report("FILE", "Write each error as a JSON line, also to a URL; - is stdout.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Self, TextIO
 
+from vlmbatch.commands.urls import is_url
 from vlmbatch.errors import OutputError, RowError
+from vlmbatch.remote.filesystem import open_filesystem
 
 if TYPE_CHECKING:
     from vlmbatch.stats import RunStats
     from vlmbatch.types import Row
 
 _MAX_EXAMPLES = 3
+
+
+@contextmanager
+def local_errors(destination: str | None, stats: RunStats) -> Iterator[str | None]:
+    """``destination``, or in the place of a URL a file of this machine, which is put in the end.
+
+    Raises:
+        UsageError: something else was put there meanwhile.
+        RemoteError: the store refuses, or cannot be reached.
+    """
+    if destination is None or not is_url(destination):
+        yield destination
+        return
+    from vlmbatch.output.remote.stored_file import StoredFile
+    from vlmbatch.remote.puts import allow_slow_puts
+
+    place = open_filesystem(destination)
+    allow_slow_puts(place)
+    with StoredFile.at(f"--errors {destination}", place).written(stats) as file:
+        yield str(file)
 
 
 class RowErrors:

@@ -17,6 +17,7 @@ from vlmbatch.commands.contradictions import (
 )
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import (
+    Place,
     check_places,
     output_places,
     report_places,
@@ -24,7 +25,7 @@ from vlmbatch.commands.places import (
     text_places,
 )
 from vlmbatch.commands.remote_output import chosen_destination, text_destination
-from vlmbatch.commands.report_files import check_summary_file
+from vlmbatch.commands.report_files import check_report
 from vlmbatch.commands.reporting import Reporting, ReportOptions
 from vlmbatch.config import (
     JobConfig,
@@ -66,16 +67,17 @@ def run(
     check_answers(sampling, output.write_text)
     text_folder, text_url = text_destination(output, chosen)
     check_sample(destination, manifest, output.ray)
-    check_summary_file(report.summary_json, output.output)
     check_places(
         [
             *output_places(destination),
+            *([] if remote is None else [Place(f"output {remote}", remote.url, written=True)]),
             *text_places(text_folder),
             *report_places(summary_json=report.summary_json),
             *session_places(session, manifest, config_file),
         ],
         manifest.source,
     )
+    check_report("--summary-json", report.summary_json)
     to_stdout = isinstance(destination, StdoutDestination)
     check_stdout_use(report.summary_json, data_on_stdout=to_stdout)
     job = JobConfig(

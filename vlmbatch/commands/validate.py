@@ -11,9 +11,9 @@ from vlmbatch.commands.command import with_options, without
 from vlmbatch.commands.contradictions import check_stdout_use
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import check_places, report_places, session_places
-from vlmbatch.commands.report_files import check_report_file, check_summary_file
+from vlmbatch.commands.report_files import check_report
 from vlmbatch.commands.reporting import ERRORS, Reporting, ReportOptions
-from vlmbatch.commands.row_errors import RowErrors
+from vlmbatch.commands.row_errors import RowErrors, local_errors
 from vlmbatch.config import ManifestConfig, SessionConfig
 from vlmbatch.config.option import Opt
 
@@ -43,8 +43,6 @@ def validate(
     Exits 0 when all rows can be answered, 1 when some cannot, 2 when the job
     cannot be run as given.
     """
-    check_report_file("--errors", errors)
-    check_summary_file(report.summary_json)
     check_places(
         [
             *report_places(errors=errors, summary_json=report.summary_json),
@@ -52,6 +50,8 @@ def validate(
         ],
         manifest.source,
     )
+    check_report("--errors", errors)
+    check_report("--summary-json", report.summary_json)
     check_stdout_use(report.summary_json, data_on_stdout=errors == "-")
     reporting = Reporting(report, data_on_stdout=errors == "-")
     _validate(session, manifest, reporting, errors, decode_images=decode_images)
@@ -74,7 +74,8 @@ def _validate(
         report.failures_summarised(stats, details),
         early_exits(lambda: f"{stats.rows_done:,} rows were checked"),
         report.display(stats),
-        RowErrors(stats, errors) as found,
+        local_errors(errors, stats) as file,
+        RowErrors(stats, file) as found,
     ):
         for row, error in check_rows(session, manifest, stats, decode_images=decode_images):
             stats.work_started = stats.work_started or time.monotonic()

@@ -86,8 +86,8 @@ WorkDir = Annotated[
     Path | None,
     _output(
         "FOLDER",
-        "Where the answers of an output with a URL are kept until it is put, and can be "
-        "resumed; absent: in the user's cache folder.",
+        "Where what goes to a URL is made, and kept until it is put; absent: in the user's cache "
+        "folder.",
         filled=True,
     ),
 ]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections import OrderedDict
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Protocol
 
@@ -25,6 +28,44 @@ class StartFetcher(Protocol):
     def fetch_start(self, url: str, num_bytes: int) -> bytes:
         """The first bytes of it, or all of a smaller one. Raises RowError."""
         ...
+
+
+class UrlHeaders:
+    """Headers of images behind URLs, each read once for all rows that ask; thread-safe.
+
+    The ``max_headers`` that were used last are kept. One that could not be read is an error of all
+    who waited for it, and is tried again for who asks next.
+    """
+
+    def __init__(self, fetcher: StartFetcher, limits: ImageLimits, max_headers: int) -> None:
+        self._fetcher = fetcher
+        self._limits = limits
+        self._max_headers = max_headers
+        self._lock = threading.Lock()
+        self._headers: OrderedDict[str, Future[ImageHeader]] = OrderedDict()
+
+    def of(self, url: str) -> ImageHeader:
+        """The header at ``url``; waits for it. Raises RowError, as ``probe_url``."""
+        with self._lock:
+            header = self._headers.get(url)
+            is_new = header is None
+            if header is None:
+                header = self._headers[url] = Future()
+            self._headers.move_to_end(url)
+            if len(self._headers) > self._max_headers:
+                self._headers.popitem(last=False)
+        if is_new:
+            self._read(url, header)
+        return header.result()
+
+    def _read(self, url: str, header: Future[ImageHeader]) -> None:
+        try:
+            header.set_result(probe_url(ImageRef(url=url), self._fetcher, self._limits))
+        except BaseException as error:  # noqa: BLE001  raised again to whoever waits
+            with self._lock:
+                if self._headers.get(url) is header:
+                    del self._headers[url]
+            header.set_exception(error)
 
 
 def probe_url(ref: ImageRef, fetcher: StartFetcher, limits: ImageLimits) -> ImageHeader:

@@ -22,6 +22,8 @@ from vlmbatch.jobs.named_images import ImageNamer, NamedImage, Outcome
 from vlmbatch.jobs.tower_writer import TowerWriter
 from vlmbatch.manifest.ids import NamedRowError
 from vlmbatch.output.feature_folder import FeatureFolder, FeatureManifest
+from vlmbatch.output.stored_features import StoredFeatureFolder
+from vlmbatch.remote.filesystem import open_filesystem
 from vlmbatch.session.engines import engine_places
 from vlmbatch.session.load import image_workers
 from vlmbatch.session.open import Inputs, open_images, open_inputs, opening_stage
@@ -47,8 +49,9 @@ def write_features(
     output: Path,
     stats: RunStats,
     report: Callable[[Row, RowError], None],
+    url: str | None = None,
 ) -> WrittenFeatures:
-    """Fill the folder ``output``.
+    """Fill the folder ``output``; with a ``url``, put what it holds there.
 
     Images whose features are there are neither decoded nor encoded. A row that cannot be read, or
     whose image cannot, is given to ``report`` and keeps what it had in the image's place.
@@ -57,6 +60,7 @@ def write_features(
         UsageError: the configuration, manifest or checkpoint cannot be used.
         OutputLockedError: another process writes the folder.
         OutputError: the folder cannot be written.
+        RemoteError: the store refuses, or cannot be reached.
     """
     from vlmbatch.engine.limits import VISION_TOKENS
     from vlmbatch.engine.loading import resolve_device, resolve_dtype
@@ -79,7 +83,7 @@ def write_features(
         )
     device = resolve_device(config.engine.device)
     with ExitStack() as stack:
-        folder = stack.enter_context(FeatureFolder(output))
+        folder = stack.enter_context(_open_folder(output, url))
         manifest = FeatureManifest(folder)
         stack.callback(manifest.close)
         memory = stack.enter_context(closing(SharedMemory())) if places else None
@@ -120,8 +124,16 @@ def write_features(
         stats.engines = tower.shares
         stats.stage = "writing the manifest"
         manifest.commit()
+        if isinstance(folder, StoredFeatureFolder):
+            folder.put(stats)
     stats.finish()
     return WrittenFeatures(tower.num_encoded, lacks_prompts)
+
+
+def _open_folder(output: Path, url: str | None) -> FeatureFolder:
+    if url is None:
+        return FeatureFolder(output)
+    return StoredFeatureFolder(open_filesystem(url), output)
 
 
 def _start_naming(

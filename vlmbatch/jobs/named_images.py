@@ -9,9 +9,10 @@ from vlmbatch.config import SessionConfig
 from vlmbatch.errors import RowError
 from vlmbatch.images.file import read_image_bytes
 from vlmbatch.images.loading.loader import ImageLoader
+from vlmbatch.images.loading.shared_fetches import KEEP_SECONDS
 from vlmbatch.jobs.fingerprint import checkpoint_digest
 from vlmbatch.output.feature_folder import FeatureFolder
-from vlmbatch.session.open import Inputs, open_fetcher
+from vlmbatch.session.open import Inputs, open_fetches
 from vlmbatch.types import ImageRef, PixelImage, Row
 
 
@@ -41,7 +42,7 @@ class ImageNamer:
         self._limits = config.image_limits
         self._folder = folder
         self._images = images
-        self._fetcher = open_fetcher(config)
+        self._fetches = open_fetches(config, KEEP_SECONDS)
         self._processor = inputs.processor.images
         self._checkpoint = checkpoint_digest(inputs.folder)
         decoder = config.image_loading.decoder
@@ -77,4 +78,4 @@ class ImageNamer:
     def _bytes(self, ref: ImageRef) -> bytes:
         if ref.url is None:
             return read_image_bytes(ref, self._limits)
-        return self._fetcher.fetch(ref.url)
+        return self._fetches.fetch(ref.url)

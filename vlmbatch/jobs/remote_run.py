@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from vlmbatch.config import JobConfig, PartDestination, RemoteDestination
@@ -13,7 +11,6 @@ from vlmbatch.durable.durable_file import reported
 from vlmbatch.durable.run_record import RunRecord
 from vlmbatch.errors import OutputError, UsageError
 from vlmbatch.jobs.run import run
-from vlmbatch.log import logger
 from vlmbatch.output.finished import finished_counts
 from vlmbatch.output.remote.folder_target import FolderTarget
 from vlmbatch.output.remote.open import open_part_folder, open_target
@@ -26,11 +23,10 @@ from vlmbatch.output.remote.part_objects import (
 from vlmbatch.output.remote.staging import Staging
 from vlmbatch.output.remote.target import Found, Target, unknown_output
 from vlmbatch.output.work_folder import is_output_of
-from vlmbatch.remote.filesystem import RemoteError, RemoteFailedError
+from vlmbatch.remote.filesystem import RemoteError
+from vlmbatch.remote.puts import put_patiently
 from vlmbatch.remote.versions import ChangedError
-from vlmbatch.stats import RunStats, Transfer
-
-_PAUSES_S = (2, 10, 30, 60, 120)  # after attempts to put that have failed
+from vlmbatch.stats import RunStats
 
 
 class PutConflictError(UsageError):
@@ -121,7 +117,7 @@ def fetch_output(remote: RemoteDestination, stats: RunStats) -> None:
         remote.folder.mkdir(parents=True, exist_ok=True)
     if isinstance(target, FolderTarget) and (parts := parts_in(open_part_folder(remote))):
         stats.stage = f"fetching {remote.url}"
-        with _counted(stats, sum(parts.values())) as received:
+        with stats.transferring(sum(parts.values())) as received:
             fetch_parts(open_part_folder(remote), remote.local.path, received)
         return
     found = target.look()
@@ -134,7 +130,7 @@ def _fetch(target: Target, found: Found, output: Path, stats: RunStats) -> None:
     if target.run_of(found) is None:
         raise unknown_output(target.url)
     stats.stage = f"fetching {target.url}"
-    with _counted(stats, target.num_bytes(found)) as received:
+    with stats.transferring(target.num_bytes(found)) as received:
         target.fetch(found, output, received)
 
 
@@ -142,20 +138,12 @@ def _put(target: Target, staging: Staging, stats: RunStats) -> None:
     """Put the finished output, if that was not done; for some minutes, where the store fails."""
     record = staging.run()
     assert record is not None
-    for pause in (*_PAUSES_S, None):
-        try:
-            _put_once(target, staging, record, stats)
-        except RemoteFailedError as error:
-            if pause is None:
-                raise _unsent(error, staging) from error
-            logger.warning("%s. Trying again in %d s", error, pause)
-            time.sleep(pause)
-        except ChangedError as error:
-            raise _conflict(target, staging) from error
-        except RemoteError as error:
-            raise _unsent(error, staging) from error
-        else:
-            return
+    try:
+        put_patiently(lambda: _put_once(target, staging, record, stats))
+    except ChangedError as error:
+        raise _conflict(target, staging) from error
+    except RemoteError as error:
+        raise _unsent(error, staging) from error
 
 
 def _put_once(target: Target, staging: Staging, record: RunRecord, stats: RunStats) -> None:
@@ -169,7 +157,7 @@ def _put_once(target: Target, staging: Staging, record: RunRecord, stats: RunSta
     stats.stage = f"putting {target.url}"
     stats.nothing_to_do = False
     total = sum(path.stat().st_size for path in target.files(staging.output))
-    with reported(staging.folder), _counted(stats, total) as sent:
+    with reported(staging.folder), stats.transferring(total) as sent:
         target.put(staging.output, record, found, sent)
     crash_point("remote.put")
     staging.note(target.look(), record.id)
@@ -192,16 +180,6 @@ def _is_known(found: Found, base: Found, record: RunRecord | None) -> bool:
         seen.is_same(base.get(name)) or (own is not None and seen.run_id == own)
         for name, seen in found.items()
     )
-
-
-@contextmanager
-def _counted(stats: RunStats, total: int) -> Iterator[Callable[[int], None]]:
-    """What counts bytes for the display."""
-    stats.transfer = Transfer(total)
-    try:
-        yield stats.transfer.add
-    finally:
-        stats.transfer = None
 
 
 def _conflict(target: Target, staging: Staging) -> PutConflictError:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from vlmbatch.config import ManifestConfig, SessionConfig
 from vlmbatch.errors import RowError
 from vlmbatch.hf.checkpoint import HfConfig
+from vlmbatch.images.loading.shared_fetches import KEEP_SECONDS
 from vlmbatch.log import logger
 from vlmbatch.manifest.validate import FETCH_THREADS, THREADS, validate_rows
 from vlmbatch.session.cores import default_image_workers
@@ -53,7 +54,7 @@ def validate(
         num_workers = default_image_workers(engine_on_cpu=False)
     if config.image_loading.decoder == "gpu":
         config = replace(config, image_loading=replace(config.image_loading, decoder="exact"))
-    images = open_images(config, inputs, num_workers)
+    images = open_images(config, inputs, num_workers, keep_s=KEEP_SECONDS)
     try:
 
         def decode(ref: ImageRef) -> ImageGrid | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
@@ -36,6 +37,10 @@ class FeatureFiles:
         """Where the features of this name are, as the manifest says it."""
         return f"{_FEATURES}/{name[:2]}/{name}.safetensors"
 
+    def stored(self) -> Iterator[Path]:
+        """All files of features."""
+        return (self.path / _FEATURES).rglob("*.safetensors")
+
     def has(self, name: str) -> bool:
         return (self.path / self.relative_path(name)).exists()
 
@@ -63,7 +68,8 @@ class FeatureFolder(FeatureFiles):
         OutputError: the file system refuses.
     """
 
-    def __init__(self, path: Path, files: FileSystem = FILES) -> None:
+    def __init__(self, path: Path, files: FileSystem = FILES, name: str | None = None) -> None:
+        """``name``: what the user calls it."""
         super().__init__(path, files)
         with reported(path):
             files.make_folder(path)
@@ -71,7 +77,7 @@ class FeatureFolder(FeatureFiles):
                 raise UsageError(
                     f"{path} holds other files than `vlmbatch features` writes: name a new folder"
                 )
-        self._lock = OutputLock(path / _LOCK, path)
+        self._lock = OutputLock(path / _LOCK, name or path)
         with reported(path):
             for folder in (_FEATURES, _UNFINISHED):
                 files.make_folder(path / folder)

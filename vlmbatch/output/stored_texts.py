@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from vlmbatch.durable.durable_file import reported
 from vlmbatch.errors import UsageError
+from vlmbatch.output.remote.many_files import put_files
 from vlmbatch.output.text_folder import OWNERS, TextFolder
-from vlmbatch.remote.filesystem import RemoteMissingError, RemotePath
+from vlmbatch.remote.filesystem import RemotePath
 from vlmbatch.remote.puts import check_writable, replace_object
-from vlmbatch.remote.versions import read_object
-from vlmbatch.stats import RunStats, Transfer
+from vlmbatch.remote.versions import names_below, read_object
+from vlmbatch.stats import RunStats
 
-_THREADS = 16
 _WAS_PUT = 0  # the time of change of a file here that is in the store as it is
 
 
@@ -38,7 +37,7 @@ class StoredTextFolder(TextFolder):
     def check(self, ids: Callable[[], Iterable[str]], own: range, *, overwrite: bool) -> None:
         check_writable(self._place.child(OWNERS))
         self._anew = overwrite
-        self._there = self._names()
+        self._there = names_below(self._place)
         super().check(ids, own, overwrite=overwrite)
 
     def claim(self) -> None:
@@ -56,14 +55,7 @@ class StoredTextFolder(TextFolder):
         stats.stage = f"putting {self.name}"
         with reported(self.path):
             sizes = {path: path.stat().st_size for path in self._unsent()}
-        stats.transfer = Transfer(sum(sizes.values()))
-        pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="put")
-        try:
-            for done in as_completed(pool.submit(self._put_one, path) for path in sizes):
-                stats.transfer.add(sizes[done.result()])
-        finally:
-            pool.shutdown(cancel_futures=True)
-            stats.transfer = None
+        put_files(sizes, self._put_one, stats)
 
     def check_place(self, name: str, *, is_ours: bool) -> None:
         if not is_ours and name in self._there:
@@ -78,15 +70,6 @@ class StoredTextFolder(TextFolder):
         owners = read_object(self._place.child(OWNERS)) or b""
         return os.fsencode(self.owner) in owners.splitlines()
 
-    def _names(self) -> frozenset[str]:
-        folder = self._place.path.strip("/")
-        try:
-            with self._place.errors():
-                found = self._place.filesystem.find(self._place.path)
-        except RemoteMissingError:
-            return frozenset()
-        return frozenset(str(path).strip("/").removeprefix(f"{folder}/") for path in found)
-
     def _unsent(self) -> list[Path]:
         return [
             path
@@ -96,9 +79,8 @@ class StoredTextFolder(TextFolder):
             and path.stat().st_mtime_ns != _WAS_PUT
         ]
 
-    def _put_one(self, path: Path) -> Path:
+    def _put_one(self, path: Path) -> None:
         name = path.relative_to(self.path).as_posix()
         with reported(path):
             replace_object(path.read_bytes(), self._place.child(name))
             os.utime(path, ns=(_WAS_PUT, _WAS_PUT))
-        return path

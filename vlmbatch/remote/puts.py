@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from vlmbatch.errors import UsageError
+from vlmbatch.log import logger
 from vlmbatch.remote.az_upload import AZ_SCHEMES, AzureUpload, uncommitted_blocks
-from vlmbatch.remote.filesystem import RemoteMissingError, RemotePath
+from vlmbatch.remote.filesystem import RemoteFailedError, RemoteMissingError, RemotePath
 from vlmbatch.remote.gs_upload import GS_SCHEMES, GoogleUpload, check_google
 from vlmbatch.remote.s3_upload import S3_SCHEMES, S3Upload, check_s3
 from vlmbatch.remote.upload_log import UploadLog
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from fsspec.callbacks import Callback
 
 _PUT_SECONDS = 300
+PAUSES_S = (2, 10, 30, 60, 120)  # after attempts to put that have failed
 
 
 def allow_slow_puts(path: RemotePath) -> None:
@@ -88,6 +92,23 @@ def put_object(
     if version is None:
         raise ChangedError(f"{path.url} was removed as soon as it was put")
     return version
+
+
+def put_patiently(put: Callable[[], None]) -> None:
+    """Call ``put`` again, for some minutes, where the store fails.
+
+    Raises:
+        RemoteError: it fails still, or what it has raised besides.
+    """
+    for pause in PAUSES_S:
+        try:
+            put()
+        except RemoteFailedError as error:
+            logger.warning("%s. Trying again in %d s", error, pause)
+            time.sleep(pause)
+        else:
+            return
+    put()
 
 
 def replace_object(data: bytes, path: RemotePath) -> None:

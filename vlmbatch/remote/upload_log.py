@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
 
 class UploadLog:
-    """Uploads that are under way, by URL, in a JSON file: of each its id and what it is of."""
+    """Uploads that are under way, by URL, in a JSON file: of each its id and what it is of.
+
+    Thread-safe.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._lock = threading.Lock()
 
     def get(self, url: str) -> dict[str, Any] | None:
         found = self._read().get(url)
@@ -23,14 +28,15 @@ class UploadLog:
         Raises:
             OSError: the file cannot be written.
         """
-        uploads = self._read()
-        uploads.pop(url, None)
-        if upload is not None:
-            uploads[url] = upload
-        temporary = self.path.with_name(f"{self.path.name}.tmp")
-        temporary.touch(0o600)  # the id of Google's is a key to it
-        temporary.write_text(json.dumps(uploads))
-        temporary.replace(self.path)
+        with self._lock:
+            uploads = self._read()
+            uploads.pop(url, None)
+            if upload is not None:
+                uploads[url] = upload
+            temporary = self.path.with_name(f"{self.path.name}.tmp")
+            temporary.touch(0o600)  # the id of Google's is a key to it
+            temporary.write_text(json.dumps(uploads))
+            temporary.replace(self.path)
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -61,6 +61,21 @@ def names_in(folder: RemotePath) -> dict[str, int | None]:
     return found
 
 
+def names_below(folder: RemotePath) -> frozenset[str]:
+    """The objects in ``folder`` and its folders, by their paths in it.
+
+    Raises:
+        RemoteError: the store cannot be asked.
+    """
+    start = f"{folder.path.strip('/')}/"
+    try:
+        with folder.errors():
+            found = folder.filesystem.find(folder.path)
+    except RemoteMissingError:
+        return frozenset()
+    return frozenset(str(path).strip("/").removeprefix(start) for path in found)
+
+
 def size_of(path: RemotePath) -> int:
     """The bytes of an object.
 

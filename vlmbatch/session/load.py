@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vlmbatch.config import SessionConfig
 from vlmbatch.engine.rank import ALONE, Rank
 from vlmbatch.hf.checkpoint import HfConfig
+from vlmbatch.images.loading.shared_fetches import KEEP_SECONDS
 from vlmbatch.log import logger
 from vlmbatch.models.config import ModelConfig
 from vlmbatch.models.tokenizer import Tokenizer
@@ -46,7 +47,7 @@ def start_images(
     Raises:
         ConfigError: the device is not to be had here.
     """
-    return open_images(config, inputs, image_workers(config, num_engines), gpu)
+    return open_images(config, inputs, image_workers(config, num_engines), gpu, KEEP_SECONDS)
 
 
 def image_workers(config: SessionConfig, num_engines: int) -> int:

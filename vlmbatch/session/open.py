@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 
 from vlmbatch.config import (
@@ -20,14 +19,15 @@ from vlmbatch.errors import ConfigError
 from vlmbatch.hf.checkpoint import HfConfig, read_hf_config
 from vlmbatch.hf.options import announce, check_options, choose_engine
 from vlmbatch.images.buckets import AllowedBuckets
-from vlmbatch.images.decode import ImageHeader, probe_image
+from vlmbatch.images.decode import probe_image
 from vlmbatch.images.feature_file import probe_features
 from vlmbatch.images.loading.device_process import MAX_IMAGES
 from vlmbatch.images.loading.loader import FeatureLoader, ImageLoader, InProcessLoader
 from vlmbatch.images.loading.pool import ImageWorkers
+from vlmbatch.images.loading.shared_fetches import SharedFetches
 from vlmbatch.images.loading.url_loader import UrlLoader
 from vlmbatch.images.url_fetcher import UrlFetcher
-from vlmbatch.images.url_header import probe_url
+from vlmbatch.images.url_header import UrlHeaders
 from vlmbatch.images.urls import AllowedDomains
 from vlmbatch.log import logger
 from vlmbatch.manifest.manifest import Manifest
@@ -207,18 +207,28 @@ def open_job(config: JobConfig, stats: RunStats | None = None) -> Inputs:
 
 
 def open_images(
-    config: SessionConfig, inputs: ModelInputs, num_workers: int, gpu: int | None = None
+    config: SessionConfig,
+    inputs: ModelInputs,
+    num_workers: int,
+    gpu: int | None = None,
+    keep_s: float = 0.0,
 ) -> ImageLoader:
     """What decodes images, and fetches those behind URLs first.
 
-    ``gpu``: which one decodes, where one is to; None: torch's own choice.
+    ``gpu``: which one decodes, where one is to; None: torch's own choice. ``keep_s``: see
+    ``SharedFetches``.
 
     Raises:
         ConfigError: a GPU is to decode them, and something is missing for that.
     """
     decoders = _open_decoders(config, inputs, num_workers, gpu)
+    return UrlLoader(decoders, open_fetches(config, keep_s))
+
+
+def open_fetches(config: SessionConfig, keep_s: float) -> SharedFetches:
+    """What fetches images for rows that may share them; ``keep_s``: see ``SharedFetches``."""
     max_bytes = HostMemory.divide(config.host_memory).encoded
-    return UrlLoader(decoders, open_fetcher(config), max_bytes)
+    return SharedFetches(open_fetcher(config), max_bytes, keep_s)
 
 
 def open_fetcher(config: SessionConfig) -> UrlFetcher:
@@ -259,11 +269,7 @@ def image_prober(
     Thread-safe. None of features behind a URL, of which nothing is known.
     """
     limits, processor = config.image_limits, inputs.processor
-    fetcher = open_fetcher(config)
-
-    @lru_cache(_KNOWN_HEADERS)
-    def header_of(url: str) -> ImageHeader:
-        return probe_url(ImageRef(url=url), fetcher, limits)
+    headers = UrlHeaders(open_fetcher(config), limits, _KNOWN_HEADERS)
 
     def probe(ref: ImageRef) -> ImageGrid | None:
         if processor.images is None:
@@ -271,7 +277,7 @@ def image_prober(
                 return None
             return probe_features(ref, limits, processor.feature_grid)
         images = processor.images.at(ref.resolution, ref.row_images)
-        header = probe_image(ref, limits) if ref.url is None else header_of(ref.url)
+        header = probe_image(ref, limits) if ref.url is None else headers.of(ref.url)
         return images.grid(header.height, header.width)
 
     return probe

@@ -7,6 +7,7 @@ from typing import Protocol
 from weakref import WeakValueDictionary
 
 from vlmbatch.config import ImageDecoder, ImageLimits
+from vlmbatch.durable.content_digest import content_digest
 from vlmbatch.errors import RowError
 from vlmbatch.images.feature_file import read_features
 from vlmbatch.images.loading.prepare import prepare_image
@@ -58,7 +59,7 @@ class InProcessLoader:
 
 
 class FeatureLoader:
-    """Reads features on the thread that asks; rows of one file share one array.
+    """Reads features on the thread that asks; rows of one file, or the same bytes, share one array.
 
     A row's resolution was that of its features when they were computed.
     """
@@ -66,7 +67,7 @@ class FeatureLoader:
     def __init__(self, limits: ImageLimits, processor: Processor) -> None:
         self._limits = limits
         self._grid_of = processor.feature_grid
-        self._in_use: WeakValueDictionary[tuple[str, FileIdentity], FeatureImage] = (
+        self._in_use: WeakValueDictionary[tuple[str, FileIdentity | bytes], FeatureImage] = (
             WeakValueDictionary()
         )
 
@@ -80,7 +81,7 @@ class FeatureLoader:
 
     def _read(self, ref: ImageRef) -> FeatureImage:
         # Before the file is opened: if it is replaced in between, it is read anew next time.
-        identity = None if ref.data is not None else file_identity(ref.path or "")
+        identity = file_identity(ref.path or "") if ref.data is None else content_digest(ref.data)
         if identity is None:
             return read_features(ref, self._limits, self._grid_of)
         key = (ref.path or "", identity)

@@ -79,7 +79,9 @@ class ImageWorkers:
         self._waiting: deque[Job] = deque()
         self._for_device: deque[Job] | None = None  # where there is one
         self._device_is_up = True  # or will not be
-        self._recent = RecentImages(recent_bytes)
+        self._recent: RecentImages[ImageKey, Decoded] = RecentImages(
+            recent_bytes, lambda decoded: decoded.image.pixels.nbytes
+        )
         self._processes: set[ChildProcess] = set()
         self._num_started = 0  # workers that were ever ready
         self._losses = 0  # since an image was last decoded
@@ -130,7 +132,7 @@ class ImageWorkers:
                 future.set_result(recent.image)
                 return future
             with self._lock:
-                self._recent.discard(key)
+                self._recent.pop(key)
 
     def wait_ready(self) -> None:
         """Wait until the processes are up, or none will be any more."""
