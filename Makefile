@@ -25,7 +25,7 @@ demo-serve: $(READY) ## Start the server, ask it one question with curl, and sto
 	@VLMBATCH=$(BIN)/vlmbatch samples/demo_serve.sh
 
 test: $(READY) ## Run the tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
 test-gpu: $(READY) ## Run the tests that need a GPU, flash-attn and torchvision
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n6 tests/gpu --require-gpu -m 'not whole_gpu'

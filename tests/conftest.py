@@ -11,14 +11,14 @@ from pathlib import Path
 
 import in_process
 import pytest
-from fast_command import FastCommands
+from fast_command import FastCommands, share_servers
 from hypothesis import settings
 from s3_server import S3Server, s3_server
 
 from vlmbatch.session.cores import available_cores
 
-# No deadline: a busy machine fails no test. Half as many examples as usual, of eighty such tests.
-settings.register_profile("untimed", deadline=None, max_examples=50)
+# No deadline: a busy machine fails no test. A third of the usual examples, of eighty such tests.
+settings.register_profile("untimed", deadline=None, max_examples=33)
 settings.load_profile("untimed")
 
 # Workers and hundreds of commands import the same files: they are compiled once, whatever is set.
@@ -29,6 +29,10 @@ sys.dont_write_bytecode = False
 def pytest_xdist_auto_num_workers() -> int:
     """Half as many again as cores: many tests wait for processes that they start."""
     return max(2, available_cores() * 3 // 2)
+
+
+def pytest_configure() -> None:
+    share_servers()  # before xdist starts workers
 
 
 gc.disable()  # until all tests are imported: what that makes is no garbage

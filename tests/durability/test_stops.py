@@ -56,7 +56,7 @@ def test_rows_that_outlast_the_grace_time_are_given_up(new_run, expected, grace)
 def test_a_second_signal_ends_at_once(new_run, expected, second):
     """Where the first would wait for rows that never end."""
     run = new_run()
-    command = run.start("--grace", "1h", endless_from=100)
+    command = run.start("--grace", "1h", endless_from=100, step_seconds=0.001)
     command.wait_until(lambda: len(command.computed) >= MANY)
     assert not command.ended(0.1)
     command.send_signal(signal.SIGTERM)
@@ -71,7 +71,7 @@ def test_a_second_signal_ends_at_once(new_run, expected, second):
 
 def test_a_terminal_that_closes_leaves_the_time_of_grace(new_run):
     """The shell sends one SIGHUP and the kernel another."""
-    command = new_run().start("--grace", "1h", endless_from=100)
+    command = new_run().start("--grace", "1h", endless_from=100, step_seconds=0.001)
     command.wait_until(lambda: len(command.computed) >= MANY)
     assert not command.ended(0.1)  # by now it waits for rows that never end
     command.send_signal(signal.SIGHUP)

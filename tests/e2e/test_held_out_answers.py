@@ -18,7 +18,7 @@ from vlmbatch.config import EngineConfig
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "samples" / "tiny-llava"
-NUM_ROWS = 150
+NUM_ROWS = 100
 MAX_TOKENS = 48
 
 
@@ -47,7 +47,7 @@ def test_at_least_97_percent_of_the_answers_are_exactly_right(
 
 
 def huggingface_tokens(manifest: Path) -> list[list[int]]:
-    """Greedy token ids of every row, end-of-sequence token included, in batches of 75."""
+    """Greedy token ids of every row, end-of-sequence token included, in batches of 50."""
     from PIL import Image
     from transformers import AutoTokenizer, LlavaForConditionalGeneration, LlavaProcessor
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
@@ -62,8 +62,8 @@ def huggingface_tokens(manifest: Path) -> list[list[int]]:
     # Long answers together: a batch ends with its longest.
     order = sorted(range(len(rows)), key=lambda number: len(rows[number]["answer"]))
     result: list[list[int]] = [[] for _ in rows]
-    for first in range(0, len(rows), 75):
-        numbers = order[first : first + 75]
+    for first in range(0, len(rows), 50):
+        numbers = order[first : first + 50]
         batch = [rows[number] for number in numbers]
         images = [Image.open(manifest.parent / row["image"]).convert("RGB") for row in batch]
         inputs = processor(

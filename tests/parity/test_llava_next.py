@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +44,26 @@ SETTINGS = {
     "chunks of 7": EngineConfig(max_batched_tokens=7, enable_prefix_caching=False),
 }
 
+CUT_UP = ("next-llama", "onevision")  # the decoder of the third is cut up in test_hf_greedy
 
-@pytest.fixture(scope="module", params=KINDS)
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
-    return make_case(request.param, tmp_path_factory.mktemp(request.param))
+
+_load = cache(Ours.load)
 
 
 @pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    """Each is made once, in whatever order they are asked for."""
+    return cache(lambda kind: make_case(kind, tmp_path_factory.mktemp(kind)))
+
+
+@pytest.fixture(params=KINDS)
+def case(request: pytest.FixtureRequest, cases: Callable[[str], Case]) -> Case:
+    return cases(request.param)
+
+
+@pytest.fixture
 def ours(case: Case) -> Ours:
-    return Ours.load(case.model)
+    return _load(case.model)
 
 
 def assert_near(ours: Tensor, theirs: Tensor) -> None:
@@ -106,10 +119,13 @@ def tokens(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[int]]:
     return answered_tokens(monkeypatch)
 
 
-@pytest.mark.parametrize("engine", SETTINGS.values(), ids=SETTINGS)
-def test_greedy_tokens(
-    case: Case, engine: EngineConfig, tokens: dict[int, list[int]], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize(
+    ("case", "name"),
+    [(kind, name) for kind in KINDS for name in (SETTINGS if kind in CUT_UP else ["default"])],
+    indirect=["case"],
+)
+def test_greedy_tokens(case: Case, name: str, tokens: dict[int, list[int]], tmp_path: Path) -> None:
+    engine = SETTINGS[name]
     stats = RunStats()
     run(case.job(tmp_path / "out.parquet", engine=engine), stats)
     assert stats.num_errors == 0, stats.error_examples
@@ -121,6 +137,7 @@ def test_greedy_tokens(
     assert out["image_tokens"].to_pylist() == counts
 
 
+@pytest.mark.parametrize("case", CUT_UP, indirect=True)
 def test_images_that_workers_decode(
     case: Case, tokens: dict[int, list[int]], tmp_path: Path
 ) -> None:
@@ -142,6 +159,7 @@ def test_images_of_python_callers(case: Case) -> None:
     assert answers == case.expected
 
 
+@pytest.mark.parametrize("case", CUT_UP, indirect=True)
 @pytest.mark.parametrize("prefix_caching", [True, False])
 def test_greedy_tokens_from_a_pool_that_runs_dry(
     case: Case, ours: Ours, prefix_caching: bool
@@ -164,6 +182,7 @@ def test_greedy_tokens_from_a_pool_that_runs_dry(
     assert engine.scheduler.num_preemptions > 0
 
 
+@pytest.mark.parametrize("case", CUT_UP, indirect=True)
 def test_stored_features_in_the_place_of_images(
     case: Case, tokens: dict[int, list[int]], tmp_path: Path
 ) -> None:

@@ -34,8 +34,9 @@ def test_packs_do_not_depend_on_the_number_of_workers(
         assert np.array_equal(array, vars(two)[name]), name
 
 
-@pytest.mark.parametrize("conversation", [False, True])
-@pytest.mark.parametrize("system", [None, vocabulary.SYSTEM_PROMPTS[0]])
+@pytest.mark.parametrize(
+    ("conversation", "system"), [(False, None), (True, vocabulary.SYSTEM_PROMPTS[0])]
+)
 def test_a_packed_question_trains_as_a_prompt_of_its_own(
     tokenizer: Tokenizer,
     samples: Path,

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import fcntl
 import itertools
 import json
 import os
 import select
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,6 +24,44 @@ from command_line import environment
 
 _SERVER = Path(__file__).with_name("fast_server.py")
 _SECONDS = 60.0  # no command here takes longer
+_FOLDER = "TESTS_FAST_SERVERS"  # the variable that says where servers listen
+
+
+def share_servers() -> None:
+    """Let this process and those that it starts have their servers in common.
+
+    A server imports once for all of them, and ends with this process.
+    """
+    if _FOLDER in os.environ:
+        return
+    until_exit = contextlib.ExitStack()
+    atexit.register(until_exit.close)
+    folder = until_exit.enter_context(tempfile.TemporaryDirectory(prefix="vlmbatch-tests-"))
+    os.mkfifo(alive := Path(folder, "alive"))
+    until_exit.callback(os.close, os.open(alive, os.O_RDWR))
+    os.environ[_FOLDER] = folder
+
+
+def _connection(real: bool) -> socket.socket:
+    """To a fork of the server, which is started where nobody has yet."""
+    share_servers()
+    folder = Path(os.environ[_FOLDER])
+    address = folder / ("real" if real else "fake")
+    with address.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not address.exists():
+            with subprocess.Popen(
+                [sys.executable, str(_SERVER), str(address), *(["--real"] if real else [])],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                text=True,
+                # It may have no thread when it forks.
+                env=environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"),
+            ) as server:
+                assert server.stdout is not None and server.stdout.readline() == "listening\n"
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(str(address))
+    return connection
 
 
 class Command:
@@ -123,20 +166,15 @@ class FastCommands:
         self._folder = folder
         self._real = real
         self._numbers = itertools.count()
-        self._process = subprocess.Popen(
-            [sys.executable, str(_SERVER), *(["--real"] if real else [])],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            # It may have no thread when it forks.
-            env=environment(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1"),
-        )
+        self._connection = _connection(real)
+        self._stream = self._connection.makefile("rw")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._process.communicate(timeout=_SECONDS)
+        self._stream.close()
+        self._connection.close()
 
     def start(
         self,
@@ -173,8 +211,7 @@ class FastCommands:
         return command
 
     def ask(self, **request: Any) -> int:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        reply: int = json.loads(self._process.stdout.readline())
+        self._stream.write(json.dumps(request) + "\n")
+        self._stream.flush()
+        reply: int = json.loads(self._stream.readline())
         return reply

@@ -1,8 +1,11 @@
 """Starts the command line again and again without its imports: forks, with an engine of its own.
 
-    python fast_server.py [--real] < requests > replies     one JSON object a line
+    python fast_server.py SOCKET [--real]     requests and replies: one JSON object a line
 
-A child is the whole of ``vlmbatch ARGUMENTS`` to its last exit handler, except for the engine and
+It forks for each connection, and such a fork for each command. It ends when nobody has the pipe
+``alive``, which is beside the socket, open to write.
+
+A command is the whole of ``vlmbatch ARGUMENTS`` to its last exit handler, except for the engine and
 for what its ``Surroundings`` ask for. With ``--real`` nothing is replaced: the engine is the real
 one, and torch is imported once for all.
 """
@@ -15,7 +18,9 @@ import gc
 import io
 import json
 import os
+import select
 import signal
+import socket
 import sys
 import threading
 import time
@@ -61,12 +66,26 @@ from vlmbatch.types import Result
 
 STATUS = Path("/proc/self/status")
 Tell = Callable[[str, list[int]], None]
+LATE = (  # what commands import when they come to it
+    "dateutil.relativedelta",
+    "rich._emoji_codes",
+    "vlmbatch.jobs.status",
+    "vlmbatch.jobs.validate",
+    "vlmbatch.replicas.process",
+)
 REAL = (  # they import torch and transformers
+    "llguidance",
+    "vlmbatch.attention.torch_sdpa",
+    "vlmbatch.bench.bench",
     "vlmbatch.engine.loading",
-    "vlmbatch.models.llava",
+    "vlmbatch.jobs.features",
+    "vlmbatch.models.llava.model",
+    "vlmbatch.serve.server",
     "vlmbatch.hf.model",
     "vlmbatch.hf.processor",
+    "transformers.generation.utils",
     "transformers.models.auto.processing_auto",
+    "transformers.models.gemma3.modeling_gemma3",  # of which tests answer with transformers
 )
 
 
@@ -216,18 +235,49 @@ def _microseconds(engine: FakeEngine) -> list[int]:
     return [int(seconds * 1e6) for seconds in (engine.seconds, time.process_time())]
 
 
-def serve() -> dict[str, Any] | None:
+def connected(address: Path) -> socket.socket | None:
+    """Fork for each connection; the connection in the child, None once nobody can connect."""
+    alive = os.open(address.with_name("alive"), os.O_RDONLY)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(address))
+    listener.listen()
+    print("listening", flush=True)
+    poll = select.poll()
+    poll.register(alive, 0)  # that there is no writer is told unasked
+    poll.register(listener, select.POLLIN)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for these forks
+    while alive not in (ready := dict(poll.poll())):
+        assert ready.keys() == {listener.fileno()}
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener.close()
+            os.close(alive)
+            return connection
+        connection.close()
+    return None
+
+
+def serve(connection: socket.socket) -> dict[str, Any] | None:
     """Fork for each request; the request in the child, None once there are no more."""
-    for line in sys.stdin:
+    stream = connection.makefile("rw")
+    running: set[int] = set()
+    for line in stream:
         request = json.loads(line)
         if "wait" in request:
             _, status = os.waitpid(request["wait"], 0)
+            running.remove(request["wait"])
             reply = os.waitstatus_to_exitcode(status)
         else:
             reply = os.fork()
             if reply == 0:
+                os.close(connection.detach())
                 return request
-        print(json.dumps(reply), flush=True)
+            running.add(reply)
+        stream.write(json.dumps(reply) + "\n")
+        stream.flush()
+    for pid in running:  # of tests that have failed
+        os.kill(pid, signal.SIGKILL)
     return None
 
 
@@ -270,12 +320,15 @@ def warm_up() -> None:
 
 
 if __name__ == "__main__":
+    if os.fork():
+        os._exit(0)  # it is no child of the test process that is the first to want it
     warm_up()
-    for module in REAL if "--real" in sys.argv else ():
+    for module in (*LATE, *(REAL if "--real" in sys.argv else ())):
         import_module(module)
     gc.collect()
     gc.freeze()
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     assert len(threads) - threads.count("jemalloc_bg_thd") == 1, "a fork would lose a thread"
-    if (command := serve()) is not None:
+    connection = connected(Path(sys.argv[1]))
+    if connection is not None and (command := serve(connection)) is not None:
         leave(become(command))

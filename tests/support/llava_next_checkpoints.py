@@ -118,7 +118,7 @@ def _text_config(text: str, four_heads: bool) -> dict[str, Any]:
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 48,
         "intermediate_size": 64,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 2,
         "num_attention_heads": 4 if four_heads else 3,
         "num_key_value_heads": 1,
         "max_position_embeddings": 512,

@@ -88,7 +88,7 @@ def _text_config(kind: str, four_heads: bool) -> dict[str, Any]:
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 48,
         "intermediate_size": 64,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 3 if qwen3 else 2,  # more than there are deep levels
         "num_attention_heads": 4 if qwen3 or four_heads else 3,
         "num_key_value_heads": 2 if qwen3 or four_heads else 1,
         "max_position_embeddings": 512,

@@ -174,7 +174,8 @@ def build(config: type[C], values: Mapping[str, Any], key: str = "name") -> C:
             into = into.setdefault(part, {})
         value = _value(item, name, values[name])
         into[item.path[-1]] = not value if item.opt.unsets and key == "name" else value
-    return _construct(config, nested)
+    built: C = _construct(config, nested)
+    return built
 
 
 def option_values(config: Any) -> dict[str, Any]:
@@ -189,13 +190,18 @@ def option_values(config: Any) -> dict[str, Any]:
     return values
 
 
-def _construct(config: type[C], values: Mapping[str, Any]) -> C:
-    hints = get_type_hints(config)
+def _construct(config: Any, values: Mapping[str, Any]) -> Any:
+    hints = _type_hints(config)
     ready = {
         name: _construct(hints[name], value) if is_dataclass(hints[name]) else value
         for name, value in values.items()
     }
     return config(**ready)
+
+
+@cache
+def _type_hints(config: Any) -> dict[str, Any]:
+    return get_type_hints(config)
 
 
 def check_bounds(config: Any) -> None:
