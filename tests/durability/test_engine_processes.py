@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -141,7 +142,8 @@ def test_without_an_engine_what_is_done_is_kept(new_run, questions, answers):
     command.wait_until(lambda: len(command.computed) >= 50)
     while not command.ended(0.02):
         for pid in engines_of(command):
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # the run has ended meanwhile, and its engines
+                os.kill(pid, signal.SIGKILL)
     assert command.wait() == 74, command.stderr
     (line,) = [line for line in command.stderr.splitlines() if line.startswith("error: ")]
     assert "no engine is left: the last ended with: signal 9" in line

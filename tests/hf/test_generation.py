@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hf_case import ROWS, Case, make_images
+from hf_case import MAX_TOKENS, ROWS, Case, make_images
 from hf_checkpoints import EOS_ID, KINDS
 from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
@@ -251,7 +251,7 @@ def test_a_checkpoints_own_generation_settings_play_no_part(loaded: Loaded, tmp_
 def test_penalties_are_those_of_generate(loaded: Loaded) -> None:
     """In a batch of rows that ask for none, of other lengths."""
     for index, options in ((1, {"repetition_penalty": 1.6}), (5, {"no_repeat_ngram_size": 1})):
-        plain, asks = SamplingParams(max_tokens=10), SamplingParams(max_tokens=10, **options)
+        plain, asks = (SamplingParams(max_tokens=MAX_TOKENS, **each) for each in ({}, options))
         requests = [loaded.request(i, asks if i == index else plain) for i in range(7)]
         found = loaded.answers(requests)
         before = loaded.answers([loaded.request(i, plain) for i in range(7)])

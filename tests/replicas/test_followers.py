@@ -86,7 +86,9 @@ def test_ranks_run_the_same_steps(tmp_path: Path) -> None:
     for rank in range(1, RANKS):  # killed at any step behind the first
         ended = log_of(tmp_path, rank).rpartition("\n")[0]
         assert ended.count("\n") + 1 >= agreed
-        assert log_of(tmp_path, 0).startswith(ended)
+        # The first is killed too, perhaps before it has logged what it computed with the others.
+        first = log_of(tmp_path, 0).rpartition("\n")[0]
+        assert first.startswith(ended) or ended.startswith(first)
 
 
 def test_a_rank_that_is_killed_ends_the_engine_and_costs_no_row() -> None:
