@@ -21,7 +21,9 @@ from command_line import environment, installed_in
 from in_process import call
 from server_process import MODEL, ROOT, chat_body, data_url
 
+from vlmbatch.errors import UsageError
 from vlmbatch.models.chat import ChatTemplate
+from vlmbatch.serve.server import bind, listen
 
 SAMPLE_MODEL = ROOT / MODEL
 OPTIONS = ("-m", SAMPLE_MODEL, "--served-model-name", MODEL)
@@ -195,6 +197,15 @@ def test_a_port_in_use_is_refused_before_the_model_is_read(refused: Callable[...
         port = taken.getsockname()[1]
         message = refused("-m", "no-such-model", "--port", port)
     assert f"cannot listen on 127.0.0.1 port {port}" in message
+
+
+def test_of_two_servers_that_load_at_once_one_is_told_that_the_port_is_in_use() -> None:
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with bind("127.0.0.1", port) as second:
+            listen(first)
+            with pytest.raises(UsageError, match=f"cannot listen on 127.0.0.1 port {port}: "):
+                listen(second)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def serve(config: ServeConfig) -> int:
     loading = config.session.image_loading
     domains = AllowedDomains.of(loading.allowed_domains)
     urls = ImageUrls(domains, buckets=AllowedBuckets.of(loading.allowed_buckets))
-    with _bind(config.host, config.port) as listener:
+    with bind(config.host, config.port) as listener:
         inputs = open_model(config.session)
         _ = inputs.processor.chat_template  # one that is missing or bad is an error now
         places = engine_places(config.session.engine, "one")
@@ -136,6 +136,7 @@ async def _serve(
         app = make_app(service, listener.getsockname()[0])
         server = _Server(app, config.grace_s, lambda: _announce(config, listener))
         stop = GracefulStop(server, service, config.grace_s)
+        listen(listener)
         with stop.on_signals():
             await server.serve(sockets=[listener])
         return stop.exit_status
@@ -221,9 +222,9 @@ class GracefulStop:
         self._loop.call_later(_LAST_WORDS_S, setattr, self._server, "force_exit", True)
 
 
-def _bind(host: str, port: int) -> socket.socket:
-    """A socket that is bound but does not listen yet: the address is known to be ours before the
-    model is loaded, and nobody can connect until it is.
+def bind(host: str, port: int) -> socket.socket:
+    """A socket that is bound but does not listen yet: before the model is loaded the address is
+    known to be free of servers, and nobody can connect.
 
     Raises:
         UsageError: the address cannot be had.
@@ -240,10 +241,26 @@ def _bind(host: str, port: int) -> socket.socket:
         listener.bind(address)
     except OSError as error:
         listener.close()
-        raise UsageError(
-            f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port"
-        ) from error
+        raise _cannot_listen(host, port, error) from error
     return listener
+
+
+def listen(listener: socket.socket) -> None:
+    """Let clients connect.
+
+    Raises:
+        UsageError: another server had bound the address too, and listens first.
+    """
+    try:
+        listener.listen()
+    except OSError as error:
+        raise _cannot_listen(*listener.getsockname()[:2], error) from error
+
+
+def _cannot_listen(host: str, port: int, error: OSError) -> UsageError:
+    return UsageError(
+        f"cannot listen on {host} port {port}: {error.strerror}; choose another with --port"
+    )
 
 
 def _announce(config: ServeConfig, listener: socket.socket) -> None:
