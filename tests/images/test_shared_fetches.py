@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -149,6 +150,27 @@ def test_what_is_fetched_and_not_decoded_has_a_limit() -> None:
         errors = [outcome(image) for image in threads.map(loader.submit, refs)]
     assert errors.count("gone") == 15 and held == [0]
     assert 1 <= peak[0] <= 3
+
+
+def test_threads_that_wait_for_the_first_size_then_fetch_together() -> None:
+    together = threading.Barrier(3)
+
+    class Apart(Store):
+        def fetch(self, url: str) -> bytes:
+            data = super().fetch(url)
+            if sum(self.fetched.values()) > 1:
+                together.wait(WAIT_S)
+            return data
+
+    store = Apart()
+    store.open.clear()
+    fetches = SharedFetches(store, 2**20)
+    with ThreadPoolExecutor(4) as threads:
+        fetched = [threads.submit(fetches.fetch, url) for url in "abcd"]
+        assert store.begun.acquire(timeout=WAIT_S)
+        time.sleep(0.05)  # for the others to wait
+        store.open.set()
+        assert {future.result() for future in fetched} == {b"a", b"b", b"c", b"d"}
 
 
 def test_what_is_kept_has_a_limit() -> None:

@@ -25,11 +25,16 @@ class SizeBudget:
 
     def reserve(self, num_images: int) -> int:
         """Wait for room for so many images; the bytes that they are taken to have."""
-        size = int(num_images * self._mean)
         with self._changed:
+            # The mean anew each time: what the first images have is known to those that wait.
             self._changed.wait_for(
-                lambda: self._closed or self._used == 0 or self._used + size <= self._limit
+                lambda: (
+                    self._closed
+                    or self._used == 0
+                    or self._used + int(num_images * self._mean) <= self._limit
+                )
             )
+            size = int(num_images * self._mean)
             self._used += size
         return size
 
