@@ -152,25 +152,31 @@ def test_what_is_fetched_and_not_decoded_has_a_limit() -> None:
     assert 1 <= peak[0] <= 3
 
 
-def test_threads_that_wait_for_the_first_size_then_fetch_together() -> None:
+@pytest.mark.parametrize("first", [["a"], ["gone"] * 3])
+def test_after_the_first_files_are_fetched_together(first: list[str]) -> None:
+    """Also by threads that wait since before their sizes are known, or where none comes."""
     together = threading.Barrier(3)
 
     class Apart(Store):
         def fetch(self, url: str) -> bytes:
             data = super().fetch(url)
-            if sum(self.fetched.values()) > 1:
+            if url not in first:
                 together.wait(WAIT_S)
             return data
 
     store = Apart()
-    store.open.clear()
     fetches = SharedFetches(store, 2**20)
     with ThreadPoolExecutor(4) as threads:
-        fetched = [threads.submit(fetches.fetch, url) for url in "abcd"]
-        assert store.begun.acquire(timeout=WAIT_S)
-        time.sleep(0.05)  # for the others to wait
+        for url in first[1:]:
+            assert threads.submit(fetches.fetch, url).exception(WAIT_S)
+        store.open.clear()
+        threads.submit(fetches.fetch, first[0])
+        for _ in first:
+            assert store.begun.acquire(timeout=WAIT_S)
+        fetched = [threads.submit(fetches.fetch, url) for url in "bcd"]
+        time.sleep(0.05)  # for them to wait
         store.open.set()
-        assert {future.result() for future in fetched} == {b"a", b"b", b"c", b"d"}
+        assert {future.result(WAIT_S) for future in fetched} == {b"b", b"c", b"d"}
 
 
 def test_what_is_kept_has_a_limit() -> None:

@@ -53,6 +53,18 @@ class SizeBudget:
             self._used += sum(sizes) - reserved
             self._changed.notify_all()
 
+    def give_up(self, reserved: int) -> None:
+        """An image for which so many bytes are reserved does not come.
+
+        While no size is known half as many are reserved for the next: such images may take long,
+        and would be tried one by one.
+        """
+        with self._changed:
+            if not self._num_settled:
+                self._mean /= 2
+            self._used -= reserved
+            self._changed.notify_all()
+
     def release(self, size: int) -> None:
         """The engine has taken so many bytes."""
         if size:

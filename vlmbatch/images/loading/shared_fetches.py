@@ -127,7 +127,7 @@ class SharedFetches:
         try:
             data = self._fetcher.fetch(fetch.url)
         except BaseException as error:  # noqa: BLE001  raised again to whoever waits
-            self._budget.release(reserved)
+            self._budget.give_up(reserved)
             with self._lock:
                 if self._in_use.get(fetch.url) is fetch:
                     del self._in_use[fetch.url]
