@@ -6,7 +6,7 @@ import threading
 import time
 import weakref
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Self
 
 import pytest
@@ -36,6 +36,9 @@ class Store:
         if url == "gone":
             raise RowError(ErrorCode.IMAGE_MISSING, "gone")
         return url.encode()
+
+    def close(self) -> None:
+        self.open.set()
 
 
 class Decoder:
@@ -177,6 +180,21 @@ def test_after_the_first_files_are_fetched_together(first: list[str]) -> None:
         time.sleep(0.05)  # for them to wait
         store.open.set()
         assert {future.result(WAIT_S) for future in fetched} == {b"b", b"c", b"d"}
+
+
+def test_nothing_is_fetched_once_it_is_closed() -> None:
+    """Neither for threads that wait for room, nor for who asks later; what stalls is given up."""
+    store, decoder = Store(), Decoder()
+    store.open.clear()
+    loader = UrlLoader(decoder, SharedFetches(store, 2**20))
+    with ThreadPoolExecutor(2) as threads:
+        stalled, waiting = (threads.submit(loader.submit, ImageRef(url=url)) for url in "ab")
+        assert store.begun.acquire(timeout=WAIT_S)
+        loader.close()
+        assert outcome(stalled.result(WAIT_S)) == "a"
+        given_up = waiting.result(WAIT_S), loader.submit(ImageRef(url="c"))
+    assert all(isinstance(image.exception(WAIT_S), CancelledError) for image in given_up)
+    assert store.fetched.total() == 1
 
 
 def test_what_is_kept_has_a_limit() -> None:
