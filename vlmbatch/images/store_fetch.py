@@ -112,7 +112,7 @@ class StoreFetcher:
             content = asyncio.run_coroutine_threadsafe(coroutine, filesystem.loop)
             self._under_way.add(content)
         try:
-            return content.result(seconds)
+            return cast(bytes, content.result(seconds))
         except TimeoutError as error:
             content.cancel()
             raise TimeoutError(f"took longer than {seconds:g} seconds") from error
