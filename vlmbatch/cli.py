@@ -11,6 +11,7 @@ import logging
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -124,23 +125,39 @@ def _main(args: Sequence[str] | None) -> int:
     except VlmbatchError as error:
         log.logger.error("%s", error, exc_info=logging.root.isEnabledFor(logging.DEBUG))
         return error.exit_status
+    except typer.Abort as error:  # Typer's, of an EOFError
+        return _internal(error.__cause__ or error)
     except BaseException as error:
         if isinstance(error, SystemExit) and _is_of_typer(error):  # it has shown completions
             raise
         if is_shortage(error):
             log.logger.error("%s: free some of it or raise the limit, then run again", error)
             return status_of(error)
-        verbose = log.logger.isEnabledFor(logging.DEBUG)
+        return _internal(error)
+    return exit_status if isinstance(exit_status, int) else 0
+
+
+def _internal(error: BaseException) -> int:
+    """Tell of an error that no user has caused; the exit status."""
+    verbose = log.logger.isEnabledFor(logging.DEBUG)
+    if isinstance(error, EOFError) and str(error).startswith("marshal data"):
+        # Python keeps what it could write of a module that it has compiled.
         log.logger.error(
-            "internal error: %s: %s\nThis is a bug in vlmbatch. Please report it with the output "
-            "of `vlmbatch doctor` and the traceback%s.",
-            type(error).__name__,
-            error,
-            "" if verbose else " that -v prints",
-            exc_info=verbose,
+            "a compiled module (.pyc) was cut short, as on a full disk: remove the folders called "
+            "__pycache__ below %s, or install again",
+            Path(__file__).parents[1],
+            exc_info=verbose and error,
         )
         return status_of(error)
-    return exit_status if isinstance(exit_status, int) else 0
+    log.logger.error(
+        "internal error: %s: %s\nThis is a bug in vlmbatch. Please report it with the output "
+        "of `vlmbatch doctor` and the traceback%s.",
+        type(error).__name__,
+        error,
+        "" if verbose else " that -v prints",
+        exc_info=verbose and error,
+    )
+    return status_of(error)
 
 
 def _collect_less() -> None:

@@ -26,6 +26,8 @@ RUN = ("run", "m.jsonl", "-m", "x", "-o", "out.parquet")
         ("disk_full", 74, "error: cannot write out.parquet: No space left on device\n"),
         ("no_files", 74, "error: [Errno 24] Too many open files: 'a.txt': free some"),
         ("bug", 70, "error: internal error: KeyError: 'planted'\n"),
+        ("end_of_file", 70, "error: internal error: EOFError: planted\n"),
+        ("cut_module", 70, "error: a compiled module (.pyc) was cut short, as on a full disk"),
     ],
 )
 def test_status_of_a_run(job: Run, behaviour: str, status: int, message: str) -> None:

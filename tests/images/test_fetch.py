@@ -366,9 +366,19 @@ class Noted:
         self.closed = True
 
 
+class OfTheWeb:
+    """Fetches with no store beside it."""
+
+    def __init__(self) -> None:
+        self.fetch = fetcher().fetch
+
+    def close(self) -> None:
+        pass
+
+
 def test_a_loader_gets_the_bytes_and_other_images_as_they_are(url):
     noted = Noted()
-    loader = UrlLoader(noted, SharedFetches(fetcher(), 2**20))
+    loader = UrlLoader(noted, SharedFetches(OfTheWeb(), 2**20))
     loader.submit(ImageRef("a.png"))
     place = url("image")
     small = ImageResolution(max_pixels=1000)

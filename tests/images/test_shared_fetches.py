@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 import weakref
 from collections import Counter
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Self
 
 import pytest
@@ -35,6 +36,9 @@ class Store:
         if url == "gone":
             raise RowError(ErrorCode.IMAGE_MISSING, "gone")
         return url.encode()
+
+    def close(self) -> None:
+        self.open.set()
 
 
 class Decoder:
@@ -149,6 +153,48 @@ def test_what_is_fetched_and_not_decoded_has_a_limit() -> None:
         errors = [outcome(image) for image in threads.map(loader.submit, refs)]
     assert errors.count("gone") == 15 and held == [0]
     assert 1 <= peak[0] <= 3
+
+
+@pytest.mark.parametrize("first", [["a"], ["gone"] * 3])
+def test_after_the_first_files_are_fetched_together(first: list[str]) -> None:
+    """Also by threads that wait since before their sizes are known, or where none comes."""
+    together = threading.Barrier(3)
+
+    class Apart(Store):
+        def fetch(self, url: str) -> bytes:
+            data = super().fetch(url)
+            if url not in first:
+                together.wait(WAIT_S)
+            return data
+
+    store = Apart()
+    fetches = SharedFetches(store, 2**20)
+    with ThreadPoolExecutor(4) as threads:
+        for url in first[1:]:
+            assert threads.submit(fetches.fetch, url).exception(WAIT_S)
+        store.open.clear()
+        threads.submit(fetches.fetch, first[0])
+        for _ in first:
+            assert store.begun.acquire(timeout=WAIT_S)
+        fetched = [threads.submit(fetches.fetch, url) for url in "bcd"]
+        time.sleep(0.05)  # for them to wait
+        store.open.set()
+        assert {future.result(WAIT_S) for future in fetched} == {b"b", b"c", b"d"}
+
+
+def test_nothing_is_fetched_once_it_is_closed() -> None:
+    """Neither for threads that wait for room, nor for who asks later; what stalls is given up."""
+    store, decoder = Store(), Decoder()
+    store.open.clear()
+    loader = UrlLoader(decoder, SharedFetches(store, 2**20))
+    with ThreadPoolExecutor(2) as threads:
+        stalled, waiting = (threads.submit(loader.submit, ImageRef(url=url)) for url in "ab")
+        assert store.begun.acquire(timeout=WAIT_S)
+        loader.close()
+        assert outcome(stalled.result(WAIT_S)) == "a"
+        given_up = waiting.result(WAIT_S), loader.submit(ImageRef(url="c"))
+    assert all(isinstance(image.exception(WAIT_S), CancelledError) for image in given_up)
+    assert store.fetched.total() == 1
 
 
 def test_what_is_kept_has_a_limit() -> None:

@@ -122,7 +122,7 @@ class TestBadInputs:
         assert [store.requests.count(f"GET bucket/{name}.png") for name in "ab"] == [1, 1]
         assert call(["plan", *command, "--json"]) == 1
         plan = json.loads(capfd.readouterr().out)
-        assert plan["unknown"] == 0
+        assert (plan["unknown"], plan["distinct_images"]) == (0, 2)
         assert plan["prompt_tokens"] == sum(row["prompt_tokens"] or 0 for row in rows)
 
     def test_all_images_are_forbidden(self, run: Any, capfd: pytest.CaptureFixture[str]) -> None:

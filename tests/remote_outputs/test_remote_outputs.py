@@ -66,6 +66,11 @@ def test_something_else_is_left_alone(
     job = new_job(kind)
     with pytest.raises(UsageError, match="exists, and no run on it is known: add --overwrite"):
         job()
+    with (
+        pytest.raises(UsageError, match="no run on it is known: give the output of a run"),
+        local_copy(job.remote.url, RunStats()),
+    ):
+        pass
     assert job.computed == 0 and outputs(s3, bucket) == {FIRST[kind]: b"precious"}
     job(overwrite=True)
     assert is_whole(s3, bucket, kind, job)

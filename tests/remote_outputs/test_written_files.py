@@ -77,6 +77,8 @@ def test_a_page(
     output, url = tmp_path / "out.parquet", f"s3://{bucket}/page.html"
     pq.write_table(RESULT_SCHEMA.empty_table(), output)
     report = ["report", output, "-o", url]
+    assert call([*report[:-1], f"s3://{bucket}.html"]) == 2
+    assert f"page s3://{bucket}.html names a bucket: give a file in it" in capfd.readouterr().err
     assert call(report) == 0
     page = s3.read(bucket, "page.html")
     assert page.startswith(b"<!doctype html>") and s3.keys(bucket) == {"page.html": len(page)}

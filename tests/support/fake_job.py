@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import marshal
 import os
 import sys
 import time
@@ -61,6 +62,14 @@ def no_files(config: JobConfig, stats: RunStats) -> None:
 
 def bug(config: JobConfig, stats: RunStats) -> None:
     raise KeyError("planted")
+
+
+def end_of_file(config: JobConfig, stats: RunStats) -> None:
+    raise EOFError("planted")
+
+
+def cut_module(config: JobConfig, stats: RunStats) -> None:
+    marshal.loads(marshal.dumps(compile("0", "a.py", "exec"))[:-9])
 
 
 def slow(config: JobConfig, stats: RunStats) -> None:

@@ -73,9 +73,11 @@ def check_object(what: str, url: str, example: str) -> RemotePath:
     object_scheme(what, url, example)
     if url.endswith("/"):
         raise UsageError(f"{what} {url} names a folder: give a file, as in {example}")
-    from vlmbatch.remote.puts import allow_slow_puts, check_writable
+    from vlmbatch.remote.puts import BUCKET_SCHEMES, allow_slow_puts, check_writable
 
     place = open_filesystem(url)
+    if place.scheme in BUCKET_SCHEMES and "/" not in place.path.strip("/"):
+        raise UsageError(f"{what} {url} names a bucket: give a file in it, as in {example}")
     allow_slow_puts(place)
     check_writable(place)
     return place

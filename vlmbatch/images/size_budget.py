@@ -25,11 +25,16 @@ class SizeBudget:
 
     def reserve(self, num_images: int) -> int:
         """Wait for room for so many images; the bytes that they are taken to have."""
-        size = int(num_images * self._mean)
         with self._changed:
+            # The mean anew each time: what the first images have is known to those that wait.
             self._changed.wait_for(
-                lambda: self._closed or self._used == 0 or self._used + size <= self._limit
+                lambda: (
+                    self._closed
+                    or self._used == 0
+                    or self._used + int(num_images * self._mean) <= self._limit
+                )
             )
+            size = int(num_images * self._mean)
             self._used += size
         return size
 
@@ -46,6 +51,18 @@ class SizeBudget:
                 share = 1 / min(self._num_settled, _MEMORY_IMAGES)
                 self._mean += share * (size - self._mean)
             self._used += sum(sizes) - reserved
+            self._changed.notify_all()
+
+    def give_up(self, reserved: int) -> None:
+        """An image for which so many bytes are reserved does not come.
+
+        While no size is known half as many are reserved for the next: such images may take long,
+        and would be tried one by one.
+        """
+        with self._changed:
+            if not self._num_settled:
+                self._mean /= 2
+            self._used -= reserved
             self._changed.notify_all()
 
     def release(self, size: int) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, cast
 
@@ -36,6 +38,8 @@ class StoreFetcher:
         self._limits = limits
         self._lock = threading.Lock()
         self._buckets: dict[str, RemotePath] = {}
+        self._under_way: set[Future[bytes]] = set()
+        self._closed = False
 
     def fetch(self, url: str) -> bytes:
         """The content at ``url``; waits for it.
@@ -54,6 +58,14 @@ class StoreFetcher:
             data = self._content(place, num_bytes)
             size = len(data) if len(data) < num_bytes else object_info(place)["size"]
         return self._checked(url, data, size)
+
+    def close(self) -> None:
+        """Give up what is under way where the library can be told to: it raises CancelledError."""
+        with self._lock:
+            self._closed = True
+            under_way = list(self._under_way)
+        for content in under_way:
+            content.cancel()
 
     def _checked(self, url: str, data: bytes, size: int) -> bytes:
         if size > self._limits.max_bytes:
@@ -92,16 +104,21 @@ class StoreFetcher:
             raise
 
     def _within_time(self, filesystem: AsyncFileSystem, path: str, end: int) -> bytes:
-        from fsspec.asyn import sync
-
         seconds = self._limits.timeout_s
+        with self._lock:
+            if self._closed:
+                raise CancelledError
+            coroutine = filesystem._cat_file(path, start=0, end=end)
+            content = asyncio.run_coroutine_threadsafe(coroutine, filesystem.loop)
+            self._under_way.add(content)
         try:
-            found = sync(
-                *(filesystem.loop, filesystem._cat_file, path), start=0, end=end, timeout=seconds
-            )
+            return cast(bytes, content.result(seconds))
         except TimeoutError as error:
+            content.cancel()
             raise TimeoutError(f"took longer than {seconds:g} seconds") from error
-        return cast(bytes, found)
+        finally:
+            with self._lock:
+                self._under_way.discard(content)
 
 
 @contextmanager

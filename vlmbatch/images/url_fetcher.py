@@ -38,6 +38,11 @@ class UrlFetcher:
         fetcher = self._web if scheme_of(url) is None else self._stores
         return fetcher.fetch_start(url, num_bytes)
 
+    def close(self) -> None:
+        """See ``StoreFetcher``. A web host has little time anyway."""
+        if "_stores" in self.__dict__:
+            self._stores.close()
+
     @cached_property
     def _web(self) -> ImageFetcher:
         from vlmbatch.images.fetch import FetchLimits, ImageFetcher

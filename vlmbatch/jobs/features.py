@@ -100,6 +100,7 @@ def write_features(
             images = SharedLoader(images, memory)
         dtype = resolve_dtype(config.engine.dtype, inputs.model, device)
         namer = ImageNamer(config, inputs, folder, images, str(dtype))
+        stack.callback(namer.close)
         lacks_prompts = False
         stats.stage = "computing features"
         stats.work_started = time.monotonic()

@@ -53,6 +53,10 @@ class ImageNamer:
         """What has become of each of the row's images, in order. Thread-safe."""
         return [self._named(ref) for ref in row.images]
 
+    def close(self) -> None:
+        """Give up what is being fetched: ``name`` raises CancelledError."""
+        self._fetches.close()
+
     def _named(self, ref: ImageRef) -> Outcome:
         try:
             context = self._context(ref)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -57,8 +58,9 @@ class PlannedRows:
         flops = shared = 0
         for place, (ref, grid) in enumerate(zip(row.images, size.grids, strict=True)):
             self.tokens_of_images.add(grid.num_tokens)
-            # By path, as a run tells images apart before it reads them; embedded ones by content.
-            key = hash((ref.path if ref.data is None else None, ref.data, ref.resolution))
+            # By path or URL, as a run tells images apart before it reads them; embedded ones by
+            # content.
+            key = hash(ref if ref.data is None else replace(ref, path=None))
             if key in self._seen:
                 shared += grid.num_tokens if place == 0 else 0  # a prefix of both prompts
             else:

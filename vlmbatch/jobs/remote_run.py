@@ -21,7 +21,7 @@ from vlmbatch.output.remote.part_objects import (
     parts_in,
 )
 from vlmbatch.output.remote.staging import Staging
-from vlmbatch.output.remote.target import Found, Target, unknown_output
+from vlmbatch.output.remote.target import Found, Target, UnknownOutputError, unknown_output
 from vlmbatch.output.work_folder import is_output_of
 from vlmbatch.remote.filesystem import RemoteError
 from vlmbatch.remote.puts import put_patiently
@@ -123,7 +123,13 @@ def fetch_output(remote: RemoteDestination, stats: RunStats) -> None:
     found = target.look()
     if not found:
         raise UsageError(f"{remote.url} does not exist: give the output of a run")
-    _fetch(target, found, remote.local.path, stats)
+    try:
+        _fetch(target, found, remote.local.path, stats)
+    except UnknownOutputError as error:
+        raise UsageError(
+            f"{remote.url}: no run on it is known: give the output of a run, with the folder "
+            "_vlmbatch that was put besides"
+        ) from error
 
 
 def _fetch(target: Target, found: Found, output: Path, stats: RunStats) -> None:

@@ -20,6 +20,8 @@ from vlmbatch.remote.versions import ChangedError, Sent, changed, version_of
 if TYPE_CHECKING:
     from fsspec.callbacks import Callback
 
+# Of stores in which nothing lies beside the buckets.
+BUCKET_SCHEMES = (*S3_SCHEMES, *GS_SCHEMES, *AZ_SCHEMES)
 _PUT_SECONDS = 300
 PAUSES_S = (2, 10, 30, 60, 120)  # after attempts to put that have failed
 

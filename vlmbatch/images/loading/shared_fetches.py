@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -22,6 +22,10 @@ class Fetcher(Protocol):
 
     def fetch(self, url: str) -> bytes:
         """The image's file; waits for it. Raises RowError."""
+        ...
+
+    def close(self) -> None:
+        """Give up what may take long: who waits for it gets a CancelledError."""
         ...
 
 
@@ -63,6 +67,7 @@ class SharedFetches:
         in_use = max_bytes - kept_bytes
         # One is fetched to know what size to expect.
         self._budget = SizeBudget(in_use, in_use)
+        self._closed = False
         self._lock = threading.Lock()
         self._in_use: dict[str, Fetch] = {}
         self._kept: RecentImages[str, _Kept] = RecentImages(
@@ -102,8 +107,10 @@ class SharedFetches:
         self._budget.release(fetch.num_bytes)
 
     def close(self) -> None:
-        """Nobody waits for room any more."""
+        """Nobody waits for room any more, and nothing is fetched: CancelledError for all."""
+        self._closed = True
         self._budget.close()
+        self._fetcher.close()
 
     def _at_hand(self, url: str) -> Fetch | None:
         found = self._in_use.get(url)
@@ -125,9 +132,11 @@ class SharedFetches:
     def _run(self, fetch: Fetch) -> None:
         reserved = self._budget.reserve(1)
         try:
+            if self._closed:
+                raise CancelledError
             data = self._fetcher.fetch(fetch.url)
         except BaseException as error:  # noqa: BLE001  raised again to whoever waits
-            self._budget.release(reserved)
+            self._budget.give_up(reserved)
             with self._lock:
                 if self._in_use.get(fetch.url) is fetch:
                     del self._in_use[fetch.url]

@@ -85,9 +85,13 @@ class Target(Protocol):
         ...
 
 
-def unknown_output(url: str) -> UsageError:
+class UnknownOutputError(UsageError):
+    """What is in an output's place is of no known run; told to who would write there."""
+
+
+def unknown_output(url: str) -> UnknownOutputError:
     """What the user reads when something is in an output's place that is of no known run."""
-    return UsageError(
+    return UnknownOutputError(
         f"output {url} exists, and no run on it is known: add --overwrite to replace it, or choose "
         "another name"
     )
