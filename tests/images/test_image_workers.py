@@ -53,6 +53,18 @@ def test_a_limit_beyond_what_the_system_counts(tmp_path: Path) -> None:
         assert isinstance(outcome(workers, ImageRef(str(tmp_path / "a.png"))), PixelImage)
 
 
+def test_whoever_waits_for_images_is_told_on_one_thread(open_workers: Open) -> None:
+    """However many workers decode them."""
+    workers = open_workers(num_workers=3)
+    threads: list[str] = []
+    photos = sorted(PHOTOS.glob("*.jpg"))
+    for path in photos:  # before any worker is up
+        future = workers.submit(ImageRef(str(path)))
+        future.add_done_callback(lambda _: threads.append(threading.current_thread().name))
+    wait_until(lambda: len(threads) == len(photos))
+    assert set(threads) == {"image-futures"}
+
+
 def decoded(loader: ImageLoader, ref: ImageRef) -> PixelImage:
     image = loader.submit(ref).result()
     assert isinstance(image, PixelImage)
