@@ -1,23 +1,11 @@
-"""Keys and values in e4m3 on the CPU: the twins, and the Triton kernels in Triton's interpreter.
-
-The interpreter does not round to e4m3 as a GPU does (see test_quantized_rows): what kernels write
-there is stored as float16.
-"""
+"""Keys and values in e4m3 on the CPU: the twins. For the kernels see test_triton_interpreted."""
 
 from __future__ import annotations
-
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from importlib.util import find_spec
-from typing import Any
 
 import pytest
 import torch
 from fp8_kv_cases import (
     READS,
-    check_project_qkv,
-    check_read,
-    check_rotary,
     quantized,
     random_scales,
 )
@@ -28,18 +16,6 @@ from vlmbatch_kernels.paged_heads import read_heads, write_heads
 from vlmbatch_kernels.qkv_linear import project_qkv
 from vlmbatch_kernels.quantized_rows import E4M3
 from vlmbatch_kernels.rotary import rotary_and_cache
-
-needs_triton = pytest.mark.skipif(
-    find_spec("triton") is None, reason="needs triton (pip install triton, on Linux)"
-)
-
-INTERPRETED = [
-    "paged_attention-chunks-gqa-24",
-    "paged_attention-softcap",
-    "paged_decode-gqa-24",
-    "paged_decode-pages-of-16",
-    "shared_decode-gqa-24",
-]
 
 
 @given(st.integers(-20, 20), st.sampled_from([torch.float32, torch.bfloat16, torch.float16]))
@@ -103,36 +79,3 @@ def test_twins_read_what_the_numbers_stand_for(name: str) -> None:
     caches = [quantized(*each) for each in zip((keys, values), scales, strict=True)]
     dense = [read_heads(*each, torch.float32) for each in zip(caches, scales, strict=True)]
     torch.testing.assert_close(twin(query, *caches, *rest, scales), twin(query, *dense, *rest))
-
-
-@needs_triton
-@pytest.mark.parametrize("name", INTERPRETED)
-def test_kernels_that_read(interpreter: ProcessPoolExecutor, name: str) -> None:
-    interpreter.submit(check_read, name, torch.float16, "cpu").result()
-
-
-@needs_triton
-@pytest.mark.parametrize(
-    ("name", "factor"),
-    [("paged_attention-pages-of-16", 2.0**60), ("shared_decode-pages-of-16", 2.0**-60)],
-)
-def test_kernels_that_read_in_bfloat16(
-    interpreter: ProcessPoolExecutor, name: str, factor: float
-) -> None:
-    """Queries become float16, whose range is less; the interpreter cuts the results off."""
-    interpreter.submit(check_read, name, torch.bfloat16, "cpu", factor, times=4).result()
-
-
-@needs_triton
-@pytest.mark.parametrize("name", ["mqa-24", "norms-24"])
-def test_rotary_kernel(interpreter: ProcessPoolExecutor, name: str) -> None:
-    interpreter.submit(check_rotary, name, torch.float16, "cpu", torch.float16).result()
-
-
-@needs_triton
-@pytest.mark.parametrize("norms", [False, True])
-def test_fused_projection(interpreter: ProcessPoolExecutor, norms: bool) -> None:
-    tiles: dict[str, Any] = {"block": (64, 32), "group": 2, "stages": 1, "num_warps": 4}
-    sizes = (70, 72, 6, 2)
-    case = (sizes, 16, torch.float16, "cpu", torch.float16, not norms, norms)
-    interpreter.submit(partial(check_project_qkv, *case, **tiles)).result()

@@ -1,31 +1,16 @@
-"""e4m3 on the CPU: what the twins compute, and the Triton kernels in Triton's interpreter.
-
-The interpreter loses the carry of numbers that round up to a power of two in e4m3 (31.5 becomes
-16), so that its kernels store float16. On a GPU see tests/gpu.
-"""
+"""e4m3 on the CPU: what the twins compute. For the kernels see test_triton_interpreted."""
 
 from __future__ import annotations
-
-from concurrent.futures import ProcessPoolExecutor
-from importlib.util import find_spec
 
 import pytest
 import torch
 from fp8_cases import (
-    KERNELS,
-    SIZES,
-    check_block_linear,
-    check_quantized_rows,
     make_block_weight,
 )
 from hypothesis import given
 from hypothesis import strategies as st
 from vlmbatch_kernels.fp8_linear import block_linear, channel_linear, dequantize, multiplies
 from vlmbatch_kernels.quantized_rows import quantize_rows, silu_and_mul_quantized
-
-needs_triton = pytest.mark.skipif(
-    find_spec("triton") is None, reason="needs triton (pip install triton, on Linux)"
-)
 
 
 @given(
@@ -98,22 +83,3 @@ def test_the_last_blocks_may_be_smaller() -> None:
     assert torch.equal(got[:128, 128:], values[:128, 128:].float() * 2)
     assert torch.equal(got[128:, :128], values[128:, :128].float() * 4)
     assert torch.equal(got[128:, 128:], values[128:, 128:].float() * 8)
-
-
-@needs_triton
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", KERNELS)
-def test_kernels(
-    interpreter: ProcessPoolExecutor, name: str, size: tuple[int, int, int | None]
-) -> None:
-    case = (name, size, torch.float16, "cpu")
-    interpreter.submit(check_quantized_rows, *case, torch.float16).result()
-
-
-@needs_triton
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("shape", [(1, 128, 256), (37, 256, 384), (130, 384, 128)])
-def test_block_kernel(
-    interpreter: ProcessPoolExecutor, shape: tuple[int, int, int], bias: bool
-) -> None:
-    interpreter.submit(check_block_linear, shape, bias, torch.float16, "cpu").result()

@@ -1,17 +1,12 @@
-"""Decoding over shared prefixes: the twin against plain decoding, Triton against the twin."""
+"""Decoding over shared prefixes: the twin against plain decoding."""
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor
-from importlib.util import find_spec
-
 import pytest
 import torch
-from shared_cases import MIXED, SEVENTEEN, SHARED_CASES, check_shared, make_shared, prefix_slots
+from shared_cases import MIXED, SEVENTEEN, make_shared, prefix_slots
 from vlmbatch_kernels.paged_decode import paged_decode
 from vlmbatch_kernels.shared_decode import shared_decode
-
-ON_GPUS = {"mha-64", "mha-128"}  # which differ from "gqa-64" in their numbers of heads alone
 
 
 @pytest.mark.parametrize("page_size", [16, 256])
@@ -30,9 +25,3 @@ def test_rows_with_copies_of_a_prefix_attend_as_by_themselves(
     want = paged_decode(query, keys, values, table, seqlens_k, layout, scores)
     got = shared_decode(query, keys, values, table, seqlens_k, lens, rows, layout, scores)
     torch.testing.assert_close(got, want)
-
-
-@pytest.mark.skipif(find_spec("triton") is None, reason="needs triton (pip install triton)")
-@pytest.mark.parametrize("name", [name for name in SHARED_CASES if name not in ON_GPUS])
-def test_error_is_at_most_twice_torchs(interpreter: ProcessPoolExecutor, name: str) -> None:
-    interpreter.submit(check_shared, name, torch.float16, "cpu").result()
