@@ -43,6 +43,7 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     atexit.register(gc.unfreeze)  # what binds Triton tells of all that is left at exit, as of leaks
     gc.enable()
+    gc.set_threshold(50_000, 20, 100)  # tests make much that lives no longer than they do
 
 
 @pytest.fixture(scope="session")

@@ -19,7 +19,7 @@ from vlmbatch.engine.outputs import TokenOutput
 from vlmbatch.models.family import load_model_config
 from vlmbatch.types import ImageGrid, ImageSpan, PixelImage, Request, TokenLogprob
 
-MAX_TOKENS = 16
+MAX_TOKENS = 10
 COMBINATIONS = [
     (kind, tower) for kind in ("llama", "mistral", "qwen2") for tower in ("clip", "siglip")
 ]
