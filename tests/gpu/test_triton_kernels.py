@@ -112,10 +112,8 @@ def test_mask_tokens(vocab: int) -> None:
 
 
 def test_resample() -> None:
-    check_resample(
-        [(301, 970, 333, 19), (448, 97, 203, 7), (97, 448, 33, 15), (1, 5, 1, 5), (30, 40, 64, 4)],
-        "cuda",
-    )
+    shapes = [(301, 970, 333, 19), (448, 97, 203, 7), (97, 448, 33, 15), (1, 5, 1, 5)]
+    check_resample(shapes, "cuda")
 
 
 @pytest.mark.parametrize("backend_name", ["flash-attn", "triton", "torch"])

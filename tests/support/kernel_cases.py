@@ -344,7 +344,6 @@ def check_resample(shapes: Sequence[tuple[int, int, int, int]], device: str) -> 
 
     Lines along memory and across it; parts of larger images, and what lies beyond their ends.
     """
-    from vlmbatch_kernels import resample_triton
     from vlmbatch_kernels.resample import Lines, resample
 
     made: list[Tensor] = []
@@ -368,29 +367,33 @@ def check_resample(shapes: Sequence[tuple[int, int, int, int]], device: str) -> 
     weights = torch.cat(made).to(device)
     outs = [each.out for pair in zip(*passes, strict=True) for each in pair]
     torch_form: Any = resample
-    launches: list[Any] = []
-    kernel = resample_triton._resample
-    resample_triton._resample = _Counted(kernel, launches)
-    try:
-        for form, num_launches in ((torch_form.__wrapped__, 0), (triton_form(resample), 2)):
-            for out in outs:
-                out.zero_()
+    for form, num_launches in ((torch_form.__wrapped__, 0), (triton_form(resample), 2)):
+        for out in outs:
+            out.zero_()
+        with count_resample_launches() as grids:
             form(weights, passes)
-            assert all(map(torch.equal, (out.cpu() for out in outs), expected))
-            assert len(launches) == num_launches
+        assert len(grids) == num_launches
+        assert all(map(torch.equal, (out.cpu() for out in outs), expected))
+
+
+@contextmanager
+def count_resample_launches() -> Iterator[list[tuple[int, int, int]]]:
+    """The grids that the kernel is launched on meanwhile."""
+    from vlmbatch_kernels import resample_triton
+
+    grids: list[tuple[int, int, int]] = []
+    kernel = resample_triton._resample
+
+    class Counted:
+        def __getitem__(self, grid: tuple[int, int, int]) -> Any:
+            grids.append(grid)
+            return kernel[grid]
+
+    resample_triton._resample = Counted()
+    try:
+        yield grids
     finally:
         resample_triton._resample = kernel
-
-
-class _Counted:
-    """A kernel that keeps the grids that it is launched on."""
-
-    def __init__(self, kernel: Any, launches: list[Any]) -> None:
-        self._kernel, self._launches = kernel, launches
-
-    def __getitem__(self, grid: Any) -> Any:
-        self._launches.append(grid)
-        return self._kernel[grid]
 
 
 def _resampled(
