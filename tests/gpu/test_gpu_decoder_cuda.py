@@ -19,6 +19,8 @@ from encoding import encoded
 from image_processors import PROCESSORS
 from kernel_cases import count_resample_launches
 from PIL import Image, ImageFilter
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from vlmbatch.bench.photos import make_photo
 from vlmbatch.config import ImageLimits
@@ -180,6 +182,20 @@ def test_images_made_together_are_those_made_alone(decoder: NvJpegDecoder) -> No
         expected = resized(index, theirs[index])
         assert differences(ours, expected).max() == 0
         assert differences(by_itself, expected).max() == 0
+
+
+def test_a_batch_costs_two_kernels_beside_nvjpegs(decoder: NvJpegDecoder) -> None:
+    """Turned or not; all else that is asked of the GPU are copies."""
+    files = [picture((640 + 16 * index, 480), 1 + index) for index in range(8)]
+    decoded(decoder, *files)  # so that there is memory
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        resized = [LLAVA.resize(image) for image in decoded(decoder, *files)]
+        decoder.make([image for each in resized for image in each.images])
+        for each in resized:
+            LLAVA.finish(each)
+    names = [each.name for each in profiler.events() if each.device_type == DeviceType.CUDA]
+    assert sum("_resample" in name for name in names) == 2
+    assert [name for name in names if "at::native" in name] == []  # torch's own kernels
 
 
 @pytest.fixture(scope="module")

@@ -149,7 +149,7 @@ class _Weights:
         self._length = 0
 
     def lines(self, pixels: Tensor, out: Tensor, axis: Axis, color: tuple[int, int, int]) -> Lines:
-        weights = _weights(axis)
+        weights = _axis_weights(axis)
         if axis not in self._starts:
             self._starts[axis] = self._length
             self._arrays.append(weights.reshape(-1))
@@ -165,7 +165,7 @@ class _Weights:
 
 
 @lru_cache(maxsize=128)  # photos of many cameras, and of the web
-def _weights(axis: Axis) -> NDArray[np.int32]:
+def _axis_weights(axis: Axis) -> NDArray[np.int32]:
     """(1 + taps, count): first places among the stored pixels and shares, as ``Lines`` has them."""
     found = shares_of(*axis.span, axis.resample)
     first, shares = found.first - axis.offset, found.shares
