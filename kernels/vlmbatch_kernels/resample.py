@@ -1,8 +1,13 @@
-"""Lines of pixels resized by a filter, in whole numbers as Pillow computes."""
+"""Lines of pixels resized by a filter, of many images at once, in whole numbers as Pillow computes.
+
+L: lines, N: pixels of a line, C: pixels of a resized line, T: pixels that one of these is made of.
+"""
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from vlmbatch_kernels.dispatch import triton_on_gpu
@@ -11,25 +16,42 @@ from vlmbatch_kernels.dispatch import triton_on_gpu
 SHARE_BITS = 22
 
 
-@triton_on_gpu
-def resample(
-    pixels: Tensor, first: Tensor, shares: Tensor, out: Tensor, color: Tensor | None = None
-) -> Tensor:
-    """Make ``count`` pixels of each line; ``out`` is filled and returned.
+@dataclass(frozen=True, slots=True)
+class Lines:
+    """The lines of an image, which are to be resized alike.
 
-    ``pixels``: (channels, lines, length) uint8, with any strides. Pixel i of a resized line is the
-    sum of those from ``first[i]`` on, each times its of ``shares[i]``, rounded half up and bounded.
-    ``first``: (count,) int32; ``shares``: (count, taps) int32, ``2**SHARE_BITS`` of which are 1.
-    ``color``: (channels,) int32, of what lies before and behind a line; without it shares of that
-    must be 0. ``out``: (channels, lines, count) uint8, with any strides.
+    ``pixels``: (3, L, N) uint8, ``out``: (3, L, C) uint8, both with any strides. ``weights``: where
+    among all weights theirs begin, (C,) first places and then (T, C) shares; ``taps``: T.
+    ``color``: of what lies before and behind a line.
     """
-    length = pixels.shape[2]
-    total = torch.full(out.shape, 1 << (SHARE_BITS - 1), dtype=torch.int32, device=out.device)
-    for tap in range(shares.shape[1]):
-        place = first + tap
-        values = pixels.index_select(2, place.clamp(0, length - 1)).int()
-        if color is not None:
-            beyond = (place < 0) | (place >= length)
-            values = torch.where(beyond, color[:, None, None], values)
-        total += values * shares[:, tap]
-    return out.copy_((total >> SHARE_BITS).clamp_(0, 255))
+
+    pixels: Tensor
+    out: Tensor
+    weights: int
+    taps: int
+    color: tuple[int, int, int] = (0, 0, 0)
+
+
+@triton_on_gpu
+def resample(weights: Tensor, passes: Sequence[Sequence[Lines]]) -> None:
+    """Fill ``out`` of all lines, of which a pass may read what the passes before it wrote.
+
+    Pixel i of a resized line is the sum of those from its first place on, each times its share,
+    rounded half up and bounded. ``weights``: (any,) int32; ``2**SHARE_BITS`` of a share are 1.
+    """
+    for lines in passes:
+        for each in lines:
+            _resample(weights, each)
+
+
+def _resample(weights: Tensor, lines: Lines) -> None:
+    length, count = lines.pixels.shape[2], lines.out.shape[2]
+    own = weights[lines.weights :][: (1 + lines.taps) * count].view(1 + lines.taps, count)
+    color = own.new_tensor(lines.color)[:, None, None]
+    total = own.new_full(lines.out.shape, 1 << (SHARE_BITS - 1))
+    for tap in range(lines.taps):
+        place = own[0] + tap
+        values = lines.pixels.index_select(2, place.clamp(0, length - 1)).int()
+        beyond = (place < 0) | (place >= length)
+        total += values.where(~beyond, color) * own[1 + tap]
+    lines.out.copy_((total >> SHARE_BITS).clamp_(0, 255))

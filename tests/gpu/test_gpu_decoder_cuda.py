@@ -17,7 +17,10 @@ import pytest
 import torch
 from encoding import encoded
 from image_processors import PROCESSORS
+from kernel_cases import count_resample_launches
 from PIL import Image, ImageFilter
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from vlmbatch.bench.photos import make_photo
 from vlmbatch.config import ImageLimits
@@ -156,6 +159,43 @@ def test_batches_change_nothing(decoder: NvJpegDecoder) -> None:
     for _ in range(3):
         together = [image.pixels for image in decoded(decoder, *files)]
         assert all(map(torch.equal, together, alone))
+
+
+def test_images_made_together_are_those_made_alone(decoder: NvJpegDecoder) -> None:
+    """Pillow's of the same pixels: two kernels for all of them, and two for what is made first."""
+    sizes = [(640, 480), (1001, 750), (64, 900), (2000, 1500), (480, 640)]
+    files = [picture(size, 1 + index % 8) for index, size in enumerate(sizes * 4)]
+    images = decoded(decoder, *files)
+    theirs = [Image.fromarray(np.asarray(each)) for each in images]
+
+    def resized(index: int, image: Any) -> Any:
+        if index % 3 == 0:
+            image = image.resize((300, 200), CUBIC)
+        box = (1.5, 0.25, image.width - 2.25, image.height - 0.5) if index % 3 == 1 else None
+        return image.resize((37 + 16 * index, 336 - 9 * index), CUBIC, box)
+
+    together, alone = ([resized(*each) for each in enumerate(images)] for _ in range(2))
+    with count_resample_launches() as grids:
+        decoder.make(together)
+    assert [grid[2] for grid in grids] == [20, 20, 7, 7]
+    for index, (ours, by_itself) in enumerate(zip(together, alone, strict=True)):
+        expected = resized(index, theirs[index])
+        assert differences(ours, expected).max() == 0
+        assert differences(by_itself, expected).max() == 0
+
+
+def test_a_batch_costs_two_kernels_beside_nvjpegs(decoder: NvJpegDecoder) -> None:
+    """Turned or not; all else that is asked of the GPU are copies."""
+    files = [picture((640 + 16 * index, 480), 1 + index) for index in range(8)]
+    decoded(decoder, *files)  # so that there is memory
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
+        resized = [LLAVA.resize(image) for image in decoded(decoder, *files)]
+        decoder.make([image for each in resized for image in each.images])
+        for each in resized:
+            LLAVA.finish(each)
+    names = [each.name for each in profiler.events() if each.device_type == DeviceType.CUDA]
+    assert sum("_resample" in name for name in names) == 2
+    assert [name for name in names if "at::native" in name] == []  # torch's own kernels
 
 
 @pytest.fixture(scope="module")

@@ -2,61 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import sys
-import types
-from collections.abc import Callable, Sequence
-from importlib.machinery import ModuleSpec
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from encoding import encoded
+from fake_torchvision import Decode, FakeTorchvision, pixels_of
 from PIL import Image
 from torch import Tensor
 
 from vlmbatch.images.jpeg import PlainJpeg
 from vlmbatch.nvjpeg.decoder import NvJpegDecoder
 from vlmbatch.nvjpeg.tensor_image import TensorImage
-
-Decode = Callable[[bytes], Tensor]
-
-
-def pixels_of(data: bytes) -> Tensor:
-    image = Image.open(io.BytesIO(data))
-    return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1)
-
-
-class FakeTorchvision:
-    """Its ``decode_jpeg`` by Pillow; a file that says REFUSE makes the whole batch fail."""
-
-    def __init__(self) -> None:
-        self.batches: list[int] = []
-        self.decode: Decode = pixels_of
-
-    def decode_jpeg(
-        self, files: Sequence[Tensor], mode: object, device: torch.device
-    ) -> list[Tensor]:
-        assert mode == "RGB, please"
-        self.batches.append(len(files))
-        data = [bytes(file.tolist()) for file in files]
-        if any(b"REFUSE" in each for each in data):
-            raise RuntimeError("Failed to decode batch: 4")
-        return [self.decode(each).to(device) for each in data]
-
-
-@pytest.fixture
-def torchvision(monkeypatch: pytest.MonkeyPatch) -> FakeTorchvision:
-    fake = FakeTorchvision()
-    module: Any = types.ModuleType("torchvision.io")
-    module.decode_jpeg = fake.decode_jpeg
-    module.ImageReadMode = types.SimpleNamespace(RGB="RGB, please")
-    package = types.ModuleType("torchvision")
-    package.__spec__ = ModuleSpec("torchvision", None)  # without its library
-    monkeypatch.setitem(sys.modules, "torchvision", package)
-    monkeypatch.setitem(sys.modules, "torchvision.io", module)
-    return fake
 
 
 def plain(value: int, orientation: int | None = None, **options: Any) -> PlainJpeg:
@@ -77,7 +37,7 @@ def test_a_batch_is_decoded_at_once_and_turned(torchvision: FakeTorchvision) -> 
     assert torchvision.batches == [1, 3]  # the first one to load what it takes
     for image, file in zip(images, files, strict=True):
         expected = TensorImage(pixels_of(file.data)).upright(file.orientation)
-        assert torch.equal(image.pixels, expected.pixels)
+        np.testing.assert_array_equal(image, expected)
 
 
 def test_what_is_refused_costs_no_other_file(torchvision: FakeTorchvision) -> None:
@@ -103,11 +63,30 @@ def test_what_is_not_decoded_as_it_should_is_left_to_others(
     assert decoder.decode([plain(0), plain(1)]) == [None, None]
 
 
+def test_what_memory_held_before_is_no_image(
+    torchvision: FakeTorchvision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoder = NvJpegDecoder("cpu")
+    held: list[Tensor] = []
+    empty = torch.empty
+
+    def with_other_images(size: Any, **options: Any) -> Tensor:
+        memory = empty(size, **options).random_(0, 256)
+        held.append(memory)
+        return memory
+
+    monkeypatch.setattr(torch, "empty", with_other_images)
+    torchvision.decode = lambda _: held.pop(0)  # the second one is passed over
+    files = [plain(0), plain(1)]
+    assert decoder.decode(files) == [None, None]
+    assert held  # what lines are read to
+
+
 def test_a_black_image_is_decoded(torchvision: FakeTorchvision) -> None:
     decoder = NvJpegDecoder("cpu")
     black = encoded(Image.new("RGB", (30, 20)), "JPEG")
     (image,) = checked(decoder.decode([PlainJpeg(black, 20, 30, None)]))
-    assert not image.pixels.any()
+    assert not np.asarray(image).any()
 
 
 def test_a_device_that_is_lost_is_no_refusal(

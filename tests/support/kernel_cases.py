@@ -5,7 +5,7 @@ The Triton form may be at most twice as far from float32 as torch's form in the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from itertools import accumulate
@@ -339,44 +339,81 @@ def check_project_qkv(
         assert (ours.cpu().float() - want).norm() <= 2 * (theirs - want).norm()
 
 
-def check_resample(
-    shape: tuple[int, int, int], count: int, taps: int, color: bool, device: str
-) -> None:
-    """Lines along memory and across it; parts of a larger image, and what lies beyond its ends."""
-    from vlmbatch_kernels.resample import SHARE_BITS, resample
+def check_resample(shapes: Sequence[tuple[int, int, int, int]], device: str) -> None:
+    """Two passes over images of these lines, lengths, counts and taps, in a launch each.
 
-    channels, lines, length = shape
-    image = torch.randint(0, 256, (channels, lines, length + 3), dtype=torch.uint8)
-    first = torch.randint(-2 if color else 0, length - taps + 3 * color, (count,)).int()
+    Lines along memory and across it; parts of larger images, and what lies beyond their ends.
+    """
+    from vlmbatch_kernels.resample import Lines, resample
+
+    made: list[Tensor] = []
+    passes: tuple[list[Lines], list[Lines]] = ([], [])
+    expected = []
+    for index, (lines, length, count, taps) in enumerate(shapes):
+        image = torch.randint(0, 256, (3, lines, length + 3), dtype=torch.uint8)
+        if index % 2:
+            image = image.transpose(1, 2).contiguous().transpose(1, 2)
+        pixels = image[:, :, :length]
+        color = (200, 3, index) if index % 3 else (0, 0, 0)
+        part, part_at = _resampled(pixels, count, taps, color, made)
+        whole, whole_at = _resampled(part.transpose(1, 2), count, min(taps, lines), color, made)
+        expected += [part, whole]
+        placed = image.to(device)[:, :, :length]
+        between = torch.empty(3, lines, count, dtype=torch.uint8, device=device)
+        out = torch.empty(count, count, 3, dtype=torch.uint8, device=device).permute(2, 0, 1)
+        passes[0].append(Lines(placed, between, part_at, taps, color))
+        turned = between.transpose(1, 2)
+        passes[1].append(Lines(turned, out, whole_at, min(taps, lines), color))
+    weights = torch.cat(made).to(device)
+    outs = [each.out for pair in zip(*passes, strict=True) for each in pair]
+    torch_form: Any = resample
+    for form, num_launches in ((torch_form.__wrapped__, 0), (triton_form(resample), 2)):
+        for out in outs:
+            out.zero_()
+        with count_resample_launches() as grids:
+            form(weights, passes)
+        assert len(grids) == num_launches
+        assert all(map(torch.equal, (out.cpu() for out in outs), expected))
+
+
+@contextmanager
+def count_resample_launches() -> Iterator[list[tuple[int, int, int]]]:
+    """The grids that the kernel is launched on meanwhile."""
+    from vlmbatch_kernels import resample_triton
+
+    grids: list[tuple[int, int, int]] = []
+    kernel = resample_triton._resample
+
+    class Counted:
+        def __getitem__(self, grid: tuple[int, int, int]) -> Any:
+            grids.append(grid)
+            return kernel[grid]
+
+    resample_triton._resample = Counted()
+    try:
+        yield grids
+    finally:
+        resample_triton._resample = kernel
+
+
+def _resampled(
+    pixels: Tensor, count: int, taps: int, color: tuple[int, int, int], made: list[Tensor]
+) -> tuple[Tensor, int]:
+    """What becomes of lines by new random weights, which are added to ``made``, and where."""
+    from vlmbatch_kernels.resample import SHARE_BITS
+
+    length, beyond = pixels.shape[2], 2 if any(color) else 0
+    first = torch.randint(-beyond, length - taps + 1 + beyond, (count,)).int()
     parts = torch.randn(count, taps).softmax(1) * 1.2
     parts[:, 0] -= 0.2
     shares = (parts * 2**SHARE_BITS).int()
-    background = torch.randint(0, 256, (channels,)).int() if color else None
-    images = {
-        "along": image[:, :, :length],
-        "across": image.transpose(1, 2).contiguous().transpose(1, 2)[:, :, :length],
-    }
-    padded = torch.nn.functional.pad(image[:, :, :length], (taps + 2, taps + 2)).long()
-    if background is not None:
-        beyond = background[:, None, None].long()
-        padded[:, :, : taps + 2] = padded[:, :, length + taps + 2 :] = beyond
-    places = first[:, None].long() + taps + 2 + torch.arange(taps)
+    padded = torch.tensor(color)[:, None, None].repeat(1, pixels.shape[1], length + 2 * beyond)
+    padded[:, :, beyond : beyond + length] = pixels
+    places = first[:, None].long() + beyond + torch.arange(taps)
     sums = (padded[:, :, places] * shares.long()).sum(-1)
-    expected = ((sums + 2 ** (SHARE_BITS - 1)) >> SHARE_BITS).clamp(0, 255).byte()
-    torch_form: Any = resample
-    for pixels in images.values():
-        out = torch.empty(lines, count, channels, dtype=torch.uint8).permute(2, 0, 1)
-        twin = torch_form.__wrapped__(pixels, first, shares, out, background)
-        assert twin.data_ptr() == out.data_ptr()
-        assert torch.equal(twin, expected)
-        placed = torch.empty(lines, count, channels, dtype=torch.uint8, device=device)
-        got = triton_form(resample)(
-            *(each.to(device) for each in (pixels, first, shares)),
-            placed.permute(2, 0, 1),
-            None if background is None else background.to(device),
-        )
-        assert got.data_ptr() == placed.data_ptr()
-        assert torch.equal(got.cpu(), expected)
+    start = sum(map(len, made))
+    made += [first, shares.T.reshape(-1)]
+    return ((sums + 2 ** (SHARE_BITS - 1)) >> SHARE_BITS).clamp(0, 255).byte(), start
 
 
 def check_mask_tokens(rows: int, vocab: int, dtype: torch.dtype, device: str) -> None:

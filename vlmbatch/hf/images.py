@@ -9,13 +9,14 @@ import numpy as np
 from vlmbatch.config import ImageResolution
 from vlmbatch.models.device_image import RgbImage
 from vlmbatch.models.image_hash import pixel_image
+from vlmbatch.models.processor import ImageProcessor, Resized
 from vlmbatch.models.reduced import Reduced
 from vlmbatch.models.shrink import NO_SHRINK, Shrink
 from vlmbatch.types import ImageGrid, PixelImage
 
 
 @dataclass(frozen=True, slots=True)
-class UprightImages:
+class UprightImages(ImageProcessor):
     """An ``ImageProcessor`` that at most scales down; ``max_pixels``: of an image in its file.
 
     How many tokens an image takes is not known here: grids count none.
@@ -49,12 +50,17 @@ class UprightImages:
         """See ``ImageProcessor``."""
         return self.shrink.size(height, width)
 
-    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
+    def resize(self, image: RgbImage, reduced: Reduced | None = None) -> Resized:
         """See ``ImageProcessor``."""
         assert image.mode == "RGB", image.mode
         whole = reduced or image
-        grid = self.grid(whole.height, whole.width)
         image, _ = self.shrink.apply_to(image, reduced)
+        return Resized((image,), whole.height, whole.width)
+
+    def finish(self, resized: Resized) -> PixelImage:
+        """See ``ImageProcessor``."""
+        (image,) = resized.images
+        grid = self.grid(resized.height, resized.width)
         return pixel_image(np.array(image, order="C"), grid, self.fingerprint)
 
 

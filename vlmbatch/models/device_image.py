@@ -28,7 +28,10 @@ class DeviceImage(Protocol):
     def resize(
         self, size: tuple[int, int], resample: Image.Resampling, box: Box | None = None
     ) -> DeviceImage:
-        """As Pillow's: ``size`` and ``box`` (None: all of it) are width before height."""
+        """As Pillow's: ``size`` and ``box`` (None: all of it) are width before height.
+
+        Pixels may be made later: with those of other images, or for an array.
+        """
         ...
 
     def on_square(

@@ -44,8 +44,25 @@ class Tokens:
     encoded: EncodedPrompt | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Resized:
+    """Between the two steps of an ``ImageProcessor``; what lies on a device may not be made yet.
+
+    ``height`` and ``width``: of the upright image in its file.
+    """
+
+    images: tuple[RgbImage, ...]
+    height: int
+    width: int
+
+
 class ImageProcessor(Protocol):
-    """The half of a processor that looks at images. Pickled, it goes to the workers: no torch."""
+    """The half of a processor that looks at images. Pickled, it goes to the workers: no torch.
+
+    Classes derive from it, for ``process``.
+    """
+
+    __slots__ = ()
 
     @property
     def fingerprint(self) -> str:
@@ -86,8 +103,8 @@ class ImageProcessor(Protocol):
         """
         ...
 
-    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
-        """Prepare one decoded RGB image, which may lie on a device.
+    def resize(self, image: RgbImage, reduced: Reduced | None = None) -> Resized:
+        """The first step for one decoded RGB image: all that is done on a device, if it lies there.
 
         ``reduced``: where it was decoded to fewer pixels, though not fewer than ``needed``; the
         result has the shape and grid of the whole one's.
@@ -96,6 +113,18 @@ class ImageProcessor(Protocol):
             RowError: the model takes no image of this size.
         """
         ...
+
+    def finish(self, resized: Resized) -> PixelImage:
+        """The second step, on the host. On a device it waits for what is not made yet."""
+        ...
+
+    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
+        """Both steps.
+
+        Raises:
+            RowError: the model takes no image of this size.
+        """
+        return self.finish(self.resize(image, reduced))
 
 
 class Processor(Protocol):

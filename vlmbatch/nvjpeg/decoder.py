@@ -5,11 +5,14 @@ from __future__ import annotations
 import io
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from vlmbatch.images.jpeg import PlainJpeg
+from vlmbatch.models.device_image import RgbImage
+from vlmbatch.nvjpeg.resizing import make
 from vlmbatch.nvjpeg.tensor_image import TensorImage
 from vlmbatch.nvjpeg.torchvision_jpeg import open_jpeg_decoder
 
@@ -17,6 +20,7 @@ from vlmbatch.nvjpeg.torchvision_jpeg import open_jpeg_decoder
 _BYTES = 2**30
 # What decoding leaves where it writes nothing: such pixels are worth no more than none.
 _UNWRITTEN = 1
+_MAX_WIDTH = 2**16  # of a JPEG
 
 
 class NvJpegDecoder:
@@ -27,7 +31,7 @@ class NvJpegDecoder:
         RuntimeError: it lacks nvJPEG, or the device is not to be had.
     """
 
-    # Of a batch; three bytes each, as many where images are turned, and what nvJPEG takes.
+    # Of a batch; three bytes each, and what nvJPEG takes.
     max_pixels = 2**26
 
     def __init__(self, device: str) -> None:
@@ -38,10 +42,11 @@ class NvJpegDecoder:
             torch.cuda.set_device(self._device)
             total = torch.cuda.get_device_properties(self._device).total_memory
             torch.cuda.set_per_process_memory_fraction(min(1.0, _BYTES / total), self._device)
+        self._unwritten = self._on_host(_MAX_WIDTH).fill_(_UNWRITTEN)
         file = io.BytesIO()
         Image.new("RGB", (256, 256)).save(file, "JPEG")
-        (image,) = self._decoded([PlainJpeg(file.getvalue(), 256, 256, None)])  # loads kernels
-        TensorImage(image).resize((48, 32), Image.Resampling.BICUBIC)
+        (image,) = self._decoded([PlainJpeg(file.getvalue(), 256, 256, None)])
+        np.asarray(TensorImage(image).resize((48, 32), Image.Resampling.BICUBIC))  # loads kernels
 
     def decode(self, files: Sequence[PlainJpeg]) -> list[TensorImage | None]:
         """Upright images, on the device; None for what nvJPEG refuses.
@@ -60,34 +65,57 @@ class NvJpegDecoder:
             TensorImage(pixels).upright(file.orientation)
             if written and pixels.shape[1:] == (file.height, file.width)
             else None
-            for pixels, written, file in zip(decoded, _are_written(decoded), files, strict=True)
+            for pixels, written, file in zip(
+                decoded, self._are_written(decoded), files, strict=True
+            )
         ]
+
+    def make(self, images: Sequence[RgbImage]) -> None:
+        """See ``DeviceDecoder``."""
+        make(image.pixels for image in images if isinstance(image, TensorImage))
 
     def _decoded(self, files: Sequence[PlainJpeg]) -> list[Tensor]:
         """(3, height, width) uint8 each."""
         encoded = [torch.frombuffer(bytearray(file.data), dtype=torch.uint8) for file in files]
-        # An engine for JPEGs may pass over a file without an error. Its output is put where these
-        # were: torch keeps freed memory, and gives it out again by its size.
-        blank = [
-            torch.full(
-                (3, file.height, file.width), _UNWRITTEN, dtype=torch.uint8, device=self._device
-            )
-            for file in files
-        ]
-        del blank
+        self._mark_memory(files)
         # nvJPEG writes on a stream that does not wait for what others do with that memory.
         self._synchronize()
         decoded = self._decode_jpegs(encoded, self._device)
         self._synchronize()
         return decoded
 
+    def _mark_memory(self, files: Sequence[PlainJpeg]) -> None:
+        """Have a line of each image's memory say that nothing is written there.
+
+        An engine for JPEGs may pass over a file without an error. torchvision asks for the images'
+        memory in this order, and torch gives out what was freed as it did before.
+        """
+        images = [
+            torch.empty((3, file.height, file.width), dtype=torch.uint8, device=self._device)
+            for file in files
+        ]
+        for line in map(_middle_line, images):
+            line.copy_(self._unwritten[: len(line)], non_blocking=True)
+
+    def _are_written(self, images: Sequence[Tensor]) -> list[bool]:
+        """Whether the middle line of each is."""
+        lines = [_middle_line(pixels) for pixels in images]
+        lengths = [len(line) for line in lines]
+        values = torch.split(self._on_host(sum(lengths)), lengths)
+        for value, line in zip(values, lines, strict=True):
+            value.copy_(line, non_blocking=True)
+        self._synchronize()
+        return [bool((value != _UNWRITTEN).any()) for value in values]
+
+    def _on_host(self, num_bytes: int) -> Tensor:
+        """Memory that copies from and to the device need not wait for: no kernel, no staging."""
+        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=self._device.type == "cuda")
+
     def _synchronize(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
 
 
-def _are_written(images: Sequence[Tensor]) -> list[bool]:
-    """Whether the middle line of each is, in few operations: a GPU is lent between others'."""
-    lines = [pixels[0, pixels.shape[1] // 2] for pixels in images]
-    values = torch.split(torch.cat(lines).cpu(), [len(line) for line in lines])
-    return [bool((line != _UNWRITTEN).any()) for line in values]
+def _middle_line(pixels: Tensor) -> Tensor:
+    """Of the first channel: all of it beside each other in memory, so that a copy is no kernel."""
+    return pixels[0, pixels.shape[1] // 2]

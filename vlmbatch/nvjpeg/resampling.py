@@ -29,7 +29,8 @@ def _triangle(x: Floats) -> Floats:
 
 
 def _hamming(x: Floats) -> Floats:
-    return np.where(np.abs(x) < 1, np.sinc(x) * (0.54 + 0.46 * np.cos(np.pi * x)), 0)
+    most, least = (float(np.float32(value)) for value in (0.54, 0.46))  # as Pillow has them
+    return np.where(np.abs(x) < 1, np.sinc(x) * (most + least * np.cos(np.pi * x)), 0)
 
 
 def _cubic(x: Floats) -> Floats:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from vlmbatch_kernels.resample import resample as resample_lines
 
 from vlmbatch.models.reduced import Box
-from vlmbatch.nvjpeg.resampling import FILTERS, shares_of
+from vlmbatch.nvjpeg.resampling import FILTERS
+from vlmbatch.nvjpeg.resizing import Axis, Pixels, Resizing, tensor_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +26,13 @@ class _Square:
 
 @dataclass(frozen=True, slots=True)
 class TensorImage:
-    """``pixels``: (3, height, width) uint8; a ``DeviceImage``."""
+    """``pixels``: (3, height, width) uint8, perhaps not made yet; a ``DeviceImage``.
 
-    pixels: Tensor
+    ``mirrored``: they are stored from the bottom to the top, from the right to the left.
+    """
+
+    pixels: Pixels
+    mirrored: tuple[bool, bool] = (False, False)
     square: _Square | None = None
 
     @property
@@ -45,16 +48,12 @@ class TensorImage:
         return self.pixels.shape[2] if self.square is None else self.square.side
 
     def upright(self, orientation: int | None) -> TensorImage:
-        """Turned as EXIF says; any other number than 2 to 8 says nothing."""
-        assert self.square is None
-        pixels = self.pixels
-        if orientation in (5, 6, 7, 8):
-            pixels = pixels.transpose(1, 2)
-        if orientation in (2, 3, 6, 7):
-            pixels = pixels.flip(2)
-        if orientation in (3, 4, 7, 8):
-            pixels = pixels.flip(1)
-        return TensorImage(pixels)
+        """Turned as EXIF says, without a pixel moved; any other number than 2 to 8 says nothing."""
+        assert isinstance(self.pixels, Tensor)
+        assert not any(self.mirrored) and self.square is None
+        turned = orientation in (5, 6, 7, 8)
+        mirrored = orientation in (3, 4, 7, 8), orientation in (2, 3, 6, 7)
+        return TensorImage(self.pixels.transpose(1, 2) if turned else self.pixels, mirrored)
 
     def on_square(
         self, side: int, place: tuple[int, int], color: tuple[int, int, int]
@@ -66,60 +65,45 @@ class TensorImage:
     def resize(
         self, size: tuple[int, int], resample: Image.Resampling, box: Box | None = None
     ) -> TensorImage:
-        """See ``DeviceImage``.
+        """See ``DeviceImage``: its pixels are made by ``make``, or when an array is made of them.
 
         As in Pillow a pass over lines and one over columns, each rounded to whole numbers. Filters
-        that are not among ``FILTERS`` are Pillow's.
+        that are not among ``FILTERS`` are Pillow's, at once.
 
         Raises:
             MemoryError: the device has too little memory left.
         """
         whole = (0.0, 0.0, float(self.width), float(self.height))
-        box = box or whole
+        left, top, right, bottom = box = box or whole
         if self.square is None and size == (self.width, self.height) and box == whole:
             return self
         if resample not in FILTERS:
-            resized = Image.fromarray(np.asarray(self)).resize(size, resample, box)
-            return TensorImage(torch.from_numpy(np.array(resized)).permute(2, 0, 1))
+            resized = np.array(Image.fromarray(np.asarray(self)).resize(size, resample, box))
+            pixels = torch.from_numpy(resized).permute(2, 0, 1)
+            return TensorImage(pixels.to(tensor_of(self.pixels).device))
         width, height = size
-        left, top, right, bottom = box
-        across = (self.width, left, right, width)
-        down = (self.height, top, bottom, height)
         x, y = (0, 0) if self.square is None else self.square.place
+        _, stored_height, stored_width = self.pixels.shape
+        upside_down, backwards = self.mirrored
+        down, across = (self.height, top, bottom, height), (self.width, left, right, width)
         # When Pillow 13 begins with columns, as tried with many sizes.
         fewer_lines, fewer_columns = self.height - height, self.width - width
-        columns_first = fewer_lines > max(0, 2 * fewer_columns)
-        try:
-            if columns_first:
-                part = self._resampled(self.pixels.transpose(1, 2), down, y, resample)
-                return TensorImage(self._resampled(part.transpose(1, 2), across, x, resample))
-            part = self._resampled(self.pixels, across, x, resample).transpose(1, 2)
-            return TensorImage(self._resampled(part, down, y, resample).transpose(1, 2))
-        except torch.OutOfMemoryError as error:
-            raise MemoryError from error
-
-    def _resampled(
-        self,
-        pixels: Tensor,
-        span: tuple[int, float, float, int],
-        offset: int,
-        resample: Image.Resampling,
-    ) -> Tensor:
-        """Each of (3, lines, n), which lie on lines of the square from ``offset`` on.
-
-        ``span``: see ``shares_of``.
-        """
-        first, shares = _on_device(span, offset, resample, pixels.device)
-        out = pixels.new_empty(pixels.shape[1], span[3], 3).permute(2, 0, 1)
-        color = None
-        if self.square is not None:
-            color = torch.tensor(self.square.color, dtype=torch.int32).to(pixels.device)
-        return resample_lines(pixels, first, shares, out, color)
+        return TensorImage(
+            Resizing(
+                self.pixels,
+                Axis(down, resample, stored_height, y, upside_down),
+                Axis(across, resample, stored_width, x, backwards),
+                columns_first=fewer_lines > max(0, 2 * fewer_columns),
+                color=(0, 0, 0) if self.square is None else self.square.color,
+            )
+        )
 
     def __array__(
         self, dtype: np.dtype[np.uint8] | None = None, copy: bool | None = None
     ) -> NDArray[np.uint8]:
-        pixels: NDArray[np.uint8] = self.pixels.permute(1, 2, 0).contiguous().cpu().numpy()
+        pixels: NDArray[np.uint8] = tensor_of(self.pixels).permute(1, 2, 0).cpu().numpy()
+        down, across = (-1 if mirrored else 1 for mirrored in self.mirrored)
+        pixels = np.ascontiguousarray(pixels[::down, ::across])
         if self.square is None:
             return pixels
         page = np.empty((self.height, self.width, 3), np.uint8)
@@ -127,18 +111,3 @@ class TensorImage:
         x, y = self.square.place
         page[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
         return page
-
-
-@lru_cache(maxsize=8)  # of photos of one camera, upright and on their side
-def _on_device(
-    span: tuple[int, float, float, int],
-    offset: int,
-    resample: Image.Resampling,
-    device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """What ``resample_lines`` takes of pixels that begin at ``offset`` of the span's line."""
-    found = shares_of(*span, resample)
-    return (
-        torch.from_numpy(found.first - offset).to(device),
-        torch.from_numpy(found.shares).to(device),
-    )

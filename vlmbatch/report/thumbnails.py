@@ -15,6 +15,7 @@ from vlmbatch.config import ImageLimits, ImageResolution
 from vlmbatch.errors import RowError
 from vlmbatch.images.loading.pool import ImageWorkers
 from vlmbatch.models.device_image import RgbImage
+from vlmbatch.models.processor import ImageProcessor, Resized
 from vlmbatch.models.reduced import Reduced, box_of
 from vlmbatch.types import ImageGrid, ImageRef, PixelImage
 
@@ -24,7 +25,7 @@ _TIMEOUT_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
-class ThumbnailProcessor:
+class ThumbnailProcessor(ImageProcessor):
     """An ``ImageProcessor`` whose images are no larger than ``side`` by ``side`` pixels."""
 
     side: int = SIDE
@@ -45,15 +46,18 @@ class ThumbnailProcessor:
         scale = min(1.0, self.side / max(height, width))
         return max(1, round(scale * height)), max(1, round(scale * width))
 
-    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
+    def resize(self, image: RgbImage, reduced: Reduced | None = None) -> Resized:
         assert isinstance(image, Image.Image)
-        height, width = (
-            (image.height, image.width) if reduced is None else (reduced.height, reduced.width)
-        )
-        grid = self.grid(height, width)
+        whole = reduced or image
+        height, width = self.needed(whole.height, whole.width)
         small = image.resize(
-            (grid.width, grid.height), Image.Resampling.BICUBIC, box_of(reduced), reducing_gap=2.0
+            (width, height), Image.Resampling.BICUBIC, box_of(reduced), reducing_gap=2.0
         )
+        return Resized((small,), whole.height, whole.width)
+
+    def finish(self, resized: Resized) -> PixelImage:
+        (small,) = resized.images
+        grid = self.grid(resized.height, resized.width)
         pixels = np.asarray(small)
         return PixelImage(pixels, hashlib.blake2b(pixels.tobytes()).digest(), grid)
 

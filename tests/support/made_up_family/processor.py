@@ -13,6 +13,7 @@ from vlmbatch.config import ImageArguments, ImageResolution, PromptConfig
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.models.device_image import RgbImage
 from vlmbatch.models.image_hash import pixel_image
+from vlmbatch.models.processor import ImageProcessor, Resized
 from vlmbatch.models.prompt_processor import PromptProcessor
 from vlmbatch.models.reduced import Reduced, box_of
 from vlmbatch.models.shrink import NO_SHRINK, Shrink
@@ -25,7 +26,7 @@ _MAX_RATIO = 40
 
 
 @dataclass(frozen=True, slots=True)
-class MadeUpImages:
+class MadeUpImages(ImageProcessor):
     """An ``ImageProcessor``: as many patches as the image is large."""
 
     max_side: int
@@ -53,14 +54,18 @@ class MadeUpImages:
         grid = self.grid(height, width)
         return self.shrink.needed(height, width, (grid.height * PATCH, grid.width * PATCH))
 
-    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
+    def resize(self, image: RgbImage, reduced: Reduced | None = None) -> Resized:
         whole = reduced or image
         grid = self.grid(whole.height, whole.width)
         size = (grid.width * PATCH, grid.height * PATCH)
         image, reduced = self.shrink.apply_to(image, reduced)
         image = image.resize(size, Image.Resampling.BOX, box_of(reduced))
-        pixels = np.array(image, order="C")
-        return pixel_image(pixels, grid, self.fingerprint)
+        return Resized((image,), whole.height, whole.width)
+
+    def finish(self, resized: Resized) -> PixelImage:
+        (image,) = resized.images
+        grid = self.grid(resized.height, resized.width)
+        return pixel_image(np.array(image, order="C"), grid, self.fingerprint)
 
     def _grid(self, height: int, width: int) -> ImageGrid:
         return ImageGrid(height, width, height * width, num_bytes=3 * height * width * PATCH**2)

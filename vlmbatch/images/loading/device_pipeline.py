@@ -1,7 +1,7 @@
-"""Images on their way through a device: files are read, decoded and resized beside one another.
+"""Images on their way through a device: files are read while others are decoded and resized.
 
-A device that others use as well makes each step wait, and reading a file keeps no device busy: an
-image after the other would take the sum of all three.
+A device that others use as well makes them and us wait each time that it is given something to do:
+so a batch is decoded as a whole and resized as a whole, and nothing else is computed there.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from vlmbatch.images.loading.protocol import FileIdentity, file_identity, reply_
 from vlmbatch.images.loading.serving import Shared
 from vlmbatch.images.loading.settings import DeviceDecoder, DeviceSettings
 from vlmbatch.models.device_image import RgbImage
+from vlmbatch.models.processor import ImageProcessor, Resized
 from vlmbatch.types import ImageRef
 
 _MAX_FILE_BYTES = 2**26
 _MAX_BATCH_BYTES = 2**28
 _READ_AHEAD = 8  # files, beside those of a batch
 _READERS = 2  # threads
-_RESIZERS = 3
+_FINISHERS = 3
 
 Reply = dict[str, Any]
 
@@ -39,11 +40,19 @@ class _Job:
     file: PlainJpeg
 
 
+@dataclass(frozen=True, slots=True)
+class _Resized:
+    job: _Job
+    processor: ImageProcessor
+    resized: Resized
+
+
 class DevicePipeline:
     """Prepares plain JPEGs on the device, and puts their pixels into ``shared``, a slot an image.
 
-    Two batches are on the device at a time: one is resized while the next is decoded. ``go_on`` is
-    called, on the thread that calls ``prepare``, before each wait for a step of an image's.
+    Two batches are on the device at a time: one is copied from there while the next is decoded.
+    ``go_on`` is called, on the thread that calls ``prepare``, before each wait for a step of an
+    image's.
     """
 
     def __init__(
@@ -59,7 +68,7 @@ class DevicePipeline:
         self._shared = shared
         self._go_on = go_on
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
-        self._resizers = ThreadPoolExecutor(_RESIZERS, thread_name_prefix="resize")
+        self._finishers = ThreadPoolExecutor(_FINISHERS, thread_name_prefix="finish")
 
     def prepare(self, refs: Sequence[ImageRef]) -> list[Reply | None]:
         """What to reply of each image; None: it is left to others.
@@ -68,24 +77,22 @@ class DevicePipeline:
             RuntimeError: the device can no longer be used.
         """
         replies: list[Reply | None] = [None] * len(refs)
-        resized: list[tuple[int, Future[Reply | None]]] = []
+        finishing: list[tuple[_Resized, Future[Reply]]] = []
         for batch in self._batches(self._read(refs)):
             images = self._decoder.decode([job.file for job in batch])
-            self._collect(resized, replies)
-            resized = [
-                (job.slot, self._resizers.submit(self._resized, job, image))
-                for job, image in zip(batch, images, strict=True)
-                if image is not None
-            ]
-        self._collect(resized, replies)
+            self._collect(finishing, replies)
+            finishing = self._resize(batch, images)
+            del images  # their memory is for the next ones
+        self._collect(finishing, replies)
         return replies
 
     def _collect(
-        self, resized: Iterable[tuple[int, Future[Reply | None]]], replies: list[Reply | None]
+        self, finishing: list[tuple[_Resized, Future[Reply]]], replies: list[Reply | None]
     ) -> None:
-        for slot, future in resized:
+        for each, future in finishing:
             self._go_on()
-            replies[slot] = future.result()
+            replies[each.job.slot] = future.result()
+        finishing.clear()  # here, so that nobody gives memory back while something is decoded
         self._go_on()
 
     def _read(self, refs: Sequence[ImageRef]) -> Iterator[_Job]:
@@ -132,13 +139,31 @@ class DevicePipeline:
         if batch:
             yield batch
 
-    def _resized(self, job: _Job, image: RgbImage) -> Reply | None:
-        """Put an image into its slot; None: the model takes none like it, or memory is short."""
+    def _resize(
+        self, batch: Sequence[_Job], images: Sequence[RgbImage | None]
+    ) -> list[tuple[_Resized, Future[Reply]]]:
+        """Have images made together and finished; none if the device has no memory for them all."""
+        try:
+            tried = map(self._resized, batch, images)
+            resized = [each for each in tried if each is not None]
+            self._decoder.make([image for each in resized for image in each.resized.images])
+        except MemoryError:
+            return []
+        return [(each, self._finishers.submit(self._finished, each)) for each in resized]
+
+    def _resized(self, job: _Job, image: RgbImage | None) -> _Resized | None:
+        """None: the device refused it, or the model takes none like it."""
+        if image is None:
+            return None
         try:
             processor = self._processor.at(job.ref.resolution, job.ref.row_images)
-            prepared = processor.process(image)
-        except (RowError, MemoryError):
+            return _Resized(job, processor, processor.resize(image))
+        except RowError:  # a worker will say it
             return None
-        start = job.slot * self._processor.largest_grid.num_bytes
+
+    def _finished(self, each: _Resized) -> Reply:
+        """Copy an image from the device into its slot."""
+        prepared = each.processor.finish(each.resized)
+        start = each.job.slot * self._processor.largest_grid.num_bytes
         self._shared[start : start + prepared.pixels.size] = prepared.pixels.reshape(-1)
-        return reply_of(prepared, job.identity)
+        return reply_of(prepared, each.job.identity)

@@ -23,13 +23,24 @@ class WorkerSettings:
 
 
 class DeviceDecoder(Protocol):
-    """Decodes batches of at most ``max_pixels``; all its images are upright."""
+    """Decodes batches of at most ``max_pixels``; all its images are upright.
+
+    What they are resized to may not be made before ``make``, or an array of it, is asked for.
+    """
 
     @property
     def max_pixels(self) -> int: ...
 
     def decode(self, files: Sequence[PlainJpeg]) -> Sequence[RgbImage | None]:
         """None: an image that it refuses."""
+        ...
+
+    def make(self, images: Sequence[RgbImage]) -> None:
+        """Make resized images together, without waiting for them.
+
+        Raises:
+            MemoryError: the device has too little memory left for all of them.
+        """
         ...
 
 

@@ -7,7 +7,7 @@ multiplication and addition, ``pixels * scale + bias``, and happen on the engine
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ from vlmbatch.models.preprocessor_config import (
     parse_pad_color,
     parse_resample,
 )
+from vlmbatch.models.processor import ImageProcessor, Resized
 from vlmbatch.models.reduced import Box, Reduced
 from vlmbatch.types import ImageGrid, PixelImage
 
@@ -44,7 +45,7 @@ _MAX_RESIZED_PIXELS = 2**26
 
 
 @dataclass(frozen=True, slots=True)
-class LlavaImageProcessor:
+class LlavaImageProcessor(ImageProcessor):
     """How one checkpoint prepares its images; sizes are (height, width). An ``ImageProcessor``.
 
     ``resize_to`` is a size, or the length of the shorter edge, or None. The output is always
@@ -66,7 +67,8 @@ class LlavaImageProcessor:
 
     def __post_init__(self) -> None:
         others = ("fingerprint", "largest_grid", "patches", "num_tokens")  # not of the pixels
-        values = tuple(getattr(self, name) for name in self.__slots__ if name not in others)
+        names = (each.name for each in fields(self))
+        values = tuple(getattr(self, name) for name in names if name not in others)
         object.__setattr__(self, "fingerprint", hashlib.blake2b(repr(values).encode()).hexdigest())
         height, width = self.output_size
         grid = ImageGrid(*self.patches, self.num_tokens, num_bytes=height * width * 3)
@@ -121,16 +123,21 @@ class LlavaImageProcessor:
         down, across = self._resized(side, side)
         return -(-down * height // side), -(-across * width // side)
 
-    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
-        """Prepare one RGB image; ``reduced``: see ``ImageProcessor``.
+    def resize(self, image: RgbImage, reduced: Reduced | None = None) -> Resized:
+        """See ``ImageProcessor``.
 
         Raises:
             RowError: padding a long image to a square would take too much memory.
         """
         assert image.mode == "RGB", image.mode
+        whole = reduced or image
         if self.pad_color is not None:
             image, reduced = pad_to_square(image, self.pad_color, reduced)
-        image = self._resize(image, reduced)
+        return Resized((self._resize(image, reduced),), whole.height, whole.width)
+
+    def finish(self, resized: Resized) -> PixelImage:
+        """See ``ImageProcessor``."""
+        (image,) = resized.images
         pixels: NDArray[np.uint8] = np.asarray(image)
         if self.crop_to is not None:
             pixels = _center_crop(pixels, self.crop_to)

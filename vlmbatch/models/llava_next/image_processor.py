@@ -38,6 +38,7 @@ from vlmbatch.models.preprocessor_config import (
     parse_pad_color,
     parse_resample,
 )
+from vlmbatch.models.processor import ImageProcessor, Resized
 from vlmbatch.models.reduced import Reduced, box_of
 from vlmbatch.models.shrink import NO_SHRINK, Shrink
 from vlmbatch.types import ImageGrid, PixelImage
@@ -57,7 +58,7 @@ class Largest(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class SquareImageProcessor:
+class SquareImageProcessor(ImageProcessor):
     """An image as one tile alone, padded to a square of one colour. An ``ImageProcessor``."""
 
     tile: int
@@ -96,18 +97,23 @@ class SquareImageProcessor:
         down, across = (-(-self.tile * length // side) for length in first)
         return self.shrink.needed(height, width, (down, across))
 
-    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
+    def resize(self, image: RgbImage, reduced: Reduced | None = None) -> Resized:
         """See ``ImageProcessor``."""
         assert image.mode == "RGB", image.mode
+        whole = reduced or image
         image, reduced = self.shrink.apply_to(image, reduced)
         square, reduced = pad_to_square(image, self.color, reduced)
         square = square.resize((self.tile, self.tile), self.resample, box_of(reduced))
-        pixels = np.array(square, order="C")
-        return pixel_image(pixels, self.largest_grid, self.fingerprint)
+        return Resized((square,), whole.height, whole.width)
+
+    def finish(self, resized: Resized) -> PixelImage:
+        """See ``ImageProcessor``."""
+        (square,) = resized.images
+        return pixel_image(np.array(square, order="C"), self.largest_grid, self.fingerprint)
 
 
 @dataclass(frozen=True, slots=True)
-class LlavaNextImageProcessor:
+class LlavaNextImageProcessor(ImageProcessor):
     """How one checkpoint prepares its images. An ``ImageProcessor``.
 
     An image becomes one tile of ``tile`` pixels squared that shows all of it, distorted, and the
@@ -173,28 +179,36 @@ class LlavaNextImageProcessor:
 
     def needed(self, height: int, width: int) -> tuple[int, int]:
         """See ``ImageProcessor``: for the tiles, and for the whole in one of them."""
-        first = Size(*self.shrink.size(height, width))
-        fitted = fit_within(first, best_fit(first, self.pinpoints))
+        _, fitted = self._fitted(height, width)
         target = max(fitted.height, self.tile), max(fitted.width, self.tile)
         return self.shrink.needed(height, width, target)
 
-    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
-        """See ``ImageProcessor``."""
+    def resize(self, image: RgbImage, reduced: Reduced | None = None) -> Resized:
+        """See ``ImageProcessor``: the whole in one tile, and what is cut into the others."""
         assert image.mode == "RGB", image.mode
         whole = reduced or image
-        grid = self.grid(whole.height, whole.width)
-        size = Size(*self.shrink.size(whole.height, whole.width))
+        _, fitted = self._fitted(whole.height, whole.width)
         image, reduced = self.shrink.apply_to(image, reduced)
-        box = box_of(reduced)
-        canvas = best_fit(size, self.pinpoints)
-        height, width = fit_within(size, canvas)
-        fitted = image.resize((width, height), self.resample, box)
+        sizes = (self.tile, self.tile), (fitted.width, fitted.height)
+        images = tuple(image.resize(size, self.resample, box_of(reduced)) for size in sizes)
+        return Resized(images, whole.height, whole.width)
+
+    def finish(self, resized: Resized) -> PixelImage:
+        """See ``ImageProcessor``."""
+        base, tiles = resized.images
+        canvas, fitted = self._fitted(resized.height, resized.width)
         tiled = np.zeros((canvas.height, canvas.width, 3), np.uint8)
-        top, left = (canvas.height - height) // 2, (canvas.width - width) // 2
-        tiled[top : top + height, left : left + width] = np.asarray(fitted)
-        base = image.resize((self.tile, self.tile), self.resample, box)
+        top, left = (canvas.height - fitted.height) // 2, (canvas.width - fitted.width) // 2
+        tiled[top : top + fitted.height, left : left + fitted.width] = np.asarray(tiles)
         pixels = join(np.asarray(base), tiled)
+        grid = self.grid(resized.height, resized.width)
         return pixel_image(pixels, grid, self.fingerprint)
+
+    def _fitted(self, height: int, width: int) -> tuple[Size, Size]:
+        """The canvas for an image of this size, and the size that it has there."""
+        first = Size(*self.shrink.size(height, width))
+        canvas = best_fit(first, self.pinpoints)
+        return canvas, fit_within(first, canvas)
 
 
 @lru_cache(maxsize=4)  # a row may have a processor of its own, of the same tiles

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from vlmbatch.models.preprocessor_config import (
     parse_normalization,
     parse_resample,
 )
+from vlmbatch.models.processor import ImageProcessor, Resized
 from vlmbatch.models.qwen_vl.vision_config import VisionConfig
 from vlmbatch.models.reduced import Reduced, box_of
 from vlmbatch.models.shrink import NO_SHRINK, Shrink, check_row
@@ -37,7 +38,7 @@ _KINDS = ("Qwen2VLImageProcessor", "Qwen2_5_VLImageProcessor", "Qwen3VLImageProc
 
 
 @dataclass(frozen=True, slots=True)
-class QwenImageProcessor:
+class QwenImageProcessor(ImageProcessor):
     """How one checkpoint prepares its images. An ``ImageProcessor``.
 
     An image keeps its shape as nearly as whole tokens of ``factor`` pixels squared allow, within
@@ -58,7 +59,8 @@ class QwenImageProcessor:
         others = {"fingerprint", "max_tokens"}  # not of the pixels
         if self.shrink == NO_SHRINK:  # as in versions that had none
             others.add("shrink")
-        values = tuple(getattr(self, name) for name in self.__slots__ if name not in others)
+        names = (each.name for each in fields(self))
+        values = tuple(getattr(self, name) for name in names if name not in others)
         object.__setattr__(self, "fingerprint", hashlib.blake2b(repr(values).encode()).hexdigest())
 
     @property
@@ -196,7 +198,7 @@ class QwenImageProcessor:
         """See ``ImageProcessor``."""
         return self.shrink.needed(height, width, self.size(height, width))
 
-    def process(self, image: RgbImage, reduced: Reduced | None = None) -> PixelImage:
+    def resize(self, image: RgbImage, reduced: Reduced | None = None) -> Resized:
         """See ``ImageProcessor``."""
         assert image.mode == "RGB", image.mode
         whole = reduced or image
@@ -204,8 +206,13 @@ class QwenImageProcessor:
         size = (grid.width * self.factor, grid.height * self.factor)
         image, reduced = self.shrink.apply_to(image, reduced)
         image = image.resize(size, self.resample, box_of(reduced))
-        pixels = np.array(image, order="C")
-        return pixel_image(pixels, grid, self.fingerprint)
+        return Resized((image,), whole.height, whole.width)
+
+    def finish(self, resized: Resized) -> PixelImage:
+        """See ``ImageProcessor``."""
+        (image,) = resized.images
+        grid = self.grid(resized.height, resized.width)
+        return pixel_image(np.array(image, order="C"), grid, self.fingerprint)
 
     def _grid(self, height: int, width: int) -> ImageGrid:
         tokens = height * width
