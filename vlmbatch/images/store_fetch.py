@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.images.buckets import bucket_of
 from vlmbatch.images.fetch import FetchLimits
+from vlmbatch.images.fetch_budget import LargerError, Room
 from vlmbatch.images.urls import shown
 from vlmbatch.remote.filesystem import (
     RemoteError,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from fsspec.asyn import AsyncFileSystem
 
 STORE_LIMITS = FetchLimits(timeout_s=60.0)  # with the attempts that the store's library makes
+_STEP = 4  # times as much is asked for of an object that is larger than expected
 
 
 class StoreFetcher:
@@ -42,14 +44,19 @@ class StoreFetcher:
         self._under_way: set[Future[Any]] = set()
         self._closed = False
 
-    def fetch(self, url: str) -> bytes:
-        """The content at ``url``; waits for it.
+    def fetch(self, url: str, room: Room | None = None) -> bytes:
+        """The content at ``url``; waits for it. ``room``: that it may take; None: as much as any.
 
         Raises:
             RowError: IMAGE_MISSING, IMAGE_FETCH_FAILED, IMAGE_TOO_LARGE or IMAGE_UNREADABLE.
+            LargerError: there is no room for all of it. How much it has, no response says.
         """
+        most = self._limits.max_bytes
+        taken = most if room is None else min(room.num_bytes, most)
         with _row_errors():
-            data = self._content(self._place(url), self._limits.max_bytes + 1)
+            data = self._content(self._place(url), taken + 1)
+        if taken < len(data) <= most:
+            raise LargerError(min(_STEP * taken, most))
         return self._checked(url, data, len(data))
 
     def fetch_start(self, url: str, num_bytes: int) -> bytes:
