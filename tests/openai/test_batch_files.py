@@ -23,7 +23,7 @@ from vlmbatch.output.finished import finished_counts, finished_results
 from vlmbatch.output.openai_lines import BatchLines, errors_path, line_head, parse_line
 from vlmbatch.output.openai_writer import BatchResultWriter
 from vlmbatch.output.work_folder import read_commit
-from vlmbatch.types import ImageRef, Result, Row
+from vlmbatch.types import ErrorExample, ImageRef, Result, Row
 
 RUN_ID = "0f" * 16
 CHAT = "/v1/chat/completions"
@@ -330,7 +330,7 @@ def test_answers_and_errors_in_two_files(tmp_path):
         assert results.result(0).id == "id-0"
     counts = finished_counts(path)
     assert (counts.num_rows, counts.errors) == (4, {"prompt_too_long": 2})
-    assert counts.error_examples == {"prompt_too_long": "row 1 (id id-1): 1 tokens"}
+    assert counts.error_examples == {"prompt_too_long": ErrorExample(1, "id-1", "1 tokens")}
 
 
 def test_errors_of_an_earlier_run_go_when_there_are_none(tmp_path):
