@@ -171,14 +171,45 @@ def test_the_format_is_found_by_the_first_line(tmp_path):
     assert opened(tmp_path / "a.jsonl", own, request("a", TEXT)).format == "manifest"
     assert opened(tmp_path / "a.jsonl", request("a", TEXT), own).format == "openai"
     assert opened(tmp_path / "a.jsonl").format == "manifest"
-    assert opened(tmp_path / "a.jsonl", request("a", TEXT), format="manifest").format == "manifest"
-    assert opened(tmp_path / "a.jsonl", own, format="openai").format == "openai"
+    assert opened(tmp_path / "a.jsonl", {"custom_id": "b"}, format="openai").format == "openai"
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "0.jsonl.gz").write_bytes(gzip.compress(b"\n"))
     line = json.dumps(request("a", TEXT, COMPLETION)).encode()
     (folder / "1.jsonl.gz").write_bytes(gzip.compress(line))
     assert open_manifest(ManifestConfig(str(folder)), SamplingParams()).format == "openai"
+
+
+@pytest.mark.parametrize(
+    ("line", "given", "says", "other"),
+    [
+        ({"prompt": "a"}, "openai", '"prompt" and no "custom_id" with a "body"', "manifest"),
+        ({"id": "a", "image": "a.png"}, "openai", "it is a row of a manifest", "manifest"),
+        (request("a", TEXT), "manifest", "it is a request of an OpenAI batch file", "openai"),
+    ],
+)
+def test_a_format_that_is_plainly_another(tmp_path, line, given, says, other):
+    """The message says which, and either way that it names helps."""
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(ManifestError) as caught:
+        opened(path, line, format=given)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:1 ") and says in message
+    assert message.endswith(f"Leave --format out, or give --format {other}")
+    assert opened(path, line).format == opened(path, line, format=other).format == other
+
+
+def test_columns_of_ones_own_may_be_called_as_those_of_requests(tmp_path):
+    line = request("a", TEXT)
+    for options in ({"prompt": "Why?"}, {"prompt_column": "url"}):
+        manifest = opened(tmp_path / "a.jsonl", line, format="manifest", **options)
+        assert manifest.format == "manifest"
+
+
+def test_a_row_among_requests(tmp_path):
+    _, row = rows(tmp_path / "a.jsonl", request("a", TEXT), {"messages": []})
+    assert "there is 'messages': this is a row of a manifest" in row.error.message
+    assert row.error.param == "custom_id"
 
 
 def test_parquet_is_no_batch_file(tmp_path):
