@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmbatch.config import ManifestConfig, SamplingParams
-from vlmbatch.errors import ErrorCode, ManifestError, OutputError, UsageError
+from vlmbatch.errors import ErrorCode, ManifestError, OutputError, RequestError, UsageError
 from vlmbatch.images.urls import AllowedDomains
 from vlmbatch.manifest.manifest import Manifest
 from vlmbatch.manifest.open import open_manifest
@@ -208,8 +208,8 @@ def test_columns_of_ones_own_may_be_called_as_those_of_requests(tmp_path):
 
 def test_a_row_among_requests(tmp_path):
     _, row = rows(tmp_path / "a.jsonl", request("a", TEXT), {"messages": []})
+    assert isinstance(row.error, RequestError) and row.error.param == "custom_id"
     assert "there is 'messages': this is a row of a manifest" in row.error.message
-    assert row.error.param == "custom_id"
 
 
 def test_parquet_is_no_batch_file(tmp_path):
