@@ -85,7 +85,7 @@ def _choices(command: str) -> dict[str, str]:
     ]
     found = {}
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
-        kind = get_args(parameter.annotation)[0]
+        kind, *_ = get_args(parameter.annotation) or (None,)  # Typer's context
         if get_origin(kind) is Literal:
             found[name] = ", ".join(f"`{value}`" for value in get_args(kind))
     return found

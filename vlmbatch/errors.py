@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import re
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
@@ -80,6 +82,24 @@ class UsageError(VlmbatchError):
 
 class ConfigError(UsageError):
     """An option or configuration value is invalid or contradicts the model."""
+
+
+class FieldError(ConfigError):
+    """A field cannot have its value. The message begins with its name as Python and files have it,
+    and may have those of ``others`` in it."""
+
+    def __init__(self, field: str, problem: str, *others: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.fields = (field, *others)
+
+    def call(self, names: Mapping[str, str]) -> None:
+        """Have the message call fields by other ``names``, each where it comes first."""
+        message = str(self)
+        for field in self.fields:
+            if field in names:  # not within an option, such as --field-of-another
+                place = rf"(?<![\w-]){re.escape(field)}(?![\w-])"
+                message = re.sub(place, names[field], message, count=1)
+        self.args = (message,)
 
 
 class ManifestError(UsageError):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vlmbatch.start_times import StartTimes
-from vlmbatch.types import Result
+from vlmbatch.types import ErrorExample, Result, note_example
 
 ADDED_COUNTERS = (  # of the parts of a run
     *("rows_earlier", "rows_done", "rows_resumed", "rows_begun", "images_done"),
@@ -75,7 +75,9 @@ class RunStats:
     rows_looping: int = 0  # of these, those whose last attempt loops as well
     errors: Counter[str] = field(default_factory=Counter)
     errors_resumed: Counter[str] = field(default_factory=Counter)  # of these, the earlier run's
-    error_examples: dict[str, str] = field(default_factory=dict)  # first message of each code
+    error_examples: dict[str, ErrorExample] = field(
+        default_factory=dict
+    )  # of each code the first row's
     pace: Pace = field(default_factory=Pace)
     engines: dict[str, dict[str, int]] = field(default_factory=dict)  # of several, what each did
     start: StartTimes | None = None  # of a run in a process of its own
@@ -97,10 +99,9 @@ class RunStats:
         if result.error_code is not None:
             self.errors_resumed[result.error_code] += resumed  # first: see num_new_errors
             self.errors[result.error_code] += 1
-            self.error_examples.setdefault(
-                result.error_code,
-                f"row {self.first_row + result.index} (id {result.id}): {result.error_message}",
-            )
+            row = self.first_row + result.index
+            example = ErrorExample(row, result.id, result.error_message)
+            note_example(self.error_examples, result.error_code, example)
             return
         if resumed:
             return
@@ -121,7 +122,7 @@ class RunStats:
             self.transfer = None
 
     def count_earlier(
-        self, num_rows: int, errors: Mapping[str, int], examples: Mapping[str, str]
+        self, num_rows: int, errors: Mapping[str, int], examples: Mapping[str, ErrorExample]
     ) -> None:
         """Count the rows of an output that an earlier run has completed."""
         self.nothing_to_do = True
@@ -148,7 +149,7 @@ class RunStats:
         for name in ADDED_COUNTERS:
             setattr(self, name, getattr(self, name) + getattr(part, name))
         for code, example in part.error_examples.items():
-            self.error_examples.setdefault(code, example)
+            note_example(self.error_examples, code, example)
         self.quantization = self.quantization or part.quantization
 
     @property

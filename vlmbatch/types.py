@@ -249,3 +249,22 @@ class Result:
             param, api_code = error.param, error.api_code
             return replace(self, extra=row.extra, error_param=param, error_api_code=api_code)
         return replace(self, extra=row.extra)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorExample:
+    """A row's error, for people. ``row``: its number in the manifest."""
+
+    row: int
+    row_id: str
+    message: str | None
+
+    def __str__(self) -> str:
+        return f"row {self.row} (id {self.row_id}): {self.message}"
+
+
+def note_example(examples: dict[str, ErrorExample], code: str, example: ErrorExample) -> None:
+    """Keep of each error code the row with the lowest number, whichever came first."""
+    known = examples.get(code)
+    if known is None or example.row < known.row:
+        examples[code] = example

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from fast_command import FastCommands
 from real_command import run
+from s3_server import S3Server
 
 SMALL_CONFIG = {
     "model_type": "llava",
@@ -42,8 +43,9 @@ def temporary(tmp_path: Path) -> Path:
     return folder
 
 
-def bench(temporary: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return run("bench", "--device", "cpu", *arguments, variables={"TMPDIR": str(temporary)})
+def bench(temporary: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    variables["TMPDIR"] = str(temporary)
+    return run("bench", "--device", "cpu", *arguments, variables=variables)
 
 
 def test_the_sample_model(temporary: Path, tmp_path: Path) -> None:
@@ -85,22 +87,27 @@ def test_several_engines_compute_an_image_once(temporary: Path) -> None:
     assert 14 * 80 < vqa["cached_tokens"] <= 14 * 101
 
 
-def test_random_weights_and_start_of_a_process(temporary: Path, tmp_path: Path) -> None:
+def test_random_weights_and_start_of_a_process(
+    temporary: Path, tmp_path: Path, s3: S3Server
+) -> None:
+    """With figures that go to a store."""
+    s3.client.create_bucket(Bucket="figures")
     config = tmp_path / "config.json"
     config.write_text(json.dumps(SMALL_CONFIG))
     arguments = ["--model", str(config), "--random-weights", "--startup"]
-    done = bench(temporary, *arguments, "--workloads", "classify", "--rows", "3", "--json", "-")
+    arguments += ["--workloads", "classify", "--rows", "3", "--json", "s3://figures/a/bench.json"]
+    done = bench(temporary, *arguments, **s3.variables)
     assert done.returncode == 0, done.stderr
-    figures = json.loads(done.stdout)
+    figures = json.loads(s3.read("figures", "a/bench.json"))
     assert figures["random_weights"] is True
     assert figures["workloads"]["classify"]["prompt_tokens"] == 16 + 24
     assert all(0 < seconds < 100 for seconds in figures["process_start_seconds"])
     assert len(figures["process_start_seconds"]) == 2
-    assert "from process start to the first row" in done.stderr
+    assert "from process start to the first row" in done.stdout
     process = figures["workloads"]["classify"]["process"]
     assert process["rows_per_second"] == pytest.approx(3 / process["answering"], rel=0.02)
     assert 0 < process["answering"] < process["seconds"]
-    assert "as a whole `vlmbatch run` process" in " ".join(done.stderr.split())
+    assert "as a whole `vlmbatch run` process" in " ".join(done.stdout.split())
     assert list(temporary.iterdir()) == []
 
 
@@ -109,6 +116,8 @@ def test_random_weights_and_start_of_a_process(temporary: Path, tmp_path: Path) 
     [
         (["--workloads", "nap"], "no workload 'nap'"),
         (["--json", "no/such/folder.json"], "there is no folder"),
+        (["--json", "s3://bucket"], "--json s3://bucket names a bucket: give a file in it"),
+        (["--json", "https://example.org/a.json"], "web servers take no files"),
         (["--rows", "0"], "--rows"),
     ],
 )

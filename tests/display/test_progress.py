@@ -20,6 +20,7 @@ from vlmbatch.display import progress
 from vlmbatch.display.progress import Rates, RunDisplay, display_mode, duration
 from vlmbatch.display.summary import print_run_summary
 from vlmbatch.stats import RunStats, Transfer
+from vlmbatch.types import ErrorExample
 
 COLOUR = re.compile(r"\x1b\[[\d;]*3\d")
 
@@ -114,7 +115,7 @@ def test_an_unknown_total_has_no_share_and_no_end() -> None:
 def test_names_from_outside_cannot_steer_the_terminal() -> None:
     stats = stats_of(rows_done=1, finished=1.0)
     stats.errors["image_missing"] = 1
-    stats.error_examples["image_missing"] = "no file at \x1b[2Jx.png"
+    stats.error_examples["image_missing"] = ErrorExample(0, "a", "no file at \x1b[2Jx.png")
     console = Console(file=io.StringIO(), width=80, record=True)
     print_run_summary(stats, console, "out\x1b[2J.parquet")
     text = console.export_text(clear=False)

@@ -200,12 +200,6 @@ def ids_of_lists(place: Place) -> None:
     place.run.arguments[1] = path
 
 
-def a_request_on_the_second_line(place: Place) -> None:
-    body = {"prompt": "x"}
-    line = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
-    place.manifest.write_text('{"prompt": "x"}\n' + json.dumps(line) + "\n")
-
-
 def features_in_place_of_images(place: Place) -> None:
     np.save(place.manifest.with_name("a.npy"), np.zeros((4, 8), np.float32))
     place.manifest.write_text('{"prompt": "<image>x", "image": "a.npy"}\n')
@@ -334,12 +328,6 @@ CASES = {
         prompts_called("question"),
         "name the prompt's column with --prompt-column",
         [["--prompt-column", "question", "--overwrite"]],
-    ),
-    "requests": Case(
-        "rows --format",
-        a_request_on_the_second_line,
-        "--format openai",
-        [["--format", "openai", "--overwrite"]],
     ),
     "features": Case(
         "decode --image-input-type",
@@ -500,6 +488,7 @@ _FOLDERS = "of folders of images: in tests/manifest/test_image_folder.py"
 _PDFS = "of PDFs: in tests/manifest/test_pdf_rows.py"
 _TEXTS = "of answers as files: in tests/output/test_text_folder.py"
 _JSON = "of columns of JSON fields: in tests/e2e/test_json_answers.py"
+_REQUESTS = "of OpenAI batch files: in tests/openai"
 _SEVERAL = "of several answers: in tests/e2e/test_several_answers.py"
 _BASE = "of images elsewhere: in tests/manifest/test_image_base.py"
 _STORES = "of object stores: in tests/remote"
@@ -515,9 +504,14 @@ ELSEWHERE = {
     "tar_file --dereference": "an option of tar",
     "tar_file --hard-dereference": "an option of tar",
     **dict.fromkeys(("pdf --dpi", "pdf --longest-side"), _PDFS),
+    **dict.fromkeys(
+        ("rows --format", "request_files --format", "openai_batch --format"), _REQUESTS
+    ),
     **dict.fromkeys(("text_folder --id-column", "text_folder --overwrite"), _TEXTS),
     **dict.fromkeys(("stored_texts --write-text", "stored_texts --overwrite"), _PUTS),
-    **dict.fromkeys(("report_files --summary-json", "report_files --errors"), _URLS),
+    **dict.fromkeys(
+        ("report_files --summary-json", "report_files --errors", "report_files --json"), _URLS
+    ),
     "row_errors --errors": _NAMES_IT,
     **dict.fromkeys(("text_folder --write-text", "answer_texts --write-text"), _TEXTS),
     **dict.fromkeys(("answer_texts --sidecar", "places --write-text"), _TEXTS),

@@ -126,14 +126,17 @@ def test_resumed_incremental_and_divided_runs_have_the_same_table(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--regex", "a("], "regex cannot be used: unclosed group"),
+        (["--regex", "a("], "--regex cannot be used: unclosed group"),
         (["--regex", "(?=a)b"], "look-around, including look-ahead and look-behind, is not"),
         (["--json-schema", "none.json"], "must be a file with a JSON schema: none.json: No such"),
-        (["--json-schema", '{"a": '], "json_schema is not JSON"),
-        (["--json-schema", '{"type": 3}'], "json_schema cannot be used"),
-        (["--json-schema", "{}", "--regex", "a"], "json_schema and regex cannot be combined"),
-        (["--choices", "a,b", "--regex", "a"], "choices and regex cannot be combined"),
-        (["--json-schema", "{}", "--ignore-eos"], "ignore_eos cannot be combined with json_schema"),
+        (["--json-schema", '{"a": '], "--json-schema is not JSON"),
+        (["--json-schema", '{"type": 3}'], "--json-schema cannot be used"),
+        (["--json-schema", "{}", "--regex", "a"], "--json-schema and --regex cannot be combined"),
+        (["--choices", "a,b", "--regex", "a"], "--choices and --regex cannot be combined"),
+        (
+            ["--json-schema", "{}", "--ignore-eos"],
+            "--ignore-eos cannot be combined with --json-schema",
+        ),
         (["--parse-json"], "add --json-schema"),
         (["--parse-json", "--json-schema", "{}"], "at its top level --json-schema has none"),
         (

@@ -124,9 +124,9 @@ def test_from_configuration_and_environment(
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("--max-pixels", "max_pixels is given as 5000, but the model's images always take 100 to"),
-        ("--min-pixels", "min_pixels is given as 5000, but"),
-        ("--longest-side", "longest_side is given as 5000, but"),
+        ("--max-pixels", "--max-pixels is given as 5000, but the model's images always take 100 t"),
+        ("--min-pixels", "--min-pixels is given as 5000, but"),
+        ("--longest-side", "--longest-side is given as 5000, but"),
     ],
 )
 def test_a_model_of_one_size_refuses_them(
@@ -152,7 +152,7 @@ def test_what_models_of_one_size_take_names_these(
         command = ["run", manifest, "-m", model, "-o", tmp_path / "out.parquet", option, value]
         assert call(command) == 2
         said = capsys.readouterr().err
-        assert option.removeprefix("--").replace("-", "_") in said
+        assert f"{option} is given as " in said
         assert "--max-pixels, --min-pixels and --longest-side" in said
 
 
@@ -161,9 +161,9 @@ def test_limits_that_contradict_each_other(
 ) -> None:
     output = ("-o", tmp_path / "out.parquet")
     for options, said in (
-        (("--max-pixels", 4096, "--min-pixels", 5000), "min_pixels is 5000, above max_pixels, wh"),
-        (("--max-pixels", 1023), "max_pixels must be at least 1024, got 1023"),
-        (("--max-pixels", 1024), "min_pixels is 2048, above max_pixels, which is 1024"),
+        (("--max-pixels", 4096, "--min-pixels", 5000), "--min-pixels is 5000, above --max-pixels"),
+        (("--max-pixels", 1023), "--max-pixels must be at least 1024, got 1023"),
+        (("--max-pixels", 1024), "--min-pixels is 2048, above --max-pixels, which is 1024"),
         (("--longest-side", 0), "longest-side"),
     ):
         assert call(["run", manifest, "-m", model, *output, *options]) == 2

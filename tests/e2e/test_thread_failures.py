@@ -147,12 +147,20 @@ def test_in_an_image_workers_thread(
 @every_kind
 def test_in_a_validating_thread(error: BaseException) -> None:
     checked = validate_rows(
-        [row(0), row(1, "a.jpg"), row(2)], StubEncoder(), partial(fail, error), threads=2
+        [row(0), row(1, "a.jpg"), row(2)], StubEncoder(), FailingGrids(error), threads=2
     )
     assert next(checked)[0].index == 0
     with pytest.raises(type(error)) as caught:
         list(checked)
     assert caught.value is error
+
+
+class FailingGrids:
+    def __init__(self, error: BaseException) -> None:
+        self.of = partial(fail, error)
+
+    def close(self) -> None:
+        pass
 
 
 class StubEncoder:

@@ -19,6 +19,7 @@ from vlmbatch.config import ImageResolution
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.addresses import refusal
 from vlmbatch.images.fetch import FetchLimits, ImageFetcher
+from vlmbatch.images.fetch_budget import FetchBudget, LargerError
 from vlmbatch.images.loading.shared_fetches import SharedFetches
 from vlmbatch.images.loading.url_loader import UrlLoader
 from vlmbatch.images.urls import AllowedDomains
@@ -94,6 +95,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         while True:
             self.wfile.write(IMAGE)
+
+    def on_untold(self, rest: str) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(IMAGE)
 
     def on_short(self, rest: str) -> None:
         self.answer(body=b"abc", Content_Length="10")
@@ -267,6 +273,24 @@ def test_the_start_alone(url):
         assert caught.value.code is ErrorCode.IMAGE_TOO_LARGE
     with pytest.raises(RowError, match="status 206"):
         fetcher().fetch(url("range"))
+
+
+def test_what_it_takes_is_reserved_as_soon_as_that_is_known(url):
+    """By a length that is told, or as bytes come; where there is no room it is not read on."""
+    for path, size in (("image", len(IMAGE)), ("untold", 2 * len(IMAGE))):
+        room = FetchBudget(3 * len(IMAGE)).reserve()
+        assert room.num_bytes < len(IMAGE)
+        assert fetcher().fetch(url(path), room) == IMAGE
+        assert room.num_bytes == size
+    for path, asked in (("image", len(IMAGE)), ("announced", 999_999_999), ("endless", 2)):
+        budget = FetchBudget(2 * len(IMAGE))
+        room = budget.reserve()
+        budget.take_back(2 * len(IMAGE) - room.num_bytes)
+        with pytest.raises(LargerError) as caught:
+            fetcher(FetchLimits(max_bytes=10**9, timeout_s=10)).fetch(url(path), room)
+        assert asked <= caught.value.num_bytes
+    with pytest.raises(RowError, match="limit of 6000 bytes"):
+        fetcher(FetchLimits(max_bytes=6000, timeout_s=10)).fetch(url("announced"), room)
 
 
 def test_loops_end(server, url):

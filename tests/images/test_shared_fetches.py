@@ -7,13 +7,17 @@ import time
 import weakref
 from collections import Counter
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import closing
 from typing import Self
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vlmbatch.config import ImageResolution
 from vlmbatch.errors import ErrorCode, RowError
-from vlmbatch.images.loading.shared_fetches import SharedFetches
+from vlmbatch.images.fetch_budget import LargerError, Room
+from vlmbatch.images.loading.shared_fetches import Fetch, SharedFetches
 from vlmbatch.images.loading.url_loader import UrlLoader
 from vlmbatch.types import ImageInput, ImageRef
 
@@ -29,7 +33,7 @@ class Store:
         self.open = threading.Event()
         self.open.set()
 
-    def fetch(self, url: str) -> bytes:
+    def fetch(self, url: str, room: Room) -> bytes:
         self.fetched[url] += 1
         self.begun.release()
         assert self.open.wait(WAIT_S)
@@ -77,8 +81,6 @@ def test_rows_join_a_fetch_under_way() -> None:
     store, decoder = Store(), Decoder(slowly=True)
     fetches = SharedFetches(store, 2**20)
     loader = UrlLoader(decoder, fetches)
-    fetches.fetch("first")  # comes alone
-    assert store.begun.acquire(timeout=WAIT_S)
     store.open.clear()
     with ThreadPoolExecutor(2) as threads:
         first = [threads.submit(loader.submit, ImageRef(url=url)) for url in ("a", "gone")]
@@ -94,7 +96,7 @@ def test_rows_join_a_fetch_under_way() -> None:
     assert [ref.resolution for ref, _ in decoder.waiting].count(small) == 1
     decoder.decode()
     assert {outcome(image) for image in (images[0], *joined)} == {"a"}
-    assert store.fetched == {"first": 1, "a": 1, "gone": 1}
+    assert store.fetched == {"a": 1, "gone": 1}
 
 
 def test_rows_that_follow_share_what_was_fetched_for_a_while(
@@ -127,12 +129,13 @@ def test_a_server_fetches_for_every_request_that_does_not_meet_another() -> None
 
 
 def test_what_is_fetched_and_not_decoded_has_a_limit() -> None:
-    """One image is fetched to know what size to expect; then as many as have room."""
+    """As many as have room, and one more."""
     lock, held, peak = threading.Lock(), [0], [0]
 
     class TenBytes(Store):
-        def fetch(self, url: str) -> bytes:
-            super().fetch(url)
+        def fetch(self, url: str, room: Room) -> bytes:
+            super().fetch(url, room)
+            room.enlarge(10)
             with lock:
                 held[0] += 1
                 peak[0] = max(*peak, *held)
@@ -152,48 +155,144 @@ def test_what_is_fetched_and_not_decoded_has_a_limit() -> None:
         refs = [ImageRef(url="gone" if n % 7 == 0 else str(n)) for n in range(100)]
         errors = [outcome(image) for image in threads.map(loader.submit, refs)]
     assert errors.count("gone") == 15 and held == [0]
-    assert 1 <= peak[0] <= 3
+    assert 1 <= peak[0] <= 4
 
 
-@pytest.mark.parametrize("first", [["a"], ["gone"] * 3])
-def test_after_the_first_files_are_fetched_together(first: list[str]) -> None:
-    """Also by threads that wait since before their sizes are known, or where none comes."""
+def test_a_file_that_stalls_holds_up_no_others() -> None:
+    """Though it is the first, and no size is known."""
     together = threading.Barrier(3)
 
-    class Apart(Store):
-        def fetch(self, url: str) -> bytes:
-            data = super().fetch(url)
-            if url not in first:
-                together.wait(WAIT_S)
-            return data
+    class Stalling(Store):
+        def fetch(self, url: str, room: Room) -> bytes:
+            if url == "stalls":
+                return super().fetch(url, room)
+            together.wait(WAIT_S)
+            return url.encode()
 
-    store = Apart()
+    store = Stalling()
+    store.open.clear()
     fetches = SharedFetches(store, 2**20)
     with ThreadPoolExecutor(4) as threads:
-        for url in first[1:]:
-            assert threads.submit(fetches.fetch, url).exception(WAIT_S)
-        store.open.clear()
-        threads.submit(fetches.fetch, first[0])
-        for _ in first:
-            assert store.begun.acquire(timeout=WAIT_S)
-        fetched = [threads.submit(fetches.fetch, url) for url in "bcd"]
-        time.sleep(0.05)  # for them to wait
+        stalled = threads.submit(fetches.fetch, "stalls")
+        assert store.begun.acquire(timeout=WAIT_S)
+        assert {*threads.map(fetches.fetch, "bcd", timeout=WAIT_S)} == {b"b", b"c", b"d"}
         store.open.set()
-        assert {future.result(WAIT_S) for future in fetched} == {b"b", b"c", b"d"}
+        assert stalled.result(WAIT_S) == b"stalls"
+
+
+class Sizes:
+    """Files of the sizes that their URLs say, and how many bytes of them are held.
+
+    A size is told at the beginning, asked for, or found out as bytes drip in.
+    """
+
+    def __init__(self, failing: int) -> None:
+        self._lock = threading.Lock()
+        self._failing = failing
+        self.held = self.peak = self.fetches = 0
+
+    def hold(self, num_bytes: int) -> None:
+        with self._lock:
+            self.held += num_bytes
+            self.peak = max(self.peak, self.held)
+
+    def fetch(self, url: str, room: Room) -> bytes:
+        number, size, how = url.split()
+        self.fetches += 1
+        taken = min(int(size), room.num_bytes)
+        self.hold(taken)
+        time.sleep(0.0002)  # for others to come meanwhile
+        try:
+            self._come(int(size), taken, how, room)
+            if int(number) == self._failing:
+                raise RowError(ErrorCode.IMAGE_FETCH_FAILED, "cut")
+        except (LargerError, RowError):
+            self.hold(-taken)
+            raise
+        self.hold(int(size) - taken)
+        time.sleep(0.0002)
+        return bytes(int(size))
+
+    def _come(self, size: int, taken: int, how: str, room: Room) -> None:
+        if how == "told":
+            room.enlarge(size)
+        elif how == "asked" and taken < size:
+            raise LargerError(2 * taken)
+        while taken < size:
+            taken += 1
+            if taken > room.num_bytes:
+                room.enlarge(min(2 * taken, size))
+
+    def close(self) -> None:
+        pass
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 40) | st.integers(200, 300), st.sampled_from(["told", "asked", "drips"])
+        ),
+        max_size=30,
+    ),
+    st.sampled_from([8, 64, 200]),
+    st.integers(1, 8),
+    st.integers(0, 30),
+)
+def test_all_files_come_and_what_is_held_has_a_bound(
+    files: list[tuple[int, str]], limit: int, num_threads: int, failing: int
+) -> None:
+    """Whatever they have, and however that turns out: the limit, and one file more."""
+    store = Sizes(failing)
+    fetches = SharedFetches(store, limit)
+
+    def decode(fetch: Fetch) -> None:
+        store.hold(-len(fetch.data.result()))
+        fetches.end(fetch)
+
+    def load(url: str) -> bool:
+        fetch = fetches.begin(url)
+        if fetch.data.exception() is not None:
+            return False
+        decoders.submit(decode, fetch)
+        return True
+
+    urls = [f"{number} {size} {how}" for number, (size, how) in enumerate(files)]
+    with (
+        ThreadPoolExecutor(1) as decoders,
+        ThreadPoolExecutor(num_threads) as threads,
+        closing(fetches),
+    ):
+        came = [*threads.map(load, urls, timeout=WAIT_S)]
+    assert came == [number != failing for number in range(len(files))]
+    assert store.held == 0
+    assert store.peak <= limit + max((size for size, _ in files), default=0)
+    assert fetches._budget._used == 0
+    assert store.fetches <= 12 * len(files)
 
 
 def test_nothing_is_fetched_once_it_is_closed() -> None:
     """Neither for threads that wait for room, nor for who asks later; what stalls is given up."""
-    store, decoder = Store(), Decoder()
+    together = threading.Barrier(2)
+
+    class Larger(Store):
+        def fetch(self, url: str, room: Room) -> bytes:
+            if room.num_bytes < 2**20:
+                together.wait(WAIT_S)
+                raise LargerError(2**20)
+            return super().fetch(url, room)
+
+    store = Larger()
     store.open.clear()
-    loader = UrlLoader(decoder, SharedFetches(store, 2**20))
-    with ThreadPoolExecutor(2) as threads:
-        stalled, waiting = (threads.submit(loader.submit, ImageRef(url=url)) for url in "ab")
-        assert store.begun.acquire(timeout=WAIT_S)
+    loader = UrlLoader(Decoder(), SharedFetches(store, 2**20))
+    with ThreadPoolExecutor(3) as threads:
+        begun = [threads.submit(loader.submit, ImageRef(url=url)) for url in "ab"]
+        assert store.begun.acquire(timeout=WAIT_S)  # for one of them there is room
+        begun.append(threads.submit(loader.submit, ImageRef(url="c")))
         loader.close()
-        assert outcome(stalled.result(WAIT_S)) == "a"
-        given_up = waiting.result(WAIT_S), loader.submit(ImageRef(url="c"))
-    assert all(isinstance(image.exception(WAIT_S), CancelledError) for image in given_up)
+        images = [future.result(WAIT_S) for future in begun]
+    images.append(loader.submit(ImageRef(url="d")))
+    given_up = [isinstance(image.exception(WAIT_S), CancelledError) for image in images]
+    assert sorted(given_up[:2]) == [False, True] and given_up[2:] == [True, True]
     assert store.fetched.total() == 1
 
 
@@ -210,8 +309,8 @@ def test_what_is_kept_has_a_limit() -> None:
             alive[self[:1].decode()] -= 1
 
     class Large(Store):
-        def fetch(self, url: str) -> bytes:
-            super().fetch(url)
+        def fetch(self, url: str, room: Room) -> bytes:
+            super().fetch(url, room)
             return Data(url)
 
     store = Large()

@@ -38,6 +38,9 @@ class Starts:
         self.asked.append(num_bytes)
         return self._data[:num_bytes]
 
+    def close(self) -> None:
+        pass
+
 
 def encoded(kind: str, comment: int = 0, size: tuple[int, int] = (30, 20)) -> bytes:
     """An image that lies on its side; of a JPEG with so many bytes of comments in its header."""

@@ -60,6 +60,7 @@ def job(tmp_path: Path, qwen: Path) -> JobConfig:
     row = {"prompt": "<image>x", "image": "a.png", "question": "y", "picture": "b.png"}
     lines = [json.dumps({**row, "key": number}) for number in range(3)]
     (tmp_path / "m.jsonl").write_text("\n".join(lines))
+    (tmp_path / "either.jsonl").write_text('{"custom_id": "a"}\n{"custom_id": "b"}\n')
     (tmp_path / "other.jsonl").write_text('{"prompt": "<image>y", "image": "a.png"}\n' * 3)
     return JobConfig(
         SessionConfig(str(tmp_path / "model")),
@@ -128,7 +129,7 @@ DECIDES = {
     "manifest.limit": Change(2),
     "manifest.sample": Change(2),
     "manifest.sample_seed": Change(2, beside={"manifest.sample": 2}),
-    "manifest.format": Change("openai"),
+    "manifest.format": Change("openai", beside={"manifest.source": "either.jsonl"}),
     "sampling.max_tokens": Change(9),
     "sampling.temperature": Change(0.5),
     "sampling.top_p": Change(0.5),
@@ -235,7 +236,7 @@ def before_and_after(job: JobConfig, name: str, change: Change) -> tuple[JobConf
     return before, changed(before, name, placed(change.value, folder))
 
 
-_PLACED = ("other", "other.jsonl", "qwen", "photos")
+_PLACED = ("other", "other.jsonl", "either.jsonl", "qwen", "photos")
 
 
 def placed(value: Any, folder: Path) -> Any:

@@ -30,6 +30,7 @@ from worker_processes import ENGINE, worker_pids
 from vlmbatch.durable.staging_paths import staging_place
 from vlmbatch.errors import EnginesLostError, ErrorCode, RowError
 from vlmbatch.images.fetch import ImageFetcher
+from vlmbatch.images.fetch_budget import Room
 from vlmbatch.jobs.named_images import NamedImage
 from vlmbatch.jobs.tower_writer import TowerWriter
 from vlmbatch.models.llava.model import Model as LlavaModel
@@ -234,7 +235,7 @@ def test_images_of_allowed_hosts_are_fetched(
 ) -> None:
     image = next(iter(samples.glob("images/*")))
 
-    def fetch(fetcher: ImageFetcher, url: str) -> bytes:
+    def fetch(fetcher: ImageFetcher, url: str, room: Room) -> bytes:
         if url.endswith("/gone.jpg"):
             raise RowError(ErrorCode.IMAGE_FETCH_FAILED, f"{url}: gone")
         return image.read_bytes()

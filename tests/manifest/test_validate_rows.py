@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +19,17 @@ from vlmbatch.models.processor import EncodedPrompt, Tokens
 from vlmbatch.types import ImageGrid, ImageRef, Row
 
 LIMITS = ImageLimits()
+
+
+class Grids:
+    """Asks ``find`` about images."""
+
+    def __init__(self, find: Callable[[ImageRef], ImageGrid | None]) -> None:
+        self.of = find
+        self.closed = threading.Event()
+
+    def close(self) -> None:
+        self.closed.set()
 
 
 class Encoder:
@@ -58,7 +71,7 @@ def probe(ref: ImageRef) -> ImageGrid | None:
 def codes(rows, check_image=probe) -> list[ErrorCode | None]:
     return [
         None if error is None else error.code
-        for _, error in validate_rows(rows, Encoder(), check_image)
+        for _, error in validate_rows(rows, Encoder(), Grids(check_image))
     ]
 
 
@@ -110,7 +123,7 @@ def test_only_decoding_finds_a_truncated_image(image):
 
 def test_order_is_kept_over_many_rows(image, tmp_path):
     rows = [row(n, images=(image if n % 3 else tmp_path,)) for n in range(500)]
-    checked = list(validate_rows(rows, Encoder(), probe))
+    checked = list(validate_rows(rows, Encoder(), Grids(probe)))
     assert [item.index for item, _ in checked] == list(range(500))
     assert [error is None for _, error in checked] == [bool(n % 3) for n in range(500)]
 
@@ -118,7 +131,7 @@ def test_order_is_kept_over_many_rows(image, tmp_path):
 def test_endless_rows_are_read_a_bounded_window_ahead():
     taken = itertools.count()
     rows = (row(next(taken)) for _ in itertools.count())
-    checked = validate_rows(rows, Encoder(), probe)
+    checked = validate_rows(rows, Encoder(), Grids(probe))
     for _ in range(10):
         next(checked)
     assert next(taken) <= 10 + validate._WINDOW
@@ -135,8 +148,37 @@ def test_embedded_images_are_held_up_to_a_limit_of_bytes(monkeypatch, shared, ah
         )
         for _ in itertools.count()
     )
-    checked = validate_rows(rows, Encoder(), lambda ref: ImageGrid(1, 1, 1, 3))
+    checked = validate_rows(rows, Encoder(), Grids(lambda ref: ImageGrid(1, 1, 1, 3)))
     for _ in range(10):
         next(checked)
     assert next(taken) == 9 + ahead
     checked.close()
+
+
+@pytest.mark.parametrize("read", [0, 1])
+def test_what_is_under_way_is_given_up_at_the_end(read):
+    """Threads that wait for an image would be waited for."""
+    begun = threading.Event()
+
+    def stall(ref: ImageRef) -> ImageGrid | None:
+        begun.set()
+        assert grids.closed.wait(10)
+        raise CancelledError
+
+    def rows():
+        yield row(0)
+        yield row(1, images=(Path("a.jpg"),))
+        assert begun.wait(10)
+        if not read:
+            raise KeyboardInterrupt
+        yield from (row(n) for n in range(2, 100))
+
+    grids = Grids(stall)
+    checked = validate_rows(rows(), Encoder(), grids)
+    if read:
+        assert next(checked)[1] is None
+        checked.close()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            next(checked)
+    assert grids.closed.is_set()

@@ -71,8 +71,8 @@ def test_patches_are_those_of_transformers_with_these_limits(
 REFUSED: list[tuple[dict[str, int], str]] = [
     ({"max_pixels": 783}, "max_pixels must be at least 784, got 783: a token .* is 28 x 28"),
     ({"longest_side": 27}, "longest_side must be at least 28, got 27"),
-    ({"max_pixels": 3135}, "min_pixels is 3136, above max_pixels, which is 3135: min_pixels is"),
-    ({"min_pixels": 12_845_057}, "above max_pixels, which is 12845056: max_pixels is the model's"),
+    ({"max_pixels": 3135}, "min_pixels is 3136, above max_pixels, which is 3135: the least is"),
+    ({"min_pixels": 12_845_057}, "above max_pixels, which is 12845056: the most is the model's"),
     ({"min_pixels": 2**27, "max_pixels": 2**28}, "at most 67108864, got 134217728"),
 ]
 

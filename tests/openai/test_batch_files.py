@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vlmbatch.config import ManifestConfig, SamplingParams
-from vlmbatch.errors import ErrorCode, ManifestError, OutputError, UsageError
+from vlmbatch.errors import ErrorCode, ManifestError, OutputError, RequestError, UsageError
 from vlmbatch.images.urls import AllowedDomains
 from vlmbatch.manifest.manifest import Manifest
 from vlmbatch.manifest.open import open_manifest
@@ -23,7 +23,7 @@ from vlmbatch.output.finished import finished_counts, finished_results
 from vlmbatch.output.openai_lines import BatchLines, errors_path, line_head, parse_line
 from vlmbatch.output.openai_writer import BatchResultWriter
 from vlmbatch.output.work_folder import read_commit
-from vlmbatch.types import ImageRef, Result, Row
+from vlmbatch.types import ErrorExample, ImageRef, Result, Row
 
 RUN_ID = "0f" * 16
 CHAT = "/v1/chat/completions"
@@ -171,14 +171,45 @@ def test_the_format_is_found_by_the_first_line(tmp_path):
     assert opened(tmp_path / "a.jsonl", own, request("a", TEXT)).format == "manifest"
     assert opened(tmp_path / "a.jsonl", request("a", TEXT), own).format == "openai"
     assert opened(tmp_path / "a.jsonl").format == "manifest"
-    assert opened(tmp_path / "a.jsonl", request("a", TEXT), format="manifest").format == "manifest"
-    assert opened(tmp_path / "a.jsonl", own, format="openai").format == "openai"
+    assert opened(tmp_path / "a.jsonl", {"custom_id": "b"}, format="openai").format == "openai"
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "0.jsonl.gz").write_bytes(gzip.compress(b"\n"))
     line = json.dumps(request("a", TEXT, COMPLETION)).encode()
     (folder / "1.jsonl.gz").write_bytes(gzip.compress(line))
     assert open_manifest(ManifestConfig(str(folder)), SamplingParams()).format == "openai"
+
+
+@pytest.mark.parametrize(
+    ("line", "given", "says", "other"),
+    [
+        ({"prompt": "a"}, "openai", '"prompt" and no "custom_id" with a "body"', "manifest"),
+        ({"id": "a", "image": "a.png"}, "openai", "it is a row of a manifest", "manifest"),
+        (request("a", TEXT), "manifest", "it is a request of an OpenAI batch file", "openai"),
+    ],
+)
+def test_a_format_that_is_plainly_another(tmp_path, line, given, says, other):
+    """The message says which, and either way that it names helps."""
+    path = tmp_path / "a.jsonl"
+    with pytest.raises(ManifestError) as caught:
+        opened(path, line, format=given)
+    message = str(caught.value)
+    assert message.startswith(f"{path}:1 ") and says in message
+    assert message.endswith(f"Leave --format out, or give --format {other}")
+    assert opened(path, line).format == opened(path, line, format=other).format == other
+
+
+def test_columns_of_ones_own_may_be_called_as_those_of_requests(tmp_path):
+    line = request("a", TEXT)
+    for options in ({"prompt": "Why?"}, {"prompt_column": "url"}):
+        manifest = opened(tmp_path / "a.jsonl", line, format="manifest", **options)
+        assert manifest.format == "manifest"
+
+
+def test_a_row_among_requests(tmp_path):
+    _, row = rows(tmp_path / "a.jsonl", request("a", TEXT), {"messages": []})
+    assert isinstance(row.error, RequestError) and row.error.param == "custom_id"
+    assert "there is 'messages': this is a row of a manifest" in row.error.message
 
 
 def test_parquet_is_no_batch_file(tmp_path):
@@ -330,7 +361,7 @@ def test_answers_and_errors_in_two_files(tmp_path):
         assert results.result(0).id == "id-0"
     counts = finished_counts(path)
     assert (counts.num_rows, counts.errors) == (4, {"prompt_too_long": 2})
-    assert counts.error_examples == {"prompt_too_long": "row 1 (id id-1): 1 tokens"}
+    assert counts.error_examples == {"prompt_too_long": ErrorExample(1, "id-1", "1 tokens")}
 
 
 def test_errors_of_an_earlier_run_go_when_there_are_none(tmp_path):

@@ -39,7 +39,7 @@ from vlmbatch.output.reader import OutputReader, read_output_counts
 from vlmbatch.output.shards import ShardedParquetWriter, list_shards
 from vlmbatch.output.work_folder import RUN_ID_KEY
 from vlmbatch.stats import RunStats
-from vlmbatch.types import Result, Row
+from vlmbatch.types import ErrorExample, Result, Row
 
 OLD_ID, NEW_ID = bytes(16), bytes(range(16))
 SCHEMA = output_schema(pa.schema([("note", pa.string())]))
@@ -392,7 +392,7 @@ class TestCounts:
         counts = read_output_counts(job.output)
         assert counts.num_rows == 9
         assert counts.errors == {"engine_error": 4}
-        assert counts.error_examples == {"engine_error": "row 4 (id id-4): no bad 4"}
+        assert counts.error_examples == {"engine_error": ErrorExample(4, "id-4", "no bad 4")}
 
     def test_agree_with_a_run_that_counts_as_it_goes(self, tmp_path):
         results = [
@@ -403,6 +403,7 @@ class TestCounts:
         writer = ParquetResultWriter(tmp_path / "out.parquet", RESULT_SCHEMA, {})
         for result in results:
             writer.write(result)
+        for result in random.Random(3).sample(results, len(results)):  # as they end
             stats.count(result, 0)
         writer.close()
         counts = read_output_counts(tmp_path / "out.parquet")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vlmbatch.durable.journal_writer import JournalWriter, list_segments
 from vlmbatch.errors import ErrorCode, OutputError
 from vlmbatch.output.journal_counts import read_journal_counts
-from vlmbatch.types import Result
+from vlmbatch.types import ErrorExample, Result
 
 RUN = b"r" * 16
 NUM_ROWS = 20
@@ -58,7 +58,7 @@ def test_the_example_is_the_first_row_and_not_the_first_done(tmp_path: Path) -> 
     code = ErrorCode.IMAGE_MISSING
     write(tmp_path, [error(7, code, "late"), error(3, code, "early"), error(5, code)])
     counts = read_journal_counts(tmp_path, RUN, NUM_ROWS)
-    assert counts.error_examples == {code: "row 3 (id id-3): early"}
+    assert counts.error_examples == {code: ErrorExample(3, "id-3", "early")}
 
 
 def test_a_write_under_way_and_other_runs_do_not_count(tmp_path: Path) -> None:

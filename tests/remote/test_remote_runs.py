@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 from fast_command import FastCommands
 from in_process import call
-from object_server import ObjectServer
+from object_server import ObjectServer, access
 from PIL import Image
 from resumable_runs import ResumableRun, read_rows
 
@@ -61,6 +61,35 @@ def test_a_killed_run_is_finished_by_the_next(
     assert codes.count("image_unreadable") == codes.count("image_missing") == NUM_ROWS // 6
     assert len({row["text"] for row in found}) > NUM_ROWS // 4
     assert run.killed[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("command", "number", "status"),
+    [
+        (["validate"], signal.SIGINT, 130),
+        (["validate", "--decode-images", "--image-workers", 0], signal.SIGTERM, 143),
+        (["plan"], signal.SIGTERM, 143),
+    ],
+)
+def test_a_store_that_stalls_holds_up_no_signal(
+    commands: FastCommands,
+    store: ObjectServer,
+    model: Path,
+    tmp_path: Path,
+    command: list[object],
+    number: signal.Signals,
+    status: int,
+) -> None:
+    """Though what was asked for never comes; without, they end after a minute."""
+    manifest = tmp_path / "rows.jsonl"
+    manifest.write_bytes(lines([{"prompt": PROMPT, "image": "s3://photos/stalls/a.png"}]))
+    name, *options = command
+    asked = [name, manifest, "-m", model, "--allow-bucket", "s3://photos", *options]
+    started = commands.start(*asked, variables=access(store.url))
+    started.wait_until(lambda: bool(store.requests))
+    started.send_signal(number)
+    assert started.wait(15) == status
+    assert "0 rows were" in started.stderr
 
 
 class TestBadInputs:

@@ -13,6 +13,8 @@ from object_server import ObjectServer
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.images.buckets import AllowedBuckets
 from vlmbatch.images.fetch import FetchLimits
+from vlmbatch.images.fetch_budget import FetchBudget, LargerError
+from vlmbatch.images.loading.shared_fetches import SharedFetches
 from vlmbatch.images.store_fetch import STORE_LIMITS, StoreFetcher
 from vlmbatch.images.urls import ImageUrls
 
@@ -33,6 +35,25 @@ def test_an_object_is_one_request(store: ObjectServer) -> None:
     assert fetcher.fetch("s3://photos/a b#?é.jpg") == IMAGE
     assert fetcher.fetch("s3://photos/b.jpg") == IMAGE[:9]
     assert store.requests == ["GET photos/a b#?é.jpg", "GET photos/b.jpg"]
+
+
+def test_of_an_object_no_more_is_read_than_there_is_room_for(store: ObjectServer) -> None:
+    """It is asked for again with more; there is no response that tells its size before."""
+    store.objects = {"photos/a.jpg": IMAGE, "photos/b.jpg": IMAGE[:100]}
+    small, fetcher = FetchLimits(max_bytes=1000), StoreFetcher()
+    room = FetchBudget(8 * 100).reserve()
+    assert room.num_bytes == 100
+    assert fetcher.fetch("s3://photos/b.jpg", room) == IMAGE[:100]
+    for asked in (400, 1600, 6400):
+        with pytest.raises(LargerError) as caught:
+            fetcher.fetch("s3://photos/a.jpg", room)
+        assert caught.value.num_bytes == asked
+        room.num_bytes = asked
+    assert fetcher.fetch("s3://photos/a.jpg", room) == IMAGE
+    with pytest.raises(RowError, match="limit of 1000 bytes"):
+        StoreFetcher(small).fetch("s3://photos/a.jpg", room)
+    fetches = SharedFetches(fetcher, 800)
+    assert fetches.fetch("s3://photos/a.jpg") == IMAGE
 
 
 def test_the_start_of_an_object(store: ObjectServer) -> None:

@@ -17,7 +17,8 @@ from vlmbatch.config import ImageArguments, ImageResolution, SessionConfig
 from vlmbatch.errors import CheckpointError, ConfigError, RowError
 from vlmbatch.images.loading.loader import FeatureLoader
 from vlmbatch.images.url_fetcher import UrlFetcher
-from vlmbatch.session.open import _open_decoders, image_prober, open_model
+from vlmbatch.session.image_grids import HeaderGrids
+from vlmbatch.session.open import _open_decoders, open_model
 from vlmbatch.types import ImageRef
 
 MODEL = Path(__file__).parents[2] / "samples/tiny-llava"
@@ -111,7 +112,7 @@ def test_what_needs_an_image_processor_cannot_do_without() -> None:
 
 
 def test_headers_say_how_many_tokens_an_image_takes(model: Path) -> None:
-    probe = image_prober(config(model), open_model(config(model)))
+    probe = HeaderGrids(config(model), open_model(config(model))).of
     grid = probe(ImageRef(str(MODEL.parent / "images/1001000001.jpg")))
     assert grid is not None and grid.num_tokens == 100
     with pytest.raises(RowError):
@@ -128,7 +129,7 @@ def test_of_a_url_the_resolution_is_looked_at_before_it_is_fetched(
         return picture[:num_bytes]
 
     monkeypatch.setattr(UrlFetcher, "fetch_start", fetch_start)
-    probe = image_prober(config(model), open_model(config(model)))
+    probe = HeaderGrids(config(model), open_model(config(model))).of
     with pytest.raises(RowError, match="always take 100 tokens"):
         probe(ImageRef(url="https://example.org/a.png", resolution=ImageResolution(5000)))
     for _ in range(2):  # which rows share

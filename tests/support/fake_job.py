@@ -22,7 +22,7 @@ from vlmbatch.config import JobConfig, ManifestConfig, SessionConfig
 from vlmbatch.errors import ErrorCode, ManifestError, OutputError, RowError
 from vlmbatch.stages.stopping import RunStoppedError
 from vlmbatch.stats import RunStats
-from vlmbatch.types import Result, Row
+from vlmbatch.types import ErrorExample, Result, Row
 
 ERROR = RowError(ErrorCode.IMAGE_MISSING, "no file at images/7.png")
 
@@ -95,7 +95,7 @@ def stopped(config: JobConfig, stats: RunStats) -> None:
 
 
 def complete(config: JobConfig, stats: RunStats) -> None:
-    stats.count_earlier(3, {ERROR.code: 1}, {ERROR.code: ERROR.message})
+    stats.count_earlier(3, {ERROR.code: 1}, {ERROR.code: ErrorExample(0, "0", ERROR.message)})
 
 
 def live(config: JobConfig, stats: RunStats) -> None:

@@ -73,7 +73,7 @@ def timed_run(config: JobConfig, workload: Workload, engines: BenchEngines) -> M
     return Measurement(
         rows=stats.rows_done,
         errors=stats.num_errors,
-        first_error=next(iter(stats.error_examples.values()), None),
+        first_error=next(map(str, stats.error_examples.values()), None),
         seconds=seconds,
         output_tokens=stats.completion_tokens,
         cached_tokens=stats.cached_tokens,

@@ -15,7 +15,7 @@ from vlmbatch.bench.workloads import WORKLOADS, parse_workloads
 from vlmbatch.commands.command import with_options, without
 from vlmbatch.commands.exits import early_exits
 from vlmbatch.commands.places import check_places, input_places, report_places
-from vlmbatch.commands.report_files import check_report_file
+from vlmbatch.commands.report_files import check_report
 from vlmbatch.commands.reporting import ReportOptions
 from vlmbatch.config.option import Opt
 
@@ -28,7 +28,7 @@ _WORKLOADS = Opt(
     "classify: one short answer an image; caption: one long; vqa: 8 questions an image; photos: "
     "large images; pages: scanned pages, the longest answers.",
 )
-_JSON = Opt("FILE", "Write all figures as JSON; - is standard output.")
+_JSON = Opt("FILE", "Write all figures as JSON, also to a URL; - is standard output.")
 _OF_RUNS = without("allow_bucket", "allow_domain", "image_timeout", "engine")
 _QUIET = without("no_progress", "log_format", "summary_json", "exit_zero")
 
@@ -46,7 +46,7 @@ def bench(
     Without a model: LLaVA-1.5-7B with random weights on a GPU, the sample model
     on a CPU. Exits 1 when rows failed.
     """
-    check_report_file("--json", json)
+    check_report("--json", json)
     check_places(
         [
             *report_places(json=json),
@@ -60,10 +60,10 @@ def bench(
 
     with early_exits(lambda: "no figures are kept"):
         result = measure(config)
+        if not report.quiet:  # first: a store may refuse the file
+            print_report(result, log.console() if json == "-" else _stdout())
         if json is not None:
             write_json(as_json(result), json)
-        if not report.quiet:
-            print_report(result, log.console() if json == "-" else _stdout())
     raise typer.Exit(1 if result.num_errors else 0)
 
 

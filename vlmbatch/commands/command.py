@@ -20,6 +20,7 @@ import typer
 from vlmbatch import log
 from vlmbatch.commands.config_file import KEYS, load_settings
 from vlmbatch.commands.environment import misspelt_variables
+from vlmbatch.commands.given_names import fields_as_given
 from vlmbatch.commands.reporting import ReportOptions
 from vlmbatch.config import typed
 from vlmbatch.config.option import Opt, OptField, build, opt_fields
@@ -55,7 +56,11 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
     options = [item for group in groups.values() for item in group]
 
     @functools.wraps(function)
-    def command(**given: Any) -> None:
+    def command(ctx: typer.Context, **given: Any) -> None:
+        with fields_as_given(ctx, options):
+            call(given)
+
+    def call(given: dict[str, Any]) -> None:
         ready: dict[str, Any] = {}
         # Reporting comes first: what is wrong with the others is reported as it says.
         for name, config in sorted(configs.items(), key=lambda pair: pair[1] is not ReportOptions):
@@ -73,12 +78,9 @@ def with_options(function: Callable[..., None]) -> Callable[..., None]:
 
     positional = [_parameter(item) for item in options if item.opt.positional]
     named = [_parameter(item) for item in options if not item.opt.positional]
-    command.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-        [*positional, *named, _CONFIG_FILE]
-    )
-    command.__annotations__ = {
-        parameter.name: parameter.annotation for parameter in [*positional, *named, _CONFIG_FILE]
-    }
+    signature = [_CONTEXT, *positional, *named, _CONFIG_FILE]
+    command.__signature__ = inspect.Signature(signature)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in signature}
     return command
 
 
@@ -142,6 +144,9 @@ def _parameter(item: OptField) -> inspect.Parameter:
     )
 
 
+_CONTEXT = inspect.Parameter(
+    "ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context
+)
 _POSITIONAL = inspect.Parameter.POSITIONAL_OR_KEYWORD
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _REPORT_EXAMPLES = {
     "--errors": "s3://BUCKET/errors.jsonl",
+    "--json": "s3://BUCKET/bench.json",
     "--summary-json": "s3://BUCKET/run.json",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -76,8 +77,9 @@ def _validate(
         report.display(stats),
         local_errors(errors, stats) as file,
         RowErrors(stats, file) as found,
+        closing(check_rows(session, manifest, stats, decode_images=decode_images)) as rows,
     ):
-        for row, error in check_rows(session, manifest, stats, decode_images=decode_images):
+        for row, error in rows:
             stats.work_started = stats.work_started or time.monotonic()
             stats.rows_done += 1
             if error is None:

@@ -15,7 +15,7 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vlmbatch.errors import ConfigError
+from vlmbatch.errors import ConfigError, FieldError
 
 if TYPE_CHECKING:
     from llguidance import LLParserLimits
@@ -61,22 +61,20 @@ def schema_text(name: str, value: object) -> str:
 @lru_cache(maxsize=256)  # most rows have the same
 def _from_text(name: str, text: str) -> str:
     if len(text) > _MAX_BYTES:
-        raise ConfigError(
-            f"{name} has {len(text)} characters, at most {_MAX_BYTES} can be compiled"
-        )
+        raise FieldError(name, f"has {len(text)} characters, at most {_MAX_BYTES} can be compiled")
     try:
         return _to_text(name, json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{name} is not JSON: {error}") from error
+        raise FieldError(name, f"is not JSON: {error}") from error
 
 
 def _to_text(name: str, value: object) -> str:
     if not isinstance(value, Mapping):
-        raise ConfigError(f"{name} must be a JSON schema, an object; got {value!r:.80}")
+        raise FieldError(name, f"must be a JSON schema, an object; got {value!r:.80}")
     try:
         return json.dumps(value, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{name} is no JSON schema: {error}") from error
+        raise FieldError(name, f"is no JSON schema: {error}") from error
 
 
 def grammar_of(json_schema: str | None, regex: str | None) -> str | None:
@@ -107,17 +105,18 @@ def _grammar(json_schema: str | None, regex: str | None) -> str:
 
 @lru_cache(maxsize=256)
 def grammar_problem(json_schema: str | None, regex: str | None) -> str | None:
-    """Why no answer can follow the one that is given, as far as it can be told; None: it may."""
-    name, text = ("regex", regex) if json_schema is None else ("json_schema", json_schema)
+    """Why no answer can follow the one that is given, as far as it can be told, for a message that
+    names it; None: it may."""
+    text = regex if json_schema is None else json_schema
     assert text is not None
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:
-        return f"{name} must be Unicode text: {error}"
+        return f"must be Unicode text: {error}"
     if size > _MAX_BYTES:
-        return f"{name} has {size} bytes, at most {_MAX_BYTES} can be compiled"
+        return f"has {size} bytes, at most {_MAX_BYTES} can be compiled"
     if regex is not None and (len(regex) - len(regex.rstrip("\\"))) % 2:  # llguidance drops it
-        return "regex cannot be used: it ends with a backslash that escapes nothing"
+        return "cannot be used: it ends with a backslash that escapes nothing"
     from llguidance import LLMatcher
 
     def validated() -> str:
@@ -129,7 +128,7 @@ def grammar_problem(json_schema: str | None, regex: str | None) -> str | None:
         raise
     except BaseException as error:  # noqa: BLE001  a panic in Rust is no narrower
         reason = str(error) or type(error).__name__
-    return f"{name} cannot be used: {short_reason(reason)}" if reason else None
+    return f"cannot be used: {short_reason(reason)}" if reason else None
 
 
 def grammar_limits() -> LLParserLimits:

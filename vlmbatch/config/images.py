@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from vlmbatch.config.option import Opt, check_bounds
-from vlmbatch.errors import ConfigError
+from vlmbatch.errors import FieldError
 
 ImageInputType = Literal["pixel_values", "image_features"]
 ImageDecoder = Literal["exact", "scaled", "gpu"]
@@ -61,8 +61,10 @@ class ImageResolution:
     def __post_init__(self) -> None:
         check_bounds(self)
         if self.max_pixels is not None and (self.min_pixels or 0) > self.max_pixels:
-            raise ConfigError(
-                f"min_pixels is {self.min_pixels}, above max_pixels, which is {self.max_pixels}"
+            raise FieldError(
+                "min_pixels",
+                f"is {self.min_pixels}, above max_pixels, which is {self.max_pixels}",
+                "max_pixels",
             )
 
 
@@ -116,14 +118,18 @@ class ImageArguments:
         if not self.disable_image_processor:
             return
         if self.image_processor is not None:
-            raise ConfigError(
-                f"image_processor {self.image_processor} and disable_image_processor contradict "
-                "each other: choose one"
+            raise FieldError(
+                "image_processor",
+                f"{self.image_processor} and disable_image_processor contradict each other: "
+                "choose one",
+                "disable_image_processor",
             )
         if self.image_input_type == "pixel_values":
-            raise ConfigError(
-                "disable_image_processor and image_input_type pixel_values contradict each other: "
-                "the image processor makes pixels of images; only image_features need none"
+            raise FieldError(
+                "disable_image_processor",
+                "and image_input_type pixel_values contradict each other: the image processor "
+                "makes pixels of images; only image_features need none",
+                "image_input_type",
             )
 
 
@@ -210,13 +216,18 @@ class ImageLoading:
 
     def __post_init__(self) -> None:
         if self.workers is not None and not 0 <= self.workers <= MAX_WORKERS:
-            raise ConfigError(f"image_workers must be from 0 to {MAX_WORKERS}, got {self.workers}")
+            raise FieldError(
+                "image_workers", f"must be from 0 to {MAX_WORKERS}, got {self.workers}"
+            )
         if self.decoder == "gpu" and self.workers == 0:
-            raise ConfigError(
-                "image_decoder gpu and image_workers 0 contradict each other: workers decode what "
-                "is no plain JPEG; 1 is enough"
+            raise FieldError(
+                "image_decoder",
+                "gpu and image_workers 0 contradict each other: workers decode what is no plain "
+                "JPEG; 1 is enough",
+                "image_workers",
             )
         if not 0 < self.timeout_s <= 86_400:
-            raise ConfigError(
-                f"image_timeout must be above 0 and at most 86400 seconds, got {self.timeout_s:g}"
+            raise FieldError(
+                "image_timeout",
+                f"must be above 0 and at most 86400 seconds, got {self.timeout_s:g}",
             )

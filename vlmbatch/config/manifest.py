@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from vlmbatch.config.option import Opt, check_bounds
 from vlmbatch.config.pages import PageRanges
-from vlmbatch.errors import ConfigError
+from vlmbatch.errors import ConfigError, FieldError
 
 ManifestFormat = Literal["auto", "manifest", "openai"]
 
@@ -131,7 +131,7 @@ class ManifestConfig:
         try:
             (self.column_prefix or "").encode()
         except UnicodeEncodeError as error:
-            raise ConfigError(f"column_prefix {self.column_prefix!r} is not UTF-8") from error
+            raise FieldError("column_prefix", f"{self.column_prefix!r} is not UTF-8") from error
         if self.pages is not None:
             PageRanges(self.pages)
         for suffix in self.sidecars:

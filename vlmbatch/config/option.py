@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 from vlmbatch.config import typed
 from vlmbatch.config.units import UNITS, UnitName
-from vlmbatch.errors import ConfigError
+from vlmbatch.errors import ConfigError, FieldError
 
 C = TypeVar("C")
 _KINDS = {
@@ -225,7 +225,9 @@ def _value(item: OptField, name: str, value: Any) -> Any:
             return ()
         if NoneType in get_args(item.kind):
             return None
-        raise ConfigError(item.opt.absent or f"{name} must be {_wanted(item)}, got None")
+        if item.opt.absent is not None:
+            raise ConfigError(item.opt.absent)
+        raise FieldError(name, f"must be {_wanted(item)}, got None")
     if item.opt.unit is not None and item.plain_kind is str and not isinstance(value, str):
         if type(value) is not int:
             wanted = UNITS[item.opt.unit].in_files
@@ -239,18 +241,16 @@ def _value(item: OptField, name: str, value: Any) -> Any:
         return tuple(read(f"{name}[{index}]", each) for index, each in enumerate(items))
     if item.choices:
         if value not in item.choices:
-            raise ConfigError(
-                f"{name} is one of {', '.join(item.choices)}; got {typed.shown(value)}"
-            )
+            raise FieldError(name, f"is one of {', '.join(item.choices)}; got {typed.shown(value)}")
         return value
     if get_origin(item.plain_kind) is tuple:
         numbers = typed.several(name, value, _wanted(item))
         return _parsed(name, "shape", ",".join(map(str, numbers)))
     read = _READERS[item.plain_kind](name, value)
     if item.opt.filled and not read:
-        raise ConfigError(f"{name} must not be empty")
+        raise FieldError(name, "must not be empty")
     if isinstance(read, int | float) and (problem := item.out_of_bounds(read)):
-        raise ConfigError(f"{name} {problem}")
+        raise FieldError(name, problem)
     return read
 
 
@@ -258,7 +258,7 @@ def _parsed(name: str, unit: UnitName, text: str) -> Any:
     try:
         return UNITS[unit].parse(text)
     except ConfigError as error:
-        raise ConfigError(f"{name} {error}") from error
+        raise FieldError(name, str(error)) from error
 
 
 def _wanted(item: OptField) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, cast
 from vlmbatch.config import typed
 from vlmbatch.config.grammar import grammar_of, grammar_problem, schema_text
 from vlmbatch.config.option import Opt
-from vlmbatch.errors import ConfigError
+from vlmbatch.errors import ConfigError, FieldError
 
 MAX_LOGPROBS = 20  # of the likeliest tokens, as of OpenAI's API
 
@@ -104,51 +104,58 @@ class SamplingParams:
             value = _STANDS_FOR_NONE[name] if given is None else read(name, given)
             object.__setattr__(self, name, value)
         if self.max_tokens < 1:
-            raise ConfigError(f"max_tokens must be at least 1, got {self.max_tokens}")
+            raise FieldError("max_tokens", f"must be at least 1, got {self.max_tokens}")
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ConfigError(f"temperature must be finite and at least 0, got {self.temperature}")
+            raise FieldError(
+                "temperature", f"must be finite and at least 0, got {self.temperature}"
+            )
         if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+            raise FieldError("top_p", f"must be above 0 and at most 1, got {self.top_p}")
         if not 0 <= self.top_k < 2**31:
-            raise ConfigError(
-                f"top_k must be from 0 (which keeps all tokens) to 2**31 - 1, got {self.top_k}"
+            raise FieldError(
+                "top_k",
+                f"must be from 0 (which keeps all tokens) to 2**31 - 1, got {self.top_k}",
             )
         if not 0 <= self.min_p <= 1:
-            raise ConfigError(f"min_p must be from 0 to 1, got {self.min_p}")
+            raise FieldError("min_p", f"must be from 0 to 1, got {self.min_p}")
         if not 1 / _MAX_REPETITION <= self.repetition_penalty <= _MAX_REPETITION:
-            raise ConfigError(
-                f"repetition_penalty must be from {1 / _MAX_REPETITION:g} to {_MAX_REPETITION:g}, "
-                f"got {self.repetition_penalty}"
+            raise FieldError(
+                "repetition_penalty",
+                f"must be from {1 / _MAX_REPETITION:g} to {_MAX_REPETITION:g}, "
+                f"got {self.repetition_penalty}",
             )
         for name in ("presence_penalty", "frequency_penalty"):
             if not -_MAX_PENALTY <= (value := getattr(self, name)) <= _MAX_PENALTY:
-                raise ConfigError(
-                    f"{name} must be from -{_MAX_PENALTY:g} to {_MAX_PENALTY:g}, got {value}"
+                raise FieldError(
+                    name, f"must be from -{_MAX_PENALTY:g} to {_MAX_PENALTY:g}, got {value}"
                 )
         if not 0 <= self.no_repeat_ngram_size <= _MAX_NGRAM:
-            raise ConfigError(
-                f"no_repeat_ngram_size must be from 0 (which lets all repeat) to {_MAX_NGRAM}, "
-                f"got {self.no_repeat_ngram_size}"
+            raise FieldError(
+                "no_repeat_ngram_size",
+                f"must be from 0 (which lets all repeat) to {_MAX_NGRAM}, "
+                f"got {self.no_repeat_ngram_size}",
             )
         if self.logprobs is not None and not 0 <= self.logprobs <= MAX_LOGPROBS:
-            raise ConfigError(f"logprobs must be from 0 to {MAX_LOGPROBS}, got {self.logprobs}")
+            raise FieldError("logprobs", f"must be from 0 to {MAX_LOGPROBS}, got {self.logprobs}")
         if not 0 <= self.min_tokens <= self.max_tokens:
-            raise ConfigError(
-                f"min_tokens must be from 0 to max_tokens, which is {self.max_tokens}, "
-                f"got {self.min_tokens}"
+            raise FieldError(
+                "min_tokens",
+                f"must be from 0 to max_tokens, which is {self.max_tokens}, got {self.min_tokens}",
+                "max_tokens",
             )
         if not 1 <= self.n <= _MAX_ANSWERS:
-            raise ConfigError(f"n must be from 1 to {_MAX_ANSWERS}, got {self.n}")
+            raise FieldError("n", f"must be from 1 to {_MAX_ANSWERS}, got {self.n}")
         if not 0 <= self.best_of_retries <= _MAX_RETRIES:
-            raise ConfigError(
-                f"best_of_retries must be from 0 to {_MAX_RETRIES}, got {self.best_of_retries}"
+            raise FieldError(
+                "best_of_retries",
+                f"must be from 0 to {_MAX_RETRIES}, got {self.best_of_retries}",
             )
         if self.choices:
             _check_choices(self.choices)
             self._check_nothing_generated()
         self._check_shape()
         if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed must be from 0 to 2**63 - 1, got {self.seed}")
+            raise FieldError("seed", f"must be from 0 to 2**63 - 1, got {self.seed}")
         if any(not text for text in self.stop):
             raise ConfigError("a stop string must not be empty")
 
@@ -156,20 +163,29 @@ class SamplingParams:
         names = ("choices", "json_schema", "regex")
         given = [name for name in names if getattr(self, name) not in ((), None)]
         if len(given) > 1:
-            raise ConfigError(f"{' and '.join(given)} cannot be combined: leave all but one out")
+            first, *others = given
+            raise FieldError(
+                first,
+                f"and {' and '.join(others)} cannot be combined: leave all but one out",
+                *others,
+            )
         if self.json_schema is None and self.regex is None:
             return
         if self.ignore_eos:
-            raise ConfigError(
-                f"ignore_eos cannot be combined with {given[0]}: an answer of a shape ends with it"
+            raise FieldError(
+                "ignore_eos",
+                f"cannot be combined with {given[0]}: an answer of a shape ends with it",
+                given[0],
             )
         if self.min_tokens:
-            raise ConfigError(
-                f"min_tokens cannot be combined with {given[0]}, got {self.min_tokens}: an answer "
-                "ends where its shape does"
+            raise FieldError(
+                "min_tokens",
+                f"cannot be combined with {given[0]}, got {self.min_tokens}: an answer "
+                "ends where its shape does",
+                given[0],
             )
         if problem := grammar_problem(self.schema_text, self.regex):
-            raise ConfigError(problem)
+            raise FieldError(given[0], problem)
 
     @property
     def schema_text(self) -> str | None:
@@ -185,9 +201,11 @@ class SamplingParams:
         """Refuse beside ``choices`` what is asked of generated tokens."""
         for name, nothing in (("logprobs", None), ("n", 1), ("best_of_retries", 0)):
             if (value := getattr(self, name)) != nothing:
-                raise ConfigError(
-                    f"choices cannot be asked for with {name}, got {value}: classes are scored, "
-                    "and no token is generated"
+                raise FieldError(
+                    "choices",
+                    f"cannot be asked for with {name}, got {value}: classes are scored, "
+                    "and no token is generated",
+                    name,
                 )
 
     def settings(self) -> dict[str, object]:
@@ -224,17 +242,17 @@ def _choices(name: str, value: object) -> tuple[str, ...]:
 
 def _check_choices(choices: Sequence[str]) -> None:
     if not 2 <= len(choices) <= _MAX_CHOICES:
-        raise ConfigError(f"choices must be from 2 to {_MAX_CHOICES} classes, got {len(choices)}")
+        raise FieldError("choices", f"must be from 2 to {_MAX_CHOICES} classes, got {len(choices)}")
     if not all(choices):
-        raise ConfigError("choices must not be empty texts")
+        raise FieldError("choices", "must not be empty texts")
     for choice in choices:
         try:
             choice.encode()
         except UnicodeEncodeError as error:
-            raise ConfigError(f"choices must be Unicode texts, got {choice!r:.80}") from error
+            raise FieldError("choices", f"must be Unicode texts, got {choice!r:.80}") from error
     twice = next((each for each in choices if choices.count(each) > 1), None)
     if twice is not None:
-        raise ConfigError(f"choices has {twice!r:.80} {choices.count(twice)} times")
+        raise FieldError("choices", f"has {twice!r:.80} {choices.count(twice)} times")
 
 
 def _token_ids(name: str, value: object) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from vlmbatch.config.engine import EngineConfig
 from vlmbatch.config.images import ImageArguments, ImageLimits, ImageLoading
 from vlmbatch.config.option import Opt
 from vlmbatch.config.shipped import find_chat_template
-from vlmbatch.errors import ConfigError
+from vlmbatch.errors import FieldError
 
 MIN_HOST_MEMORY = 2**24  # bytes
 
@@ -87,7 +87,7 @@ class SessionConfig:
 
     def __post_init__(self) -> None:
         if self.host_memory is not None and self.host_memory < MIN_HOST_MEMORY:
-            raise ConfigError(
-                f"host_memory must be at least {MIN_HOST_MEMORY} bytes (16MiB), "
-                f"got {self.host_memory}"
+            raise FieldError(
+                "host_memory",
+                f"must be at least {MIN_HOST_MEMORY} bytes (16MiB), got {self.host_memory}",
             )

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.errors import ConfigError
+from vlmbatch.errors import ConfigError, FieldError
 
 
 def integer(name: str, value: object, at_least: int | None = None) -> int:
@@ -27,7 +27,7 @@ def integer(name: str, value: object, at_least: int | None = None) -> int:
     except TypeError as error:  # an array of several
         raise refusal(name, "an integer", value) from error
     if at_least is not None and number < at_least:
-        raise ConfigError(f"{name} must be at least {at_least}, got {number}")
+        raise FieldError(name, f"must be at least {at_least}, got {number}")
     return number
 
 
@@ -120,9 +120,9 @@ def divided(value: str) -> tuple[str, ...]:
     return tuple(text(f"item {number} of the list", item) for number, item in enumerate(items))
 
 
-def refusal(name: str, expected: str, value: object) -> ConfigError:
+def refusal(name: str, expected: str, value: object) -> FieldError:
     """The error of a value that is not what is expected."""
-    return ConfigError(f"{name} must be {expected}, got {shown(value)}")
+    return FieldError(name, f"must be {expected}, got {shown(value)}")
 
 
 def shown(value: object) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -163,22 +162,22 @@ def print_feature_summary(
     console.print(Text(printable(f"next: {command}")), soft_wrap=True)
 
 
-def one_each(examples: Mapping[str, str]) -> dict[str, list[str]]:
+def one_each(examples: Mapping[str, object]) -> dict[str, list[str]]:
     """One example of each code, as ``print_errors`` takes them."""
-    return {code: [text] for code, text in examples.items()}
+    return {code: [str(example)] for code, example in examples.items()}
 
 
 def print_errors(
     errors: Mapping[str, int], examples: Mapping[str, Sequence[str]], console: Console
 ) -> None:
-    """For each error code how often it came, and the first messages of its kind."""
+    """For each error code how often it came, the most frequent first, and messages of its kind."""
     if not errors:
         return
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("error", style="red", no_wrap=True, overflow="fold")
     table.add_column("rows", justify="right", no_wrap=True)
     table.add_column("first", overflow="fold")
-    for code, count in Counter(errors).most_common():
+    for code, count in sorted(errors.items(), key=lambda item: (-item[1], item[0])):
         lines = "\n".join(printable(line) for line in examples.get(code, ()))
         table.add_row(str(code), f"{count:,}", Text(lines))
     console.print()

@@ -14,6 +14,7 @@ import httpcore
 from vlmbatch import __version__
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.addresses import Resolver, refusal, resolve, resolve_within
+from vlmbatch.images.fetch_budget import Room
 from vlmbatch.images.urls import AllowedDomains, forbidden_host, host_of, shown
 
 _REDIRECTS = (301, 302, 303, 307, 308)
@@ -53,24 +54,26 @@ class ImageFetcher:
         self._refusal = refusal
         self._given_tls = tls
 
-    def fetch(self, url: str) -> bytes:
-        """The content at ``url``; waits for it, ``timeout_s`` at most.
+    def fetch(self, url: str, room: Room | None = None) -> bytes:
+        """The content at ``url``; waits for it, ``timeout_s`` at most. ``room``: that it may take,
+        enlarged as its length is known or bytes come; None: as much as any.
 
         Raises:
             RowError: IMAGE_FETCH_FAILED, IMAGE_FORBIDDEN or IMAGE_TOO_LARGE.
+            LargerError: there is no room for all of it.
         """
-        return self._fetch(url, None)
+        return self._fetch(url, None, room)
 
     def fetch_start(self, url: str, num_bytes: int) -> bytes:
         """The first bytes at ``url``, or all of less; errors as of ``fetch``."""
-        return self._fetch(url, num_bytes)
+        return self._fetch(url, num_bytes, None)
 
-    def _fetch(self, url: str, num_bytes: int | None) -> bytes:
+    def _fetch(self, url: str, num_bytes: int | None, room: Room | None) -> bytes:
         deadline = time.monotonic() + self._limits.timeout_s
         place = url
         for _ in range(self._limits.max_redirects + 1):
             try:
-                answer = self._get(_Target.of(place), place, deadline, num_bytes)
+                answer = self._get(_Target.of(place), place, deadline, num_bytes, room)
             except (httpcore.TimeoutException, TimeoutError) as error:
                 raise _failed(
                     url, f"took longer than {self._limits.timeout_s:g} seconds"
@@ -85,7 +88,12 @@ class ImageFetcher:
         raise _failed(url, f"more than {self._limits.max_redirects} redirects")
 
     def _get(
-        self, target: _Target, url: str, deadline: float, num_bytes: int | None
+        self,
+        target: _Target,
+        url: str,
+        deadline: float,
+        num_bytes: int | None,
+        room: Room | None,
     ) -> bytes | _Redirect:
         if not self._domains.allows(target.host):
             message = forbidden_host(url, target.host, self._domains)
@@ -114,11 +122,16 @@ class ImageFetcher:
             length = headers.get(b"content-length", b"")
             if response.status == 206:
                 length = headers.get(b"content-range", b"").rpartition(b"/")[2]
-            if length.isdigit() and int(length[:20]) > self._limits.max_bytes:
-                raise self._too_large(url)
-            return self._body(response.iter_stream(), url, num_bytes)
+            if length.isdigit():
+                if int(length[:20]) > self._limits.max_bytes:
+                    raise self._too_large(url)
+                if room is not None:
+                    room.enlarge(int(length))
+            return self._body(response.iter_stream(), url, num_bytes, room)
 
-    def _body(self, chunks: Iterable[bytes], url: str, num_bytes: int | None) -> bytes:
+    def _body(
+        self, chunks: Iterable[bytes], url: str, num_bytes: int | None, room: Room | None
+    ) -> bytes:
         body = bytearray()
         for chunk in chunks:
             body += chunk
@@ -126,6 +139,8 @@ class ImageFetcher:
                 return bytes(body[:num_bytes])
             if len(body) > self._limits.max_bytes:
                 raise self._too_large(url)
+            if room is not None and len(body) > room.num_bytes:
+                room.enlarge(min(2 * len(body), self._limits.max_bytes))
         return bytes(body)
 
     def _checked_addresses(self, target: _Target, url: str, seconds: float) -> list[str]:

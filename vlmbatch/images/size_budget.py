@@ -5,11 +5,11 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
-_MEMORY_IMAGES = 256  # whose mean size is expected of the next
+from vlmbatch.images.mean_size import MeanSize
 
 
 class SizeBudget:
-    """Lets images in whose sizes are not known before they are fetched or decoded.
+    """Lets images in whose sizes are not known before they are decoded.
 
     More than the limit comes alone.
     """
@@ -20,8 +20,7 @@ class SizeBudget:
         self._used = 0
         self._closed = False
         self._changed = threading.Condition()
-        self._mean = float(image_bytes)
-        self._num_settled = 0
+        self._mean = MeanSize(image_bytes)
 
     def reserve(self, num_images: int) -> int:
         """Wait for room for so many images; the bytes that they are taken to have."""
@@ -31,10 +30,10 @@ class SizeBudget:
                 lambda: (
                     self._closed
                     or self._used == 0
-                    or self._used + int(num_images * self._mean) <= self._limit
+                    or self._used + int(num_images * self._mean.bytes) <= self._limit
                 )
             )
-            size = int(num_images * self._mean)
+            size = int(num_images * self._mean.bytes)
             self._used += size
         return size
 
@@ -47,22 +46,8 @@ class SizeBudget:
         """Put the bytes that a row's images have in the place of those ``reserved`` for them."""
         with self._changed:
             for size in sizes:
-                self._num_settled += 1
-                share = 1 / min(self._num_settled, _MEMORY_IMAGES)
-                self._mean += share * (size - self._mean)
+                self._mean.add(size)
             self._used += sum(sizes) - reserved
-            self._changed.notify_all()
-
-    def give_up(self, reserved: int) -> None:
-        """An image for which so many bytes are reserved does not come.
-
-        While no size is known half as many are reserved for the next: such images may take long,
-        and would be tried one by one.
-        """
-        with self._changed:
-            if not self._num_settled:
-                self._mean /= 2
-            self._used -= reserved
             self._changed.notify_all()
 
     def release(self, size: int) -> None:

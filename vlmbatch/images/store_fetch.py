@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 from vlmbatch.errors import ConfigError, ErrorCode, RowError
 from vlmbatch.images.buckets import bucket_of
 from vlmbatch.images.fetch import FetchLimits
+from vlmbatch.images.fetch_budget import LargerError, Room
 from vlmbatch.images.urls import shown
 from vlmbatch.remote.filesystem import (
     RemoteError,
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from fsspec.asyn import AsyncFileSystem
 
 STORE_LIMITS = FetchLimits(timeout_s=60.0)  # with the attempts that the store's library makes
+_STEP = 4  # times as much is asked for of an object that is larger than expected
 
 
 class StoreFetcher:
@@ -38,17 +41,22 @@ class StoreFetcher:
         self._limits = limits
         self._lock = threading.Lock()
         self._buckets: dict[str, RemotePath] = {}
-        self._under_way: set[Future[bytes]] = set()
+        self._under_way: set[Future[Any]] = set()
         self._closed = False
 
-    def fetch(self, url: str) -> bytes:
-        """The content at ``url``; waits for it.
+    def fetch(self, url: str, room: Room | None = None) -> bytes:
+        """The content at ``url``; waits for it. ``room``: that it may take; None: as much as any.
 
         Raises:
             RowError: IMAGE_MISSING, IMAGE_FETCH_FAILED, IMAGE_TOO_LARGE or IMAGE_UNREADABLE.
+            LargerError: there is no room for all of it. How much it has, no response says.
         """
+        most = self._limits.max_bytes
+        taken = most if room is None else min(room.num_bytes, most)
         with _row_errors():
-            data = self._content(self._place(url), self._limits.max_bytes + 1)
+            data = self._content(self._place(url), taken + 1)
+        if taken < len(data) <= most:
+            raise LargerError(min(_STEP * taken, most))
         return self._checked(url, data, len(data))
 
     def fetch_start(self, url: str, num_bytes: int) -> bytes:
@@ -56,7 +64,7 @@ class StoreFetcher:
         with _row_errors():
             place = self._place(url)
             data = self._content(place, num_bytes)
-            size = len(data) if len(data) < num_bytes else object_info(place)["size"]
+            size = len(data) if len(data) < num_bytes else self._size(place)
         return self._checked(url, data, size)
 
     def close(self) -> None:
@@ -64,11 +72,11 @@ class StoreFetcher:
         with self._lock:
             self._closed = True
             under_way = list(self._under_way)
-        for content in under_way:
-            content.cancel()
+        for answer in under_way:
+            answer.cancel()
 
-    def _checked(self, url: str, data: bytes, size: int) -> bytes:
-        if size > self._limits.max_bytes:
+    def _checked(self, url: str, data: bytes, size: int | None) -> bytes:
+        if size is not None and size > self._limits.max_bytes:
             raise RowError(
                 ErrorCode.IMAGE_TOO_LARGE,
                 f"{shown(url)}: over the limit of {self._limits.max_bytes} bytes for a fetched "
@@ -96,29 +104,43 @@ class StoreFetcher:
             with place.errors():
                 if not filesystem.async_impl:
                     return cast(bytes, filesystem.cat_file(place.path, start=0, end=end))
-                return self._within_time(cast("AsyncFileSystem", filesystem), place.path, end)
+                store = cast("AsyncFileSystem", filesystem)
+                read = partial(store._cat_file, place.path, start=0, end=end)
+                return cast(bytes, self._within_time(store, read))
         except RemoteError as error:
             # A range of an empty object is none, and refused.
-            if type(error) is RemoteError and object_info(place).get("size") == 0:
+            if type(error) is RemoteError and self._size(place) == 0:
                 return b""
             raise
 
-    def _within_time(self, filesystem: AsyncFileSystem, path: str, end: int) -> bytes:
+    def _size(self, place: RemotePath) -> int | None:
+        """What ``object_info`` says."""
+        filesystem = place.filesystem
+        if not filesystem.async_impl:
+            return object_info(place).get("size")
+        with place.errors():
+            filesystem.invalidate_cache(place.path)
+            store = cast("AsyncFileSystem", filesystem)
+            info = self._within_time(store, partial(store._info, place.path))
+            return cast("int | None", info.get("size"))
+
+    def _within_time(
+        self, filesystem: AsyncFileSystem, ask: Callable[[], Coroutine[Any, Any, Any]]
+    ) -> Any:
         seconds = self._limits.timeout_s
         with self._lock:
             if self._closed:
                 raise CancelledError
-            coroutine = filesystem._cat_file(path, start=0, end=end)
-            content = asyncio.run_coroutine_threadsafe(coroutine, filesystem.loop)
-            self._under_way.add(content)
+            answer = asyncio.run_coroutine_threadsafe(ask(), filesystem.loop)
+            self._under_way.add(answer)
         try:
-            return cast(bytes, content.result(seconds))
+            return answer.result(seconds)
         except TimeoutError as error:
-            content.cancel()
+            answer.cancel()
             raise TimeoutError(f"took longer than {seconds:g} seconds") from error
         finally:
             with self._lock:
-                self._under_way.discard(content)
+                self._under_way.discard(answer)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from vlmbatch.remote.filesystem import scheme_of
 
 if TYPE_CHECKING:
     from vlmbatch.images.fetch import ImageFetcher
+    from vlmbatch.images.fetch_budget import Room
     from vlmbatch.images.store_fetch import StoreFetcher
 
 
@@ -25,13 +26,15 @@ class UrlFetcher:
         self._domains = domains
         self._max_bytes = max_bytes
 
-    def fetch(self, url: str) -> bytes:
-        """The image's file; waits for it.
+    def fetch(self, url: str, room: Room | None = None) -> bytes:
+        """The image's file; waits for it. ``room``: that it may take; None: as much as any.
 
         Raises:
             RowError: as of ``ImageFetcher`` and ``StoreFetcher``.
+            LargerError: there is no room for all of it.
         """
-        return self._web.fetch(url) if scheme_of(url) is None else self._stores.fetch(url)
+        fetcher = self._web if scheme_of(url) is None else self._stores
+        return fetcher.fetch(url, room)
 
     def fetch_start(self, url: str, num_bytes: int) -> bytes:
         """The first bytes of the image's file, or all of a smaller one; errors as of ``fetch``."""

@@ -29,6 +29,10 @@ class StartFetcher(Protocol):
         """The first bytes of it, or all of a smaller one. Raises RowError."""
         ...
 
+    def close(self) -> None:
+        """Give up what may take long: who waits for it gets a CancelledError."""
+        ...
+
 
 class UrlHeaders:
     """Headers of images behind URLs, each read once for all rows that ask; thread-safe.
@@ -57,6 +61,10 @@ class UrlHeaders:
         if is_new:
             self._read(url, header)
         return header.result()
+
+    def close(self) -> None:
+        """Give up what is being read: who waits for it gets a CancelledError."""
+        self._fetcher.close()
 
     def _read(self, url: str, header: Future[ImageHeader]) -> None:
         try:

@@ -26,6 +26,7 @@ from vlmbatch.output.parts import PART_KEY, PartFile
 from vlmbatch.output.reader import unreadable_output
 from vlmbatch.output.work_folder import RUN_ID_KEY, WorkFolder
 from vlmbatch.stats import RunStats
+from vlmbatch.types import ErrorExample
 
 _PARTS = "parts"  # in what a record is about: a digest of the parts that were joined
 
@@ -146,7 +147,7 @@ def _count(table: pa.Table, prefix: str, stats: RunStats) -> None:
                 row[f"{prefix}{column}"][0].as_py()
                 for column in ("row_index", "id", "error_message")
             )
-            stats.error_examples[code] = f"row {index} (id {name}): {message}"
+            stats.error_examples[code] = ErrorExample(index, name, message)
     stats.errors.update(filter(None, codes))
     stats.rows_done += table.num_rows
 

@@ -16,7 +16,8 @@ from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.jobs.planned_rows import PlannedRows
 from vlmbatch.manifest.validate import FETCH_THREADS, THREADS, sized_rows
 from vlmbatch.models.config import ModelConfig
-from vlmbatch.session.open import ModelInputs, image_prober, open_inputs, opening_stage
+from vlmbatch.session.image_grids import HeaderGrids
+from vlmbatch.session.open import ModelInputs, open_inputs, opening_stage
 from vlmbatch.stats import RunStats
 from vlmbatch.types import ImageGrid
 
@@ -108,8 +109,8 @@ def plan(
     found = PlannedRows(inputs.model, inputs.processor, config.answer_tokens)
     rows = inputs.manifest.rows()
     threads = FETCH_THREADS if inputs.manifest.fetches_images else THREADS
-    prober = image_prober(session, inputs)
-    with closing(sized_rows(rows, inputs.processor, prober, threads)) as sizes:
+    grids = HeaderGrids(session, inputs)
+    with closing(sized_rows(rows, inputs.processor, grids, threads)) as sizes:
         for row, size in sizes:
             stats.rows_done += 1
             found.add(row, size)

@@ -80,7 +80,7 @@ class RunStatus:
             record.num_rows,
             counts.num_rows,
             errors,
-            {code: counts.error_examples[code] for code in errors},
+            {code: str(counts.error_examples[code]) for code in errors},
             settings=record.settings,
             version=record.version,
             started=record.started,
@@ -224,7 +224,7 @@ def _status_by_output(output: Path) -> RunStatus:
 
 def _with_counts(status: RunStatus, counts: OutputCounts) -> RunStatus:
     errors = dict(counts.errors.most_common())
-    examples = {code: counts.error_examples[code] for code in errors}
+    examples = {code: str(counts.error_examples[code]) for code in errors}
     return replace(status, rows_done=counts.num_rows, errors=errors, error_examples=examples)
 
 

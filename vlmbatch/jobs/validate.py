@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import replace
 
 from vlmbatch.config import ManifestConfig, SessionConfig
@@ -10,11 +10,12 @@ from vlmbatch.errors import RowError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.images.loading.shared_fetches import KEEP_SECONDS
 from vlmbatch.log import logger
-from vlmbatch.manifest.validate import FETCH_THREADS, THREADS, validate_rows
+from vlmbatch.manifest.validate import FETCH_THREADS, THREADS, ImageGrids, validate_rows
 from vlmbatch.session.cores import default_image_workers
-from vlmbatch.session.open import image_prober, open_images, open_inputs, opening_stage
+from vlmbatch.session.image_grids import DecodedGrids, HeaderGrids
+from vlmbatch.session.open import open_images, open_inputs, opening_stage
 from vlmbatch.stats import RunStats
-from vlmbatch.types import ImageGrid, ImageRef, Row
+from vlmbatch.types import Row
 
 
 def validate(
@@ -23,7 +24,7 @@ def validate(
     stats: RunStats,
     *,
     decode_images: bool = False,
-) -> Iterator[tuple[Row, RowError | None]]:
+) -> Generator[tuple[Row, RowError | None]]:
     """Check every row as ``run`` would, without weights or torch; yields each with its error.
 
     What a GPU is to decode, workers decode here: the same images are refused.
@@ -43,25 +44,15 @@ def validate(
     if not inputs.streaming:
         stats.rows_total = inputs.manifest.scan().num_rows
     stats.stage = "checking rows"
-    rows, processor = inputs.manifest.rows(), inputs.processor
-    probe = image_prober(config, inputs)
     threads = FETCH_THREADS if inputs.manifest.fetches_images else THREADS
-    if not decode_images:
-        yield from validate_rows(rows, processor, probe, threads)
-        return
-    num_workers = config.image_loading.workers
-    if num_workers is None:
-        num_workers = default_image_workers(engine_on_cpu=False)
-    if config.image_loading.decoder == "gpu":
-        config = replace(config, image_loading=replace(config.image_loading, decoder="exact"))
-    images = open_images(config, inputs, num_workers, keep_s=KEEP_SECONDS)
-    try:
-
-        def decode(ref: ImageRef) -> ImageGrid | None:
-            return images.submit(ref).result().grid
-
+    grids: ImageGrids = HeaderGrids(config, inputs)
+    if decode_images:
+        num_workers = config.image_loading.workers
+        if num_workers is None:
+            num_workers = default_image_workers(engine_on_cpu=False)
+        if config.image_loading.decoder == "gpu":
+            config = replace(config, image_loading=replace(config.image_loading, decoder="exact"))
+        grids = DecodedGrids(open_images(config, inputs, num_workers, keep_s=KEEP_SECONDS))
         if not inputs.manifest.fetches_images:
             threads = max(2, 2 * num_workers)
-        yield from validate_rows(rows, processor, decode, threads)
-    finally:
-        images.close()
+    yield from validate_rows(inputs.manifest.rows(), inputs.processor, grids, threads)

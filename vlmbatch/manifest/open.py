@@ -18,12 +18,12 @@ from vlmbatch.manifest.image_base import base_folder, read_base_url
 from vlmbatch.manifest.image_column import ImageColumn
 from vlmbatch.manifest.image_folder import ImageFolder
 from vlmbatch.manifest.json_columns import json_columns
-from vlmbatch.manifest.jsonl import JsonlFile
 from vlmbatch.manifest.kinds import no_prompts
 from vlmbatch.manifest.manifest import Manifest
-from vlmbatch.manifest.openai_batch import BatchRowBuilder, holds_requests
+from vlmbatch.manifest.openai_batch import BatchRowBuilder
 from vlmbatch.manifest.partitions import without_partitions
 from vlmbatch.manifest.remote_sources import find_remote_files
+from vlmbatch.manifest.request_files import holds_requests
 from vlmbatch.manifest.rows import RowBuilder
 from vlmbatch.manifest.scan import ManifestFile
 from vlmbatch.manifest.schema import asked_columns
@@ -102,7 +102,8 @@ def open_manifest(
             )
         found = _with_base(found, config.image_base, domains)
     builder: RowBuilder | BatchRowBuilder
-    if _is_batch(config, bare := without_partitions(found.files), streaming=streaming):
+    bare = without_partitions(found.files)
+    if holds_requests(config, bare, columns, streaming=streaming):
         _refuse_for_requests(config, found.base_url)
         found = replace(found, files=bare)  # a request has no columns
         folder = None if found.base_url is not None else found.folder
@@ -172,15 +173,6 @@ def _refuse_for_requests(config: ManifestConfig, base_url: str | None) -> None:
             f"{config.source}: --prompt is for rows of your own; OpenAI's batch requests bring "
             "theirs"
         )
-
-
-def _is_batch(config: ManifestConfig, files: Sequence[ManifestFile], *, streaming: bool) -> bool:
-    if config.format == "openai":
-        for file in files:
-            if not isinstance(file, JsonlFile):
-                raise ManifestError(f"{file.name}: an OpenAI batch file is JSONL, and this is not")
-        return True
-    return config.format == "auto" and not streaming and holds_requests(files)
 
 
 def _stdin() -> BinaryIO:

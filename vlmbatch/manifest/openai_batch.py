@@ -7,21 +7,18 @@ The format is that of OpenAI's Batch API, and of ``vllm run-batch``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import closing, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from vlmbatch.config import SamplingParams
 from vlmbatch.config.seeds import derive_seed
-from vlmbatch.errors import ManifestError, RowError
+from vlmbatch.errors import RowError
 from vlmbatch.images.urls import ImageUrls
 from vlmbatch.log import logger
-from vlmbatch.manifest.columns import Columns, is_request
+from vlmbatch.manifest.columns import MESSAGES_COLUMN, Columns
 from vlmbatch.manifest.ids import read_id, unknown_id
-from vlmbatch.manifest.jsonl import JsonlFile
-from vlmbatch.manifest.scan import ManifestFile
 from vlmbatch.manifest.schema import asked_columns
 from vlmbatch.openai.errors import ApiError, bad_request
 from vlmbatch.openai.fields import kind_of, missing
@@ -114,7 +111,7 @@ class BatchRowBuilder:
 
     def _request(self, index: int, values: dict[str, Any]) -> ChatRequest | CompletionRequest:
         if values.get(self.columns.id) is None:
-            raise missing("custom_id")
+            raise _no_custom_id(values)
         method, url, body = values.get("method"), values.get("url"), values.get("body")
         if method != "POST":
             raise bad_request(f"'method' must be \"POST\", got {kind_of(method)}", "method")
@@ -170,19 +167,17 @@ class BatchRowBuilder:
         )
 
 
-def holds_requests(files: Iterable[ManifestFile]) -> bool:
-    """Whether the first line that can be read is a batch request.
-
-    What is wrong with the files is for the passes over them to tell.
-    """
-    for file in files:
-        if not isinstance(file, JsonlFile):
-            return False
-        with closing(file.records()) as records, suppress(ManifestError):
-            for _, values in records:
-                if isinstance(values, dict):
-                    return is_request(values)
-    return False
+def _no_custom_id(values: Mapping[str, Any]) -> ApiError:
+    own = [name for name in ("prompt", MESSAGES_COLUMN) if name in values]
+    if not own or "body" in values:
+        return missing("custom_id")
+    return bad_request(
+        f"'custom_id' and 'body' are missing, and there is '{own[0]}': this is a row of a "
+        "manifest, not a request of an OpenAI batch file. Keep such rows in a file of their own, "
+        "which is read without --format openai",
+        "custom_id",
+        "missing_required_parameter",
+    )
 
 
 def _field(value: Any, name: str) -> Any:

@@ -86,7 +86,10 @@ class RowBuilder:
                     "--prompt"
                 )
                 if is_request(values):
-                    message += ", or read OpenAI's batch requests with --format openai"
+                    message += (
+                        "; it is a request of an OpenAI batch file: keep such in a file of their "
+                        "own, which from standard input is read with --format openai"
+                    )
             elif prompt is None:
                 message = f'column "{column}" is null'
             else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,18 @@ class PromptEncoder(Protocol):
     def place(self, tokens: Tokens, grids: Sequence[ImageGrid], /) -> EncodedPrompt: ...
 
 
+class ImageGrids(Protocol):
+    """What the model makes of images. Thread-safe."""
+
+    def of(self, ref: ImageRef, /) -> ImageGrid | None:
+        """None of features behind a URL, which the run alone fetches. Raises RowError."""
+        ...
+
+    def close(self) -> None:
+        """Give up what may take long: ``of`` raises CancelledError."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class RowSize:
     """``prompt_tokens``: with those of its images. None: features behind a URL are not known."""
@@ -38,27 +50,26 @@ class RowSize:
 def validate_rows(
     rows: Iterable[Row],
     encoder: PromptEncoder,
-    check_image: Callable[[ImageRef], ImageGrid | None],
+    images: ImageGrids,
     threads: int = THREADS,
 ) -> Generator[tuple[Row, RowError | None]]:
     """Yield every row, in order, with the first thing that is wrong with it; as ``sized_rows``."""
-    for row, found in sized_rows(rows, encoder, check_image, threads):
+    for row, found in sized_rows(rows, encoder, images, threads):
         yield row, found if isinstance(found, RowError) else None
 
 
 def sized_rows(
     rows: Iterable[Row],
     encoder: PromptEncoder,
-    check_image: Callable[[ImageRef], ImageGrid | None],
+    images: ImageGrids,
     threads: int = THREADS,
 ) -> Generator[tuple[Row, RowSize | RowError]]:
     """Yield every row, in order, with its size, or the first thing that is wrong with it.
 
-    ``check_image`` raises RowError, or says what the model makes of an image, None of features
-    behind a URL, which the run alone fetches; it runs on ``threads`` threads, at most ``_WINDOW``
-    rows or ``_WINDOW_BYTES`` of images ahead. Tokenizers stay on the caller's thread.
+    ``images`` is asked on ``threads`` threads, at most ``_WINDOW`` rows or ``_WINDOW_BYTES`` of
+    images ahead, and closed at the end. Tokenizers stay on the caller's thread.
     """
-    check = partial(_with_images, encoder=encoder, check_image=check_image)
+    check = partial(_with_images, encoder=encoder, images=images)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="validate")
 
     def start(row: Row) -> Future[RowSize | RowError]:
@@ -72,6 +83,7 @@ def sized_rows(
     try:
         yield from read_ahead(((row, start(row)) for row in rows), _WINDOW, _WINDOW_BYTES)
     finally:
+        images.close()  # first: the threads wait for what is under way
         pool.shutdown(cancel_futures=True)
 
 
@@ -86,10 +98,10 @@ def _with_images(
     row: Row,
     tokens: Tokens,
     encoder: PromptEncoder,
-    check_image: Callable[[ImageRef], ImageGrid | None],
+    images: ImageGrids,
 ) -> RowSize | RowError:
     try:
-        grids = [grid for image in row.images if (grid := check_image(image)) is not None]
+        grids = [grid for image in row.images if (grid := images.of(image)) is not None]
         if len(grids) < len(row.images):
             return RowSize(None, tuple(grids))
         return RowSize(len(encoder.place(tokens, grids).token_ids), tuple(grids))

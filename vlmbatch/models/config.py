@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from vlmbatch.config import ImageArguments, Quantize
-from vlmbatch.errors import ConfigError
+from vlmbatch.errors import ConfigError, FieldError
 from vlmbatch.models.json_fields import JsonFields
 from vlmbatch.models.quantization import Fp8Config
 from vlmbatch.models.text_config import TEXT_DEFAULTS, RopeConfig, TextConfig
@@ -76,22 +76,23 @@ def check_image_arguments(config: ModelConfig, arguments: ImageArguments) -> Non
         if given is None or given == actual:
             continue
         if actual is None:
-            raise ConfigError(
-                f"{name} is given as {given}, but this model's varies with the size of the image: "
-                "leave it out; --max-pixels, --min-pixels and --longest-side say how large images "
-                "may be"
+            raise FieldError(
+                name,
+                f"is given as {given}, but this model's varies with the size of the image: leave "
+                "it out; --max-pixels, --min-pixels and --longest-side say how large images may be",
             )
-        raise ConfigError(
-            f"{name} is given as {given}, but the model's is {actual}; "
-            "leave it out to take the model's"
+        raise FieldError(
+            name,
+            f"is given as {given}, but the model's is {actual}; leave it out to take the model's",
         )
     if config.image_feature_size is None:
         return
     for name, given in asdict(arguments.resolution).items():
         if given is not None:
-            raise ConfigError(
-                f"{name} is given as {given}, but the model's images always take "
-                f"{config.image_feature_size} tokens: leave it out"
+            raise FieldError(
+                name,
+                f"is given as {given}, but the model's images always take "
+                f"{config.image_feature_size} tokens: leave it out",
             )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vlmbatch.config import PromptConfig
-from vlmbatch.errors import ConfigError, ErrorCode, RowError, UsageError
+from vlmbatch.errors import ErrorCode, FieldError, RowError, UsageError
 from vlmbatch.models.tokenizer import Tokenizer
 from vlmbatch.types import Row
 
@@ -140,8 +140,8 @@ def context_length(own: int, max_model_len: int | None) -> int:
     if max_model_len is None:
         return own
     if not 2 <= max_model_len <= own:
-        raise ConfigError(
-            f"max_model_len is {max_model_len}, but must be from 2 to the model's {own}"
+        raise FieldError(
+            "max_model_len", f"is {max_model_len}, but must be from 2 to the model's {own}"
         )
     return max_model_len
 
@@ -152,12 +152,12 @@ def _digest(text: str) -> str:
 
 def _check_prompt_options(prompt: PromptConfig) -> None:
     if prompt.prompt_template is not None and "{prompt}" not in prompt.prompt_template:
-        raise ConfigError(
-            f"the prompt template {prompt.prompt_template!r} has no {{prompt}}, "
-            "which stands for the row's prompt"
+        raise FieldError(
+            "prompt_template",
+            f"{prompt.prompt_template!r} has no {{prompt}}, which stands for the row's prompt",
         )
     if prompt.system_prompt is not None and not prompt.chat:
-        raise ConfigError("a system prompt needs the chat template: give --chat as well")
+        raise FieldError("system_prompt", "needs the chat template: give --chat as well")
 
 
 def _is_system(message: Message) -> bool:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from PIL import Image
 
 from vlmbatch.config import ImageResolution
-from vlmbatch.errors import ConfigError, ErrorCode, RowError
+from vlmbatch.errors import ErrorCode, FieldError, RowError
 from vlmbatch.models.device_image import RgbImage
 from vlmbatch.models.reduced import Reduced, box_of
 
@@ -32,9 +32,10 @@ class Shrink:
             ConfigError: that images be scaled up.
         """
         if resolution.min_pixels is not None:
-            raise ConfigError(
-                f"min_pixels is given as {resolution.min_pixels}, but the model scales no images "
-                "up to a number of pixels: leave it out"
+            raise FieldError(
+                "min_pixels",
+                f"is given as {resolution.min_pixels}, but the model scales no images up to a "
+                "number of pixels: leave it out",
             )
         return cls(resolution.max_pixels, resolution.longest_side)
 

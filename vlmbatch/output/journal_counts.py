@@ -19,7 +19,7 @@ from vlmbatch.durable.journal_frames import (
 from vlmbatch.durable.journal_writer import list_segments
 from vlmbatch.errors import ErrorCode, OutputError
 from vlmbatch.output.reader import OutputCounts
-from vlmbatch.types import Result
+from vlmbatch.types import ErrorExample, Result
 
 _UNFINISHED, _ANSWERED, _FIRST_ERROR = 0, 1, 2
 _CODES = list(ErrorCode)
@@ -64,7 +64,7 @@ def read_journal_counts(
         if count:
             counts.errors[code] = count
     counts.error_examples = {
-        code: f"row {first_row + example.index} (id {example.id}): {example.error_message}"
+        code: ErrorExample(first_row + example.index, example.id, example.error_message)
         for code, example in examples.items()
         if code in counts.errors
     }

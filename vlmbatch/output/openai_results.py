@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vlmbatch.output.openai_lines import HEAD_BYTES, errors_path, line_head, parse_line
 from vlmbatch.output.reader import OutputCounts, changed_output, unreadable_output
-from vlmbatch.types import Result
+from vlmbatch.types import ErrorExample, Result, note_example
 
 _ABSENT = -1
 
@@ -83,10 +83,8 @@ def read_batch_counts(output: Path) -> OutputCounts:
                     raise changed_output(output)
                 counts.num_rows += 1
                 counts.errors[result.error_code] += 1
-                counts.error_examples.setdefault(
-                    result.error_code,
-                    f"row {result.index} (id {result.id}): {result.error_message}",
-                )
+                example = ErrorExample(result.index, result.id, result.error_message)
+                note_example(counts.error_examples, result.error_code, example)
     except FileNotFoundError:
         pass  # there were no errors
     except OSError as error:

@@ -19,6 +19,7 @@ from vlmbatch.manifest.schema import RESULT_SCHEMA, column_prefix, detail_name
 from vlmbatch.output.all_parts import all_parts
 from vlmbatch.output.parts import parts_named, read_part
 from vlmbatch.output.shards import finished_shards
+from vlmbatch.types import ErrorExample
 
 
 class OutputReader:
@@ -136,7 +137,7 @@ class OutputCounts:
 
     num_rows: int = 0
     errors: Counter[str] = field(default_factory=Counter)  # rows by error code
-    error_examples: dict[str, str] = field(default_factory=dict)  # the first of each code
+    error_examples: dict[str, ErrorExample] = field(default_factory=dict)  # the first of each code
 
 
 def read_output_counts(output: Path) -> OutputCounts:
@@ -165,9 +166,8 @@ def count_errors(counts: OutputCounts, read: Callable[[Sequence[str]], pa.Table]
         for code in new:
             place = pc.index(codes, code).as_py()
             row = table.slice(place, 1).to_pylist()[0]
-            counts.error_examples[code] = (
-                f"row {row['row_index']} (id {row['id']}): {row['error_message']}"
-            )
+            example = ErrorExample(row["row_index"], row["id"], row["error_message"])
+            counts.error_examples[code] = example
 
 
 def changed_output(output: Path) -> UsageError:

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from vlmbatch.config import SessionConfig
 from vlmbatch.config.option import Opt, check_bounds
-from vlmbatch.errors import ConfigError
+from vlmbatch.errors import ConfigError, FieldError
 
 _server = partial(Opt, panel="Server")
 _limits = partial(Opt, panel="Limits")
@@ -70,7 +70,7 @@ class ServeConfig:
             object.__setattr__(self, "api_key", self.api_key.strip())
             _check_key(self.api_key)
         if self.request_timeout_s <= 0:
-            raise ConfigError(f"the request timeout must be above 0, got {self.request_timeout_s}")
+            raise FieldError("request_timeout", f"must be above 0, got {self.request_timeout_s}")
 
     @property
     def model_name(self) -> str:

@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from vlmbatch.config import SessionConfig
-from vlmbatch.errors import ConfigError
+from vlmbatch.errors import FieldError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,9 @@ def check_gpu_decoder(config: SessionConfig, processor: Processor) -> None:
     if not decodes_on_gpu(config, processor):
         return
     if config.engine.device == "cpu":
-        raise ConfigError("image_decoder gpu needs a GPU, and device is cpu: leave out one of them")
+        raise FieldError(
+            "image_decoder", "gpu needs a GPU, and device is cpu: leave out one of them", "device"
+        )
     import torch
 
     missing = []
@@ -47,7 +49,7 @@ def check_gpu_decoder(config: SessionConfig, processor: Processor) -> None:
     if find_spec("torchvision") is None:
         missing.append("torchvision (pip install 'vlmbatch[cuda]')")
     if missing:
-        raise ConfigError(f"image_decoder gpu needs {' and '.join(missing)}")
+        raise FieldError("image_decoder", f"gpu needs {' and '.join(missing)}")
 
 
 def gpu_decoder(device: str = "cuda") -> Callable[[], DeviceDecoder]:

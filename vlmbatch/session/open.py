@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,15 +18,12 @@ from vlmbatch.errors import ConfigError
 from vlmbatch.hf.checkpoint import HfConfig, read_hf_config
 from vlmbatch.hf.options import announce, check_options, choose_engine
 from vlmbatch.images.buckets import AllowedBuckets
-from vlmbatch.images.decode import probe_image
-from vlmbatch.images.feature_file import probe_features
 from vlmbatch.images.loading.device_process import MAX_IMAGES
 from vlmbatch.images.loading.loader import FeatureLoader, ImageLoader, InProcessLoader
 from vlmbatch.images.loading.pool import ImageWorkers
 from vlmbatch.images.loading.shared_fetches import SharedFetches
 from vlmbatch.images.loading.url_loader import UrlLoader
 from vlmbatch.images.url_fetcher import UrlFetcher
-from vlmbatch.images.url_header import UrlHeaders
 from vlmbatch.images.urls import AllowedDomains
 from vlmbatch.log import logger
 from vlmbatch.manifest.manifest import Manifest
@@ -41,9 +37,6 @@ from vlmbatch.replicas.choices import check_choices
 from vlmbatch.session.gpu_decoder import check_gpu_decoder, gpu_decoder
 from vlmbatch.session.host_memory import HostMemory
 from vlmbatch.stats import RunStats
-from vlmbatch.types import ImageGrid, ImageRef
-
-_KNOWN_HEADERS = 10_000  # of images behind URLs, which rows may share
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,25 +252,3 @@ def _open_decoders(
         decoder=loading.decoder,
         open_device=open_device,
     )
-
-
-def image_prober(
-    config: SessionConfig, inputs: ModelInputs
-) -> Callable[[ImageRef], ImageGrid | None]:
-    """What the model makes of an image, by the header of its file alone; raises RowError.
-
-    Thread-safe. None of features behind a URL, of which nothing is known.
-    """
-    limits, processor = config.image_limits, inputs.processor
-    headers = UrlHeaders(open_fetcher(config), limits, _KNOWN_HEADERS)
-
-    def probe(ref: ImageRef) -> ImageGrid | None:
-        if processor.images is None:
-            if ref.url is not None:
-                return None
-            return probe_features(ref, limits, processor.feature_grid)
-        images = processor.images.at(ref.resolution, ref.row_images)
-        header = probe_image(ref, limits) if ref.url is None else headers.of(ref.url)
-        return images.grid(header.height, header.width)
-
-    return probe

@@ -8,8 +8,8 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from vlmbatch.images.fetch_budget import FetchBudget, LargerError, Room
 from vlmbatch.images.loading.recent import RecentImages
-from vlmbatch.images.size_budget import SizeBudget
 
 # For rows to come, in a run: those of one image follow each other, and what is at a URL may change.
 KEEP_SECONDS = 60.0
@@ -20,8 +20,13 @@ _ENTRY_BYTES = 1024  # of a file that is kept, beside its own
 class Fetcher(Protocol):
     """Thread-safe."""
 
-    def fetch(self, url: str) -> bytes:
-        """The image's file; waits for it. Raises RowError."""
+    def fetch(self, url: str, room: Room) -> bytes:
+        """The image's file, of at most ``room.num_bytes``; waits for it.
+
+        Raises:
+            RowError: an image code.
+            LargerError: there is no room for all of it; to be called again when there is.
+        """
         ...
 
     def close(self) -> None:
@@ -33,13 +38,13 @@ class Fetcher(Protocol):
 class Fetch:
     """A file that is being fetched, or was. ``begun``: by the monotonic clock, in seconds.
 
-    ``uses``: by those who have not called ``end`` yet.
+    ``room``: once it has come. ``uses``: by those who have not called ``end`` yet.
     """
 
     url: str
     begun: float
     data: Future[bytes] = field(default_factory=Future)
-    num_bytes: int = 0
+    room: Room | None = None
     uses: int = 1
 
 
@@ -52,21 +57,20 @@ class _Kept:
 
 
 class SharedFetches:
-    """Fetches with ``fetcher``, on the threads that ask; a ``Fetcher`` itself.
+    """Fetches with ``fetcher``, on the threads that ask.
 
     Who asks for a file that is under way waits for that one. What was fetched ``keep_s`` seconds
-    ago, or earlier, is fetched anew. At most ``max_bytes`` are held: those in use, and where files
-    are kept, up to a quarter for who asks next. Threads wait for room, and then fetch. What has
-    failed has failed for all who wait, and is tried again for who asks next.
+    ago, or earlier, is fetched anew. At most ``max_bytes`` are held, and one file more as
+    ``FetchBudget`` says: those in use, and where files are kept, up to a quarter for who asks next.
+    Threads wait for room, and then fetch; a file that turns out larger than that may be fetched
+    again. What has failed has failed for all who wait, and is tried again for who asks next.
     """
 
     def __init__(self, fetcher: Fetcher, max_bytes: int, keep_s: float = 0.0) -> None:
         self._fetcher = fetcher
         self._keep_s = keep_s
         kept_bytes = max_bytes // _KEPT_SHARE if keep_s else 0
-        in_use = max_bytes - kept_bytes
-        # One is fetched to know what size to expect.
-        self._budget = SizeBudget(in_use, in_use)
+        self._budget = FetchBudget(max_bytes - kept_bytes)
         self._closed = False
         self._lock = threading.Lock()
         self._in_use: dict[str, Fetch] = {}
@@ -104,7 +108,8 @@ class SharedFetches:
                 del self._in_use[fetch.url]
                 if self._keep_s:
                     self._kept.put(fetch.url, _Kept(fetch.begun, fetch.data.result()))
-        self._budget.release(fetch.num_bytes)
+        if fetch.room is not None:
+            self._budget.release(fetch.room)
 
     def close(self) -> None:
         """Nobody waits for room any more, and nothing is fetched: CancelledError for all."""
@@ -120,28 +125,34 @@ class SharedFetches:
         kept = self._kept.pop(url)
         if kept is None or not self._is_fresh(kept.begun):
             return None
-        found = self._in_use[url] = Fetch(url, kept.begun, num_bytes=len(kept.data))
+        room = self._budget.take_back(len(kept.data))
+        found = self._in_use[url] = Fetch(url, kept.begun, room=room)
         found.data.set_result(kept.data)
-        # Without waiting: its bytes were held within the limit all along.
-        self._budget.settle(0, [found.num_bytes])
         return found
 
     def _is_fresh(self, begun: float) -> bool:
         return time.monotonic() - begun < self._keep_s
 
     def _run(self, fetch: Fetch) -> None:
-        reserved = self._budget.reserve(1)
+        room = self._budget.reserve()
         try:
-            if self._closed:
-                raise CancelledError
-            data = self._fetcher.fetch(fetch.url)
+            data = self._fetched(fetch.url, room)
         except BaseException as error:  # noqa: BLE001  raised again to whoever waits
-            self._budget.give_up(reserved)
+            self._budget.release(room)
             with self._lock:
                 if self._in_use.get(fetch.url) is fetch:
                     del self._in_use[fetch.url]
             fetch.data.set_exception(error)
             return
-        fetch.num_bytes = len(data)
-        self._budget.settle(reserved, [fetch.num_bytes])
+        self._budget.settle(room, len(data))
+        fetch.room = room
         fetch.data.set_result(data)
+
+    def _fetched(self, url: str, room: Room) -> bytes:
+        while not self._closed:
+            try:
+                return self._fetcher.fetch(url, room)
+            except LargerError as error:
+                needed = error.num_bytes
+            self._budget.enlarge(room, needed)  # out here: the frames of the error have the bytes
+        raise CancelledError

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from vlmbatch.config import ImageResolution
-from vlmbatch.errors import ConfigError, ErrorCode, RowError
+from vlmbatch.errors import ConfigError, ErrorCode, FieldError, RowError
 from vlmbatch.models.device_image import RgbImage
 from vlmbatch.models.image_hash import pixel_image
 from vlmbatch.models.json_fields import JsonFields
@@ -115,20 +115,23 @@ class QwenImageProcessor(ImageProcessor):
             ("longest_side", side, self.factor),
         ):
             if given is not None and given < smallest:
-                raise ConfigError(
-                    f"{name} must be at least {smallest}, got {given}: a token of this model's "
-                    f"images is {self.factor} x {self.factor} = {token} pixels"
+                raise FieldError(
+                    name,
+                    f"must be at least {smallest}, got {given}: a token of this model's images is "
+                    f"{self.factor} x {self.factor} = {token} pixels",
                 )
         least = resolution.min_pixels or self.min_pixels
         most = resolution.max_pixels or self.max_pixels
         if least > most:
-            own = "min_pixels" if resolution.min_pixels is None else "max_pixels"
-            raise ConfigError(
-                f"min_pixels is {least}, above max_pixels, which is {most}: {own} is the model's "
-                "or the run's own, and can be given too"
+            own = "least" if resolution.min_pixels is None else "most"
+            raise FieldError(
+                "min_pixels",
+                f"is {least}, above max_pixels, which is {most}: the {own} is the model's or "
+                "the run's own, and can be given too",
+                "max_pixels",
             )
         if least > _MAX_MIN_PIXELS:
-            raise ConfigError(f"min_pixels must be at most {_MAX_MIN_PIXELS}, got {least}")
+            raise FieldError("min_pixels", f"must be at most {_MAX_MIN_PIXELS}, got {least}")
         shrink = self.shrink if side is None else Shrink(longest_side=side)
         return replace(self, min_pixels=least, max_pixels=most, shrink=shrink)
 
