@@ -179,6 +179,30 @@ def test_a_row_of_more_images_than_there_is_room_for_comes_alone() -> None:
     feed.close()
 
 
+def test_rows_do_not_wait_for_one_that_waits_for_their_thread() -> None:
+    """Texts, and behind them an image that may have more bytes than there is room for."""
+    whole = threading.Event()
+
+    def prepare(row: Row) -> Prepared:
+        assert whole.wait(30)
+        return Prepared(row)
+
+    first, second, third = rows(3)
+    feed = RowFeed(
+        iter([first, second, replace(third, images=(ImageRef("photo"),))]),
+        prepare,
+        threads=1,
+        depth=6,
+        window=10,
+        image_bytes=300,
+        max_pixel_bytes=100,
+    )
+    wait_until(lambda: feed.num_begun == 3)
+    whole.set()
+    assert take_all(feed) == [0, 1, 2]
+    feed.close()
+
+
 def test_polling_without_waiting_returns_at_once() -> None:
     gate = threading.Event()
 

@@ -11,13 +11,15 @@ from vlmbatch.images.mean_size import MeanSize
 class SizeBudget:
     """Lets images in whose sizes are not known before they are decoded.
 
-    More than the limit comes alone.
+    More than the limit comes alone. A row's images are reserved, then begun, then settled and at
+    last released.
     """
 
     def __init__(self, limit: int, image_bytes: int) -> None:
         """``image_bytes``: what the first images are taken to have."""
         self._limit = limit
         self._used = 0
+        self._begun = 0  # of these, without what is only reserved
         self._closed = False
         self._changed = threading.Condition()
         self._mean = MeanSize(image_bytes)
@@ -37,10 +39,15 @@ class SizeBudget:
             self._used += size
         return size
 
-    def wait_for_room(self, reserved: int) -> None:
-        """Wait until all is within the limit, but for the bytes that the caller has reserved."""
+    def begin(self, reserved: int) -> None:
+        """Wait until what others have begun is within the limit.
+
+        Not for what they have only reserved: a row that waits for its thread may have all of that,
+        and this one have the thread.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._used - reserved <= self._limit)
+            self._changed.wait_for(lambda: self._closed or self._begun <= self._limit)
+            self._begun += reserved
 
     def settle(self, reserved: int, sizes: Sequence[int]) -> None:
         """Put the bytes that a row's images have in the place of those ``reserved`` for them."""
@@ -48,6 +55,7 @@ class SizeBudget:
             for size in sizes:
                 self._mean.add(size)
             self._used += sum(sizes) - reserved
+            self._begun += sum(sizes) - reserved
             self._changed.notify_all()
 
     def release(self, size: int) -> None:
@@ -55,6 +63,7 @@ class SizeBudget:
         if size:
             with self._changed:
                 self._used -= size
+                self._begun -= size
                 self._changed.notify_all()
 
     def close(self) -> None:

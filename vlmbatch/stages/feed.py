@@ -136,7 +136,7 @@ class RowFeed:
         return self._window.acquire(blocking=wait) and not self._closed.is_set()
 
     def _start(self, row: Row, reserved: int) -> None:
-        self._pixels.wait_for_room(reserved)
+        self._pixels.begin(reserved)
         outcome: Future[Prepared] = Future()
         try:
             prepared = self._prepare(row)
