@@ -17,8 +17,8 @@ from s3_server import S3Server, s3_server
 
 from vlmbatch.session.cores import available_cores
 
-# No deadline: a busy machine fails no test. A third of the usual examples, of eighty such tests.
-settings.register_profile("untimed", deadline=None, max_examples=33)
+# No deadline: a busy machine fails no test. A quarter of the usual examples, of a hundred such tests.
+settings.register_profile("untimed", deadline=None, max_examples=25)
 settings.load_profile("untimed")
 
 # Workers and hundreds of commands import the same files: they are compiled once, whatever is set.
