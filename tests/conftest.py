@@ -17,7 +17,7 @@ from s3_server import S3Server, s3_server
 
 from vlmbatch.session.cores import available_cores
 
-# No deadline: a busy machine fails no test. A quarter of the usual examples, of a hundred such tests.
+# No deadline: a busy machine fails no test. A quarter of the usual examples, of many such tests.
 settings.register_profile("untimed", deadline=None, max_examples=25)
 settings.load_profile("untimed")
 
