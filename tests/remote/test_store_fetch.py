@@ -13,7 +13,8 @@ from vlmbatch.images.fetch import FetchLimits
 from vlmbatch.images.fetch_budget import FetchBudget, LargerError
 from vlmbatch.images.loading.shared_fetches import SharedFetches
 from vlmbatch.images.store_fetch import STORE_LIMITS, StoreFetcher
-from vlmbatch.images.urls import ImageUrls
+from vlmbatch.images.url_fetcher import UrlFetcher
+from vlmbatch.images.urls import AllowedDomains, ImageUrls
 
 IMAGE = bytes(range(256)) * 20
 
@@ -49,7 +50,7 @@ def test_of_an_object_no_more_is_read_than_there_is_room_for(store: ObjectServer
     assert fetcher.fetch("s3://photos/a.jpg", room) == IMAGE
     with pytest.raises(RowError, match="limit of 1000 bytes"):
         StoreFetcher(small).fetch("s3://photos/a.jpg", room)
-    fetches = SharedFetches(fetcher, 800)
+    fetches = SharedFetches(UrlFetcher(AllowedDomains(), 2**20), 800)
     assert fetches.fetch("s3://photos/a.jpg") == IMAGE
 
 
