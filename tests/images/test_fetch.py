@@ -7,6 +7,7 @@ import socket
 import ssl
 import threading
 import time
+import tracemalloc
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,6 +28,7 @@ from vlmbatch.types import ImageInput, ImageRef
 
 HERE = "127.0.0.1"
 IMAGE = bytes(range(256)) * 20
+LARGE = bytes(2**22)
 DOMAINS = AllowedDomains.of(["images.example.org", "other.example.org", "*.cdn.example"])
 ADDRESSES = {
     "images.example.org": [HERE],
@@ -62,6 +64,9 @@ class Handler(BaseHTTPRequestHandler):
     def on_image(self, rest: str) -> None:
         assert self.headers["Accept-Encoding"] == "identity"
         self.answer(body=IMAGE)
+
+    def on_large(self, rest: str) -> None:
+        self.answer(body=LARGE)
 
     def on_range(self, rest: str) -> None:
         if rest == "empty":
@@ -184,6 +189,16 @@ def test_the_content_comes_with_the_right_host_and_path(server, url):
     [(path, host)] = server.RequestHandlerClass.requests
     assert path == "/image/%C3%A4%20b?q=%41&r=1"
     assert host == f"images.example.org:{server.server_port}"
+
+
+def test_the_content_is_held_once(url):
+    tracemalloc.start()
+    try:
+        assert fetcher().fetch(url("large")) == LARGE
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1.5 * len(LARGE)
 
 
 def test_redirects_are_followed_within_the_allowed_hosts(server, url):

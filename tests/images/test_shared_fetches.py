@@ -158,20 +158,26 @@ def test_what_is_fetched_and_not_decoded_has_a_limit() -> None:
     assert 1 <= peak[0] <= 4
 
 
-def test_a_file_that_stalls_holds_up_no_others() -> None:
-    """Though it is the first, and no size is known."""
+@pytest.mark.parametrize("sizes", [[], [2**20]])
+def test_a_file_that_stalls_holds_up_no_others(sizes: list[int]) -> None:
+    """Though it is the first, and no size is known; or those before it had all of the room."""
     together = threading.Barrier(3)
 
     class Stalling(Store):
         def fetch(self, url: str, room: Room) -> bytes:
             if url == "stalls":
                 return super().fetch(url, room)
-            together.wait(WAIT_S)
+            if url.isdigit():
+                return bytes(int(url))
+            if not sizes:
+                together.wait(WAIT_S)
             return url.encode()
 
     store = Stalling()
     store.open.clear()
     fetches = SharedFetches(store, 2**20)
+    for size in sizes:
+        fetches.fetch(str(size))
     with ThreadPoolExecutor(4) as threads:
         stalled = threads.submit(fetches.fetch, "stalls")
         assert store.begun.acquire(timeout=WAIT_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import ssl
 import time
 import urllib.parse
@@ -132,16 +133,18 @@ class ImageFetcher:
     def _body(
         self, chunks: Iterable[bytes], url: str, num_bytes: int | None, room: Room | None
     ) -> bytes:
-        body = bytearray()
+        body = io.BytesIO()  # whose bytes are not copied in the end
         for chunk in chunks:
-            body += chunk
-            if num_bytes is not None and len(body) >= num_bytes:
-                return bytes(body[:num_bytes])
-            if len(body) > self._limits.max_bytes:
+            body.write(chunk)
+            size = body.tell()
+            if num_bytes is not None and size >= num_bytes:
+                body.truncate(num_bytes)
+                break
+            if size > self._limits.max_bytes:
                 raise self._too_large(url)
-            if room is not None and len(body) > room.num_bytes:
-                room.enlarge(min(2 * len(body), self._limits.max_bytes))
-        return bytes(body)
+            if room is not None and size > room.num_bytes:
+                room.enlarge(min(2 * size, self._limits.max_bytes))
+        return body.getvalue()
 
     def _checked_addresses(self, target: _Target, url: str, seconds: float) -> list[str]:
         """The host's addresses, one at least, when all of them are public."""

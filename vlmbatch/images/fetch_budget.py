@@ -41,12 +41,13 @@ class Room:
 class FetchBudget:
     """Lets files in before their sizes are known.
 
-    A file reserves twice what those before it had on average, at first a guess, and waits until
-    that is within the limit. Where it turns out larger it needs more: at once if there is room, and
-    else it waits its turn, with nothing held but what it has reserved. Whose turn it is need not
-    wait for room: so one file at a time may go beyond the limit, until it is released, and nobody
-    waits for one that waits itself. All that is reserved is at most the limit and one file more,
-    and those that are taken back; a file that comes without a length is a chunk ahead of its room.
+    A file reserves twice what those before it had on average, at first a guess, at most half of the
+    limit, and waits until that is within it. Where it turns out larger it needs more: at once if
+    there is room, and else it waits its turn, with nothing held but what it has reserved. Whose
+    turn it is need not wait for room: so one file at a time may go beyond the limit, until it is
+    released, and nobody waits for one that waits itself. All that is reserved is at most the limit
+    and one file more, and those that are taken back; a file that comes without a length is a chunk
+    ahead of its room.
     """
 
     def __init__(self, limit: int) -> None:
@@ -115,7 +116,8 @@ class FetchBudget:
         least = max(1, self._limit // _SHARE)
         if self._mean.num_added == 0:
             return min(_GUESS, least)
-        return min(max(int(2 * self._mean.bytes), min(_LEAST, least)), self._limit)
+        most = max(1, self._limit // 2)  # for one that stalls to leave room here too
+        return min(max(int(2 * self._mean.bytes), min(_LEAST, least)), most)
 
     def _fits(self, num_bytes: int) -> bool:
         return self._used + num_bytes <= self._limit

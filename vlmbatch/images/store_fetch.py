@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
@@ -41,8 +40,6 @@ class StoreFetcher:
         self._limits = limits
         self._lock = threading.Lock()
         self._buckets: dict[str, RemotePath] = {}
-        self._under_way: set[Future[Any]] = set()
-        self._closed = False
 
     def fetch(self, url: str, room: Room | None = None) -> bytes:
         """The content at ``url``; waits for it. ``room``: that it may take; None: as much as any.
@@ -66,14 +63,6 @@ class StoreFetcher:
             data = self._content(place, num_bytes)
             size = len(data) if len(data) < num_bytes else self._size(place)
         return self._checked(url, data, size)
-
-    def close(self) -> None:
-        """Give up what is under way where the library can be told to: it raises CancelledError."""
-        with self._lock:
-            self._closed = True
-            under_way = list(self._under_way)
-        for answer in under_way:
-            answer.cancel()
 
     def _checked(self, url: str, data: bytes, size: int | None) -> bytes:
         if size is not None and size > self._limits.max_bytes:
@@ -128,19 +117,12 @@ class StoreFetcher:
         self, filesystem: AsyncFileSystem, ask: Callable[[], Coroutine[Any, Any, Any]]
     ) -> Any:
         seconds = self._limits.timeout_s
-        with self._lock:
-            if self._closed:
-                raise CancelledError
-            answer = asyncio.run_coroutine_threadsafe(ask(), filesystem.loop)
-            self._under_way.add(answer)
+        answer = asyncio.run_coroutine_threadsafe(ask(), filesystem.loop)
         try:
             return answer.result(seconds)
         except TimeoutError as error:
             answer.cancel()
             raise TimeoutError(f"took longer than {seconds:g} seconds") from error
-        finally:
-            with self._lock:
-                self._under_way.discard(answer)
 
 
 @contextmanager

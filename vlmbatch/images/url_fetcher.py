@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from vlmbatch.images.cancellable import CancellableCalls
 from vlmbatch.images.urls import AllowedDomains
 from vlmbatch.remote.filesystem import scheme_of
 
@@ -25,6 +27,8 @@ class UrlFetcher:
     def __init__(self, domains: AllowedDomains, max_bytes: int) -> None:
         self._domains = domains
         self._max_bytes = max_bytes
+        self._calls = CancellableCalls()
+        self._lock = threading.Lock()  # for what is set up
 
     def fetch(self, url: str, room: Room | None = None) -> bytes:
         """The image's file; waits for it. ``room``: that it may take; None: as much as any.
@@ -32,19 +36,21 @@ class UrlFetcher:
         Raises:
             RowError: as of ``ImageFetcher`` and ``StoreFetcher``.
             LargerError: there is no room for all of it.
+            CancelledError: it is closed.
         """
-        fetcher = self._web if scheme_of(url) is None else self._stores
-        return fetcher.fetch(url, room)
+        return self._calls.run(lambda: self._fetcher(url).fetch(url, room))
 
     def fetch_start(self, url: str, num_bytes: int) -> bytes:
         """The first bytes of the image's file, or all of a smaller one; errors as of ``fetch``."""
-        fetcher = self._web if scheme_of(url) is None else self._stores
-        return fetcher.fetch_start(url, num_bytes)
+        return self._calls.run(lambda: self._fetcher(url).fetch_start(url, num_bytes))
 
     def close(self) -> None:
-        """See ``StoreFetcher``. A web host has little time anyway."""
-        if "_stores" in self.__dict__:
-            self._stores.close()
+        """Nobody waits any more for what may take long: a CancelledError for who does."""
+        self._calls.cancel()
+
+    def _fetcher(self, url: str) -> ImageFetcher | StoreFetcher:
+        with self._lock:
+            return self._web if scheme_of(url) is None else self._stores
 
     @cached_property
     def _web(self) -> ImageFetcher:

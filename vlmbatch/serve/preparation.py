@@ -7,7 +7,7 @@ import itertools
 import json
 import secrets
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -19,6 +19,7 @@ from vlmbatch.images.urls import ImageUrls
 from vlmbatch.models.processor import Processor
 from vlmbatch.openai.errors import ApiError, bad_request
 from vlmbatch.openai.requests import ChatRequest, CompletionRequest
+from vlmbatch.serve.engine_thread import EngineStoppedError
 from vlmbatch.stages.prepare import prepare
 from vlmbatch.types import Request, Result, Row
 
@@ -81,6 +82,7 @@ class Preparation:
         Raises:
             ApiError: the body is not a request that can be answered.
             RowError: prompt or images cannot be used.
+            EngineStoppedError: this was closed before they were there.
         """
         loop = asyncio.get_running_loop()
         parsing = partial(self._parse, body, parse, defaults)
@@ -171,6 +173,8 @@ def _contained(work: Callable[[], T]) -> T:
         return work()
     except VlmbatchError:
         raise
+    except CancelledError:  # what loads images is closed
+        raise EngineStoppedError("the server is shutting down") from None
     except BaseException as error:
         raise RuntimeError(f"a request could not be prepared: {error!r}") from error
 
