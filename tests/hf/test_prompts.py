@@ -10,6 +10,8 @@ import pytest
 import torch
 from hf_checkpoints import KINDS, TEMPLATE, make_tokenizer
 from PIL import Image
+from tokenizers import Tokenizer as Backend
+from tokenizers.models import WordLevel
 
 from vlmbatch.config import PromptConfig, SessionConfig
 from vlmbatch.errors import RowError
@@ -197,3 +199,16 @@ def test_what_cannot_be_put_together_goes_alone() -> None:
 def test_a_library_without_images_counts_its_tokens() -> None:
     library = LibraryProcessor(SimpleNamespace(tokenizer=range(7)))
     assert (library.image_token, library.num_tokens) == (None, 7)
+
+
+def test_what_tokenizers_raises_without_a_class_of_its_own_is_the_rows() -> None:
+    backend = Backend(WordLevel({"a": 0}, unk_token="<unk>"))
+
+    class Library:
+        tokenizer = range(1)
+
+        def __call__(self, text: list[str], **options: Any) -> Any:
+            return backend.encode_batch(text)
+
+    with pytest.raises(ValueError, match="WordLevel error: Missing"):
+        LibraryProcessor(Library())("b", [])

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from small_tokenizers import CORPUS, SPECIAL, byte_level, sentencepiece
 from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, pre_tokenizers
-from tokenizers.models import Unigram
+from tokenizers.models import Unigram, WordLevel
 from transformers import AutoTokenizer
 
 from vlmbatch.errors import CheckpointError
@@ -40,6 +40,14 @@ def test_a_file_that_makes_its_library_panic_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(json.dumps(found))
     with pytest.raises(CheckpointError, match=f"{tmp_path}: the tokenizer cannot encode a text"):
         Tokenizer.load(tmp_path)
+
+
+def test_a_file_without_the_token_that_it_has_for_what_is_unknown(tmp_path: Path) -> None:
+    Backend(WordLevel({"a": 0}, unk_token="<unk>")).save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.encode("a") == [0]
+    with pytest.raises(CheckpointError, match="cannot encode a text: WordLevel error: Missing"):
+        tokenizer.encode("b")
 
 
 def unigram() -> Backend:

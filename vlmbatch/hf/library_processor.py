@@ -58,9 +58,14 @@ class LibraryProcessor:
         options = {} if add_special_tokens else {"add_special_tokens": False}
         given = [list(images)] if self._nests else list(images)
         with self._lock:
-            found = self._library(
-                text=[text], images=given if images else None, return_tensors="pt", **options
-            )
+            try:
+                found = self._library(
+                    text=[text], images=given if images else None, return_tensors="pt", **options
+                )
+            except Exception as error:
+                if type(error) is not Exception:
+                    raise
+                raise ValueError(str(error)) from error  # tokenizers raises nothing narrower
         tensors = dict(found)
         tensors.pop("labels", None)  # which some make for training
         return tensors

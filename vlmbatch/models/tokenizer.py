@@ -108,7 +108,7 @@ class Tokenizer:
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         except BaseException as error:
-            if not _is_panic(error):
+            if not _is_panic(error) and type(error) is not Exception:  # its own are no narrower
                 raise
             raise CheckpointError(f"the tokenizer cannot encode a text: {error}") from error
         return ids
