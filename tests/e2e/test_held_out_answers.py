@@ -18,7 +18,7 @@ from vlmbatch.config import EngineConfig
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "samples" / "tiny-llava"
-NUM_ROWS = 100
+NUM_ROWS = 70
 MAX_TOKENS = 48
 
 

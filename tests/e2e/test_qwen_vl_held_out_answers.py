@@ -6,7 +6,7 @@ import pytest
 from compare_qwen_vl import Compared, compare
 from held_out import ALL_KINDS
 
-NUM_ROWS = 5 * len(ALL_KINDS)
+NUM_ROWS = 3 * len(ALL_KINDS)
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert self.pool.num_available == self.pool.num_granules
 
 
-PoolMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+PoolMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 test_pool = PoolMachine.TestCase
 
 

@@ -124,7 +124,7 @@ def requests(draw: st.DrawFn) -> list[Request]:
     return result
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     requests(),
     st.data(),

@@ -249,7 +249,7 @@ SAMPLES = {
 }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     kind=st.sampled_from(sorted(SAMPLES)),
     changes=st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 255)), max_size=8),

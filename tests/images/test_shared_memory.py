@@ -46,7 +46,7 @@ def test_memory_that_is_not_to_be_had(
         memory.allocate(2**22)
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 20_000), max_size=60), st.integers(0, 2**32).map(random.Random))
 def test_arrays_keep_their_numbers_while_others_come_and_go(
     sizes: list[int], rng: random.Random

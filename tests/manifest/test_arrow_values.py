@@ -16,7 +16,7 @@ from vlmbatch.manifest.stored_types import stored_type, to_array
 from vlmbatch.types import Result
 
 
-@settings(deadline=None, max_examples=100)
+@settings(deadline=None, max_examples=60)
 @given(columns(6), st.integers(0, 5), st.integers(0, 6))
 def test_there_and_back(column: pa.Array, start: int, length: int) -> None:
     column = column.slice(start, length)

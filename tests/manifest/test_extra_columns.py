@@ -118,7 +118,7 @@ def _same(original, read) -> bool:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(values=st.lists(_json_values, min_size=1, max_size=6), batch_rows=st.integers(1, 4))
 def test_every_json_value_survives_the_way_to_parquet(tmp_path, values, batch_rows):

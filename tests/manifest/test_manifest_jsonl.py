@@ -232,7 +232,7 @@ _bytes = st.one_of(
 
 
 @settings(
-    max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(content=_bytes)
 def test_any_bytes_give_a_row_for_every_line_or_one_refusal(tmp_path: Path, content: bytes):

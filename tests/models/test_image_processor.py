@@ -109,7 +109,7 @@ def test_odd_sizes_equal_hugging_face(size: tuple[int, int], tmp_path: Path) -> 
         assert_equal(tmp_path, config, random_image(*size))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.integers(1, 200),
     st.integers(1, 200),

@@ -37,7 +37,7 @@ def check_nothing_is_left(replica: LocalReplica) -> None:
     assert not replica._under_way and not replica._sequences and not replica._refused
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(plans, samplings, st.booleans()), min_size=1, max_size=8),
     st.integers(0, 2**32).map(random.Random),
@@ -74,7 +74,7 @@ def test_every_request_ends_once_as_a_fold_over_its_tokens_says(
     assert engine.num_unfinished == 0
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.tuples(plans, samplings), min_size=1, max_size=8),
     st.integers(0, 2**32).map(random.Random),
@@ -185,7 +185,7 @@ def expected_end(row: Request) -> End | RowError:
     return fold(Plan(token_ids), row.sampling, fake_model.EOS)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     real_rows(),
     st.sets(st.integers(0, 7), max_size=3),

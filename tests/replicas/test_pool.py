@@ -52,7 +52,7 @@ class PoolDriver(Driver):
             self._take(event)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(plans, samplings, st.booleans()), min_size=1, max_size=12),
     st.integers(0, 6),
