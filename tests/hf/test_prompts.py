@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +14,7 @@ from hf_checkpoints import KINDS, TEMPLATE, make_tokenizer
 from PIL import Image
 from tokenizers import Tokenizer as Backend
 from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
 
 from vlmbatch.config import PromptConfig, SessionConfig
 from vlmbatch.errors import RowError
@@ -201,14 +204,28 @@ def test_a_library_without_images_counts_its_tokens() -> None:
     assert (library.image_token, library.num_tokens) == (None, 7)
 
 
-def test_what_tokenizers_raises_without_a_class_of_its_own_is_the_rows() -> None:
-    backend = Backend(WordLevel({"a": 0}, unk_token="<unk>"))
+def encode_what_is_unknown() -> None:
+    Backend(WordLevel({"a": 0}, unk_token="<unk>")).encode("b")
+
+
+def panic() -> None:
+    """As tokenizers does when it is given special tokens that its template lacks."""
+    backend = Backend(WordLevel({"a": 0}))
+    backend.post_processor = TemplateProcessing(single="[X] $A", special_tokens=[("[X]", 5)])
+    state = json.loads(backend.to_str())
+    state["post_processor"]["special_tokens"] = {}
+    Backend.from_str(json.dumps(state)).encode("a")
+
+
+@pytest.mark.parametrize("encode", [encode_what_is_unknown, panic])
+def test_what_tokenizers_raises_is_the_rows(encode: Callable[[], None]) -> None:
+    """It has no class of its own for that, and panics are not even an ``Exception``."""
 
     class Library:
         tokenizer = range(1)
 
-        def __call__(self, text: list[str], **options: Any) -> Any:
-            return backend.encode_batch(text)
+        def __call__(self, **given: Any) -> Any:
+            encode()
 
-    with pytest.raises(ValueError, match="WordLevel error: Missing"):
+    with pytest.raises(ValueError, match=r"WordLevel error: Missing|no entry found"):
         LibraryProcessor(Library())("b", [])

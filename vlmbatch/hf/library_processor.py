@@ -14,6 +14,7 @@ from vlmbatch.errors import CheckpointError
 from vlmbatch.hf.checkpoint import HfConfig
 from vlmbatch.hf.library import config_failures, shown
 from vlmbatch.models.json_fields import JsonFields
+from vlmbatch.models.tokenizer import is_of_backend
 
 # What processors raise on prompts and images that they cannot take.
 ROW_FAILURES = (
@@ -62,10 +63,10 @@ class LibraryProcessor:
                 found = self._library(
                     text=[text], images=given if images else None, return_tensors="pt", **options
                 )
-            except Exception as error:
-                if type(error) is not Exception:
+            except BaseException as error:
+                if not is_of_backend(error):
                     raise
-                raise ValueError(str(error)) from error  # tokenizers raises nothing narrower
+                raise ValueError(str(error)) from error
         tensors = dict(found)
         tensors.pop("labels", None)  # which some make for training
         return tensors

@@ -45,7 +45,7 @@ def validate(
         stats.rows_total = inputs.manifest.scan().num_rows
     stats.stage = "checking rows"
     threads = FETCH_THREADS if inputs.manifest.fetches_images else THREADS
-    grids: ImageGrids = HeaderGrids(config, inputs)
+    grids: ImageGrids
     if decode_images:
         num_workers = config.image_loading.workers
         if num_workers is None:
@@ -55,4 +55,6 @@ def validate(
         grids = DecodedGrids(open_images(config, inputs, num_workers, keep_s=KEEP_SECONDS))
         if not inputs.manifest.fetches_images:
             threads = max(2, 2 * num_workers)
+    else:
+        grids = HeaderGrids(config, inputs)
     yield from validate_rows(inputs.manifest.rows(), inputs.processor, grids, threads)

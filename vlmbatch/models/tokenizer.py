@@ -108,7 +108,7 @@ class Tokenizer:
         try:
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         except BaseException as error:
-            if not _is_panic(error) and type(error) is not Exception:  # its own are no narrower
+            if not is_of_backend(error):
                 raise
             raise CheckpointError(f"the tokenizer cannot encode a text: {error}") from error
         return ids
@@ -201,9 +201,10 @@ class IncrementalDecoder:
         return self._tokenizer.decode(self._ids)[len(self._given_text) :]
 
 
-def _is_panic(error: BaseException) -> bool:
-    """Whether Rust code has given up; its class, no ``Exception``, has no module to import."""
-    return type(error).__name__ == "PanicException"
+def is_of_backend(error: BaseException) -> bool:
+    """Whether the tokenizers library raised it: an ``Exception``, nothing narrower, or a panic of
+    its Rust code, whose class is no ``Exception`` and has no module to import."""
+    return type(error) is Exception or type(error).__name__ == "PanicException"
 
 
 def _read_backend(path: Path) -> Any:
