@@ -19,9 +19,21 @@ import pytest
 from pooled_rows import answer, check, is_there, pids, requests
 from worker_processes import ENGINE, wait_until, worker_pids
 
+from vlmbatch.engine.rank import Rank
 from vlmbatch.errors import ConfigError, EnginesLostError
-from vlmbatch.images.shared_memory import SharedMemory
+from vlmbatch.images.shared_memory import MappedMemory, SharedMemory
 from vlmbatch.replicas import pool as pool_module
+from vlmbatch.replicas.engine_side import LeadingSide
+from vlmbatch.replicas.followers import Followers
+from vlmbatch.replicas.messages import (
+    Cancel,
+    ExpectNoMore,
+    Reset,
+    Step,
+    Submit,
+    TakeBack,
+    ToEngine,
+)
 from vlmbatch.replicas.pool import ReplicaPool
 from vlmbatch.replicas.process import EngineProcess, Load
 from vlmbatch.replicas.replica import Event
@@ -50,7 +62,7 @@ def all_pids(pool: ReplicaPool) -> set[int]:
 
 def log_of(folder: Path, rank: int) -> str:
     """What ``process_engines.logging_steps`` has written, a line a step."""
-    return next(folder.glob(f"{rank}-*")).read_text()
+    return (folder / str(rank)).read_text()
 
 
 def test_ranks_run_the_same_steps(tmp_path: Path) -> None:
@@ -89,6 +101,38 @@ def test_ranks_run_the_same_steps(tmp_path: Path) -> None:
         # The first is killed too, perhaps before it has logged what it computed with the others.
         first = log_of(tmp_path, 0).rpartition("\n")[0]
         assert first.startswith(ended) or ended.startswith(first)
+
+
+class ToldFollowers(Followers):
+    """Notes what they are told, and when they are waited for."""
+
+    def __init__(self) -> None:
+        self.calls: list[ToEngine | str] = []
+
+    def tell(self, message: ToEngine) -> None:
+        self.calls.append(message)
+
+    def await_reports(self) -> None:
+        self.calls.append("await reports")
+
+
+@pytest.mark.parametrize("giving_up", [Cancel(0), TakeBack(1), Reset()])
+def test_others_are_waited_for_where_requests_are_given_up(giving_up: ToEngine) -> None:
+    """Their images are free then, and another rank may be about to look at one."""
+    replica, _ = process_engines.seeing(lambda indexes: None, Rank(0, RANKS, ""))
+    memory = SharedMemory()
+    followers = ToldFollowers()
+    side = LeadingSide(replica, MappedMemory(memory.descriptor), followers)
+    submit = Submit(requests(1)[0], (), None, stream=False)
+    for message in (submit, giving_up, ExpectNoMore()):
+        side.obey(message)
+        assert side.step() is not None
+    memory.close()
+    assert followers.calls == [
+        *(submit, Step(report=False)),
+        *(giving_up, Step(report=True), "await reports"),
+        *(ExpectNoMore(), Step(report=False)),
+    ]
 
 
 def test_a_rank_that_is_killed_ends_the_engine_and_costs_no_row() -> None:

@@ -128,19 +128,33 @@ def slow_to_load(on_begin: OnBegin, rank: Rank) -> Any:
 
 
 def logging_steps(folder: Path, on_begin: OnBegin, rank: Rank) -> Any:
-    """What each step computes, of which rows, goes to a file of the rank and process."""
+    """What each step computes, of which rows, goes to a file of the rank.
+
+    As where ranks reduce together, the first ends no step before the others have ended
+    the one before it.
+    """
     engine = SeeingEngine()
     step = engine._step
-    log = (folder / f"{rank.index}-{os.getpid()}").open("w", buffering=1)
+    logs = [folder / str(index) for index in range(rank.count)]
+    log = logs[rank.index].open("w", buffering=1)
+    num_steps = 0
 
     def logging_step() -> Any:
+        nonlocal num_steps
         outputs = step()
+        while rank.index == 0 and any(_num_lines(each) < num_steps for each in logs[1:]):
+            time.sleep(0.0005)
+        num_steps += 1
         rows = {each.request.index: tokens for each, tokens in engine._running.items()}
         print(rows, [output.sequence.request.index for output in outputs], file=log)
         return outputs
 
     engine._step = logging_step  # type: ignore[method-assign]
     return _made(engine, on_begin)
+
+
+def _num_lines(path: Path) -> int:
+    return path.read_text().count("\n") if path.exists() else 0
 
 
 def refused_by_a_follower(on_begin: OnBegin, rank: Rank) -> Any:
