@@ -54,11 +54,11 @@ SHARED_CASES: dict[str, kernel_cases.Make] = {
     "mha-64": make_shared(*MIXED, (2, 2, 64)),
     "mha-128": make_shared(*SEVENTEEN, (2, 2, 128)),
     "gqa-24": make_shared(*MIXED, (14, 2, 24)),
-    "gqa-64": make_shared(*SEVENTEEN, (14, 2, 64)),
+    "gqa-64": make_shared(*SEVENTEEN, (7, 1, 64)),
     "mqa-128": make_shared(*MIXED, (40, 1, 128)),
     "softcap": make_shared(*MIXED, (4, 2, 32), softcap=1.5),
     "pages-of-16": make_shared(*MIXED, (4, 2, 32), page_size=16),
-    "a-prefix-of-many-pages": make_shared([4500, 4400], [(0, 2, 4384)], (2, 2, 16)),
+    "a-prefix-of-many-pages": make_shared([4500, 4400], [(0, 2, 4384)], (2, 1, 16)),
 }
 
 
