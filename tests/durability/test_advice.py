@@ -587,6 +587,7 @@ ELSEWHERE = {
     "all_parts --shard": _PARTS,
     "merge --overwrite": _PARTS,
     "parts --shard": _PARTS,
+    "openai_batch --column-prefix": "in tests/openai/test_batch_files.py",
     "parts_status --retry-failed": _PARTS,
     "array_task --array": "of sbatch",
     "array_task --shard": "in tests/commands/test_array_task.py",

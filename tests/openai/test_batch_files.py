@@ -212,6 +212,15 @@ def test_a_row_among_requests(tmp_path):
     assert "there is 'messages': this is a row of a manifest" in row.error.message
 
 
+def test_a_row_among_requests_whose_id_would_be_a_column(tmp_path):
+    lines = request("a", TEXT, COMPLETION), {"id": "b", "prompt": "Why?"}
+    says = r'jsonl:2: "id" is no field of a request.*keep such rows in a file of their own.*prefix'
+    with pytest.raises(ManifestError, match=says):
+        rows(tmp_path / "a.jsonl", *lines)
+    _, row = rows(tmp_path / "a.jsonl", *lines, column_prefix="vlmbatch_")
+    assert isinstance(row.error, RequestError) and row.extra == {"id": "b", "prompt": "Why?"}
+
+
 def test_parquet_is_no_batch_file(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1")
     config = ManifestConfig(str(tmp_path / "a.parquet"), format="openai")

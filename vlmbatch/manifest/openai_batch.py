@@ -58,6 +58,15 @@ class BatchColumns(Columns):
                     urls.append(url)
         return urls
 
+    def reserved_message(self, name: str) -> str:
+        """What to do about a field beside a request's own whose name the output needs."""
+        return (
+            f'"{name}" is no field of a request, and has a name that the output reserves. Where '
+            'the line is a row of a manifest, with no "custom_id" and no "body", keep such rows in '
+            "a file of their own; else leave the field out, or give the output's own columns "
+            "others with --column-prefix, such as --column-prefix vlmbatch_"
+        )
+
 
 class BatchRowBuilder:
     """Makes rows of batch lines; as a ``RowBuilder``.
