@@ -73,9 +73,12 @@ def _mismatch(found: int, sizes: Sequence[int], strict: bool) -> RowError:
     images = f"{len(sizes)} image{'s' * (len(sizes) != 1)}"
     each = f" ({len(sizes)} x {sizes[0]})" if len(sizes) > 1 and len(set(sizes)) == 1 else ""
     short = f" or {len(sizes)}" if sizes and not strict else ""
+    place = "it belongs" if len(sizes) == 1 else "each of them belongs"
+    advice = f": write <image> where {place}" if sizes and not strict and not found else ""
     return RowError(
         ErrorCode.IMAGE_TOKEN_MISMATCH,
-        f"{images}: expected {total}{each}{short} image tokens in the prompt, found {found}",
+        f"{images}: expected {total}{each}{short} image tokens in the prompt, found {found}"
+        f"{advice}",
     )
 
 
