@@ -165,6 +165,11 @@ class TestContent:
         [
             (b"", ErrorCode.IMAGE_UNREADABLE, "empty (0 bytes)"),
             (b"\n<!DOCTYPE html><title>404", ErrorCode.IMAGE_UNREADABLE, "a web page"),
+            (
+                b"version https://git-lfs.github.com/spec/v1",
+                ErrorCode.IMAGE_UNREADABLE,
+                "git lfs pull",
+            ),
             (b"hello world", ErrorCode.IMAGE_UNREADABLE, "it starts with b'hello wo'"),
             (b"\xff", ErrorCode.IMAGE_UNREADABLE, "it starts with"),
             (b"\xff\xd8\xff", ErrorCode.IMAGE_UNREADABLE, "corrupt or truncated"),

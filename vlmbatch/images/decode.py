@@ -19,9 +19,9 @@ from vlmbatch.images.file import image_label, open_image_bytes
 from vlmbatch.images.formats import (
     DECODERS,
     HEAD_BYTES,
+    foreign_content,
     foreign_format,
     known_format,
-    looks_like_html,
     open_decoder,
     video_format,
 )
@@ -245,7 +245,7 @@ def _unknown_format(label: str, head: bytes) -> RowError:
             ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
             f"{label}: not an image but numbers: features need --image-input-type image_features",
         )
-    cause = "a web page (HTML)" if looks_like_html(head) else f"it starts with {head[:8]!r}"
+    cause = foreign_content(head)
     return RowError(ErrorCode.IMAGE_UNREADABLE, f"{label}: not an image: {cause}")
 
 

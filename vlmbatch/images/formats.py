@@ -96,9 +96,13 @@ def video_format(head: bytes) -> str | None:
     return next((name for magic, name in _VIDEO_SIGNATURES if head.startswith(magic)), None)
 
 
-def looks_like_html(head: bytes) -> bool:
-    """Whether a web page, often an error message, was saved in place of the image."""
-    return head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<head"))
+def foreign_content(head: bytes) -> str:
+    """What stands in the place of an image, by its first bytes."""
+    if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<head")):
+        return "a web page (HTML)"  # often an error message
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer: git lfs pull fetches the file that it stands for"
+    return f"it starts with {head[:8]!r}"
 
 
 def open_decoder(file: BinaryIO, name: str) -> ImageFile.ImageFile:

@@ -14,7 +14,7 @@ from PIL import Image
 from vlmbatch.config import ImageLimits
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.file import image_label, open_image_bytes
-from vlmbatch.images.formats import HEAD_BYTES, looks_like_html
+from vlmbatch.images.formats import HEAD_BYTES, foreign_content
 from vlmbatch.types import ImageRef
 
 DEFAULT_DPI = 150
@@ -77,7 +77,7 @@ def _opened(ref: ImageRef, limits: ImageLimits) -> Iterator[Any]:
     with open_image_bytes(ref, limits) as file, _PDFIUM:
         head = file.read(HEAD_BYTES)
         if _HEAD not in head:
-            cause = "a web page (HTML)" if looks_like_html(head) else f"it starts with {head[:8]!r}"
+            cause = foreign_content(head)
             raise RowError(ErrorCode.IMAGE_UNREADABLE, f"{label}: not a PDF: {cause}")
         file.seek(0)
         try:
