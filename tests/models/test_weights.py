@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -196,6 +197,15 @@ def test_truncated_file(folder: Path, size: int) -> None:
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:size])
     with pytest.raises(CheckpointError, match=r"model\.safetensors cannot be read as safetensors"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_what_a_clone_without_git_lfs_holds(folder: Path, name: str) -> None:
+    (folder / name).write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 9\n"
+    )
+    with pytest.raises(CheckpointError, match=rf"{re.escape(name)} is a Git LFS pointer"):
         load(folder)
 
 

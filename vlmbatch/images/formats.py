@@ -12,6 +12,8 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
+from vlmbatch.models import git_lfs
+
 # Enough for every signature below.
 HEAD_BYTES = 64
 
@@ -100,8 +102,8 @@ def foreign_content(head: bytes) -> str:
     """What stands in the place of an image, by its first bytes."""
     if head.lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<head")):
         return "a web page (HTML)"  # often an error message
-    if head.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer: git lfs pull fetches the file that it stands for"
+    if git_lfs.is_pointer(head):
+        return git_lfs.IS_POINTER
     return f"it starts with {head[:8]!r}"
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, overload
 
 from vlmbatch.errors import CheckpointError
+from vlmbatch.models import git_lfs
 
 _ACTIVATIONS = {  # names in checkpoints to names in the model code
     "silu": "silu",
@@ -34,7 +35,8 @@ def check_file(path: Path, max_bytes: int) -> None:
     """Refuse what it would take very long to read, or for ever.
 
     Raises:
-        CheckpointError: a pipe, a device or a folder, or a file of more than ``max_bytes``.
+        CheckpointError: a pipe, a device or a folder, a file of more than ``max_bytes``, or one
+            that only stands for another.
         OSError: the file cannot be looked at.
     """
     status = path.stat()
@@ -44,6 +46,9 @@ def check_file(path: Path, max_bytes: int) -> None:
         raise CheckpointError(
             f"{path}: {status.st_size} bytes, over the limit of {max_bytes} for such a file"
         )
+    with path.open("rb") as file:
+        if git_lfs.is_pointer(file.read(64)):
+            raise CheckpointError(f"{path} is {git_lfs.IS_POINTER}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from vlmbatch.errors import CheckpointError
+from vlmbatch.models import git_lfs
 from vlmbatch.models.fp8 import Fp8Weight
 from vlmbatch.models.layers import DerivedBuffers, RMSNorm
 from vlmbatch.models.linear import ColumnLinear, RowLinear
@@ -203,6 +205,8 @@ def _open_shards(folder: Path) -> Iterator[dict[str, _Shard]]:
                 opened = stack.enter_context(path.open("rb"))
             except OSError as error:
                 raise CheckpointError(f"{path} cannot be opened: {error.strerror}") from error
+            if git_lfs.is_pointer(os.pread(opened.fileno(), 64, 0)):
+                raise CheckpointError(f"{path} is {git_lfs.IS_POINTER}")
             try:
                 mapped = stack.enter_context(safe_open(_utf8_path(path, opened), "pt"))
             except (SafetensorError, OSError) as error:
