@@ -113,6 +113,32 @@ def test_a_manifest_in_another_folder_names_other_images(new_run, tmp_path):
     assert run.start().wait() == 0
 
 
+@pytest.mark.parametrize("shard_rows", [None, 64])
+def test_a_run_that_has_answered_nothing_may_have_other_settings(new_run, expected, shard_rows):
+    run = new_run(shard_rows=shard_rows)
+    command = run.start("--max-tokens", 9, load_seconds=60)
+    command.wait_until(lambda: command.has("loading"))
+    command.send_signal(signal.SIGKILL)
+    command.wait()
+    begun = run.run_id()
+    assert begun is not None
+    run.finish(expected)
+    assert run.run_id() != begun
+
+
+def test_what_an_overwrite_would_replace_is_not_nothing(begun):
+    """Nothing is answered yet of the new run, and the old one's output is still there."""
+    begun.attempt()
+    command = begun.start("--overwrite", "--max-tokens", 9, load_seconds=60)
+    command.wait_until(lambda: command.has("loading"))
+    command.send_signal(signal.SIGKILL)
+    command.wait()
+    before = digests(begun.folder)
+    command = begun.start("--max-tokens", 7)
+    assert command.wait() == 2 and "max_tokens: 9 -> 7" in command.stderr
+    assert digests(begun.folder) == before
+
+
 def test_overwrite_starts_anew(begun, expected):
     command = begun.start("--overwrite", "--max-tokens", 1)
     assert command.wait() == WITH_ERRORS
@@ -238,8 +264,10 @@ def test_images_changed_behind_an_unchanged_manifest(new_run, tmp_path, crash_at
     run.check_finished(read_rows(undisturbed.output))
 
 
-@pytest.mark.parametrize("how", ["replaced", "edited in place"])
-def test_a_manifest_that_changes_before_it_is_read_again(new_run, own_manifest, how):
+@pytest.mark.parametrize(
+    ("how", "options"), [("replaced", ["--incremental"]), ("edited in place", [])]
+)
+def test_a_manifest_that_changes_before_it_is_read_again(new_run, own_manifest, how, options):
     """No row of the new one is answered under the old one's name."""
     run = new_run(own_manifest)
     command = run.start(decoder_seconds=0.5)
@@ -254,8 +282,7 @@ def test_a_manifest_that_changes_before_it_is_read_again(new_run, own_manifest, 
     assert command.wait() == 2 and not command.computed
     assert "changed while it was being read" in command.stderr
     assert "--incremental" in command.stderr and not run.output.exists()
-    assert run.start().wait() == 2
-    assert run.attempt("--incremental") == WITH_ERRORS
+    assert run.attempt(*options) == WITH_ERRORS
     undisturbed = new_run(own_manifest)
     assert undisturbed.attempt() == WITH_ERRORS
     run.check_finished(read_rows(undisturbed.output))

@@ -77,11 +77,13 @@ class RunBeginning:
         """
         policy, work = self._policy, self._work
         new = RunRecord.new(settings, fingerprint(settings), len(self._span), self._about())
+        paths = [work.output]
+        if is_batch_output(work.output):
+            paths.append(errors_path(work.output))
         current = None if policy.overwrite else self._current_run()  # it may be past reading
+        if current is not None and current.fingerprint != new.fingerprint and self._is_empty(paths):
+            current = None  # it found too little memory for its model, say: other settings may do
         if current is None:
-            paths = [self._work.output]
-            if is_batch_output(self._work.output):
-                paths.append(errors_path(self._work.output))
             for path in paths:
                 if not policy.overwrite and holds_something(path):
                     raise UsageError(
@@ -105,6 +107,14 @@ class RunBeginning:
         self._keep_answers(current, new, None if unchanged else rows())
         work.begin(new)  # only now: until here a crash leaves the earlier run as it was
         return new
+
+    def _is_empty(self, paths: list[Path]) -> bool:
+        """Whether nothing is answered of the current run, and nothing there that it replaces.
+
+        A part never is: rows of others may come to it.
+        """
+        is_part = isinstance(self._destination, PartDestination)
+        return not (is_part or self._work.has_journal or any(map(holds_something, paths)))
 
     def _current_run(self) -> RunRecord | None:
         """The run that the output is of; a part tells of its own, also without a work folder."""

@@ -116,6 +116,11 @@ class WorkFolder:
         write_record(self.path / RECORD_FILE, record, self._files)
         self._remove(self._foreign_segments(record), self._foreign_keys(record))
 
+    @property
+    def has_journal(self) -> bool:
+        """Whether there is one, of whatever run: it begins with the first row that is finished."""
+        return bool(list_segments(self.path))
+
     def journal(self, record: RunRecord) -> Journal:
         """The rows of the run that are finished."""
         return Journal.recover(self.path, record.run_id, record.num_rows, self._files)
