@@ -41,6 +41,9 @@ class TestFinding:
         (tmp_path / "m.ods").write_text("prompt\n")
         with pytest.raises(ManifestError, match=r"must end in .*\.jsonl"):
             opened(tmp_path / "m.ods")
+        (tmp_path / "m.json").write_text("[]")
+        with pytest.raises(ManifestError, match=r"\. jq -c '\.\[\]' makes JSON Lines of an array"):
+            opened(tmp_path / "m.json")
 
     @pytest.mark.timeout(20)
     def test_named_pipe_does_not_hang(self, tmp_path):

@@ -60,21 +60,23 @@ def test_bad_line_is_an_error_row(manifest, line, cause):
 
 
 @pytest.mark.parametrize(
-    "line",
+    ("line", "remedy"),
     [
-        b"not json",
-        b'[{"prompt": "a"}]',
-        b'{"prompt": "a"',
-        b'\xff\xfe{\0"\0',
-        b"PAR1\x15\x04",
-        b"[" + b" " * 100 + b"1]",
+        (b"not json", ""),
+        (b'[{"prompt": "a"}]', ". jq -c '.[]' makes such lines of an array"),
+        (b"[", ". jq -c '.[]' makes such lines of an array"),
+        (b'{"prompt": "a"', ". jq -c . puts an object on one line"),
+        (b'\xff\xfe{\0"\0', ". This is UTF-16: iconv -f utf-16 -t utf-8 makes UTF-8 of it"),
+        (b"PAR1\x15\x04", ""),
+        (b"[" + b" " * 100 + b"1]", ". jq -c '.[]' makes such lines of an array"),
     ],
 )
 @pytest.mark.parametrize("passed", ["scan", "rows"])
-def test_first_line_that_is_no_object_refuses_the_manifest(manifest, line, passed):
+def test_first_line_that_is_no_object_refuses_the_manifest(manifest, line, remedy, passed):
     opened = manifest(line + b"\n" + GOOD, max_line_bytes=80)
-    with pytest.raises(ManifestError, match=r"m\.jsonl:1: .*one JSON object a line"):
+    with pytest.raises(ManifestError, match=r"m\.jsonl:1: .*one JSON object a line") as caught:
         opened.scan() if passed == "scan" else list(opened.rows())
+    assert str(caught.value).endswith(f'"a.jpg"}}{remedy}')
 
 
 @pytest.mark.parametrize("line", [b'{"prompt": "caf\xe9"}', b'{"prompt": "' + b"a" * 200 + b'"}'])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 from collections.abc import Callable, Collection, Generator, Iterator
@@ -83,7 +84,7 @@ class JsonlFile:
                     if first and isinstance(error, NotAnObjectError):
                         raise ManifestError(
                             f"{error.message}. A JSONL manifest has one JSON object a line, such "
-                            'as {"prompt": "...", "image": "a.jpg"}'
+                            f'as {{"prompt": "...", "image": "a.jpg"}}{_remedy(line.raw)}'
                         ) from error
                     values = error
                 first = False
@@ -97,6 +98,15 @@ class JsonlFile:
                 raise NotAnObjectError(f"{message} and is not a JSON object")
             raise RowError(ErrorCode.MANIFEST_LINE_INVALID, message)
         return parse_object(line.raw, where)
+
+
+def _remedy(first: bytes) -> str:
+    """What makes lines of objects of a file whose first line is another JSON text's."""
+    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return ". This is UTF-16: iconv -f utf-16 -t utf-8 makes UTF-8 of it"
+    if first.lstrip().startswith(b"["):
+        return ". jq -c '.[]' makes such lines of an array"
+    return ". jq -c . puts an object on one line" if first.lstrip().startswith(b"{") else ""
 
 
 def parse_object(raw: bytes, where: str) -> dict[str, Any]:

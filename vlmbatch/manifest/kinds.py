@@ -98,7 +98,8 @@ def check_one_kind(names: Sequence[str]) -> None:
 
 def unknown_kind(name: str) -> ManifestError:
     """To be raised of a file that is no manifest."""
-    return ManifestError(f"{name}: of no known kind: the name must end in {KINDS}")
+    remedy = ". jq -c '.[]' makes JSON Lines of an array" if name.lower().endswith(".json") else ""
+    return ManifestError(f"{name}: of no known kind: the name must end in {KINDS}{remedy}")
 
 
 def no_prompts(config: ManifestConfig) -> str:
