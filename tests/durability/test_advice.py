@@ -587,6 +587,7 @@ ELSEWHERE = {
     "all_parts --shard": _PARTS,
     "merge --overwrite": _PARTS,
     "parts --shard": _PARTS,
+    "hub --config": "in tests/models/test_hub.py",
     "openai_batch --column-prefix": "in tests/openai/test_batch_files.py",
     "parts_status --retry-failed": _PARTS,
     "array_task --array": "of sbatch",

@@ -76,6 +76,11 @@ def test_missing_folder(name: str, hub: dict[str, Any]) -> None:
     assert "repo_id" not in hub
 
 
+def test_the_name_of_a_configuration() -> None:
+    with pytest.raises(CheckpointError, match=r"it is a configuration: --config qwen3-vl-8b$"):
+        resolve_model("qwen3-vl-8b")
+
+
 @pytest.mark.parametrize("missing", ["tiny-lava", "a/tiny-lava"])
 def test_missing_folder_with_a_neighbour(
     missing: str, tmp_path: Path, hub: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -24,6 +24,11 @@ def find_config(name: str | os.PathLike[str]) -> Path:
     return _find(Path(name), ".toml")
 
 
+def is_config(name: str) -> bool:
+    """Whether a configuration of this name comes with vlmbatch."""
+    return name in _files(".toml")
+
+
 def find_chat_template(name: str | os.PathLike[str]) -> Path:
     """The chat template of a name such as "llava-1.5", or ``name`` itself if it is a path.
 
@@ -34,7 +39,7 @@ def find_chat_template(name: str | os.PathLike[str]) -> Path:
 
 
 def _find(path: Path, suffix: str) -> Path:
-    files = {file.stem: file for file in sorted(_FOLDER.glob(f"*{suffix}"))}
+    files = _files(suffix)
     is_name = path.name == str(path) and path.suffix != suffix
     if is_name and str(path) in files and not path.is_file():  # a folder may be a checkpoint's
         return files[str(path)]
@@ -51,6 +56,10 @@ def _find(path: Path, suffix: str) -> Path:
             "that comes with vlmbatch"
         )
     return path
+
+
+def _files(suffix: str) -> dict[str, Path]:
+    return {file.stem: file for file in sorted(_FOLDER.glob(f"*{suffix}"))}
 
 
 def _is_there(path: Path) -> bool:

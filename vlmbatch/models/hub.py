@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from vlmbatch.config.shipped import is_config
 from vlmbatch.errors import CheckpointError
 from vlmbatch.stats import RunStats, Transfer
 
@@ -42,9 +43,10 @@ def resolve_model(
     if exists:
         raise CheckpointError(f"{path_or_id}: is a file; give the checkpoint's folder")
     if path.is_absolute() or path_or_id.startswith((".", "~")) or path_or_id.count("/") != 1:
+        named = f"; it is a configuration: --config {path_or_id}" if is_config(path_or_id) else ""
         raise CheckpointError(
             f"{path_or_id}: no such folder{_nearby_folder(path)}, and not a Hugging Face id "
-            "such as llava-hf/llava-1.5-7b-hf"
+            f"such as llava-hf/llava-1.5-7b-hf{named}"
         )
     return _download(path_or_id, revision, weights, stats)
 
