@@ -9,7 +9,7 @@ from vlmbatch.config import Part
 from vlmbatch.errors import EnginesLostError, OutputLockedError
 from vlmbatch.ray.actors import Returned, Worker
 from vlmbatch.ray.troubles import MAX_FAILURES, MAX_LOSSES, Troubles
-from vlmbatch.remote.filesystem import RemoteFailedError
+from vlmbatch.remote.errors import RemoteFailedError
 
 PART, OTHER = Part(1, 4), Part(2, 4)
 LOCKED = OutputLockedError("part-00001-of-00004.parquet is being written by another run")

@@ -13,15 +13,15 @@ from s3fs.errors import translate_boto_error
 
 from vlmbatch.errors import ConfigError
 from vlmbatch.remote import filesystem
-from vlmbatch.remote.filesystem import (
+from vlmbatch.remote.errors import (
     RemoteError,
     RemoteFailedError,
     RemoteForbiddenError,
     RemoteMissingError,
-    RemotePath,
-    open_filesystem,
-    scheme_of,
+    translated,
 )
+from vlmbatch.remote.filesystem import RemotePath, open_filesystem, scheme_of
+from vlmbatch.remote.stores import STORES
 
 
 @pytest.mark.parametrize(
@@ -143,8 +143,8 @@ def test_a_file_system_that_is_not_known_here_has_its_errors_translated_too() ->
 
 def test_google_forbids_without_a_number() -> None:
     """What gcsfs makes of status 403."""
-    google = filesystem._STORES["gs"]
-    error = filesystem._translated(OSError("Forbidden: b/o/k\nno"), "gs://b/k", google)
+    google = STORES["gs"]
+    error = translated(OSError("Forbidden: b/o/k\nno"), "gs://b/k", google)
     assert type(error) is RemoteForbiddenError and "GOOGLE_APPLICATION_CREDENTIALS" in str(error)
 
 

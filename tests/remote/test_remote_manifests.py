@@ -22,7 +22,7 @@ from vlmbatch.manifest import remote_file
 from vlmbatch.manifest.manifest import Manifest
 from vlmbatch.manifest.open import open_manifest
 from vlmbatch.remote import objects
-from vlmbatch.remote.filesystem import RemoteFailedError
+from vlmbatch.remote.errors import RemoteFailedError
 
 Put = Callable[[str, bytes], str]
 PROMPTS = ["What?", "Why?", "é?"]

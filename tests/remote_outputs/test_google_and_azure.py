@@ -11,7 +11,7 @@ from stand_in_stores import Azure, Google, StandIn, place_in
 
 from vlmbatch.errors import UsageError
 from vlmbatch.remote import file_parts
-from vlmbatch.remote.filesystem import RemoteError
+from vlmbatch.remote.errors import RemoteError
 from vlmbatch.remote.puts import check_writable, put_object
 from vlmbatch.remote.upload_log import UploadLog
 from vlmbatch.remote.versions import ChangedError, version_of

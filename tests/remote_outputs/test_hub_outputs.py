@@ -14,7 +14,7 @@ from huggingface_hub import constants
 from remote_job import NUM_ROWS, RemoteJob
 
 from vlmbatch.errors import UsageError
-from vlmbatch.remote.filesystem import RemoteError, RemoteForbiddenError
+from vlmbatch.remote.errors import RemoteError, RemoteForbiddenError
 
 NAME = "ann/answers"
 SHARDS = [f"data/train-0000{number}-of-00003.parquet" for number in range(3)]

@@ -14,8 +14,10 @@ from s3_server import S3Server
 
 from vlmbatch.errors import UsageError
 from vlmbatch.remote import file_parts
-from vlmbatch.remote.filesystem import READ_SECONDS, RemoteError, RemotePath, open_filesystem
+from vlmbatch.remote.errors import RemoteError
+from vlmbatch.remote.filesystem import RemotePath, open_filesystem
 from vlmbatch.remote.puts import allow_slow_puts, check_writable, put_object
+from vlmbatch.remote.stores import READ_SECONDS
 from vlmbatch.remote.upload_log import UploadLog
 from vlmbatch.remote.versions import (
     ChangedError,

@@ -19,7 +19,7 @@ from vlmbatch.jobs.remote_status import read_remote_status
 from vlmbatch.jobs.status import RunStatus
 from vlmbatch.output.remote.file_target import FileTarget
 from vlmbatch.output.remote.staging import Staging
-from vlmbatch.remote.filesystem import RemoteFailedError
+from vlmbatch.remote.errors import RemoteFailedError
 from vlmbatch.stats import RunStats
 
 NewJob = Callable[..., RemoteJob]

@@ -14,7 +14,8 @@ from sample_model import MODEL
 from vlmbatch.errors import UsageError
 from vlmbatch.output.stored_texts import StoredTextFolder
 from vlmbatch.output.text_folder import OWNERS
-from vlmbatch.remote.filesystem import RemoteError, open_filesystem
+from vlmbatch.remote.errors import RemoteError
+from vlmbatch.remote.filesystem import open_filesystem
 from vlmbatch.stats import RunStats
 
 URL = "memory://bucket/texts/"

@@ -10,7 +10,8 @@ from typing import Any
 
 from fsspec.asyn import get_loop
 
-from vlmbatch.remote.filesystem import RemotePath, _Store
+from vlmbatch.remote.filesystem import RemotePath
+from vlmbatch.remote.stores import Store
 
 BUCKET = "bucket"
 
@@ -183,4 +184,4 @@ class _Blob:
 def place_in(scheme: str, filesystem: StandIn, path: str = f"{BUCKET}/a b") -> RemotePath:
     """An object of the stand-in."""
     found: Any = filesystem
-    return RemotePath(f"{scheme}://{path}", found, path, _Store())
+    return RemotePath(f"{scheme}://{path}", found, path, Store())

@@ -15,7 +15,7 @@ from vlmbatch import log
 from vlmbatch.commands.exits import early_exits, status_of
 from vlmbatch.config.option import Opt
 from vlmbatch.errors import OutputError, VlmbatchError
-from vlmbatch.remote.filesystem import RemoteError
+from vlmbatch.remote.errors import RemoteError
 from vlmbatch.session.signals import signals_held
 
 if TYPE_CHECKING:

@@ -14,12 +14,8 @@ from vlmbatch.images.buckets import bucket_of
 from vlmbatch.images.fetch import FetchLimits
 from vlmbatch.images.fetch_budget import LargerError, Room
 from vlmbatch.images.urls import shown
-from vlmbatch.remote.filesystem import (
-    RemoteError,
-    RemoteMissingError,
-    RemotePath,
-    open_filesystem,
-)
+from vlmbatch.remote.errors import RemoteError, RemoteMissingError
+from vlmbatch.remote.filesystem import RemotePath, open_filesystem
 from vlmbatch.remote.objects import object_info
 
 if TYPE_CHECKING:

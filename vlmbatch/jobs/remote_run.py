@@ -23,7 +23,7 @@ from vlmbatch.output.remote.part_objects import (
 from vlmbatch.output.remote.staging import Staging
 from vlmbatch.output.remote.target import Found, Target, UnknownOutputError, unknown_output
 from vlmbatch.output.work_folder import is_output_of
-from vlmbatch.remote.filesystem import RemoteError
+from vlmbatch.remote.errors import RemoteError
 from vlmbatch.remote.puts import put_patiently
 from vlmbatch.remote.versions import ChangedError
 from vlmbatch.stats import RunStats

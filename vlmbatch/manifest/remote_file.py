@@ -15,7 +15,8 @@ import pyarrow as pa
 from vlmbatch.errors import ManifestError
 from vlmbatch.manifest.compressed import BUFFER_BYTES
 from vlmbatch.manifest.second_pass import changed_while_read
-from vlmbatch.remote.filesystem import RemoteError, RemoteFailedError, RemotePath
+from vlmbatch.remote.errors import RemoteError, RemoteFailedError
+from vlmbatch.remote.filesystem import RemotePath
 from vlmbatch.remote.objects import identity, object_info, open_object, opened_info, read_object
 
 if TYPE_CHECKING:

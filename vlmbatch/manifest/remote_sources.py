@@ -32,7 +32,8 @@ from vlmbatch.manifest.kinds import (
 from vlmbatch.manifest.partitions import PartitionedFile, is_partition, partition_of
 from vlmbatch.manifest.remote_file import RemoteFile, store_errors
 from vlmbatch.manifest.scan import ManifestFile
-from vlmbatch.remote.filesystem import RemoteMissingError, RemotePath, open_filesystem
+from vlmbatch.remote.errors import RemoteMissingError
+from vlmbatch.remote.filesystem import RemotePath, open_filesystem
 from vlmbatch.remote.objects import list_folder, object_info
 
 _HUB_DATASET = re.compile(r"datasets/[^/]+/[^/@]+(?:@(?:refs/(?:convert|pr)/)?[^/]+)?")

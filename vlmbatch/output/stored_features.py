@@ -24,7 +24,8 @@ from vlmbatch.errors import UsageError
 from vlmbatch.output.feature_folder import FeatureFolder
 from vlmbatch.output.remote.many_files import put_files
 from vlmbatch.output.remote.target import put_once
-from vlmbatch.remote.filesystem import RemoteError, RemotePath
+from vlmbatch.remote.errors import RemoteError
+from vlmbatch.remote.filesystem import RemotePath
 from vlmbatch.remote.puts import allow_slow_puts, put_object, put_patiently, replace_object
 from vlmbatch.remote.upload_log import UploadLog
 from vlmbatch.remote.versions import ChangedError, names_below, read_object, version_of

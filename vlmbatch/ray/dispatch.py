@@ -20,7 +20,7 @@ from vlmbatch.ray.actors import Actors, Returned, Worker
 from vlmbatch.ray.cluster import Share
 from vlmbatch.ray.troubles import MAX_LOSSES, Troubles
 from vlmbatch.ray.worker import Opened, PartOutcome, WorkerJob
-from vlmbatch.remote.filesystem import RemoteFailedError
+from vlmbatch.remote.errors import RemoteFailedError
 from vlmbatch.stages.stopping import RunStoppedError, StopRequest
 from vlmbatch.stats import ADDED_COUNTERS, RunStats
 

@@ -28,7 +28,8 @@ from vlmbatch.output.remote.run_mark import RunMark, marked, running_marks
 from vlmbatch.output.remote.staging import Staging
 from vlmbatch.output.remote.stored_part import StoredPart, read_stored_part, read_stored_parts
 from vlmbatch.ray.parts_folder import Answer, PartTask, Probe
-from vlmbatch.remote.filesystem import RemoteForbiddenError, RemotePath, open_filesystem
+from vlmbatch.remote.errors import RemoteForbiddenError
+from vlmbatch.remote.filesystem import RemotePath, open_filesystem
 from vlmbatch.remote.puts import check_writable, put_object
 from vlmbatch.remote.upload_log import UploadLog
 from vlmbatch.remote.versions import ChangedError, read_object

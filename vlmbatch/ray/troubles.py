@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vlmbatch.config import Part
 from vlmbatch.errors import EnginesLostError, OutputLockedError
-from vlmbatch.remote.filesystem import RemoteFailedError
+from vlmbatch.remote.errors import RemoteFailedError
 
 MAX_LOSSES = 3  # of one part, without a row done between them
 MAX_FAILURES = 3  # of the store, at one part

@@ -12,14 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vlmbatch.remote.errors import RemoteError, RemoteMissingError, http_status
 from vlmbatch.remote.file_parts import FileParts
-from vlmbatch.remote.filesystem import (
-    CONNECT_SECONDS,
-    RemoteError,
-    RemoteMissingError,
-    RemotePath,
-    http_status,
-)
+from vlmbatch.remote.filesystem import RemotePath
+from vlmbatch.remote.stores import CONNECT_SECONDS
 
 AZ_SCHEMES = ("az", "abfs", "abfss")
 _MAX_BLOCKS = 50_000

@@ -16,14 +16,9 @@ from typing import Any
 from urllib.parse import quote
 from uuid import uuid4
 
+from vlmbatch.remote.errors import RemoteError, RemoteFailedError, RemoteMissingError, http_status
 from vlmbatch.remote.file_parts import FileParts
-from vlmbatch.remote.filesystem import (
-    RemoteError,
-    RemoteFailedError,
-    RemoteMissingError,
-    RemotePath,
-    http_status,
-)
+from vlmbatch.remote.filesystem import RemotePath
 from vlmbatch.remote.upload_log import UploadLog
 
 GS_SCHEMES = ("gs", "gcs")

@@ -9,13 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from vlmbatch.errors import UsageError
-from vlmbatch.remote.filesystem import (
-    RemoteError,
-    RemoteFailedError,
-    RemoteMissingError,
-    RemotePath,
-    http_status,
-)
+from vlmbatch.remote.errors import RemoteError, RemoteFailedError, RemoteMissingError, http_status
+from vlmbatch.remote.filesystem import RemotePath
 from vlmbatch.remote.versions import ChangedError
 
 _KIND: Any = {"repo_type": "dataset"}

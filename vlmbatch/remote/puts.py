@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from vlmbatch.errors import UsageError
 from vlmbatch.log import logger
 from vlmbatch.remote.az_upload import AZ_SCHEMES, AzureUpload, uncommitted_blocks
-from vlmbatch.remote.filesystem import RemoteFailedError, RemoteMissingError, RemotePath
+from vlmbatch.remote.errors import RemoteFailedError, RemoteMissingError
+from vlmbatch.remote.filesystem import RemotePath
 from vlmbatch.remote.gs_upload import GS_SCHEMES, GoogleUpload, check_google
 from vlmbatch.remote.s3_upload import S3_SCHEMES, S3Upload, check_s3
 from vlmbatch.remote.upload_log import UploadLog

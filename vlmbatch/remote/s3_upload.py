@@ -13,13 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from vlmbatch.remote.errors import RemoteError, RemoteForbiddenError, RemoteMissingError
 from vlmbatch.remote.file_parts import FileParts
-from vlmbatch.remote.filesystem import (
-    RemoteError,
-    RemoteForbiddenError,
-    RemoteMissingError,
-    RemotePath,
-)
+from vlmbatch.remote.filesystem import RemotePath
 from vlmbatch.remote.upload_log import UploadLog
 
 S3_SCHEMES = ("s3", "s3a")

@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.remote.filesystem import RemoteError, RemoteMissingError, RemotePath
+from vlmbatch.remote.errors import RemoteError, RemoteMissingError
+from vlmbatch.remote.filesystem import RemotePath
 
 Sent = Callable[[int], None]  # told of so many bytes more
 

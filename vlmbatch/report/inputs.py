@@ -18,7 +18,7 @@ from vlmbatch.manifest.json_text import dump_json
 from vlmbatch.manifest.open import open_manifest
 from vlmbatch.manifest.rows import RowBuilder
 from vlmbatch.output.parts import parts_named, read_part
-from vlmbatch.remote.filesystem import RemoteError
+from vlmbatch.remote.errors import RemoteError
 from vlmbatch.types import ImageRef, Row
 
 

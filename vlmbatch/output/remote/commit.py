@@ -7,7 +7,8 @@ import pyarrow.parquet as pq
 
 from vlmbatch.output.openai_lines import HEAD_BYTES, line_head
 from vlmbatch.output.work_folder import RUN_ID_KEY
-from vlmbatch.remote.filesystem import RemoteMissingError, RemotePath
+from vlmbatch.remote.errors import RemoteMissingError
+from vlmbatch.remote.filesystem import RemotePath
 from vlmbatch.remote.versions import read_end, size_of
 
 _FOOTER_BYTES = 2**16  # of most files: else it is read once more, in its length

@@ -18,7 +18,8 @@ from dataclasses import asdict, dataclass
 
 from vlmbatch.durable.run_paths import INSIDE
 from vlmbatch.log import logger
-from vlmbatch.remote.filesystem import RemoteError, RemotePath
+from vlmbatch.remote.errors import RemoteError
+from vlmbatch.remote.filesystem import RemotePath
 from vlmbatch.remote.puts import replace_object
 from vlmbatch.remote.versions import names_in, read_object, remove_object
 

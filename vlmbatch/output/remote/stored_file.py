@@ -15,7 +15,8 @@ from vlmbatch.durable.durable_file import reported
 from vlmbatch.durable.staging_paths import staging_place
 from vlmbatch.errors import UsageError
 from vlmbatch.output.remote.target import put_once
-from vlmbatch.remote.filesystem import RemoteError, RemotePath
+from vlmbatch.remote.errors import RemoteError
+from vlmbatch.remote.filesystem import RemotePath
 from vlmbatch.remote.puts import put_patiently
 from vlmbatch.remote.upload_log import UploadLog
 from vlmbatch.remote.versions import ChangedError, read_object, version_of
