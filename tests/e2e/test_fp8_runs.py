@@ -17,8 +17,8 @@ from sample_model import answer
 
 from vlmbatch.config import EngineConfig
 
-NUM_ROWS = {"llava": 110, "qwen": 66}
-NUM_LOGITS, NUM_RUN, NUM_CUT_UP = 33, 20, 8  # rows
+NUM_ROWS = {"llava": 60, "qwen": 44}
+NUM_LOGITS, NUM_RUN, NUM_CUT_UP = 22, 10, 8  # rows
 FP8 = EngineConfig(quantize="fp8")
 FP8_KV = EngineConfig(kv_cache_dtype="fp8")
 BOTH = EngineConfig(quantize="fp8", kv_cache_dtype="fp8")
