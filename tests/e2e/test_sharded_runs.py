@@ -35,7 +35,7 @@ def vlmbatch(commands: FastCommands) -> Task:
         done = commands.start(*arguments, folder=folder, variables=variables)
         status = done.wait()
         assert "Traceback" not in done.stderr and "internal error" not in done.stderr
-        return subprocess.CompletedProcess(arguments, status, done.stdout, done.stderr)
+        return subprocess.CompletedProcess([*map(str, arguments)], status, done.stdout, done.stderr)
 
     return vlmbatch
 
