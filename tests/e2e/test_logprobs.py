@@ -10,8 +10,6 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 from in_process import call
-from openai.types import Completion
-from openai.types.chat import ChatCompletion
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 MODEL = SAMPLES / "tiny-llava"
@@ -95,6 +93,10 @@ def test_batch_files_have_them_in_openais_forms(tmp_path: Path) -> None:
 
     text, plain, own, top = responses()
     whole = [json.loads(line) for line in output.read_text().splitlines()]
+    # Here, as it takes most of a second, which workers of other tests need not spend.
+    from openai.types import Completion
+    from openai.types.chat import ChatCompletion
+
     Completion.model_validate(whole[0]["response"]["body"])
     ChatCompletion.model_validate(whole[3]["response"]["body"])
     assert plain["logprobs"] is None

@@ -13,31 +13,47 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import real_command
+from fast_command import FastCommands
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 COUNT = 3
 RUN_ID = b"vlmbatch.run_id"
 NAMES = ("ID", "COUNT", "MIN", "MAX")
-Task = Callable[..., "subprocess.CompletedProcess[str]"]
+Task = Callable[..., Any]  # its end: returncode, stdout and stderr
 
 
-def vlmbatch(
-    *arguments: object, folder: Path, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    done = real_command.run(*arguments, folder=folder, variables=variables)
-    assert "Traceback" not in done.stderr and "internal error" not in done.stderr
-    return done
-
-
-def run(manifest: Path, output: str, *options: object, **variables: str) -> Any:
-    """``vlmbatch run`` in the manifest's folder."""
+def arguments_of(manifest: Path, output: str, *options: object) -> list[object]:
     model = ("-m", SAMPLES / "tiny-llava", "--max-tokens", 8, "--image-workers", 0)
-    arguments = ["run", manifest.name, *model, "-o", output, *options]
-    return vlmbatch(*arguments, folder=manifest.parent, **variables)
+    return ["run", manifest.name, *model, "-o", output, *options]
 
 
-def merge(manifest: Path, *options: object) -> Any:
-    return vlmbatch("merge", "parts", *options, folder=manifest.parent)
+@pytest.fixture(scope="module")
+def vlmbatch(commands: FastCommands) -> Task:
+    """``vlmbatch ARGUMENTS`` in a folder, where a fake engine answers."""
+
+    def vlmbatch(*arguments: object, folder: Path, **variables: str) -> Any:
+        done = commands.start(*arguments, folder=folder, variables=variables)
+        status = done.wait()
+        assert "Traceback" not in done.stderr and "internal error" not in done.stderr
+        return subprocess.CompletedProcess([*map(str, arguments)], status, done.stdout, done.stderr)
+
+    return vlmbatch
+
+
+@pytest.fixture(scope="module")
+def run(vlmbatch: Task) -> Task:
+    """``vlmbatch run`` in the manifest's folder."""
+
+    def run(manifest: Path, output: str, *options: object, **variables: str) -> Any:
+        arguments = arguments_of(manifest, output, *options)
+        return vlmbatch(*arguments, folder=manifest.parent, **variables)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def merge(vlmbatch: Task) -> Task:
+    return lambda manifest, *options: vlmbatch("merge", "parts", *options, folder=manifest.parent)
 
 
 def contents(path: Path) -> tuple[pa.Table, dict[bytes, bytes]]:
@@ -54,7 +70,11 @@ def assert_same(one: Path, other: Path) -> None:
 
 @pytest.fixture(scope="module")
 def answered(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A manifest answered by one run, and by the tasks of three parts."""
+    """A manifest answered by one run, and by the tasks of three parts, with the real engine."""
+
+    def run(manifest: Path, output: str, *options: object) -> Any:
+        return real_command.run(*arguments_of(manifest, output, *options), folder=manifest.parent)
+
     folder = tmp_path_factory.mktemp("parts")
     shutil.copytree(SAMPLES / "images", folder / "images")
     lines = (SAMPLES / "manifest.jsonl").read_text().splitlines()
@@ -82,7 +102,7 @@ def parts(answered: Path, tmp_path: Path) -> Path:
     return Path(shutil.copy(answered, tmp_path))
 
 
-def test_merged_parts_are_one_run(answered: Path) -> None:
+def test_merged_parts_are_one_run(answered: Path, merge: Task) -> None:
     done = merge(answered, "-o", "merged.parquet", "--summary-json", "summary.json")
     assert done.returncode == 1 and done.stdout == ""
     assert_same(answered.parent / "one.parquet", answered.parent / "merged.parquet")
@@ -92,7 +112,7 @@ def test_merged_parts_are_one_run(answered: Path) -> None:
     assert again.returncode == 0 and "nothing to do: the parts are joined already" in again.stderr
 
 
-def test_a_merged_file_is_gone_on_with_as_a_run(answered: Path) -> None:
+def test_a_merged_file_is_gone_on_with_as_a_run(answered: Path, run: Task, merge: Task) -> None:
     merge(answered, "-o", "merged.parquet")
     done = run(answered, "merged.parquet", "--keep-inputs")
     assert "nothing to do" in done.stderr
@@ -109,7 +129,7 @@ def test_a_merged_file_is_gone_on_with_as_a_run(answered: Path) -> None:
     assert (figures["rows"], figures["resumed"]) == (31, 28)
 
 
-def test_a_part_that_is_there_is_not_computed_again(answered: Path) -> None:
+def test_a_part_that_is_there_is_not_computed_again(answered: Path, run: Task) -> None:
     files = {path: path.read_bytes() for path in (answered.parent / "parts").glob("*.parquet")}
     for number in range(COUNT):
         done = run(answered, "parts/", "--shard", f"{number}/{COUNT}", "--keep-inputs")
@@ -128,7 +148,7 @@ def test_readers_of_the_folder_see_the_parts_alone(answered: Path) -> None:
     assert names == {"_vlmbatch", *(f"part-0000{number}-of-00003.parquet" for number in range(3))}
 
 
-def test_status_counts_parts_and_rows(parts: Path) -> None:
+def test_status_counts_parts_and_rows(parts: Path, vlmbatch: Task) -> None:
     def status(*options: str) -> Any:
         return vlmbatch("status", "parts", *options, folder=parts.parent)
 
@@ -147,7 +167,7 @@ def test_status_counts_parts_and_rows(parts: Path) -> None:
     assert (figures["rows_total"], figures["rows_done"]) == (30, 20)
 
 
-def test_missing_parts_are_named(parts: Path) -> None:
+def test_missing_parts_are_named(parts: Path, merge: Task) -> None:
     for number in (0, 2):
         (parts.parent / f"parts/part-0000{number}-of-00003.parquet").unlink()
     done = merge(parts, "-o", "merged.parquet")
@@ -156,7 +176,7 @@ def test_missing_parts_are_named(parts: Path) -> None:
     assert not (parts.parent / "merged.parquet").exists()
 
 
-def test_parts_of_two_runs_are_told_apart(parts: Path) -> None:
+def test_parts_of_two_runs_are_told_apart(parts: Path, run: Task, merge: Task) -> None:
     options = ("--shard", "1/3", "--max-tokens", 3)
     done = run(parts, "parts", *options)
     assert done.returncode == 2 and "belongs to a run with other settings:" in done.stderr
@@ -173,7 +193,7 @@ def test_parts_of_two_runs_are_told_apart(parts: Path) -> None:
     assert merge(parts, "-o", "merged.parquet").returncode == 1
 
 
-def test_a_file_in_the_place_of_the_merged_one(answered: Path) -> None:
+def test_a_file_in_the_place_of_the_merged_one(answered: Path, merge: Task) -> None:
     (answered.parent / "other.parquet").write_bytes(b"other")
     done = merge(answered, "-o", "other.parquet")
     assert done.returncode == 2 and "add --overwrite to replace it" in done.stderr
@@ -192,7 +212,9 @@ def test_a_file_in_the_place_of_the_merged_one(answered: Path) -> None:
         (("-o", "plain", "--shard", "0/3"), "plain is of a run without --shard"),
     ],
 )
-def test_folders_of_other_runs(answered: Path, options: tuple[str, ...], message: str) -> None:
+def test_folders_of_other_runs(
+    answered: Path, options: tuple[str, ...], message: str, run: Task
+) -> None:
     if not (answered.parent / "plain").exists():
         (answered.parent / "none.jsonl").write_text("")
         assert run(answered.parent / "none.jsonl", "plain/").returncode == 0
@@ -200,7 +222,7 @@ def test_folders_of_other_runs(answered: Path, options: tuple[str, ...], message
     assert done.returncode == 2 and message in done.stderr
 
 
-def test_more_parts_than_rows(tmp_path: Path) -> None:
+def test_more_parts_than_rows(tmp_path: Path, run: Task, merge: Task) -> None:
     """Parts without rows are whole files as well, with all columns."""
     manifest = tmp_path / "m.jsonl"
     manifest.write_text('{"prompt": "USER: Hi ASSISTANT:", "n": 1}\n' * 2)
@@ -214,7 +236,7 @@ def test_more_parts_than_rows(tmp_path: Path) -> None:
     assert_same(tmp_path / "one.parquet", tmp_path / "merged.parquet")
 
 
-def test_an_empty_manifest(tmp_path: Path) -> None:
+def test_an_empty_manifest(tmp_path: Path, run: Task, merge: Task) -> None:
     manifest = tmp_path / "m.jsonl"
     manifest.write_text("")
     assert run(manifest, "one.parquet").returncode == 0
@@ -224,7 +246,7 @@ def test_an_empty_manifest(tmp_path: Path) -> None:
     assert_same(tmp_path / "one.parquet", tmp_path / "merged.parquet")
 
 
-def test_failed_rows_of_a_part_are_answered_again(tmp_path: Path) -> None:
+def test_failed_rows_of_a_part_are_answered_again(tmp_path: Path, run: Task, merge: Task) -> None:
     """And what is new in a manifest that has grown."""
     images = tmp_path / "images"
     images.mkdir()
@@ -256,7 +278,9 @@ def test_failed_rows_of_a_part_are_answered_again(tmp_path: Path) -> None:
     assert_same(tmp_path / "one.parquet", tmp_path / "merged.parquet")
 
 
-def test_rows_that_have_passed_to_another_part_keep_their_answers(tmp_path: Path) -> None:
+def test_rows_that_have_passed_to_another_part_keep_their_answers(
+    tmp_path: Path, run: Task, merge: Task
+) -> None:
     manifest = tmp_path / "m.jsonl"
     prompts = [f'{{"prompt": "USER: Is it {number}? ASSISTANT:"}}\n' for number in range(24)]
     manifest.write_text("".join(prompts[:12]))
@@ -282,14 +306,14 @@ def test_rows_that_have_passed_to_another_part_keep_their_answers(tmp_path: Path
     ],
     ids=["slurm", "kubernetes"],
 )
-def test_a_task_knows_its_part(tmp_path: Path, variables: dict[str, str]) -> None:
+def test_a_task_knows_its_part(tmp_path: Path, variables: dict[str, str], run: Task) -> None:
     manifest = tmp_path / "m.jsonl"
     manifest.write_text('{"prompt": "USER: Hi ASSISTANT:"}\n' * 2)
     assert run(manifest, "parts", "--shard", "auto", **variables).returncode == 0
     assert (tmp_path / "parts/part-00001-of-00002.parquet").exists()
 
 
-def test_a_part_of_a_version_that_divides_otherwise(tmp_path: Path) -> None:
+def test_a_part_of_a_version_that_divides_otherwise(tmp_path: Path, run: Task) -> None:
     """Its rows are others, though all settings are the same."""
     manifest = tmp_path / "m.jsonl"
     manifest.write_text('{"prompt": "USER: Hi ASSISTANT:"}\n' * 4)
@@ -304,7 +328,7 @@ def test_a_part_of_a_version_that_divides_otherwise(tmp_path: Path) -> None:
     assert run(manifest, *arguments, "--overwrite").returncode == 0
 
 
-def test_a_link_in_the_place_of_the_work_folders(tmp_path: Path) -> None:
+def test_a_link_in_the_place_of_the_work_folders(tmp_path: Path, run: Task) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts/_vlmbatch").symlink_to("../elsewhere")

@@ -33,7 +33,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], 
         device="cuda", dtype="float32", max_num_seqs=4, max_batched_tokens=40, cuda_graphs=False
     )
     cases = {name: make_case(name, folder / name, engine) for name in FAMILIES}
-    return answers(cases, folder, (1, 2))
+    return answers({1: cases, 2: cases}, folder)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -11,6 +11,8 @@ from hf_checkpoints import KINDS
 
 from vlmbatch.models.shrink import Shrink
 
+SCALED = ("gemma3", "got_ocr2", "idefics3")  # of one size, of one image a row, in tiles
+
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
@@ -43,6 +45,11 @@ def test_answers_are_those_of_a_plain_generate(case: Case) -> None:
         assert (result["image_tokens"] > 0) == bool(row.images)
 
 
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(kind, marks=() if kind in SCALED else pytest.mark.soak) for kind in KINDS],
+    indirect=True,
+)
 def test_images_may_be_scaled_down_first(case: Case) -> None:
     """The processor is given them so; a row may ask for fewer pixels than the run."""
     rows = [row for row in case.rows if len(row.images) == 1][:2]

@@ -41,7 +41,7 @@ def read(output: Path) -> list[dict[str, Any]]:
 def many(case: Case, tmp_path: Path) -> Path:
     rows = [
         {**case.manifest_row(row), "id": f"{copy}-{index}"}
-        for copy in range(8)
+        for copy in range(4)
         for index, row in enumerate(ROWS)
     ]
     return write_manifest(tmp_path / "many.jsonl", rows)

@@ -106,7 +106,7 @@ def test_rows_are_quantized_piece_by_piece_as_in_one_go() -> None:
     assert (filled[0] - tensor[:, 16:48]).norm() <= 0.05 * tensor[:, 16:48].norm()
 
 
-@pytest.mark.parametrize("buffer_bytes", [1000, 2**20])
+@pytest.mark.parametrize("buffer_bytes", [1500, 2**20])
 def test_weights_read_by_threads_are_those_of_the_mapped_file(
     buffer_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

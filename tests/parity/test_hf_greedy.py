@@ -38,7 +38,6 @@ SETTINGS = {
     AT_ONCE: EngineConfig(),
     "without a prefix cache": EngineConfig(enable_prefix_caching=False),
     "one at a time": EngineConfig(max_num_seqs=1),
-    "chunks of 1": EngineConfig(max_batched_tokens=1, enable_prefix_caching=False),
     "chunks of 7": EngineConfig(max_batched_tokens=7),
     "chunks of 16": EngineConfig(max_batched_tokens=16),
     "chunks of 17": EngineConfig(max_batched_tokens=17, enable_prefix_caching=False),
@@ -136,7 +135,7 @@ def test_greedy_tokens(
 def test_every_chunk_size(
     cases: Callable[[Combination], Case], combination: Combination, first_size: int
 ) -> None:
-    """Each of the three takes a third of the sizes."""
+    """Each of the three takes a third of the sizes, and that of one token."""
     case = cases(combination)
     short = SamplingParams(max_tokens=3)
     half = len(case.requests) // 2
@@ -147,7 +146,7 @@ def test_every_chunk_size(
     )
     engine = first.engine(EngineConfig(max_num_seqs=3, enable_prefix_caching=False))
     longest = max(len(request.token_ids) for request in first.requests)
-    for size in range(first_size, longest + 2, len(CUT_UP)):
+    for size in {1, *range(first_size, longest + 2, len(CUT_UP))}:
         engine.scheduler.max_batched_tokens = size
         assert first.answers(engine) == first.expected, f"chunks of {size}"
 

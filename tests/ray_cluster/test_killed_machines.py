@@ -14,7 +14,6 @@ from cluster_run import ClusterRun, write_manifest
 from ray_nodes import RayNodes, ray_nodes
 from s3_server import S3Server
 
-pytest.importorskip("ray", reason='Ray is not installed: pip install "vlmbatch[ray]"')
 pytestmark = pytest.mark.ray
 
 _BUCKETS = itertools.count()

@@ -12,8 +12,6 @@ from cluster_run import ClusterRun, write_manifest
 from ray_nodes import ray_nodes
 from s3_server import S3Server
 
-pytest.importorskip("ray", reason='Ray is not installed: pip install "vlmbatch[ray]"')
-
 
 def test_one_engine_and_a_cluster_and_tasks_write_the_same(
     folder: Path, s3: S3Server, monkeypatch: pytest.MonkeyPatch

@@ -70,8 +70,8 @@ def test_a_packed_question_trains_as_a_prompt_of_its_own(
 def test_training_learns_and_the_checkpoint_loads(tokenizer: Tokenizer, tmp_path: Path) -> None:
     torch.manual_seed(0)
     packed = PackedModel(new_model(tokenizer), tokenizer, CPU)
-    packs = packed.to_device(make_packs(range(8), tokenizer, IMAGE_SIDE, 1))
-    settings = argparse.Namespace(seed=0, steps=8, batch=8, learning_rate=3e-3, log_every=100)
+    packs = packed.to_device(make_packs(range(4), tokenizer, IMAGE_SIDE, 1))
+    settings = argparse.Namespace(seed=0, steps=8, batch=4, learning_rate=3e-3, log_every=100)
     before = packed.loss(packs, packed.heads[0]).item()
     train(packed, packs, packs, settings)
     assert packed.loss(packs, packed.heads[0]).item() < before - 1

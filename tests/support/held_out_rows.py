@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ from unittest.mock import patch
 import torch
 from held_out import held_out_questions
 from qwen_samples import CHAT_MANIFEST, chat_row, write_chat_manifest
-from sample_model import answer
+from sample_model import answer, make_rows
 from torch import Tensor
 
 from vlmbatch.config import EngineConfig, ManifestConfig, SamplingParams, SessionConfig
@@ -44,10 +42,7 @@ class HeldOut:
 
     @classmethod
     def llava(cls, num_rows: int, folder: Path) -> HeldOut:
-        command = [sys.executable, str(SAMPLES / "make_samples.py"), "--rows", str(num_rows)]
-        options = ["--seed", "4242", "--out", str(folder)]
-        subprocess.run(command + options, check=True, capture_output=True)
-        manifest = folder / "manifest.jsonl"
+        manifest = make_rows(num_rows, 4242, folder)
         rows = [json.loads(line) for line in manifest.read_text().splitlines()]
         return cls(SAMPLES / "tiny-llava", manifest, [row["answer"] for row in rows])
 

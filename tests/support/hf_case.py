@@ -16,7 +16,7 @@ from in_process import call
 from PIL import Image
 
 SIZES = [(20, 30), (64, 40), (33, 17), (50, 50), (16, 16), (40, 90)]  # width and height in pixels
-MAX_TOKENS = 6
+MAX_TOKENS = 4
 
 
 class Asked(NamedTuple):

@@ -23,7 +23,7 @@ from transformers.models.llava_onevision.image_processing_pil_llava_onevision im
 
 from vlmbatch.models.tokenizer import Tokenizer
 
-MAX_TOKENS = 24
+MAX_TOKENS = 18
 SIZES = {"wide": (130, 41), "tall": (31, 75), "small": (20, 17), "strip": (400, 3), "big": (90, 97)}
 ROWS: list[tuple[str, list[str]]] = [
     ("only text", []),

@@ -74,7 +74,7 @@ def make_rows(folder: Path) -> Path:
     for name, shape in (("wide.png", (8, 32, 3)), ("tall.png", (32, 8, 3))):
         enlarged = values.reshape(shape).repeat(5, axis=0).repeat(4, axis=1)
         Image.fromarray(enlarged).save(folder / name)
-    largest = photo("largest.png", 340, 400)
+    largest = photo("largest.png", 200, 240)
     tiny = photo("tiny.png", 5, 9)
     turned = photo("turned.jpg", 130, 60, orientation=6)
     middle = photo("middle.png", 90, 70)

@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from vlmbatch.models.tokenizer import Tokenizer
 
-MAX_TOKENS = 24
+MAX_TOKENS = 18
 SIZES = {"wide": (230, 41), "tall": (60, 200), "small": (20, 17), "even": (112, 84)}
 PAD = "<|vision_start|><|image_pad|><|vision_end|>"
 ROWS: list[tuple[str, list[str]]] = [

@@ -130,10 +130,10 @@ def _forked(work: Callable[[], None]) -> int:
 
 
 def main() -> None:
-    """``FOLDER COUNTS``: of the cases in a folder, what each rank of so many came to."""
+    """``FOLDER``: of the cases in a folder, by the number of ranks, what each of these came to."""
     folder = Path(sys.argv[1])
-    cases: dict[str, Case] = pickle.loads((folder / "cases").read_bytes())
-    for count in map(int, sys.argv[2].split(",")):
+    by_count: dict[int, dict[str, Case]] = pickle.loads((folder / "cases").read_bytes())
+    for count, cases in by_count.items():
         stores = [f"/proc/{os.getpid()}/fd/{anonymous_file(name)}" for name in cases]
         ranks = [partial(_rank, cases, stores, index, count, folder) for index in range(count)]
         left = {_forked(rank) for rank in ranks}
@@ -147,14 +147,14 @@ def main() -> None:
 
 
 def answers(
-    cases: dict[str, Case], folder: Path, counts: tuple[int, ...]
+    by_count: dict[int, dict[str, Case]], folder: Path
 ) -> dict[tuple[int, int], dict[str, Any]]:
     """By the number of ranks, and the rank: the outcome of each case, "refusal" and "least"."""
-    (folder / "cases").write_bytes(pickle.dumps(cases))
+    (folder / "cases").write_bytes(pickle.dumps(by_count))
     ranks = subprocess.run(
         [
             *(sys.executable, "-P", "-c", "from rank_processes import main; main()"),
-            *(folder, ",".join(map(str, counts))),
+            folder,
         ],
         env={**os.environ, "PYTHONPATH": search_path(), "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
@@ -164,6 +164,6 @@ def answers(
     assert ranks.returncode == 0, ranks.stderr
     return {
         (count, rank): pickle.loads((folder / f"{count}-{rank}").read_bytes())
-        for count in counts
+        for count in by_count
         for rank in range(count)
     }

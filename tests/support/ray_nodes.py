@@ -31,6 +31,8 @@ class RayNodes:
 @contextmanager
 def ray_nodes(count: int, *, head_cpus: int = 0) -> Iterator[RayNodes]:
     """A cluster with ``count`` nodes, and a head that answers nothing unless it has CPUs."""
+    # Here, as to collect tests need not take the time of its import.
+    pytest.importorskip("ray", reason='Ray is not installed: pip install "vlmbatch[ray]"')
     with (
         # Paths of sockets have to be short.
         tempfile.TemporaryDirectory(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from make_samples import evaluation_rows, write_manifest
 
 from vlmbatch.config import EngineConfig, ManifestConfig, SamplingParams, SessionConfig
 from vlmbatch.engine.engine import Engine
@@ -25,10 +25,9 @@ MAX_TOKENS = 48
 
 def make_rows(count: int, seed: int, folder: Path) -> Path:
     """Write a manifest of questions about scenes from ``seed`` on; three to five an image."""
-    command = [sys.executable, str(ROOT / "samples" / "make_samples.py")]
-    options = ["--rows", str(count), "--seed", str(seed), "--out", str(folder)]
-    subprocess.run(command + options, check=True, capture_output=True)
-    return folder / "manifest.jsonl"
+    manifest = folder / "manifest.jsonl"
+    write_manifest(evaluation_rows(count, seed, folder), manifest)
+    return manifest
 
 
 def one_row_an_image(manifest: Path, count: int) -> Path:

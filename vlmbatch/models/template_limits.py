@@ -49,6 +49,7 @@ _CODECS = frozenset(("ascii", "latin1", "utf8", "ignore", "replace", "strict"))
 _MAX_TIME_FORMAT = 1000  # characters
 _VIEWS: tuple[type, ...] = (type({}.keys()), type({}.values()), type({}.items()))
 _CONTAINERS = (list, dict, tuple, range, *_VIEWS)
+_TEXTS = (str, bytes)
 _FORMATTERS = frozenset(("format", "format_map"))
 
 
@@ -125,7 +126,7 @@ def _tree_size(value: Any) -> int:
                 break
             parts = [*item, *item.values()] if isinstance(item, dict) else item
             for part in parts:
-                if isinstance(part, str | bytes):
+                if isinstance(part, _TEXTS):  # a union would be made anew for each of many
                     total += len(part)
                 elif isinstance(part, _CONTAINERS):
                     below.append(part)
