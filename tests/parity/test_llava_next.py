@@ -40,7 +40,7 @@ SETTINGS = {
     "default": EngineConfig(),
     "without a prefix cache": EngineConfig(enable_prefix_caching=False),
     "one at a time": EngineConfig(max_num_seqs=1),
-    "chunks of 2": EngineConfig(max_batched_tokens=2),
+    "chunks of 1": EngineConfig(max_batched_tokens=1),
     "chunks of 7": EngineConfig(max_batched_tokens=7, enable_prefix_caching=False),
 }
 
