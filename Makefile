@@ -35,7 +35,7 @@ test-ray: $(READY) ## Kill machines, engines and drivers of a Ray cluster in thi
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n0 tests/ray_cluster -m ray
 
 soak: $(READY) ## Kill runs everywhere; run 200,000 rows: memory, journal, cost of a row
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests/durability tests/engine -m soak
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto tests -m soak
 	OMP_NUM_THREADS=1 PYTHONPATH=tests/support $(BIN)/python tests/durability/test_soak.py 200000
 
 load-test: $(READY) ## Ask the server with 64 clients for a minute, beside a run on the same rows
