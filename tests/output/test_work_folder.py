@@ -228,32 +228,29 @@ class TestKill:
     def test_at_every_crash_point(self, tmp_path):
         """A first process leaves a journal, a second is killed at the point, a third goes on."""
 
-        def start(output: Path, attempt: int, crash_at: str) -> subprocess.Popen[str]:
-            return subprocess.Popen(
-                [sys.executable, str(JOB), str(output), str(attempt)],
-                env=os.environ | {"VLMBATCH_CRASH_AT": crash_at},
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-
-        def killed(process: subprocess.Popen[str], attempt: int) -> dict[int, Result]:
-            printed, _ = process.communicate(timeout=60)
-            assert process.returncode == -signal.SIGKILL
-            return {row: answer(row, attempt) for row in map(int, printed.split())}
+        def killed(attempt: int, outputs: dict[str, Path]) -> dict[str, dict[int, Result]]:
+            """The acknowledged rows of each crash point."""
+            arguments = [f"{point}={output}" for point, output in outputs.items()]
+            command = [sys.executable, str(JOB), str(attempt), *arguments]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60)
+            lines = [line.split() for line in done.stdout.splitlines()]
+            ends = [[point, "status", str(-signal.SIGKILL)] for point in outputs]
+            assert [line for line in lines if "status" in line] == ends
+            rows: dict[str, dict[int, Result]] = {point: {} for point in outputs}
+            for point, row in (line for line in lines if "status" not in line):
+                rows[point][int(row)] = answer(int(row), attempt)
+            return rows
 
         left = tmp_path / "left"
         left.mkdir()
-        first = killed(start(left / "out.parquet", 1, "journal.acknowledged:3"), 1)
+        [first] = killed(1, {"journal.acknowledged:3": left / "out.parquet"}).values()
         assert len(first) == 4
-        processes = {}
-        for point in CRASH_POINTS:
-            shutil.copytree(left, tmp_path / point)
-            processes[point] = start(tmp_path / point / "out.parquet", 2, point)
-        for point, process in processes.items():
-            acknowledged = first | killed(process, 2)
-            output = tmp_path / point / "out.parquet"
-            run(output, 3, {})
-            check_finished(output, acknowledged, attempts=3)
+        outputs = {point: tmp_path / point / "out.parquet" for point in CRASH_POINTS}
+        for output in outputs.values():
+            shutil.copytree(left, output.parent)
+        for point, rows in killed(2, outputs).items():
+            run(outputs[point], 3, {})
+            check_finished(outputs[point], first | rows, attempts=3)
 
     def test_a_point_that_does_not_exist_is_refused(self):
         done = subprocess.run(
