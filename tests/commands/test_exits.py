@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
@@ -12,7 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import real_command
 from command_line import FAKE_JOB, Run, environment
+from fast_command import FastCommands
 
 RUN = ("run", "m.jsonl", "-m", "x", "-o", "out.parquet")
 
@@ -71,22 +72,20 @@ def test_json_log(job: Run) -> None:
 )
 @pytest.mark.parametrize("behaviour", ["slow", "confused"])
 def test_signals(
-    tmp_path: Path, behaviour: str, sent: signal.Signals, status: int, word: str
+    commands: FastCommands,
+    tmp_path: Path,
+    behaviour: str,
+    sent: signal.Signals,
+    status: int,
+    word: str,
 ) -> None:
-    process = subprocess.Popen(
-        [sys.executable, str(FAKE_JOB), behaviour, *RUN],
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    command = commands.start(*RUN, folder=tmp_path, job=behaviour)
+    command.wait_until(lambda: command.stdout == "running\n")
+    command.send_signal(sent)
+    assert command.wait() == status
+    assert (
+        command.stderr == f"error: {word}: 2 rows are done; run the same command again to resume\n"
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "running\n"
-    process.send_signal(sent)
-    _, stderr = process.communicate(timeout=30)
-    assert process.returncode == status
-    assert stderr == f"error: {word}: 2 rows are done; run the same command again to resume\n"
 
 
 def test_a_stopped_run_says_what_is_done_and_what_to_do(job: Run, tmp_path: Path) -> None:
@@ -158,15 +157,12 @@ def test_a_closed_standard_output_ends_quietly(tmp_path: Path) -> None:
     process.stderr.close()
 
 
-@pytest.mark.parametrize("args", [("--help",), ("run", "--help"), ("--version",), ("doctor",)])
-def test_a_table_or_a_text_whose_reader_has_left_ends_quietly(
-    tmp_path: Path, args: tuple[str, ...]
-) -> None:
+def test_a_text_whose_reader_has_left_ends_quietly(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with open(writer, "w") as stdout:  # noqa: PTH123  a descriptor
         done = subprocess.run(
-            [sys.executable, "-m", "vlmbatch", *args],
+            [sys.executable, "-m", "vlmbatch", "--help"],
             cwd=tmp_path,
             env=environment(),
             stdin=subprocess.DEVNULL,
@@ -176,6 +172,14 @@ def test_a_table_or_a_text_whose_reader_has_left_ends_quietly(
             check=False,
         )
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("args", [("run", "--help"), ("--version",), ("doctor",)])
+def test_so_does_every_other_text_and_table(args: tuple[str, ...]) -> None:
+    pipe = real_command.named_pipe()
+    command = real_command.start(*args, stdout=pipe)
+    pipe.open().close()
+    assert (command.wait(), command.stderr) == (141, "")
 
 
 def test_summary_json(job: Run, tmp_path: Path) -> None:
@@ -223,35 +227,44 @@ def test_validate_on_a_full_disk(job: Run) -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-@pytest.mark.parametrize(
-    ("arguments", "unbuffered"),
-    [
-        *itertools.product(
-            [
-                ("--version",),
-                ("--help",),
-                ("validate", "m.jsonl", "-m", "x", "-q", "--summary-json", "-"),
-                ("validate", "m.jsonl", "-m", "x", "-q", "--errors", "-"),
-            ],
-            ["", "1"],
-        ),
-        (("doctor", "--json"), ""),  # it imports torch
-    ],
-)
-def test_standard_output_on_a_full_disk(
-    tmp_path: Path, arguments: tuple[str, ...], unbuffered: str
-) -> None:
-    with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, str(FAKE_JOB), "with_errors", *arguments],
-            cwd=tmp_path,
-            env=environment(PYTHONUNBUFFERED=unbuffered),
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=60,
-        )
-    assert done.returncode == 74
-    assert re.fullmatch(
-        r"error: cannot write (standard output|-): No space left on device\n", done.stderr
+class TestStandardOutputOnAFullDisk:
+    """Unbuffered it fails as it is written to, otherwise at its end."""
+
+    printing = pytest.mark.parametrize(
+        "arguments",
+        [
+            ("--version",),
+            ("--help",),
+            ("validate", "m.jsonl", "-m", "x", "-q", "--summary-json", "-"),
+            ("validate", "m.jsonl", "-m", "x", "-q", "--errors", "-"),
+        ],
     )
+    told = re.compile(r"error: cannot write (standard output|-): No space left on device\n")
+
+    @printing
+    def test_buffered(
+        self, commands: FastCommands, tmp_path: Path, arguments: tuple[str, ...]
+    ) -> None:
+        done = commands.run(*arguments, folder=tmp_path, job="with_errors", stdout="/dev/full")
+        assert done.wait() == 74
+        assert self.told.fullmatch(done.stderr)
+
+    @printing
+    def test_unbuffered(self, tmp_path: Path, arguments: tuple[str, ...]) -> None:
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [sys.executable, str(FAKE_JOB), "with_errors", *arguments],
+                cwd=tmp_path,
+                env=environment(PYTHONUNBUFFERED="1"),
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                timeout=60,
+            )
+        assert done.returncode == 74
+        assert self.told.fullmatch(done.stderr)
+
+    def test_of_a_command_that_imports_torch(self) -> None:
+        done = real_command.start("doctor", "--json", stdout="/dev/full")
+        assert done.wait() == 74
+        assert self.told.fullmatch(done.stderr)

@@ -95,18 +95,18 @@ def test_chat_beside_a_template_is_another_run(begun, tmp_path):
     assert re.search(changed, command.stderr), command.stderr
 
 
-def test_a_manifest_in_another_folder_names_other_images(new_run, tmp_path):
-    """Its content is the same, and so are the paths in it."""
+def test_a_manifest_in_another_folder_names_other_images(new_run, open_folder):
+    """Its content is the same, and so are the paths in it; a message cuts long ones short."""
     for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-        write_questions(tmp_path / name / "m.jsonl", 3, 2)
-    run = new_run(tmp_path / "a/m.jsonl")
+        (open_folder / name).mkdir()
+        write_questions(open_folder / name / "m.jsonl", 3, 2)
+    run = new_run(open_folder / "a/m.jsonl")
     assert run.attempt() == 0
     before = digests(run.folder)
-    run.arguments[1] = tmp_path / "b/m.jsonl"
+    run.arguments[1] = open_folder / "b/m.jsonl"
     command = run.start()
     assert command.wait() == 2 and digests(run.folder) == before
-    assert f'another folder ("{tmp_path}/a" -> "{tmp_path}/b")' in command.stderr
+    assert f'another folder ("{open_folder}/a" -> "{open_folder}/b")' in command.stderr
     assert "--incremental to keep" in command.stderr
     command = run.start("--incremental")
     assert command.wait() == 0 and sorted(command.computed) == [*range(6)]

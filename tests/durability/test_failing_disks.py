@@ -36,14 +36,15 @@ def refused(command, folder: Path, number: int) -> str:
 CALLS = ("make_folder", "open", "write", "fsync", "fsync_folder", "replace", "unlink")
 
 
+@pytest.mark.parametrize("most", [3, pytest.param(20, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("shard_rows", [None, 64])
-def test_at_calls_of_every_kind(new_run, expected, shard_rows):
+def test_at_calls_of_every_kind(new_run, expected, shard_rows, most):
     """Each run meets the failure at a later call than the one before, until one meets none."""
     rng = random.Random(shard_rows)
     for kind in CALLS:
         run = new_run(shard_rows=shard_rows)
         at = failures = 0
-        while failures < 5:
+        while failures < most:
             number = rng.choice([errno.ENOSPC, errno.EIO])
             command = run.start(fault=(at, number, kind))
             if command.wait() == WITH_ERRORS:

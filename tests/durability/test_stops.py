@@ -94,12 +94,13 @@ def test_before_the_first_answer(new_run, expected, number):
     run.finish(expected)
 
 
+@pytest.mark.parametrize("least", [4, pytest.param(60, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("shard_rows", [None, 64])
-def test_at_random_moments(new_run, expected, shard_rows):
+def test_at_random_moments(new_run, expected, shard_rows, least):
     """Wherever it comes, once or twice: no traceback, no row lost, and the next run goes on."""
     rng = random.Random(shard_rows)
     num_stopped = 0
-    while num_stopped < 6:
+    while num_stopped < least:
         run = new_run(shard_rows=shard_rows, step_seconds=0.003)
         status = None
         while status != WITH_ERRORS:

@@ -37,7 +37,7 @@ def open_workers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Open]:
     monkeypatch.syspath_prepend(HOSTILE_DECODERS)
     pools = []
 
-    def open_pool(num_workers: int = 2, slots: int = 8, recent_bytes: int = 2**20) -> ImageWorkers:
+    def open_pool(num_workers: int = 1, slots: int = 8, recent_bytes: int = 2**20) -> ImageWorkers:
         pools.append(ImageWorkers(LIMITS, PROCESSOR, num_workers, 30.0, slots, recent_bytes))
         return pools[-1]
 
@@ -106,7 +106,7 @@ def odd_files(folder: Path) -> list[ImageRef]:
 
 
 def test_results_equal_those_in_process(open_workers: Open, tmp_path: Path) -> None:
-    workers, here = open_workers(), InProcessLoader(LIMITS, PROCESSOR)
+    workers, here = open_workers(num_workers=2), InProcessLoader(LIMITS, PROCESSOR)
     for ref in odd_files(tmp_path):
         ours, expected = outcome(workers, ref), outcome(here, ref)
         if isinstance(expected, RowError):
@@ -156,7 +156,7 @@ def times_decoded(ref: ImageRef) -> int:
 def test_an_image_of_many_rows_is_decoded_once(
     open_workers: Open, tmp_path: Path, embedded: bool
 ) -> None:
-    workers = open_workers()
+    workers = open_workers(num_workers=2)
     ref = counted_image(tmp_path)
     if embedded:
         ref = ImageRef(ref.path, Path(str(ref.path)).read_bytes())
@@ -252,7 +252,7 @@ def test_closing_leaves_nothing_behind(open_workers: Open) -> None:
         return len(list(Path("/proc/self/fd").iterdir()))
 
     before, threads = descriptors(), threading.active_count()
-    workers = open_workers()
+    workers = open_workers(num_workers=2)
     for index in range(3):
         assert outcome(workers, ImageRef(f"{index}.crash")).__class__ is RowError
     workers.submit(ImageRef(str(PHOTOS / "coffee.jpg"))).result()
@@ -277,7 +277,7 @@ def test_workers_import_little() -> None:
 
 
 def test_no_worker_is_in_reach_of_the_terminal(open_workers: Open) -> None:
-    workers = open_workers()
+    workers = open_workers(num_workers=2)
     workers.submit(ImageRef(str(PHOTOS / "coffee.jpg"))).result()
     wait_until(lambda: len(worker_pids(os.getpid())) == 2)
     groups = {os.getpgid(pid) for pid in worker_pids(os.getpid())}

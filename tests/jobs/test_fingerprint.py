@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -47,7 +48,7 @@ def job(tmp_path: Path, qwen: Path) -> JobConfig:
         (folder / "generation_config.json").write_text("{}")
         (folder / "special_tokens_map.json").write_text("{}")
         (folder / "chat_template.jinja").write_text(TEMPLATE)
-        (folder / "model.safetensors").write_bytes(bytes(5 * MEBIBYTE))
+        (folder / "model.safetensors").write_bytes(bytes(1024))
     for name in ("tokenizer_config.json", "preprocessor_config.json"):
         path = tmp_path / "other" / name
         values = json.loads(path.read_text())
@@ -289,7 +290,7 @@ FILES = {
     "preprocessor_config.json": lambda path: edit_json(path, image_mean=[0.4] * 3),
     "chat_template.jinja": lambda path: path.write_text("another"),
     "chat_template.json": lambda path: path.write_text('{"chat_template": "another"}'),
-    "model.safetensors": lambda path: path.write_bytes(b"\1" * (5 * MEBIBYTE)),
+    "model.safetensors": lambda path: path.write_bytes(b"\1" * 1024),
     "more.safetensors": lambda path: path.write_bytes(b"\1"),
 }
 
@@ -421,18 +422,19 @@ def test_the_same_folder_by_another_name_leaves_it_the_same_run(
     ids="byte {}".format,
 )
 def test_a_changed_byte_in_weights_of_a_few_megabytes(job: JobConfig, position: int) -> None:
-    folder = Path(job.session.model)
-    before = checkpoint_digest(folder)
-    with (folder / "model.safetensors").open("r+b") as file:
+    weights = Path(job.session.model) / "model.safetensors"
+    os.truncate(weights, 5 * MEBIBYTE)
+    before = checkpoint_digest(weights.parent)
+    with weights.open("r+b") as file:
         file.seek(position)
         file.write(b"\1")
-    assert checkpoint_digest(folder) != before
+    assert weights.stat().st_size == 5 * MEBIBYTE
+    assert checkpoint_digest(weights.parent) != before
 
 
 def test_weights_that_differ_in_the_middle_alone(job: JobConfig) -> None:
     weights = Path(job.session.model) / "model.safetensors"
-    with weights.open("r+b") as file:
-        file.truncate(64 * MEBIBYTE)
+    os.truncate(weights, 64 * MEBIBYTE)
     before = checkpoint_digest(weights.parent)
     with weights.open("r+b") as file:
         file.seek(20 * MEBIBYTE)

@@ -279,15 +279,16 @@ class TestPowerCut:
 
 
 class TestFailingDisk:
-    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, None])
-    def test_is_told_and_can_be_resumed(self, tmp_path, number):
-        """``None``: a write that is short is no failure."""
+    @pytest.mark.parametrize("numbers", [(errno.ENOSPC, errno.EIO), (None,)], ids=str)
+    def test_is_told_and_can_be_resumed(self, tmp_path, numbers):
+        """Two errors by turns. ``None``: a write that is short is no failure."""
         run(tmp_path / "undisturbed", 3, 2)
         run(tmp_path / "healthy", 3, 2, "old")
         healthy = FaultyFiles()
         run(tmp_path / "healthy", 3, 2, files=healthy)
         for at in range(len(healthy.calls)):
             out = tmp_path / f"{at}"
+            number = numbers[at % len(numbers)]
             run(out, 3, 2, "old")
             try:
                 run(out, 3, 2, files=FaultyFiles(at, number))

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -78,13 +79,16 @@ def make_place(output: Path) -> None:
 def power_cuts(
     folder: Path,
     pretended: frozenset[str] = frozenset(),
-    seeds: int = 0,
+    seeds: Callable[[int], list[int | None]] = lambda at: [None],
     name: str = "out.parquet",
     **options,
 ) -> int:
-    """Cut the power at each call in turn, run again, and check; the number of cuts."""
+    """Cut the power at each call in turn, run again, and check; the number of cuts.
+
+    ``seeds`` of a call: of what may survive; None: nothing that is not synced.
+    """
     for at in range(MANY):
-        for seed in [None, *range(seeds)]:
+        for seed in seeds(at):
             root = folder / f"{at}-{seed}"
             make_place(root / "before" / name)
             files = VolatileFiles(root / "before", at, pretended)
@@ -107,15 +111,22 @@ def power_cuts(
 
 class TestPowerCut:
     def test_at_every_call(self, tmp_path):
-        assert power_cuts(tmp_path, seeds=2) > 40
+        assert power_cuts(tmp_path, seeds=lambda at: [None, 0]) > 40
 
     def test_at_every_call_with_the_work_folder_inside(self, tmp_path, own_disks):
-        assert power_cuts(tmp_path, seeds=1, name=OWN_DISK) > 50
+        by_turns = power_cuts(tmp_path, seeds=lambda at: [at if at % 2 else None], name=OWN_DISK)
+        assert by_turns > 50
 
+    @pytest.mark.soak
     @pytest.mark.parametrize("name", ["out.parquet", OWN_DISK])
-    def test_again_and_again(self, tmp_path, own_disks, name):
+    def test_at_every_call_more_often(self, tmp_path, own_disks, name):
+        assert power_cuts(tmp_path, seeds=lambda at: [None, *range(10)], name=name) > 40
+
+    @pytest.mark.parametrize("chains", [12, pytest.param(200, marks=pytest.mark.soak)])
+    @pytest.mark.parametrize("name", ["out.parquet", OWN_DISK])
+    def test_again_and_again(self, tmp_path, own_disks, name, chains):
         rng = random.Random(7)
-        for chain in range(30):
+        for chain in range(chains):
             acknowledged: dict[int, Result] = {}
             root = tmp_path / f"{chain}-0"
             make_place(root / name)
@@ -217,32 +228,29 @@ class TestKill:
     def test_at_every_crash_point(self, tmp_path):
         """A first process leaves a journal, a second is killed at the point, a third goes on."""
 
-        def start(output: Path, attempt: int, crash_at: str) -> subprocess.Popen[str]:
-            return subprocess.Popen(
-                [sys.executable, str(JOB), str(output), str(attempt)],
-                env=os.environ | {"VLMBATCH_CRASH_AT": crash_at},
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-
-        def killed(process: subprocess.Popen[str], attempt: int) -> dict[int, Result]:
-            printed, _ = process.communicate(timeout=60)
-            assert process.returncode == -signal.SIGKILL
-            return {row: answer(row, attempt) for row in map(int, printed.split())}
+        def killed(attempt: int, outputs: dict[str, Path]) -> dict[str, dict[int, Result]]:
+            """The acknowledged rows of each crash point."""
+            arguments = [f"{point}={output}" for point, output in outputs.items()]
+            command = [sys.executable, str(JOB), str(attempt), *arguments]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60)
+            lines = [line.split() for line in done.stdout.splitlines()]
+            ends = [[point, "status", str(-signal.SIGKILL)] for point in outputs]
+            assert [line for line in lines if "status" in line] == ends
+            rows: dict[str, dict[int, Result]] = {point: {} for point in outputs}
+            for point, row in (line for line in lines if "status" not in line):
+                rows[point][int(row)] = answer(int(row), attempt)
+            return rows
 
         left = tmp_path / "left"
         left.mkdir()
-        first = killed(start(left / "out.parquet", 1, "journal.acknowledged:3"), 1)
+        [first] = killed(1, {"journal.acknowledged:3": left / "out.parquet"}).values()
         assert len(first) == 4
-        processes = {}
-        for point in CRASH_POINTS:
-            shutil.copytree(left, tmp_path / point)
-            processes[point] = start(tmp_path / point / "out.parquet", 2, point)
-        for point, process in processes.items():
-            acknowledged = first | killed(process, 2)
-            output = tmp_path / point / "out.parquet"
-            run(output, 3, {})
-            check_finished(output, acknowledged, attempts=3)
+        outputs = {point: tmp_path / point / "out.parquet" for point in CRASH_POINTS}
+        for output in outputs.values():
+            shutil.copytree(left, output.parent)
+        for point, rows in killed(2, outputs).items():
+            run(outputs[point], 3, {})
+            check_finished(outputs[point], first | rows, attempts=3)
 
     def test_a_point_that_does_not_exist_is_refused(self):
         done = subprocess.run(
@@ -256,17 +264,12 @@ class TestKill:
 
 
 class TestFaults:
-    @pytest.mark.parametrize(
-        ("name", "number", "advice"),
-        [
-            ("out.parquet", errno.ENOSPC, "Free space"),
-            ("out.parquet", errno.EIO, "Check the disk"),
-            (OWN_DISK, errno.ENOSPC, "Free space"),
-        ],
-    )
-    def test_at_every_call(self, tmp_path, own_disks, name, number, advice):
-        """Of a first run, and then of the one that resumes it."""
+    @pytest.mark.parametrize("name", ["out.parquet", OWN_DISK])
+    def test_at_every_call(self, tmp_path, own_disks, name):
+        """Of a first run, and then of the one that resumes it; of two errors by turns."""
+        told = (errno.ENOSPC, "Free space"), (errno.EIO, "Check the disk")
         for at in range(MANY):
+            number, advice = told[at % 2]
             output = tmp_path / str(at) / name
             make_place(output)
             acknowledged: dict[int, Result] = {}

@@ -24,6 +24,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -312,6 +313,12 @@ def leave(status: int) -> NoReturn:
     os._exit(status)
 
 
+def leave_alone_what_is_imported() -> None:
+    """At exit torch.library would take its operators down, one by one, in each command."""
+    for finalizer in weakref.finalize._registry:  # type: ignore[attr-defined]  # CPython's own
+        finalizer.atexit = False
+
+
 def warm_up() -> None:
     """Have Typer import what it needs to read arguments."""
     with contextlib.redirect_stderr(io.StringIO()):
@@ -327,6 +334,7 @@ if __name__ == "__main__":
         import_module(module)
     gc.collect()
     gc.freeze()
+    leave_alone_what_is_imported()
     threads = [path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")]
     assert len(threads) - threads.count("jemalloc_bg_thd") == 1, "a fork would lose a thread"
     connection = connected(Path(sys.argv[1]))

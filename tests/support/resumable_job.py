@@ -1,18 +1,21 @@
 """A run in small: work folder, journal and output as a real run uses them, without a model.
 
-    python resumable_job.py OUTPUT ATTEMPT
+    python resumable_job.py ATTEMPT CRASH_POINT=OUTPUT ...
 
-prints each row once its result is acknowledged.
+runs each in a fork that dies at its crash point. It prints a row's crash point and index once its
+result is acknowledged, and each fork's crash point and exit status.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, MutableMapping
 from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from vlmbatch.durable import crash_points
 from vlmbatch.durable.durable_file import FILES, FileSystem
 from vlmbatch.durable.journal_writer import JournalWriter
 from vlmbatch.durable.run_paths import work_folder_path
@@ -109,7 +112,10 @@ def acknowledge(
 
 def check_finished(output: Path, acknowledged: dict[int, Result], attempts: int) -> None:
     """Every row once, in order; acknowledged ones as they were; nothing else left over."""
-    rows = pq.read_table(output).to_pylist()  # of a folder: without what begins with _
+    files = sorted(output.glob("part-*")) if output.is_dir() else [output]
+    rows = [
+        row for file in files for row in pq.ParquetFile(file).read(use_threads=False).to_pylist()
+    ]
     assert [row["row_index"] for row in rows] == list(range(NUM_ROWS))
     for index, row in enumerate(rows):
         assert row["id"] == f"id-{index}"
@@ -128,9 +134,26 @@ def check_finished(output: Path, acknowledged: dict[int, Result], attempts: int)
 class Printed(dict[int, Result]):
     """Tells the parent process, which outlives this one."""
 
+    def __init__(self, point: str) -> None:
+        self._point = point
+
     def __setitem__(self, row: int, result: Result) -> None:
-        print(row, flush=True)
+        print(self._point, row, flush=True)
+
+
+def fork(output: Path, attempt: int, point: str) -> int:
+    """The exit status of the run, which dies at the point."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            crash_points._armed = crash_points.armed_points(point)
+            run(output, attempt, Printed(point))
+        finally:
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 if __name__ == "__main__":
-    run(Path(sys.argv[1]), int(sys.argv[2]), Printed())
+    for argument in sys.argv[2:]:
+        name, _, folder = argument.partition("=")
+        print(name, "status", fork(Path(folder), int(sys.argv[1]), name), flush=True)
