@@ -145,4 +145,5 @@ def test_stages_are_those_until_the_first_answer() -> None:
     times.end("first_row")
     assert times.figures() == before
     assert [*before["stages"]] == ["process", "manifest", "first_answer"]
-    assert 0 < before["stages"]["process"] < seconds_since_start() + 0.01
+    # Both are read in ticks of a hundredth of a second, and rounded.
+    assert 0 < before["stages"]["process"] < seconds_since_start() + 0.05

@@ -167,12 +167,12 @@ def surround(around: Surroundings, tell: Tell) -> None:
 
     def start_decoders(*arguments: Any) -> Any:
         tell("decoders", [])
-        sleep(around.decoder_seconds)
+        fake_job.sleep(around.decoder_seconds)
         return start_images(*arguments)
 
     def load_engine(config: object, inputs: object) -> FakeEngine:
         tell("loading", [])
-        sleep(around.load_seconds)
+        fake_job.sleep(around.load_seconds)
         computed = partial(tell, "computed")
         limits = around.max_num_seqs, around.step_seconds, around.endless_from
         engine = FakeEngine(computed, *limits)
@@ -216,13 +216,6 @@ def surround(around: Surroundings, tell: Tell) -> None:
     for name in vars(durable_file.FileSystem):
         if not name.startswith("_"):
             setattr(durable_file.FILES, name, getattr(files, name))
-
-
-def sleep(seconds: float) -> None:
-    """In short sleeps: one that begins as a signal comes is not ended by it."""
-    end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        time.sleep(min(left, 0.05))
 
 
 def memory_in_use(field: str) -> int:
