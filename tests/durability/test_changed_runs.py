@@ -137,6 +137,9 @@ def test_what_an_overwrite_would_replace_is_not_nothing(begun):
     command = begun.start("--max-tokens", 7)
     assert command.wait() == 2 and "max_tokens: 9 -> 7" in command.stderr
     assert digests(begun.folder) == before
+    # Nor where the old output is at a URL alone.
+    shutil.rmtree(begun.output) if begun.output.is_dir() else begun.output.unlink()
+    assert begun.start("--max-tokens", 7).wait() == 2
 
 
 def test_overwrite_starts_anew(begun, expected):

@@ -77,13 +77,14 @@ class RunBeginning:
         """
         policy, work = self._policy, self._work
         new = RunRecord.new(settings, fingerprint(settings), len(self._span), self._about())
-        paths = [work.output]
-        if is_batch_output(work.output):
-            paths.append(errors_path(work.output))
         current = None if policy.overwrite else self._current_run()  # it may be past reading
-        if current is not None and current.fingerprint != new.fingerprint and self._is_empty(paths):
-            current = None  # it found too little memory for its model, say: other settings may do
+        if current is not None and current.fingerprint != new.fingerprint:
+            # One that found too little memory for its model, say: other settings may do.
+            current = None if self._is_empty(current) else current
         if current is None:
+            paths = [self._work.output]
+            if is_batch_output(self._work.output):
+                paths.append(errors_path(self._work.output))
             for path in paths:
                 if not policy.overwrite and holds_something(path):
                     raise UsageError(
@@ -108,13 +109,15 @@ class RunBeginning:
         work.begin(new)  # only now: until here a crash leaves the earlier run as it was
         return new
 
-    def _is_empty(self, paths: list[Path]) -> bool:
-        """Whether nothing is answered of the current run, and nothing there that it replaces.
+    def _is_empty(self, current: RunRecord) -> bool:
+        """Whether a run has answered nothing, and replaces nothing, which may be at a URL.
 
-        A part never is: rows of others may come to it.
+        A part never is empty: rows of others may come to it.
         """
         is_part = isinstance(self._destination, PartDestination)
-        return not (is_part or self._work.has_journal or any(map(holds_something, paths)))
+        may_replace = current.about.get("overwrite", True)
+        is_begun = current.state == "complete" or self._work.has_journal
+        return not (is_part or may_replace or is_begun)
 
     def _current_run(self) -> RunRecord | None:
         """The run that the output is of; a part tells of its own, also without a work folder."""
@@ -137,6 +140,7 @@ class RunBeginning:
             "model": self._config.session.model,
             "manifest": self._config.manifest.source,
             "shard_rows": shard_rows,
+            "overwrite": self._policy.overwrite,
             "command": LockHolder.this_process().command,
             "options": [
                 option_values(part)
