@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -200,7 +201,7 @@ def test_a_batch_costs_two_kernels_beside_nvjpegs(decoder: NvJpegDecoder) -> Non
 
 @pytest.fixture(scope="module")
 def pool() -> Iterator[ImageWorkers]:
-    workers = ImageWorkers(LIMITS, LLAVA, 2, 60.0, 64, 0, "gpu", gpu_decoder())
+    workers = ImageWorkers(LIMITS, LLAVA, 2, 60.0, 64, 0, "gpu", partial(NvJpegDecoder, "cuda", 0))
     with closing(workers):
         workers.wait_ready()
         yield workers
@@ -281,7 +282,7 @@ def test_the_process_takes_no_more_memory_than_is_left_to_it() -> None:
     [("tiny-llava", "manifest.jsonl"), ("tiny-qwen-vl", "manifest-qwen-vl.jsonl")],
 )
 def test_answers_of_the_sample_models(model: str, name: str, tmp_path: Path) -> None:
-    """Their pictures as JPEGs three times as large; nearly all answers are the same text."""
+    """Their pictures as JPEGs of more than a megapixel; nearly all answers are the same text."""
     rows = [json.loads(line) for line in (ROOT / "samples" / name).read_text().splitlines()]
     kept = []
     for row in rows:
@@ -311,12 +312,24 @@ def _enlarged(path: Path, folder: Path) -> str:
     with Image.open(path) as opened:
         image = opened.convert("RGB")
     name = f"{path.stem}.jpg"
-    image.resize((3 * image.width, 3 * image.height), CUBIC).save(folder / name, quality=90)
+    times = math.ceil(math.sqrt(2**20 / (image.width * image.height)))
+    image.resize((times * image.width, times * image.height), CUBIC).save(folder / name, quality=90)
     return name
 
 
+def test_small_images_are_exact() -> None:
+    """They would cost the engine more than they spare the workers."""
+    here = InProcessLoader(LIMITS, LLAVA)
+    with closing(ImageWorkers(LIMITS, LLAVA, 1, 60.0, 64, 0, "gpu", gpu_decoder())) as workers:
+        workers.wait_ready()
+        for size, is_exact in (((640, 480), True), ((1600, 1200), False)):
+            ref = ImageRef(data=picture(size))
+            ours, theirs = (each.submit(ref).result() for each in (workers, here))
+            assert (ours.content_hash == theirs.content_hash) == is_exact
+
+
 def test_a_process_that_is_killed_costs_no_row() -> None:
-    workers = ImageWorkers(LIMITS, LLAVA, 1, 60.0, 64, 0, "gpu", partial(NvJpegDecoder, "cuda:0"))
+    workers = ImageWorkers(LIMITS, LLAVA, 1, 60.0, 64, 0, "gpu", partial(NvJpegDecoder, "cuda", 0))
     with closing(workers):
         workers.wait_ready()
         first = workers.submit(ImageRef(data=picture())).result()

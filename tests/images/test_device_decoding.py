@@ -216,6 +216,17 @@ def test_what_brings_down_the_process_costs_its_own_row(
     assert 1 < batches(log)[0] <= 4 and 1 in batches(log)
 
 
+def test_what_is_decoded_before_a_crash_is_not_decoded_again(open_pool: Open, log: Path) -> None:
+    pool = open_pool(open_device=partial(InvertingDecoder, log, 100 * 70), wait=False)
+    files = [jpeg(0), jpeg(1), jpeg(2, b"hang, please")]
+    *images, error = [pool.submit(ImageRef(data=data)) for data in files]
+    assert all(
+        is_inverted(image.result(60), data) for image, data in zip(images, files, strict=False)
+    )
+    assert isinstance(error.exception(60), RowError)
+    assert batches(log) == [1, 1, 1]
+
+
 def test_a_batch_may_take_as_long_as_its_images_do(open_pool: Open, log: Path) -> None:
     pool = open_pool(open_device=partial(InvertingDecoder, log, 100 * 70), wait=False)
     files = [jpeg(number, b"slowly, please") for number in range(3)]

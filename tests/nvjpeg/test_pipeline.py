@@ -16,7 +16,7 @@ from vlmbatch_kernels.resample import Lines, resample
 
 from vlmbatch.config import ImageLimits, ImageResolution
 from vlmbatch.images.decode import decode_image
-from vlmbatch.images.loading.device_pipeline import DevicePipeline, Reply
+from vlmbatch.images.loading.device_pipeline import DevicePipeline, Reply, SlotReply
 from vlmbatch.images.loading.settings import DeviceSettings
 from vlmbatch.models.processor import ImageProcessor
 from vlmbatch.models.qwen_vl.image_processor import QwenImageProcessor
@@ -41,17 +41,22 @@ class Pipeline:
     """``prepare`` of a ``DevicePipeline``; ``made``: how many images were made at a time."""
 
     def __init__(
-        self, processor: ImageProcessor, monkeypatch: pytest.MonkeyPatch, max_pixels: int = 2**20
+        self,
+        processor: ImageProcessor,
+        monkeypatch: pytest.MonkeyPatch,
+        max_pixels: int = 2**20,
+        min_pixels: int = 0,
     ) -> None:
         self.made: list[int] = []
         self.memory_is_short = False
         self._processor = processor
-        decoder = NvJpegDecoder("cpu")
+        decoder = NvJpegDecoder("cpu", min_pixels)
         decoder.max_pixels = max_pixels
         monkeypatch.setattr(resizing, "resample_lines", self._resample)
         settings = DeviceSettings(LIMITS, processor, lambda: decoder, 1.0)
         self._shared = np.zeros(16 * processor.largest_grid.num_bytes, np.uint8)
-        self._pipeline = DevicePipeline(settings, decoder, self._shared, lambda: None)
+        self._replies: list[SlotReply] = []
+        self._pipeline = DevicePipeline(settings, decoder, self._shared, self._replies.extend)
 
     def _resample(self, weights: Tensor, passes: Sequence[Sequence[Lines]]) -> None:
         if self.memory_is_short:
@@ -60,7 +65,12 @@ class Pipeline:
         resample(weights, passes)
 
     def prepare(self, refs: Sequence[ImageRef]) -> list[Reply | None]:
-        return self._pipeline.prepare(refs)
+        """All replies, each of which must have been told once."""
+        self._replies.clear()
+        self._pipeline.prepare(refs)
+        by_slot = dict(self._replies)
+        assert len(self._replies) == len(by_slot) == len(refs)
+        return [by_slot[slot] for slot in range(len(refs))]
 
     def check(self, ref: ImageRef, slot: int, reply: Reply | None) -> None:
         """See that a reply and what is in its slot are what a worker would have made."""
@@ -79,9 +89,13 @@ def test_a_batch_is_made_at_once(
     pipeline = Pipeline(PROCESSORS[name], monkeypatch)
     for slot, reply in enumerate(pipeline.prepare(PHOTOS)):
         pipeline.check(PHOTOS[slot], slot, reply)
-    assert torchvision.batches == [1, 8]
+    assert torchvision.batches == [1, 4, 4]  # the second, for which an engine waits, is a small one
     resizes = name not in ("llava, not resized", "transformers")
-    assert len(pipeline.made) == int(resizes)
+    assert len(pipeline.made) == 2 * int(resizes)
+    for slot, reply in enumerate(pipeline.prepare(PHOTOS)):
+        pipeline.check(PHOTOS[slot], slot, reply)
+    assert torchvision.batches == [1, 4, 4, 8]
+    assert len(pipeline.made) == 3 * int(resizes)
 
 
 def test_batches_follow_each_other(
@@ -92,6 +106,16 @@ def test_batches_follow_each_other(
         pipeline.check(PHOTOS[slot], slot, reply)
     assert torchvision.batches[1:] == pipeline.made
     assert len(pipeline.made) > 2
+
+
+def test_small_images_are_left_to_others(
+    torchvision: FakeTorchvision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [(60 + 10 * index) * (150 - 12 * index) for index in range(8)]
+    least = sorted(sizes)[4]
+    pipeline = Pipeline(PROCESSORS["qwen"], monkeypatch, min_pixels=least)
+    replies = pipeline.prepare(PHOTOS)
+    assert [reply is not None for reply in replies] == [size >= least for size in sizes]
 
 
 def test_a_batch_for_which_memory_is_short_is_left_to_others(

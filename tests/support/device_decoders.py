@@ -36,8 +36,9 @@ class LargeImage(Image.Image):
 class PillowDecoder:
     """``log``: gets a line of how many files it was given, for each batch."""
 
-    def __init__(self, log: Path, max_pixels: int = 10**6) -> None:
+    def __init__(self, log: Path, max_pixels: int = 10**6, min_pixels: int = 0) -> None:
         self._log = log
+        self.min_pixels = min_pixels
         self.max_pixels = max_pixels
 
     def decode(self, files: Sequence[PlainJpeg]) -> list[RgbImage | None]:

@@ -59,10 +59,10 @@ def read_plain_jpeg(ref: ImageRef, limits: ImageLimits, max_bytes: int) -> Plain
         OSError: it cannot be read.
     """
     with open_image_bytes(ref, limits) as file:
-        data = file.read(len(_START))
-        if data != _START:
+        if file.read(len(_START)) != _START:
             return None
-        data += file.read(max_bytes)
+        file.seek(0)
+        data = file.read(max_bytes + 1)
     if len(data) > max_bytes:
         return None
     height, width, orientation = jpeg_layout(replace(ref, data=data), limits)

@@ -21,6 +21,8 @@ _BYTES = 2**30
 # What decoding leaves where it writes nothing: such pixels are worth no more than none.
 _UNWRITTEN = 1
 _MAX_WIDTH = 2**16  # of a JPEG
+# A smaller image takes a core a few milliseconds, and the engine as much time as a large one does.
+_MIN_PIXELS = 2**20
 
 
 class NvJpegDecoder:
@@ -32,9 +34,10 @@ class NvJpegDecoder:
     """
 
     # Of a batch; three bytes each, and what nvJPEG takes.
-    max_pixels = 2**26
+    max_pixels = 2**27
 
-    def __init__(self, device: str) -> None:
+    def __init__(self, device: str, min_pixels: int = _MIN_PIXELS) -> None:
+        self.min_pixels = min_pixels
         self._decode_jpegs = open_jpeg_decoder()
         self._device = torch.device(device)
         if self._device.type == "cuda":

@@ -22,9 +22,6 @@ _CRASHES = 5
 _IMAGES_A_CRASH = 500
 _MAX_LOSSES = 2  # processes that end with no image in hand, one after another
 _MAX_BODY_BYTES = 2**26  # of embedded images in a batch
-# A batch is handed on as a whole: the engine would wait for a first one of full size. The next may
-# have twice as many.
-_FIRST_BATCH = 4
 
 
 class DeviceFeed:
@@ -34,7 +31,6 @@ class DeviceFeed:
         self._settings = settings
         self._queue = queue
         self._most = images_at_once(settings.processor.largest_grid.num_bytes)
-        self._allowed = min(_FIRST_BATCH, self._most)
         self._process: DeviceProcess | None = None
         self._decoded = 0
         self._crashes = 0
@@ -45,9 +41,8 @@ class DeviceFeed:
         try:
             self._start_early()
             while self._is_worth_it and (
-                batch := self._queue.next_batch(self._allowed, _MAX_BODY_BYTES)
+                batch := self._queue.next_batch(self._most, _MAX_BODY_BYTES)
             ):
-                self._allowed = min(2 * self._allowed, self._most)
                 self._decode(batch)
         finally:
             self._drop_process()
@@ -72,33 +67,31 @@ class DeviceFeed:
         if not self._is_worth_it:
             self._queue.leave_to_workers(jobs)
             return
+        left = dict(enumerate(jobs))
         try:
             self._process = self._process or self._start()
-            outcomes = self._process.decode([job.ref for job in jobs])
+            for place, outcome in self._process.decode([job.ref for job in jobs]):
+                self._take(left.pop(place), outcome)
         except RowError as error:
             self._count_crash(error)
-            self._queue.settle(jobs[0], error)
+            for job in left.values():
+                self._queue.settle(job, error)
         except BatchLostError as loss:
             self._count_crash(loss)
-            for job in jobs:
+            for job in left.values():
                 self._decode([job])
         except WorkerLostError as loss:
             self._drop_process()
             self._count_loss(loss)
-            self._decode(jobs)
-        else:
-            self._losses = 0
-            self._take(jobs, outcomes)
+            self._decode([*left.values()])
 
-    def _take(self, jobs: Sequence[Job], outcomes: Sequence[Decoded | None]) -> None:
-        refused = []
-        for job, outcome in zip(jobs, outcomes, strict=True):
-            if outcome is None:
-                refused.append(job)
-            else:
-                self._decoded += 1
-                self._queue.settle(job, outcome)
-        self._queue.leave_to_workers(refused)
+    def _take(self, job: Job, outcome: Decoded | None) -> None:
+        self._losses = 0
+        if outcome is None:
+            self._queue.leave_to_workers([job])
+        else:
+            self._decoded += 1
+            self._queue.settle(job, outcome)
 
     def _start(self) -> DeviceProcess:
         process = DeviceProcess(self._settings)

@@ -6,6 +6,7 @@ so a batch is decoded as a whole and resized as a whole, and nothing else is com
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,11 +24,14 @@ from vlmbatch.types import ImageRef
 
 _MAX_FILE_BYTES = 2**26
 _MAX_BATCH_BYTES = 2**28
-_READ_AHEAD = 8  # files, beside those of a batch
+# Later ones have what fits: for the first of that size the engine would wait.
+_FIRST_BATCH = 4
+_READ_AHEAD = 12  # files, beside those of a batch
 _READERS = 2  # threads
 _FINISHERS = 3
 
 Reply = dict[str, Any]
+SlotReply = tuple[int, Reply | None]  # None: the image is left to others
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +55,8 @@ class DevicePipeline:
     """Prepares plain JPEGs on the device, and puts their pixels into ``shared``, a slot an image.
 
     Two batches are on the device at a time: one is copied from there while the next is decoded.
-    ``go_on`` is called, on the thread that calls ``prepare``, before each wait for a step of an
-    image's.
+    ``tell`` is called by any thread, with what to reply of images as soon as that is known; and
+    with nothing before each wait for a step of an image's.
     """
 
     def __init__(
@@ -60,55 +64,55 @@ class DevicePipeline:
         settings: DeviceSettings,
         decoder: DeviceDecoder,
         shared: Shared,
-        go_on: Callable[[], None],
+        tell: Callable[[Sequence[SlotReply]], None],
     ) -> None:
         self._limits = settings.limits
         self._processor = settings.processor
         self._decoder = decoder
         self._shared = shared
-        self._go_on = go_on
+        self._tell = tell
+        self._most: float = _FIRST_BATCH  # images of a batch
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="read")
         self._finishers = ThreadPoolExecutor(_FINISHERS, thread_name_prefix="finish")
 
-    def prepare(self, refs: Sequence[ImageRef]) -> list[Reply | None]:
-        """What to reply of each image; None: it is left to others.
+    def prepare(self, refs: Sequence[ImageRef]) -> None:
+        """Have a reply told of each image.
 
         Raises:
             RuntimeError: the device can no longer be used.
         """
-        replies: list[Reply | None] = [None] * len(refs)
-        finishing: list[tuple[_Resized, Future[Reply]]] = []
+        finishing: list[Future[None]] = []
         for batch in self._batches(self._read(refs)):
+            self._tell([])
             images = self._decoder.decode([job.file for job in batch])
-            self._collect(finishing, replies)
+            self._wait_for(finishing)
             finishing = self._resize(batch, images)
             del images  # their memory is for the next ones
-        self._collect(finishing, replies)
-        return replies
+        self._wait_for(finishing)
 
-    def _collect(
-        self, finishing: list[tuple[_Resized, Future[Reply]]], replies: list[Reply | None]
-    ) -> None:
-        for each, future in finishing:
-            self._go_on()
-            replies[each.job.slot] = future.result()
+    def _wait_for(self, finishing: list[Future[None]]) -> None:
+        for future in finishing:
+            self._tell([])
+            future.result()
         finishing.clear()  # here, so that nobody gives memory back while something is decoded
-        self._go_on()
 
     def _read(self, refs: Sequence[ImageRef]) -> Iterator[_Job]:
         """The plain JPEGs among the images, in their order."""
-        ahead: deque[Future[_Job | None]] = deque()
+        ahead: deque[tuple[int, Future[_Job | None]]] = deque()
         for slot, ref in enumerate(refs):
-            ahead.append(self._readers.submit(self._opened, slot, ref))
+            ahead.append((slot, self._readers.submit(self._opened, slot, ref)))
             if len(ahead) > _READ_AHEAD:
                 yield from self._first_of(ahead)
         while ahead:
             yield from self._first_of(ahead)
 
-    def _first_of(self, ahead: deque[Future[_Job | None]]) -> Iterator[_Job]:
-        self._go_on()
-        job = ahead.popleft().result()
-        if job is not None:
+    def _first_of(self, ahead: deque[tuple[int, Future[_Job | None]]]) -> Iterator[_Job]:
+        self._tell([])
+        slot, future = ahead.popleft()
+        job = future.result()
+        if job is None:
+            self._tell([(slot, None)])
+        else:
             yield job
 
     def _opened(self, slot: int, ref: ImageRef) -> _Job | None:
@@ -120,9 +124,12 @@ class DevicePipeline:
             file = read_plain_jpeg(ref, self._limits, _MAX_FILE_BYTES)
         except (RowError, OSError):  # a worker will say what is wrong
             return None
-        if file is None or file.height * file.width > self._decoder.max_pixels:
+        if file is None or not self._takes(file.height * file.width):
             return None
         return _Job(slot, ref, identity, file)
+
+    def _takes(self, pixels: int) -> bool:
+        return self._decoder.min_pixels <= pixels <= self._decoder.max_pixels
 
     def _batches(self, jobs: Iterable[_Job]) -> Iterator[list[_Job]]:
         """As many together as the device and memory allow."""
@@ -136,20 +143,26 @@ class DevicePipeline:
                 batch = []
                 pixels, num_bytes = job.file.height * job.file.width, len(job.file.data)
             batch.append(job)
+            if len(batch) >= self._most:
+                self._most = math.inf
+                yield batch
+                batch, pixels, num_bytes = [], 0, 0
         if batch:
             yield batch
 
     def _resize(
         self, batch: Sequence[_Job], images: Sequence[RgbImage | None]
-    ) -> list[tuple[_Resized, Future[Reply]]]:
+    ) -> list[Future[None]]:
         """Have images made together and finished; none if the device has no memory for them all."""
         try:
             tried = map(self._resized, batch, images)
             resized = [each for each in tried if each is not None]
             self._decoder.make([image for each in resized for image in each.resized.images])
         except MemoryError:
-            return []
-        return [(each, self._finishers.submit(self._finished, each)) for each in resized]
+            resized = []
+        left = {job.slot for job in batch} - {each.job.slot for each in resized}
+        self._tell([(slot, None) for slot in left])
+        return [self._finishers.submit(self._finish, each) for each in resized]
 
     def _resized(self, job: _Job, image: RgbImage | None) -> _Resized | None:
         """None: the device refused it, or the model takes none like it."""
@@ -161,9 +174,9 @@ class DevicePipeline:
         except RowError:  # a worker will say it
             return None
 
-    def _finished(self, each: _Resized) -> Reply:
-        """Copy an image from the device into its slot."""
+    def _finish(self, each: _Resized) -> None:
+        """Copy an image from the device into its slot, and tell of it."""
         prepared = each.processor.finish(each.resized)
         start = each.job.slot * self._processor.largest_grid.num_bytes
         self._shared[start : start + prepared.pixels.size] = prepared.pixels.reshape(-1)
-        return reply_of(prepared, each.job.identity)
+        self._tell([(each.job.slot, reply_of(prepared, each.job.identity))])

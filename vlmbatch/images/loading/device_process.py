@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from vlmbatch.images.loading.child import ChildProcess, WorkerLostError
@@ -44,34 +44,39 @@ class DeviceProcess(ChildProcess):
             start_s=_START_SECONDS,
         )
 
-    def decode(self, refs: Sequence[ImageRef]) -> list[Decoded | None]:
-        """Have images decoded; None: those that are left to workers.
+    def decode(self, refs: Sequence[ImageRef]) -> Iterator[tuple[int, Decoded | None]]:
+        """Have images decoded: their places among ``refs``, as they are ready.
 
-        After a crash or a timeout ``alive`` is False.
+        None: the image is left to workers. After a crash or a timeout ``alive`` is False.
 
         Raises:
-            RowError: the only image crashed or hung the process.
-            BatchLostError: one of several did.
+            RowError: the only image, or the last one left, crashed or hung the process.
+            BatchLostError: one of several that were left did.
             WorkerLostError: the process had ended before it took them.
         """
-        started = time.monotonic()
+        left = set(range(len(refs)))
+        since = time.monotonic()
         self._connection.settimeout(self._timeout_s)
         try:
             data = b"".join(ref.data or b"" for ref in refs)
             send(self._connection, {"images": [request_of(ref) for ref in refs]}, data)
-            reply: dict[str, Any] = {}
-            while "images" not in reply:
-                reply, _ = receive(self._connection)
+            while left:
+                message, _ = receive(self._connection)
+                since = time.monotonic()
+                for slot, reply in message["images"]:
+                    left.remove(slot)
+                    yield slot, reply and self._decoded(slot, reply)
         except TimeoutError as error:
             self.close()
-            guilty = timed_out(refs[0], time.monotonic() - started, self._timeout_s)
-            raise guilty if len(refs) == 1 else BatchLostError(guilty.message) from error
+            guilty = timed_out(refs[min(left)], time.monotonic() - since, self._timeout_s)
+            raise guilty if len(left) == 1 else BatchLostError(guilty.message) from error
         except ConnectionError as error:  # it left the request unread
             raise WorkerLostError(self._autopsy()) from error
         except EOFError as error:
             how = self._autopsy()
-            raise crashed(refs[0], how) if len(refs) == 1 else BatchLostError(how) from error
-        return [
-            image and decoded_image(image, self._pixels, slot * self._slot_bytes)
-            for slot, image in enumerate(reply["images"])
-        ]
+            raise (
+                crashed(refs[min(left)], how) if len(left) == 1 else BatchLostError(how)
+            ) from error
+
+    def _decoded(self, slot: int, reply: dict[str, Any]) -> Decoded:
+        return decoded_image(reply, self._pixels, slot * self._slot_bytes)

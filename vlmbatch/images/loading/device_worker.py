@@ -1,8 +1,8 @@
 """The process that decodes on a device, a batch at a time; its arguments are a worker's.
 
 It takes plain JPEGs alone. All else, and whatever is wrong with an image, it leaves to the workers,
-whose errors are then the only ones. What it decodes with is in its settings, which import it. An
-empty reply goes before each step of its work, and at the end one for all images.
+whose errors are then the only ones. What it decodes with is in its settings, which import it. It
+tells of each image when that is ready, and before each step of its work that it goes on.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import os
 import pickle
 import signal
 import socket
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from vlmbatch.images.loading.device_pipeline import DevicePipeline
+from vlmbatch.images.loading.device_pipeline import DevicePipeline, SlotReply
 from vlmbatch.images.loading.protocol import receive, ref_of, send
 from vlmbatch.images.loading.serving import (
     ORPHAN_SECONDS,
@@ -36,20 +37,21 @@ def _serve(connection: socket.socket, shared: Shared) -> None:
     settings: DeviceSettings = pickle.loads(receive(connection)[1])
     give_way()
 
-    def go_on() -> None:
-        """So that a batch may take as long as its images do one by one."""
-        signal.setitimer(signal.ITIMER_REAL, settings.timeout_s + ORPHAN_SECONDS)
-        send(connection, {})
+    sending = threading.Lock()
 
-    pipeline = DevicePipeline(settings, settings.open_decoder(), shared, go_on)
+    def tell(replies: Sequence[SlotReply]) -> None:
+        with sending:
+            # Each time: a batch may take as long as its images do one by one.
+            signal.setitimer(signal.ITIMER_REAL, settings.timeout_s + ORPHAN_SECONDS)
+            send(connection, {"images": replies})
+
+    pipeline = DevicePipeline(settings, settings.open_decoder(), shared, tell)
     send(connection, {"ready": os.getpid()})
     while True:
         request, data = receive(connection)
         forget_what_was_said()
-        go_on()
-        replies = pipeline.prepare([*_refs(request["images"], data)])
+        pipeline.prepare([*_refs(request["images"], data)])
         signal.setitimer(signal.ITIMER_REAL, 0)
-        send(connection, {"images": replies})
 
 
 def _refs(requests: list[dict[str, Any]], data: bytes) -> Iterator[ImageRef]:

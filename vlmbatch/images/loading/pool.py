@@ -14,13 +14,13 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
-from functools import partial
 
 from vlmbatch.config import ImageDecoder, ImageLimits
 from vlmbatch.durable.content_digest import content_digest
 from vlmbatch.errors import OutputError, RowError, VlmbatchError, is_shortage
 from vlmbatch.images.loading.child import ChildProcess, WorkerLostError
 from vlmbatch.images.loading.device_feed import DeviceFeed
+from vlmbatch.images.loading.device_jobs import DeviceJobs
 from vlmbatch.images.loading.job import Job
 from vlmbatch.images.loading.process import Decoded
 from vlmbatch.images.loading.protocol import file_identity
@@ -69,15 +69,14 @@ class ImageWorkers:
         self._num_workers = num_workers
         self._max_losses = _MAX_LOSSES * num_workers
         # The lock guards all that follows; its conditions: a place is free, an image waits
-        # for a worker or for the device, a process is ready.
+        # for a worker, a process is ready.
         self._lock = threading.Lock()
         self._room = threading.Condition(self._lock)
         self._work = threading.Condition(self._lock)
-        self._device_work = threading.Condition(self._lock)
         self._started = threading.Condition(self._lock)
         self._under_way: dict[ImageKey, Job] = {}
         self._waiting: deque[Job] = deque()
-        self._for_device: deque[Job] | None = None  # where there is one
+        self._for_device: DeviceJobs | None = None  # where there is one
         self._device_is_up = True  # or will not be
         self._recent: RecentImages[ImageKey, Decoded] = RecentImages(
             recent_bytes, lambda decoded: decoded.image.pixels.nbytes
@@ -96,9 +95,9 @@ class ImageWorkers:
             for index in range(num_workers)
         ]
         if open_device is not None:
-            self._for_device, self._device_is_up = deque(), False
+            self._for_device, self._device_is_up = DeviceJobs(self._lock), False
             feed = DeviceFeed(DeviceSettings(limits, processor, open_device, timeout_s), self)
-            self._threads.append(self._thread("image-device", partial(self._serve_device, feed)))
+            self._threads.append(self._thread("image-device", lambda: self._serve_device(feed)))
         for thread in (self._completing, *self._threads):
             thread.start()
 
@@ -166,7 +165,6 @@ class ImageWorkers:
         self._under_way[job.key] = job
         if self._for_device is not None:
             self._for_device.append(job)
-            self._device_work.notify()
         else:
             self._waiting.append(job)
             self._work.notify()
@@ -186,8 +184,9 @@ class ImageWorkers:
     def _serve_device(self, feed: DeviceFeed) -> None:
         feed.run()
         with self._lock:
-            left, self._for_device = self._for_device, None
-        self.leave_to_workers(left or ())
+            assert self._for_device is not None
+            left, self._for_device = self._for_device.end(), None
+        self.leave_to_workers(left)
 
     @property
     def ended(self) -> bool:
@@ -223,15 +222,7 @@ class ImageWorkers:
         """See ``JobQueue``."""
         with self._lock:
             assert self._for_device is not None
-            queue = self._for_device
-            self._device_work.wait_for(lambda: queue or self._end is not None)
-            batch: list[Job] = []
-            while queue and len(batch) < most:
-                max_bytes -= queue[0].ref.num_bytes
-                if batch and max_bytes < 0:
-                    break
-                batch.append(queue.popleft())
-            return batch
+            return self._for_device.next_batch(most, max_bytes)
 
     def leave_to_workers(self, jobs: Sequence[Job]) -> None:
         """See ``JobQueue``."""
@@ -298,12 +289,11 @@ class ImageWorkers:
             self._under_way.clear()
             self._waiting.clear()
             if self._for_device is not None:
-                self._for_device.clear()
+                self._for_device.end()
             for process in self._processes:
                 process.kill()
             self._room.notify_all()
             self._work.notify_all()
-            self._device_work.notify_all()
             self._started.notify_all()
         self._ended.set()
         for job in given_up:

@@ -25,8 +25,12 @@ class WorkerSettings:
 class DeviceDecoder(Protocol):
     """Decodes batches of at most ``max_pixels``; all its images are upright.
 
-    What they are resized to may not be made before ``make``, or an array of it, is asked for.
+    An image of fewer than ``min_pixels`` costs the device more than it spares a worker. What images
+    are resized to may not be made before ``make``, or an array of it, is asked for.
     """
+
+    @property
+    def min_pixels(self) -> int: ...
 
     @property
     def max_pixels(self) -> int: ...
