@@ -22,7 +22,8 @@ class Lines:
 
     ``pixels``: (3, L, N) uint8, ``out``: (3, L, C) uint8, both with any strides. ``weights``: where
     among all weights theirs begin, (C,) first places and then (T, C) shares; ``taps``: T.
-    ``color``: of what lies before and behind a line.
+    ``color``: of what lies before and behind a line. ``by_words``: first places and ``taps`` are
+    multiples of 4, and ``pixels`` has words.
     """
 
     pixels: Tensor
@@ -30,6 +31,13 @@ class Lines:
     weights: int
     taps: int
     color: tuple[int, int, int] = (0, 0, 0)
+    by_words: bool = False
+
+
+def has_words(pixels: Tensor) -> bool:
+    """Whether lines of (3, L, N) uint8 are made of whole aligned words of four pixels."""
+    starts = pixels.data_ptr(), pixels.shape[2], *pixels.stride()[:2]
+    return pixels.stride(2) == 1 and all(start % 4 == 0 for start in starts)
 
 
 @triton_on_gpu

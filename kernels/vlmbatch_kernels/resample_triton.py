@@ -9,10 +9,63 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vlmbatch_kernels.resample import SHARE_BITS, Lines
+from vlmbatch_kernels.resample import SHARE_BITS, Lines, has_words
 
 _OUTER, _INNER = 8, 64  # of a tile: its pixels beside each other in memory are the inner ones
 _FIELDS = 16  # of an image, in the table; 128 bytes keep each row aligned
+
+
+@triton.jit
+def _resample_tile(
+    row: tl.tensor,
+    weights: tl.tensor,
+    line: tl.tensor,
+    place: tl.tensor,
+    SHARE_BITS: tl.constexpr,
+    PIXELS: tl.constexpr,
+):
+    """``line`` and ``place`` are the two sides of a tile; PIXELS are read at a time."""
+    lines = tl.load(row + 3).to(tl.int32)
+    length = tl.load(row + 4).to(tl.int32)
+    count = tl.load(row + 5).to(tl.int32)
+    taps = tl.load(row + 7).to(tl.int32)
+    channel = tl.program_id(1)
+    shade = ((tl.load(row + 8) >> (8 * channel)) & 255).to(tl.int32)
+    wanted = (line < lines) & (place < count)
+    start = tl.load(row) + channel * tl.load(row + 9)
+    at = line * tl.load(row + 10).to(tl.int32)
+    shares = weights + tl.load(row + 6) + place
+    source = tl.load(shares, mask=place < count, other=0)
+    total = tl.full(wanted.shape, 1 << (SHARE_BITS - 1), tl.int32)
+    if PIXELS == 4:
+        words = start.to(tl.pointer_type(tl.int32))
+        at = at // 4 + source // 4
+        for _ in range(taps // 4):
+            inside = (source >= 0) & (source < length)
+            four = tl.load(words + at, mask=wanted & inside, other=shade * 0x01010101)
+            for pixel in tl.static_range(4):
+                shares += count
+                share = tl.load(shares, mask=place < count, other=0)
+                total += ((four >> (8 * pixel)) & 255) * share
+            source += 4
+            at += 1
+    else:
+        pixels = start.to(tl.pointer_type(tl.uint8))
+        step = tl.load(row + 11).to(tl.int32)
+        at = at + source * step
+        for _ in range(taps):
+            inside = (source >= 0) & (source < length)
+            one = tl.load(pixels + at, mask=wanted & inside, other=shade)
+            shares += count
+            share = tl.load(shares, mask=place < count, other=0)
+            total += one.to(tl.int32) * share
+            source += 1
+            at += step
+
+    resized = tl.minimum(tl.maximum(total >> SHARE_BITS, 0), 255).to(tl.uint8)
+    out = tl.load(row + 1).to(tl.pointer_type(tl.uint8)) + channel * tl.load(row + 12)
+    out += line * tl.load(row + 13) + place * tl.load(row + 14)
+    tl.store(out, resized, mask=wanted)
 
 
 @triton.jit
@@ -24,42 +77,23 @@ def _resample(
     OUTER: tl.constexpr,
     INNER: tl.constexpr,
 ):
-    tile, channel = tl.program_id(0), tl.program_id(1)
+    tile = tl.program_id(0)
     row = table + tl.program_id(2) * FIELDS
-    along = tl.load(row + 2) != 0
+    way = tl.load(row + 2)
     lines = tl.load(row + 3).to(tl.int32)
-    length = tl.load(row + 4).to(tl.int32)
     count = tl.load(row + 5).to(tl.int32)
-    num_outer, num_inner = tl.where(along, lines, count), tl.where(along, count, lines)
+    num_outer, num_inner = tl.where(way > 0, lines, count), tl.where(way > 0, count, lines)
     inner_tiles = tl.cdiv(num_inner, INNER)
     if tile >= inner_tiles * tl.cdiv(num_outer, OUTER):
         return
     outer = (tile // inner_tiles * OUTER + tl.arange(0, OUTER))[:, None]
     inner = (tile % inner_tiles * INNER + tl.arange(0, INNER))[None, :]
-    wanted = (outer < num_outer) & (inner < num_inner)
-    line, place = tl.where(along, outer, inner), tl.where(along, inner, outer)
-
-    first = weights + tl.load(row + 6)
-    taps = tl.load(row + 7).to(tl.int32)
-    shade = ((tl.load(row + 8) >> (8 * channel)) & 255).to(tl.int32)
-    pixels = tl.load(row).to(tl.pointer_type(tl.uint8)) + channel * tl.load(row + 9)
-    step = tl.load(row + 11)
-    source = tl.load(first + place, mask=wanted, other=0)
-    pixels += line * tl.load(row + 10) + source * step
-    shares = first + count + place
-    total = tl.full((OUTER, INNER), 1 << (SHARE_BITS - 1), tl.int32)
-    for _ in range(taps):
-        share = tl.load(shares, mask=wanted, other=0)
-        inside = (source >= 0) & (source < length)
-        values = tl.load(pixels, mask=wanted & inside, other=0).to(tl.int32)
-        total += tl.where(inside, values, shade) * share
-        source += 1
-        pixels += step
-        shares += count
-
-    resized = tl.minimum(tl.maximum(total >> SHARE_BITS, 0), 255).to(tl.uint8)
-    out = tl.load(row + 1).to(tl.pointer_type(tl.uint8)) + channel * tl.load(row + 12)
-    tl.store(out + line * tl.load(row + 13) + place * tl.load(row + 14), resized, mask=wanted)
+    if way == 0:
+        _resample_tile(row, weights, inner, outer, SHARE_BITS, 1)
+    elif way == 1:
+        _resample_tile(row, weights, outer, inner, SHARE_BITS, 1)
+    else:
+        _resample_tile(row, weights, outer, inner, SHARE_BITS, 4)
 
 
 def resample(weights: Tensor, passes: Sequence[Sequence[Lines]]) -> None:
@@ -87,9 +121,11 @@ def _row(lines: Lines) -> list[int]:
     count = out.shape[2]
     assert channels == 3 and out.shape == (channels, num_lines, count)
     assert pixels.dtype == out.dtype == torch.uint8
+    assert num_lines * pixels.stride(1) + length * pixels.stride(2) < 2**31
+    assert not lines.by_words or (has_words(pixels) and lines.taps % 4 == 0)
     red, green, blue = lines.color
     return [
-        *(pixels.data_ptr(), out.data_ptr(), int(_along(lines))),
+        *(pixels.data_ptr(), out.data_ptr(), _along(lines) + int(lines.by_words)),
         *(num_lines, length, count, lines.weights, lines.taps),
         *(red | green << 8 | blue << 16, *pixels.stride(), *out.stride(), 0),
     ]

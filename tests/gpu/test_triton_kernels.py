@@ -113,6 +113,7 @@ def test_mask_tokens(vocab: int) -> None:
 
 def test_resample() -> None:
     shapes = [(301, 970, 333, 19), (448, 97, 203, 7), (97, 448, 33, 15), (1, 5, 1, 5)]
+    shapes += [(301, 968, 333, 20), (448, 97, 203, 7), (97, 4032, 336, 52)]
     check_resample(shapes, "cuda")
 
 

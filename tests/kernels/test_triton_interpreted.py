@@ -63,7 +63,8 @@ def test_mask_tokens(interpreter: ProcessPoolExecutor) -> None:
 
 
 def test_resample(interpreter: ProcessPoolExecutor) -> None:
-    shapes = [(13, 70, 9, 5), (21, 9, 10, 4), (5, 80, 70, 5), (1, 3, 2, 2), (9, 6, 9, 3)]
+    shapes = [(13, 70, 9, 5), (21, 9, 10, 4), (5, 80, 70, 5), (1, 3, 2, 2)]
+    shapes += [(9, 72, 67, 8), (9, 6, 9, 3), (6, 40, 5, 12)]
     interpreter.submit(check_resample, shapes, "cpu").result()
 
 

@@ -342,26 +342,28 @@ def check_project_qkv(
 def check_resample(shapes: Sequence[tuple[int, int, int, int]], device: str) -> None:
     """Two passes over images of these lines, lengths, counts and taps, in a launch each.
 
-    Lines along memory and across it; parts of larger images, and what lies beyond their ends.
+    Lines along memory, by words of it where there are such, and across it; parts of larger images,
+    and what lies beyond their ends.
     """
-    from vlmbatch_kernels.resample import Lines, resample
+    from vlmbatch_kernels.resample import Lines, has_words, resample
 
     made: list[Tensor] = []
     passes: tuple[list[Lines], list[Lines]] = ([], [])
     expected = []
     for index, (lines, length, count, taps) in enumerate(shapes):
-        image = torch.randint(0, 256, (3, lines, length + 3), dtype=torch.uint8)
+        image = torch.randint(0, 256, (3, lines, length + 4), dtype=torch.uint8)
         if index % 2:
             image = image.transpose(1, 2).contiguous().transpose(1, 2)
         pixels = image[:, :, :length]
         color = (200, 3, index) if index % 3 else (0, 0, 0)
-        part, part_at = _resampled(pixels, count, taps, color, made)
+        by_words = has_words(pixels) and taps % 4 == 0
+        part, part_at = _resampled(pixels, count, taps, color, made, 4 if by_words else 1)
         whole, whole_at = _resampled(part.transpose(1, 2), count, min(taps, lines), color, made)
         expected += [part, whole]
         placed = image.to(device)[:, :, :length]
         between = torch.empty(3, lines, count, dtype=torch.uint8, device=device)
         out = torch.empty(count, count, 3, dtype=torch.uint8, device=device).permute(2, 0, 1)
-        passes[0].append(Lines(placed, between, part_at, taps, color))
+        passes[0].append(Lines(placed, between, part_at, taps, color, by_words))
         turned = between.transpose(1, 2)
         passes[1].append(Lines(turned, out, whole_at, min(taps, lines), color))
     weights = torch.cat(made).to(device)
@@ -397,13 +399,22 @@ def count_resample_launches() -> Iterator[list[tuple[int, int, int]]]:
 
 
 def _resampled(
-    pixels: Tensor, count: int, taps: int, color: tuple[int, int, int], made: list[Tensor]
+    pixels: Tensor,
+    count: int,
+    taps: int,
+    color: tuple[int, int, int],
+    made: list[Tensor],
+    step: int = 1,
 ) -> tuple[Tensor, int]:
-    """What becomes of lines by new random weights, which are added to ``made``, and where."""
+    """What becomes of lines by new random weights, which are added to ``made``, and where.
+
+    ``step``: of first places.
+    """
     from vlmbatch_kernels.resample import SHARE_BITS
 
-    length, beyond = pixels.shape[2], 2 if any(color) else 0
-    first = torch.randint(-beyond, length - taps + 1 + beyond, (count,)).int()
+    length, beyond = pixels.shape[2], 2 * step if any(color) else 0
+    most = (length - taps + beyond) // step
+    first = step * torch.randint(-(beyond // step), most + 1, (count,)).int()
     parts = torch.randn(count, taps).softmax(1) * 1.2
     parts[:, 0] -= 0.2
     shares = (parts * 2**SHARE_BITS).int()

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from vlmbatch_kernels.resample import Lines
+from vlmbatch_kernels.resample import Lines, has_words
 from vlmbatch_kernels.resample import resample as resample_lines
 
 from vlmbatch.nvjpeg.resampling import shares_of
@@ -145,16 +145,17 @@ class _Weights:
 
     def __init__(self) -> None:
         self._arrays: list[NDArray[np.int32]] = []
-        self._starts: dict[Axis, int] = {}
+        self._starts: dict[tuple[Axis, bool], int] = {}
         self._length = 0
 
     def lines(self, pixels: Tensor, out: Tensor, axis: Axis, color: tuple[int, int, int]) -> Lines:
-        weights = _axis_weights(axis)
-        if axis not in self._starts:
-            self._starts[axis] = self._length
+        key = axis, by_words = axis, has_words(pixels)
+        weights = _axis_weights(*key)
+        if key not in self._starts:
+            self._starts[key] = self._length
             self._arrays.append(weights.reshape(-1))
             self._length += weights.size
-        return Lines(pixels, out, self._starts[axis], len(weights) - 1, color)
+        return Lines(pixels, out, self._starts[key], len(weights) - 1, color, by_words)
 
     def on(self, device: torch.device) -> Tensor:
         """A single copy, which nothing waits for: torch lends pinned memory to nobody else before
@@ -165,10 +166,23 @@ class _Weights:
 
 
 @lru_cache(maxsize=128)  # photos of many cameras, and of the web
-def _axis_weights(axis: Axis) -> NDArray[np.int32]:
+def _axis_weights(axis: Axis, by_words: bool) -> NDArray[np.int32]:
     """(1 + taps, count): first places among the stored pixels and shares, as ``Lines`` has them."""
     found = shares_of(*axis.span, axis.resample)
     first, shares = found.first - axis.offset, found.shares
     if axis.mirrored:
         first, shares = axis.stored - first - shares.shape[1], shares[:, ::-1]
+    if by_words:
+        first, shares = _from_words(first, shares)
     return np.concatenate((first[None], shares.T), dtype=np.int32)
+
+
+def _from_words(
+    first: NDArray[np.int32], shares: NDArray[np.int32]
+) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """The same with whole words of four: what is read before and behind them has no share."""
+    before = first % 4
+    count, taps = shares.shape
+    padded = np.zeros((count, -(-(taps + int(before.max())) // 4) * 4), np.int32)
+    np.put_along_axis(padded, before[:, None] + np.arange(taps), shares, axis=1)
+    return first - before, padded
