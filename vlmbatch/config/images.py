@@ -200,7 +200,7 @@ class ImageLoading:
             "NAME",
             "exact: every pixel of the file; scaled: JPEGs that are at least twice as large as the "
             "model needs them, to a half, a quarter or an eighth, which is faster; gpu: plain "
-            "JPEGs by nvJPEG on the GPU, all else as with exact.",
+            "JPEGs of a megapixel or more by nvJPEG on the GPU, all else as with exact.",
             flag="--image-decoder",
         ),
     ] = "exact"
