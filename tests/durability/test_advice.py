@@ -533,6 +533,8 @@ ELSEWHERE = {
     "attention --no-deps": "a command of pip, which changes the machine",
     "machine --force-reinstall": "a command of pip, which changes the machine",
     "machine --only-binary": "a command of pip, which changes the machine",
+    "formats --force-reinstall": "a command of pip, which changes the machine",
+    "formats --only-binary": "a command of pip, which changes the machine",
     "engine --kv-cache-tokens": "needs a real engine: below",
     "outputs --dtype": "of a model that overflows: tests/engine/test_constrained_rows.py",
     "engine --max-tokens": "needs a real engine: below",

@@ -5,10 +5,11 @@ from __future__ import annotations
 import io
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from vlmbatch.config import ImageLimits
 from vlmbatch.errors import ErrorCode, RowError
@@ -19,6 +20,16 @@ from vlmbatch.types import ImageRef
 LIMITS = ImageLimits(max_pixels=10**6)
 URL = "s3://photos/a"
 LONG = 3 * 2**20  # behind the header
+LOSSLESS: dict[str, dict[str, Any]] = {
+    "WEBP": {"lossless": True},
+    "AVIF": {"quality": 100, "subsampling": "4:4:4"},
+}
+NEEDS_AVIF = pytest.param(
+    "AVIF",
+    marks=pytest.mark.skipif(
+        not features.check("avif"), reason="needs a Pillow that was built with libavif"
+    ),
+)
 
 
 class Starts:
@@ -66,11 +77,11 @@ def test_it_is_that_of_the_file(kind: str, more: int) -> None:
     assert (None in fetcher.asked) == bool(more and kind == "TIFF")
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", NEEDS_AVIF])
 def test_it_is_that_of_a_file_with_many_pixels(kind: str) -> None:
     file = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (500, 400, 3), np.uint8)
-    Image.fromarray(noise).save(file, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    Image.fromarray(noise).save(file, kind, **LOSSLESS.get(kind, {}))
     fetcher = Starts(file.getvalue())
     header = probe_url(ImageRef(url=URL), fetcher, LIMITS)
     assert (header.width, header.height) == (400, 500)

@@ -181,7 +181,7 @@ class TestRefused:
             opened(fill(tmp_path, "a/b.jpg"), None)
 
     def test_no_images(self, tmp_path: Path) -> None:
-        fill(tmp_path, "a.heic")
+        fill(tmp_path, "a.psd")
         with pytest.raises(ManifestError, match="the folder holds no image"):
             opened(tmp_path)
         with pytest.raises(ManifestError, match="the pattern matches no image"):
@@ -213,7 +213,9 @@ def test_a_folder_with_a_manifest_is_a_manifest(
 def test_what_is_no_image_by_its_name_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    manifest = opened(fill(tmp_path, "a.jpg", "b.heic", "c.HEIC", "a.txt"), sidecars=(".txt",))
+    manifest = opened(
+        fill(tmp_path, "a.jpg", "b.psd", "c.PSD", "d.HEIC", "a.txt"), sidecars=(".txt",)
+    )
     with caplog.at_level("INFO", "vlmbatch"):
         manifest.scan()
-    assert "2 files are no images by their names and are left out (2 .heic)" in caplog.text
+    assert "2 files are no images by their names and are left out (2 .psd)" in caplog.text

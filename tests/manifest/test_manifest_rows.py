@@ -164,7 +164,7 @@ def test_data_urls_are_images(in_a):
 
 @pytest.mark.parametrize(
     ("kind", "size"),
-    [(kind, size) for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF") for size in (1, 200)]
+    [(kind, size) for kind in ("JPEG", "PNG", "GIF", "WEBP", "TIFF", "AVIF") for size in (1, 200)]
     + [("BMP", 200)],
 )
 def test_base64_without_a_scheme_is_told_in_short(kind, size):

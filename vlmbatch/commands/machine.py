@@ -26,6 +26,7 @@ EXTRAS = {
     "s3": (("s3fs",), "s3:// and stores with its API"),
     "gs": (("gcsfs",), "gs://"),
     "az": (("adlfs",), "az://"),
+    "heic": (("pillow-heif",), "HEIC, the photos of phones"),
     "pdf": (("pypdfium2",), "pages of PDFs"),
     "ray": (("ray",), "runs on a Ray cluster"),
     "serve": (("starlette", "uvicorn", "httptools", "prometheus-client"), "vlmbatch serve"),
@@ -174,7 +175,8 @@ def _pillow() -> Check:
         return Check("Pillow", "missing", found, fix)
     turbo = features.version("libjpeg_turbo")
     jpeg = f"libjpeg-turbo {turbo}" if turbo else "plain libjpeg, slower than libjpeg-turbo"
-    return Check("Pillow", "ok", f"{version}, {jpeg}, WebP {features.version('webp')}")
+    avif = f"AVIF {features.version('avif')}" if features.check("avif") else "no AVIF"
+    return Check("Pillow", "ok", f"{version}, {jpeg}, WebP {features.version('webp')}, {avif}")
 
 
 def _machine() -> list[Check]:

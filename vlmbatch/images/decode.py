@@ -22,6 +22,7 @@ from vlmbatch.images.formats import (
     foreign_content,
     foreign_format,
     known_format,
+    lacking_decoder,
     open_decoder,
     video_format,
 )
@@ -176,6 +177,8 @@ def _opened(ref: ImageRef, limits: ImageLimits) -> Iterator[ImageFile.ImageFile]
         name = known_format(head)
         if name is None:
             raise _unknown_format(label, head)
+        if lacking := lacking_decoder(name):
+            raise RowError(ErrorCode.IMAGE_FORMAT_UNSUPPORTED, f"{label}: {lacking}")
         image = open_decoder(file, name)
         _check_pixels(image, label, limits)
         yield image

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import BinaryIO
 
-from PIL import ImageFile
+from PIL import AvifImagePlugin, ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -26,6 +27,7 @@ DECODERS: dict[str, type[ImageFile.ImageFile]] = {
     "GIF": GifImageFile,
     "BMP": BmpImageFile,
     "TIFF": TiffImageFile,
+    "AVIF": AvifImagePlugin.AvifImageFile,
 }
 
 _SIGNATURES = (
@@ -66,29 +68,29 @@ _VIDEO_SIGNATURES = (
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "WMV"),
 )
 _VIDEO_BOXES = (b"moov", b"mdat", b"wide", b"pnot")  # of QuickTime files of before brands
-_ISO_MEDIA_BRANDS = {
-    b"avif": "AVIF",
-    b"avis": "AVIF",
-    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "HEIC"),
-}
+# ISO/IEC 23008-12, and AV1 Image File Format. Of an image of unnamed coding, mif1 or msf1, the
+# compatible brands tell it.
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIC_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"}
+_UNNAMED_BRANDS = {b"mif1", b"msf1"}
 
 
 def known_format(head: bytes) -> str | None:
     """The readable format that the file's first bytes announce."""
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
+    if head[4:8] == b"ftyp":
+        return _iso_media_format(head)
     return next((name for magic, name in _SIGNATURES if head.startswith(magic)), None)
 
 
 def foreign_format(head: bytes) -> str | None:
     """The format that the first bytes announce, if it is one that is not read."""
-    if head[4:8] == b"ftyp":
-        return _ISO_MEDIA_BRANDS.get(head[8:12])
     return next((name for magic, name in _FOREIGN_SIGNATURES if head.startswith(magic)), None)
 
 
 def video_format(head: bytes) -> str | None:
-    """The kind of video that the first bytes announce; ``foreign_format`` goes first."""
+    """The kind of video that the first bytes announce; ``known_format`` goes first."""
     if head[4:8] == b"ftyp":  # MP4 has more brands than anyone knows
         return "QuickTime" if head[8:12] == b"qt  " else "MP4"
     if head[4:8] in _VIDEO_BOXES:
@@ -107,7 +109,43 @@ def foreign_content(head: bytes) -> str:
     return f"it starts with {head[:8]!r}"
 
 
+def lacking_decoder(name: str) -> str | None:
+    """What is missing here to read format ``name``, and what to do about it."""
+    if name == "AVIF" and not AvifImagePlugin.SUPPORTED:
+        return (
+            "AVIF is not read by this build of Pillow: pip install --force-reinstall "
+            "--only-binary :all: 'pillow>=12.0'"
+        )
+    if name == "HEIC" and find_spec("pillow_heif") is None:
+        return (
+            "HEIC is read by pillow-heif, which is not installed: pip install 'vlmbatch[heic]', or "
+            f"convert it to one of {', '.join(DECODERS)}"
+        )
+    return None
+
+
 def open_decoder(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     """Read the header by the decoder of format ``name``; raises what Pillow's plugins raise."""
     file.seek(0)
+    if name == "HEIC":
+        from pillow_heif import HeifImageFile
+
+        image: ImageFile.ImageFile = HeifImageFile(file)
+        return image
     return DECODERS[name](file)
+
+
+def decode_on_one_thread() -> None:
+    """In this process, where images are decoded one by one: AVIF would take a thread a core."""
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
+
+def _iso_media_format(head: bytes) -> str | None:
+    size = int.from_bytes(head[:4], "big")
+    major, compatible = head[8:12], head[16:size]
+    brands = {major}
+    if major in _UNNAMED_BRANDS:
+        brands |= {compatible[at : at + 4] for at in range(0, len(compatible), 4)}
+    if brands & _AVIF_BRANDS:
+        return "AVIF"
+    return "HEIC" if brands & (_HEIC_BRANDS | _UNNAMED_BRANDS) else None

@@ -16,9 +16,11 @@ from vlmbatch.types import ImageRef, Page
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _READ_AS_URL = re.compile("(?:data:|https?://)", re.IGNORECASE)
-# How JPEG, PNG, GIF, WebP and TIFF begin in base64. Anything in its alphabet that is longer than a
-# path may be is none either.
-_BASE64 = re.compile(r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|.{4096})[A-Za-z0-9+/=_\s-]*")
+# How JPEG, PNG, GIF, WebP, TIFF, AVIF and HEIC begin in base64. Anything in its alphabet that is
+# longer than a path may be is none either.
+_BASE64 = re.compile(
+    r"(?:/9j/|iVBORw0KGgo|R0lGOD|UklGR|SUkqA|TU0AK|AAAA.GZ0eX|.{4096})[A-Za-z0-9+/=_\s-]*"
+)
 _MIN_BASE64 = 48  # characters: no image is shorter
 _DATA_URLS = ImageUrls()
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from vlmbatch.errors import ManifestError
 from vlmbatch.log import logger
 
-_KINDS = ("jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "tif", "tiff")
-IMAGE_SUFFIXES = tuple(f".{kind}" for kind in _KINDS)
+_KINDS = "jpg jpeg jpe jfif png webp gif bmp tif tiff avif heic heif"
+IMAGE_SUFFIXES = tuple(f".{kind}" for kind in _KINDS.split())
 _WILDCARDS = "*?["
 ALL = ("**", "*")
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.file import image_label
+from vlmbatch.images.formats import decode_on_one_thread
 from vlmbatch.images.loading.prepare import prepare_image
 from vlmbatch.images.loading.protocol import file_identity, receive, ref_of, reply_of, send
 from vlmbatch.images.loading.serving import (
@@ -47,6 +48,7 @@ def _serve(connection: socket.socket, shared: Shared) -> None:
     memory = _BASE_BYTES + _BYTES_PER_PIXEL * limits.max_pixels + 2 * limits.max_bytes
     memory = min(memory, sys.maxsize)  # more is no limit that the system knows
     _restrain(memory)
+    decode_on_one_thread()
     send(connection, {"ready": os.getpid()})
     while True:
         request, data = receive(connection)

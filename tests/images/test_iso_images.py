@@ -1,0 +1,169 @@
+"""AVIF, which Pillow reads, and HEIC, the photos of phones, which pillow-heif reads."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from contextlib import closing
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import pytest
+from encoding import encoded
+from PIL import AvifImagePlugin, Image, ImageOps
+from worker_processes import PROCESSOR
+
+from vlmbatch.config import ImageLimits
+from vlmbatch.errors import ErrorCode, RowError
+from vlmbatch.images import formats
+from vlmbatch.images.decode import decode_image, probe_image
+from vlmbatch.images.formats import known_format, video_format
+from vlmbatch.images.loading.pool import ImageWorkers
+from vlmbatch.types import ImageRef, PixelImage
+
+LIMITS = ImageLimits()
+needs_avif = pytest.mark.skipif(
+    not AvifImagePlugin.SUPPORTED, reason="needs a Pillow that was built with libavif"
+)
+needs_heic = pytest.mark.skipif(
+    find_spec("pillow_heif") is None, reason="needs pillow-heif (pip install 'vlmbatch[heic]')"
+)
+KINDS = pytest.mark.parametrize(
+    "kind", [pytest.param("AVIF", marks=needs_avif), pytest.param("HEIC", marks=needs_heic)]
+)
+
+
+def iso(kind: str, image: Image.Image, **options: Any) -> bytes:
+    """As good as the format allows: colour is kept for each pixel, but rounded as YCbCr."""
+    if kind == "AVIF":
+        return encoded(image, kind, **{"quality": 100, "subsampling": "4:4:4", **options})
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return encoded(image, "HEIF", **{"quality": -1, "chroma": 444, **options})
+
+
+def picture(width: int = 64, height: int = 48) -> Image.Image:
+    """No two of its corners are alike."""
+    down, across = np.mgrid[0:height, 0:width]
+    channels = 255 * across // width, 255 * down // height, 255 * (across // 8 % 2)
+    return Image.fromarray(np.stack(channels, axis=-1).astype(np.uint8))
+
+
+def decoded(data: bytes) -> np.ndarray[Any, Any]:
+    image = decode_image(ImageRef("a", data), LIMITS)
+    assert image.mode == "RGB"
+    return np.asarray(image).astype(int)
+
+
+@KINDS
+def test_pixels_and_header(kind: str) -> None:
+    data = iso(kind, picture())
+    assert known_format(data[:64]) == kind
+    assert np.abs(decoded(data) - np.asarray(picture())).max() <= 4
+    header = probe_image(ImageRef(data=data), LIMITS)
+    assert (header.height, header.width) == (48, 64)
+
+
+@KINDS
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright(kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    as_png = Image.open(io.BytesIO(encoded(picture(), exif=exif)))
+    expected = np.asarray(ImageOps.exif_transpose(as_png))
+    data = iso(kind, picture(), exif=exif.tobytes())
+    assert decoded(data).shape == expected.shape
+    assert np.abs(decoded(data) - expected).max() <= 4
+    header = probe_image(ImageRef(data=data), LIMITS)
+    assert (header.height, header.width) == expected.shape[:2]
+
+
+@KINDS
+def test_alpha_is_composed_over_white(kind: str) -> None:
+    alpha = Image.linear_gradient("L").resize((64, 48))
+    image = picture()
+    image.putalpha(alpha)
+    weight = np.asarray(alpha)[..., None] / 255
+    expected = np.asarray(picture()) * weight + 255 * (1 - weight)
+    assert np.abs(decoded(iso(kind, image)) - expected).max() <= 5
+
+
+@KINDS
+def test_grey(kind: str) -> None:
+    grey = picture().convert("L")
+    assert np.abs(decoded(iso(kind, grey)) - np.asarray(grey.convert("RGB"))).max() <= 4
+
+
+@needs_avif
+def test_an_animation_is_its_first_frame() -> None:
+    frames = {"save_all": True, "append_images": [Image.new("RGB", (64, 48), "blue")]}
+    assert np.abs(decoded(iso("AVIF", picture(), **frames)) - np.asarray(picture())).max() <= 4
+
+
+@KINDS
+def test_what_is_wrong_with_a_file_is_told(kind: str) -> None:
+    data = iso(kind, picture(400, 300))
+    for keep in (40, len(data) // 2):
+        with pytest.raises(RowError, match="a: corrupt or truncated") as caught:
+            decoded(data[:keep])
+        assert caught.value.code is ErrorCode.IMAGE_UNREADABLE
+    for read in (probe_image, decode_image):
+        with pytest.raises(RowError, match="400 x 300 = 120000 pixels, over the limit of 119999"):
+            read(ImageRef("a", data), ImageLimits(max_pixels=119_999))
+
+
+@pytest.mark.parametrize(
+    ("head", "name"),
+    [
+        (b"\0\0\0\x18ftypavif\0\0\0\0mif1avif", "AVIF"),
+        (b"\0\0\0\x18ftypavis\0\0\0\0msf1avis", "AVIF"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "AVIF"),
+        (b"\0\0\0\x14ftypmif1\0\0\0\0mif1avif", "HEIC"),  # the box ends before it
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x20ftypheic\0\0\0\0mif1heicMiHEmiaf", "HEIC"),
+        (b"\0\0\0\x20ftypisom\0\0\0\0isomiso2avc1mp41", None),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0mp42mif1", None),
+    ],
+)
+def test_brands(head: bytes, name: str | None) -> None:
+    assert known_format(head) == name
+    assert name or video_format(head) == "MP4"
+
+
+def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "find_spec", lambda name: None)
+    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+    for brand, words in ((b"heic", "pip install 'vlmbatch[heic]'"), (b"avif", "build of Pillow")):
+        with pytest.raises(RowError, match="a: ") as caught:
+            decoded(b"\0\0\0\x14ftyp" + brand + bytes(40))
+        assert caught.value.code is ErrorCode.IMAGE_FORMAT_UNSUPPORTED
+        assert words in caught.value.message
+
+
+@KINDS
+def test_workers_decode_large_ones_within_their_memory(kind: str) -> None:
+    data = iso(kind, Image.new("RGB", (4000, 3000), "orange"), quality=80)
+    with closing(ImageWorkers(LIMITS, PROCESSOR, 1, 60.0, 4)) as workers:
+        image = workers.submit(ImageRef(data=data)).result()
+    assert isinstance(image, PixelImage)
+    assert np.abs(image.pixels[8, 8].astype(int) - (255, 165, 0)).max() <= 4
+
+
+@needs_avif
+def test_a_worker_decodes_avif_on_one_thread() -> None:
+    """There are as many workers as cores."""
+    code = (
+        "import io, os, sys\n"
+        "from vlmbatch.images.formats import decode_on_one_thread, open_decoder\n"
+        "threads = lambda: len(os.listdir('/proc/self/task'))\n"
+        "decode_on_one_thread(); before = threads()\n"
+        "image = open_decoder(io.BytesIO(sys.stdin.buffer.read()), 'AVIF'); image.load()\n"
+        "print(threads() - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=iso("AVIF", picture()), capture_output=True, check=True
+    )
+    assert done.stdout.strip() == b"0"
