@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from encoding import encoded
-from PIL import AvifImagePlugin, Image, ImageOps
+from PIL import Image, ImageOps, features
 from worker_processes import PROCESSOR
 
 from vlmbatch.config import ImageLimits
@@ -25,7 +25,7 @@ from vlmbatch.types import ImageRef, PixelImage
 
 LIMITS = ImageLimits()
 needs_avif = pytest.mark.skipif(
-    not AvifImagePlugin.SUPPORTED, reason="needs a Pillow that was built with libavif"
+    not features.check("avif"), reason="needs a Pillow that was built with libavif"
 )
 needs_heic = pytest.mark.skipif(
     find_spec("pillow_heif") is None, reason="needs pillow-heif (pip install 'vlmbatch[heic]')"
@@ -135,7 +135,6 @@ def test_brands(head: bytes, name: str | None) -> None:
 
 def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(formats, "find_spec", lambda name: None)
-    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
     for brand, words in ((b"heic", "pip install 'vlmbatch[heic]'"), (b"avif", "build of Pillow")):
         with pytest.raises(RowError, match="a: ") as caught:
             decoded(b"\0\0\0\x14ftyp" + brand + bytes(40))
@@ -150,6 +149,12 @@ def test_workers_decode_large_ones_within_their_memory(kind: str) -> None:
         image = workers.submit(ImageRef(data=data)).result()
     assert isinstance(image, PixelImage)
     assert np.abs(image.pixels[8, 8].astype(int) - (255, 165, 0)).max() <= 4
+
+
+def test_libraries_are_loaded_when_such_an_image_comes() -> None:
+    code = "import sys, vlmbatch.images.loading.worker; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert {"PIL.AvifImagePlugin", "pillow_heif"}.isdisjoint(done.stdout.split())
 
 
 @needs_avif

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import BinaryIO
 
-from PIL import AvifImagePlugin, ImageFile
+from PIL import ImageFile
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.JpegImagePlugin import JpegImageFile
@@ -14,6 +14,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
 from vlmbatch.models import git_lfs
+
+_avif_threads: int | None = None  # None: as Pillow has it
 
 # Enough for every signature below.
 HEAD_BYTES = 64
@@ -27,8 +29,9 @@ DECODERS: dict[str, type[ImageFile.ImageFile]] = {
     "GIF": GifImageFile,
     "BMP": BmpImageFile,
     "TIFF": TiffImageFile,
-    "AVIF": AvifImagePlugin.AvifImageFile,
 }
+# Rarer ones, whose libraries are as large as all others': they are loaded when one comes.
+_RARE = ("AVIF", "HEIC")
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -111,7 +114,7 @@ def foreign_content(head: bytes) -> str:
 
 def lacking_decoder(name: str) -> str | None:
     """What is missing here to read format ``name``, and what to do about it."""
-    if name == "AVIF" and not AvifImagePlugin.SUPPORTED:
+    if name == "AVIF" and find_spec("PIL._avif") is None:
         return (
             "AVIF is not read by this build of Pillow: pip install --force-reinstall "
             "--only-binary :all: 'pillow>=12.0'"
@@ -127,17 +130,27 @@ def lacking_decoder(name: str) -> str | None:
 def open_decoder(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     """Read the header by the decoder of format ``name``; raises what Pillow's plugins raise."""
     file.seek(0)
-    if name == "HEIC":
-        from pillow_heif import HeifImageFile
-
-        image: ImageFile.ImageFile = HeifImageFile(file)
-        return image
-    return DECODERS[name](file)
+    decoder = _rare_decoder(name) if name in _RARE else DECODERS[name]
+    return decoder(file)
 
 
 def decode_on_one_thread() -> None:
-    """In this process, where images are decoded one by one: AVIF would take a thread a core."""
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    """In this process, of which there are many: a decoder of AVIF takes a thread a core."""
+    global _avif_threads
+    _avif_threads = 1
+
+
+def _rare_decoder(name: str) -> type[ImageFile.ImageFile]:
+    if name == "AVIF":
+        from PIL import AvifImagePlugin
+
+        if _avif_threads:
+            AvifImagePlugin.DEFAULT_MAX_THREADS = _avif_threads
+        return AvifImagePlugin.AvifImageFile
+    from pillow_heif import HeifImageFile
+
+    decoder: type[ImageFile.ImageFile] = HeifImageFile
+    return decoder
 
 
 def _iso_media_format(head: bytes) -> str | None:
