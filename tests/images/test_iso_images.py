@@ -110,6 +110,7 @@ def test_what_is_wrong_with_a_file_is_told(kind: str) -> None:
         with pytest.raises(RowError, match="a: corrupt or truncated") as caught:
             decoded(data[:keep])
         assert caught.value.code is ErrorCode.IMAGE_UNREADABLE
+        assert caught.value.message == caught.value.message.strip()
     for read in (probe_image, decode_image):
         with pytest.raises(RowError, match="400 x 300 = 120000 pixels, over the limit of 119999"):
             read(ImageRef("a", data), ImageLimits(max_pixels=119_999))

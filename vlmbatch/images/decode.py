@@ -192,7 +192,7 @@ def _row_errors(label: str) -> Iterator[None]:
     except Image.DecompressionBombError as error:
         raise RowError(ErrorCode.IMAGE_TOO_LARGE, f"{label}: {error}") from error
     except _BROKEN as error:
-        cause = str(error) or type(error).__name__
+        cause = str(error).strip() or type(error).__name__
         raise RowError(
             ErrorCode.IMAGE_UNREADABLE, f"{label}: corrupt or truncated: {cause}"
         ) from error
