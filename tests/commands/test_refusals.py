@@ -17,6 +17,10 @@ MODEL = ("-m", "x")
         (["rum"], "No such command 'rum'. Did you mean 'run'?"),
         (["run", "m.jsonl", "--max-token", "3"], "--max-tokens"),
         (
+            ["run", *(f"photos/{number}.jpg" for number in range(99)), *MODEL],
+            " ...): MANIFEST is a single name; of several files it is their folder, or a pattern",
+        ),
+        (
             ["run", "data/m.jsonl.gz", *MODEL],
             "add -o m.answers.parquet for a Parquet file, or -o -",
         ),
