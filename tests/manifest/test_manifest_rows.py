@@ -91,6 +91,24 @@ def test_messages_in_place_of_a_prompt():
 
 
 @pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "a.jpg"}},
+        {"type": "image", "image": "a.jpg", "text": None},
+    ],
+)
+def test_messages_that_name_images_need_the_image_column(part):
+    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": [part]}]
+    error = build({"messages": messages}).error
+    assert (error.code, "message 2 names an image" in error.message) == (
+        ErrorCode.IMAGE_TOKEN_MISMATCH,
+        True,
+    )
+    assert build({"messages": messages, "image": "a.jpg"}).error is None
+    assert build({"messages": [{"role": "user", "content": [{"type": "image"}]}]}).error is None
+
+
+@pytest.mark.parametrize(
     ("value", "images"),
     [
         (None, []),

@@ -59,6 +59,8 @@ class RowBuilder:
             row_id = read_id(values, self.columns.id, index)
             prompt, messages = self._prompt(values)
             images = self._images.read(values.get(self.columns.image))
+            if messages is not None and not images:
+                _check_nameless(messages, self.columns.image)
             if (resolution := row_resolution(values)) is not None:
                 images = tuple(replace(image, resolution=resolution) for image in images)
             sampling = row_sampling(self._defaults, values, index)
@@ -109,3 +111,18 @@ class RowBuilder:
         if not messages:
             raise RowError(ErrorCode.PROMPT_INVALID, f'column "{MESSAGES_COLUMN}" is empty')
         return None, times_as_text(messages)
+
+
+def _check_nameless(messages: list[dict[str, Any]], column: str) -> None:
+    """Refuse messages that name an image themselves, as OpenAI's do."""
+    for number, message in enumerate(messages, 1):
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind in ("image", "image_url") and part.get(kind) is not None:
+                raise RowError(
+                    ErrorCode.IMAGE_TOKEN_MISMATCH,
+                    f'message {number} names an image, and column "{column}" has none: name images '
+                    "there, in the order of the messages; they name images themselves in "
+                    "requests of OpenAI's batch files alone",
+                )
