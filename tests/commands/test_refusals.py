@@ -29,6 +29,10 @@ MODEL = ("-m", "x")
         (["run", "m.jsonl", "-o", "..", *MODEL], "give the folder's name, as in -o ../answers"),
         (["run", "m.jsonl", "-o", "m.jsonl/", *MODEL], "m.jsonl/ is a file, not a folder"),
         (
+            ["run", "m.jsonl", "-o", "old.parquet", "--shard-rows", "9", *MODEL],
+            "is a file, and with --shard-rows it would be a folder of files: leave",
+        ),
+        (
             ["run", "m.jsonl", "-o", "folder.parquet", *MODEL],
             "such as -o folder.parquet/answers.parquet, or add --shard-rows",
         ),
