@@ -11,6 +11,7 @@ from vlmbatch.manifest.arrow_values import shown_with_type, times_as_text
 from vlmbatch.manifest.columns import MESSAGES_COLUMN, Columns, is_request
 from vlmbatch.manifest.ids import id_of_error, read_id, unknown_id
 from vlmbatch.manifest.image_column import ImageColumn
+from vlmbatch.manifest.jsonl import parse_value
 from vlmbatch.manifest.row_settings import row_resolution, row_sampling
 from vlmbatch.types import Row
 
@@ -102,6 +103,8 @@ class RowBuilder:
                 ErrorCode.PROMPT_INVALID,
                 f'both "{column}" and "{MESSAGES_COLUMN}" are given: leave one of them out',
             )
+        if isinstance(messages, str):
+            messages = _read_messages(messages)
         if not (isinstance(messages, list) and all(isinstance(item, dict) for item in messages)):
             raise RowError(
                 ErrorCode.PROMPT_INVALID,
@@ -111,6 +114,18 @@ class RowBuilder:
         if not messages:
             raise RowError(ErrorCode.PROMPT_INVALID, f'column "{MESSAGES_COLUMN}" is empty')
         return None, times_as_text(messages)
+
+
+def _read_messages(text: str) -> Any:
+    """Messages as JSON, as Parquet may have them: a column of it has contents of one type."""
+    try:
+        return parse_value(text.encode(), "the text")
+    except RowError as error:
+        raise RowError(
+            ErrorCode.PROMPT_INVALID,
+            f'column "{MESSAGES_COLUMN}" must be a list of objects with "role" and "content", or '
+            f"one as JSON: {error.message}",
+        ) from error
 
 
 def _check_nameless(messages: list[dict[str, Any]], column: str) -> None:
