@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
+import textwrap
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -189,6 +190,16 @@ def _misused(error: typer.TyperException) -> int:
     problems = getattr(error.__cause__, "errors", None)  # pydantic's, whose messages lack the value
     if problems is not None and repr(given := problems()[0]["input"]) not in message:
         message += f", got {given!r}"
+    if message.startswith("Got unexpected extra argument"):  # of all files that a shell has found
+        message = textwrap.shorten(message, 200, placeholder=" ...)")
+        parameters = [] if context is None else context.command.params
+        if any(
+            each.name == "manifest" and each.param_type_name == "argument" for each in parameters
+        ):
+            message += (
+                ": MANIFEST is a single name; of several files it is their folder, or a pattern in "
+                "quotes, which the shell leaves alone, as in 'photos/*.jpg'"
+            )
     command = context.command_path if context is not None else "vlmbatch"
     log.logger.error("%s\nTry `%s --help`.", message, command)
     return error.exit_code

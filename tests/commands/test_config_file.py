@@ -107,6 +107,12 @@ def test_a_bad_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
     assert "job.toml" in str(caught.value)
 
 
+def test_a_byte_order_mark_is_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "job.toml"
+    path.write_text("max_tokens = 3\r\n", encoding="utf-8-sig")
+    assert load_settings(path) == {"max_tokens": 3}
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nope\.toml: No such file"):
         load_settings(tmp_path / "nope.toml")

@@ -17,6 +17,10 @@ MODEL = ("-m", "x")
         (["rum"], "No such command 'rum'. Did you mean 'run'?"),
         (["run", "m.jsonl", "--max-token", "3"], "--max-tokens"),
         (
+            ["run", *(f"photos/{number}.jpg" for number in range(99)), *MODEL],
+            " ...): MANIFEST is a single name; of several files it is their folder, or a pattern",
+        ),
+        (
             ["run", "data/m.jsonl.gz", *MODEL],
             "add -o m.answers.parquet for a Parquet file, or -o -",
         ),
@@ -24,6 +28,10 @@ MODEL = ("-m", "x")
         (["run", "m.jsonl", "-o", ".", *MODEL], "give the folder's name, as in -o answers"),
         (["run", "m.jsonl", "-o", "..", *MODEL], "give the folder's name, as in -o ../answers"),
         (["run", "m.jsonl", "-o", "m.jsonl/", *MODEL], "m.jsonl/ is a file, not a folder"),
+        (
+            ["run", "m.jsonl", "-o", "old.parquet", "--shard-rows", "9", *MODEL],
+            "is a file, and with --shard-rows it would be a folder of files: leave",
+        ),
         (
             ["run", "m.jsonl", "-o", "folder.parquet", *MODEL],
             "such as -o folder.parquet/answers.parquet, or add --shard-rows",

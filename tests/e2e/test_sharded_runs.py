@@ -15,6 +15,8 @@ import pytest
 import real_command
 from fast_command import FastCommands
 
+from vlmbatch.jobs.parts_status import read_parts_status
+
 SAMPLES = Path(__file__).parents[2] / "samples"
 COUNT = 3
 RUN_ID = b"vlmbatch.run_id"
@@ -190,6 +192,24 @@ def test_parts_of_two_runs_are_told_apart(parts: Path, run: Task, merge: Task) -
     for number in (0, 2):
         options = ("--shard", f"{number}/3", "--max-tokens", 3)
         assert run(parts, "parts", *options, "--overwrite").returncode in (0, 1)
+    assert merge(parts, "-o", "merged.parquet").returncode == 1
+
+
+def test_parts_of_two_manifests_are_brought_to_one(parts: Path, run: Task, merge: Task) -> None:
+    with parts.open("a") as file:
+        file.write('{"id": "new", "prompt": "USER: Hi ASSISTANT:"}\n')
+    tasks = [("--shard", f"{number}/3", "--keep-inputs", "--incremental") for number in range(3)]
+    assert run(parts, "parts", *tasks[0]).returncode in (0, 1)
+    found = read_parts_status(parts.with_name("parts"))
+    assert found is not None and not found.is_complete
+    assert found.next_step.startswith("run all tasks again, with --incremental if the manifest")
+    done = merge(parts, "-o", "merged.parquet")
+    assert done.returncode == 2
+    assert "Run all tasks again with --incremental, then merge again" in done.stderr
+    for task in tasks:
+        assert run(parts, "parts", *task).returncode in (0, 1)
+    found = read_parts_status(parts.with_name("parts"))
+    assert found is not None and found.is_complete and found.rows_left == 0
     assert merge(parts, "-o", "merged.parquet").returncode == 1
 
 

@@ -104,6 +104,17 @@ def test_all_of_several_answers_are_compared(
     assert "row 0 (id a), answer 2" in capfd.readouterr().err
 
 
+def test_a_table_with_the_first_of_a_requests_answers_is_verified_by_it(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output, manifest = tmp_path / "out.parquet", tmp_path / "requests.jsonl"
+    body = {"model": "m", "prompt": "7", "max_tokens": 3, "temperature": 1.0, "n": 2}
+    request = {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": body}
+    manifest.write_text(json.dumps(request))
+    assert call(["run", manifest, "-o", output, "-m", MODEL, "-q"]) == 0
+    assert verified(capfd, 0, output)["differences"] == []
+
+
 def test_classes_are_not_asked_of_transformers(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -188,6 +188,9 @@ class TestRefused:
             opened(tmp_path / "*.jpg")
         with pytest.raises(ManifestError, match="no such folder"):
             opened(tmp_path / "none/*.jpg")
+        fill(tmp_path, "b/a-1.tar")
+        with pytest.raises(ManifestError, match=r"such as .*/b/a-1\.tar give the folder, or name"):
+            opened(tmp_path / "**/a-*.tar")
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may read anything")
     def test_a_folder_that_may_not_be_read(self, tmp_path: Path) -> None:

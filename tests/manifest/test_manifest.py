@@ -247,6 +247,25 @@ class TestLimit:
         assert [Path(row.file).name for row in manifest.rows()] == ["a.jsonl", "a.jsonl", "b.jsonl"]
 
 
+@pytest.mark.parametrize(
+    ("line", "warned"),
+    [
+        ({"prompt": "a", " Image": "a.jpg"}, True),
+        ({"prompt": "a", "images": ["a.jpg"], "id": "1"}, True),
+        ({"prompt": "a", "image": "a.jpg", "images": 1}, False),
+        ({"prompt": "a", "image_id": 1}, False),
+        ({"custom_id": "a", "body": {}, "images": ["a.jpg"]}, False),
+    ],
+)
+def test_a_column_that_is_called_much_like_the_image_column_is_warned_of(
+    tmp_path, caplog, line, warned
+):
+    path = tmp_path / "m.jsonl"
+    path.write_text(json.dumps(line))
+    opened(path).scan()
+    assert ("no row has an image: they are read from column" in caplog.text) == warned
+
+
 def test_a_prompt_that_no_row_lacks_is_warned_of(manifest, caplog):
     rows = [{"prompt": "Own"}, {"messages": [{"role": "user", "content": "Own"}]}, []]
     with caplog.at_level("WARNING"):

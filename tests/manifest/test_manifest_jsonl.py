@@ -67,7 +67,18 @@ def test_bad_line_is_an_error_row(manifest, line, cause):
         (b"[", ". jq -c '.[]' makes such lines of an array"),
         (b'{"prompt": "a"', ". jq -c . puts an object on one line"),
         (b'\xff\xfe{\0"\0', ". This is UTF-16: iconv -f utf-16 -t utf-8 makes UTF-8 of it"),
-        (b"PAR1\x15\x04", ""),
+        (
+            gzip.compress(GOOD, mtime=0),
+            ". This is gzip: let the name end in .jsonl.gz, or gzip -dc makes lines of it",
+        ),
+        (
+            zstandard.compress(GOOD),
+            ". This is zstd: let the name end in .jsonl.zst, or zstd -dc makes lines of it",
+        ),
+        (
+            b"PAR1\x15\x04",
+            ". This is Parquet: it is read from a file whose name ends in .parquet",
+        ),
         (b"[" + b" " * 100 + b"1]", ". jq -c '.[]' makes such lines of an array"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import random
 from pathlib import Path
 
@@ -42,6 +43,8 @@ def code_and_message(row: Row) -> tuple[ErrorCode, str]:
         ({"prompt": ["a"]}, "(list)"),
         ({"prompt": "a", "messages": [{"role": "user"}]}, "both"),
         ({"messages": "hello"}, 'column "messages" must be a list of objects'),
+        ({"messages": '[{"role": '}, "or one as JSON: the text: not JSON: Expecting value at"),
+        ({"messages": '["hello"]'}, 'column "messages" must be a list of objects'),
         ({"messages": ["hello"]}, 'column "messages" must be a list of objects'),
         ({"messages": []}, 'column "messages" is empty'),
     ],
@@ -88,6 +91,25 @@ def test_messages_in_place_of_a_prompt():
     messages = [{"role": "user", "content": "hello"}]
     row = build({"prompt": None, "messages": messages})
     assert (row.error, row.prompt, row.messages) == (None, None, messages)
+    assert build({"messages": json.dumps(messages)}).messages == messages
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": {"url": "a.jpg"}},
+        {"type": "image", "image": "a.jpg", "text": None},
+    ],
+)
+def test_messages_that_name_images_need_the_image_column(part):
+    messages = [{"role": "system", "content": "a"}, {"role": "user", "content": [part]}]
+    error = build({"messages": messages}).error
+    assert (error.code, "message 2 names an image" in error.message) == (
+        ErrorCode.IMAGE_TOKEN_MISMATCH,
+        True,
+    )
+    assert build({"messages": messages, "image": "a.jpg"}).error is None
+    assert build({"messages": [{"role": "user", "content": [{"type": "image"}]}]}).error is None
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,13 @@ def test_members_of_one_key_are_a_row(tmp_path: Path) -> None:
     assert pa.Table.from_pylist(kept, info.extra_schema).num_rows == 3
 
 
+def test_what_is_left_out_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    members = [("imgs/0a1b", b"x"), ("imgs/2c", b"x"), ("a.bin", b"x"), ("._b.jpg", b"x")]
+    with caplog.at_level("INFO", "vlmbatch"):
+        assert rows_of(opened(tar(tmp_path / "a.tar", members))) == []
+    assert "are left out (2 without an end such as .jpg, 1 .bin)" in caplog.text
+
+
 def test_a_brace_pattern_and_a_folder(tmp_path: Path) -> None:
     for number in range(3):
         tar(tmp_path / f"train-{number:03}.tar", sample(f"{number}"))

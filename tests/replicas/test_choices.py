@@ -213,7 +213,20 @@ def test_choices_that_are_refused(choices: Any, message: str) -> None:
 
 def test_one_text_is_divided_at_its_commas() -> None:
     assert SamplingParams(choices="yes, no,unsure").choices == ("yes", "no", "unsure")
+    assert SamplingParams(choices="[A], [B]").choices == ("[A]", "[B]")
     assert SamplingParams(choices=["yes, please", "no"]).choices == ("yes, please", "no")
+
+
+@pytest.mark.parametrize(
+    ("choices", "message"),
+    [
+        ("[yes, no]", r"'\[yes, no\]' is no JSON array such as \[\"a\", \"b\"\]"),
+        (" [1, 2] ", "item 0 of the list must be a string, got 1"),
+    ],
+)
+def test_a_list_without_quotes_is_not_divided_at_its_commas(choices: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        SamplingParams(choices=choices)
 
 
 @pytest.mark.parametrize("backend", [byte_level(SPECIAL), *map(sentencepiece, (True, False))])

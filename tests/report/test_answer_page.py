@@ -119,6 +119,14 @@ def test_a_batch_file_with_its_errors(folder: Path, tmp_path: Path) -> None:
     assert rows[1]["prompt"] == "USER: 1? ASSISTANT:"
 
 
+@pytest.mark.parametrize("command", [["status"], ["report", "-o", "page.html"]])
+def test_a_file_of_errors_alone_is_no_output(
+    folder: Path, capfd: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    assert call([*command, folder / "results.errors.jsonl"]) == 2
+    assert f"has the errors of {folder / 'results.jsonl'}: name that" in capfd.readouterr().err
+
+
 def test_a_sample_shows_its_own_prompts(folder: Path, tmp_path: Path) -> None:
     target = tmp_path / "page.html"
     assert call(["report", folder / "sample.parquet", "-o", target, "-q"]) == 0

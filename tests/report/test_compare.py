@@ -147,6 +147,10 @@ def test_exit_status_tells_whether_all_is_the_same(
     assert re.search(r"only in A +98\n", message)
     assert re.search(r"only in B +1\n", message)
     assert "A: answer 7\n  B: (engine_error)" in message
+    pq.write_table(table({"new": "x"}), tmp_path / "d.parquet")
+    assert call(["compare", left, tmp_path / "d.parquet"]) == 1
+    message = capfd.readouterr().err
+    assert "no row is in both: rows are joined by their ids" in message and "%" not in message
 
 
 def test_what_cannot_be_compared_is_refused(

@@ -114,10 +114,11 @@ def _print(found: Comparison, options: CompareOptions) -> None:
     from rich.text import Text
 
     from vlmbatch.display.summary import print_table
-    from vlmbatch.jobs.compare import outcome_lines
+    from vlmbatch.jobs.compare import lead, outcome_lines
 
     console = log.console()
-    console.print(f"[bold]{found.joined:,} rows are in both:[/] {found.agreement:.2%} are the same")
+    rows, what = lead(found)
+    console.print(f"[bold]{rows}:[/] {what}")
     table = Table.grid(padding=(0, 2))
     table.add_column(style="bold")
     table.add_column(justify="right")

@@ -39,7 +39,7 @@ def load_settings(path: Path) -> dict[str, Any]:
             the message names the file, the line and the key.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # as Windows' Notepad writes it
         values = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read configuration file {path}: {error.strerror}") from error

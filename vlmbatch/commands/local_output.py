@@ -118,6 +118,11 @@ def _check_path(output: str, path: Path, *, overwrite: bool, folder: bool) -> No
     if path.name in ("", ".."):
         raise UsageError(f"output {output}: give the folder's name, as in -o {path / 'answers/'}")
     if folder and path.is_file():
+        if not names_folder(output):
+            raise UsageError(
+                f"output {output} is a file, and with --shard-rows it would be a folder of files: "
+                "leave --shard-rows out, or choose another name"
+            )
         raise UsageError(
             f"output {output} is a file, not a folder: choose a name that ends in .parquet, "
             "another folder, or - for JSONL on standard output"

@@ -109,14 +109,14 @@ def divided(value: str) -> tuple[str, ...]:
     """The texts that one text lists: as a JSON array, else between commas, without blanks around.
 
     Raises:
-        ConfigError: it begins as an array of texts and is none.
+        ConfigError: it looks like an array and is none of texts.
     """
-    if re.match(r"\s*\[\s*[\"\]]", value) is None:
+    if re.match(r"\s*\[(\s*[\"\]]|[^\[\]]*,[^\[\]]*\]\s*$)", value) is None:
         return tuple(text.strip() for text in value.split(","))
     try:
         items = json.loads(value)
     except ValueError as error:
-        raise ConfigError(f"{value!r:.80} is no JSON array: {error}") from error
+        raise ConfigError(f'{value!r:.80} is no JSON array such as ["a", "b"]: {error}') from error
     return tuple(text(f"item {number} of the list", item) for number, item in enumerate(items))
 
 

@@ -196,7 +196,7 @@ def _write_page(
         )
     names = [f"A: {left[0].name}", f"B: {right[0].name}"]
     data = {
-        "lead": f"{result.joined:,} rows are in both: {result.agreement:.1%} agree",
+        "lead": ": ".join(lead(result)),
         "notes": notes,
         "figures": [],
         "tables": list(_tables(result)),
@@ -205,6 +205,13 @@ def _write_page(
         "rows": rows,
     }
     return write_page(page, f"{left[0].name} and {right[0].name}", data, stats)
+
+
+def lead(result: Comparison) -> tuple[str, str]:
+    """How many rows are in both, and what to say of them."""
+    if not result.joined and not result.is_same:
+        return "no row is in both", "rows are joined by their ids, and none has one of the other's"
+    return f"{result.joined:,} rows are in both", f"{result.agreement:.2%} are the same"
 
 
 def outcome_lines(result: Comparison) -> list[tuple[str, int]]:

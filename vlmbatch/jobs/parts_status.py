@@ -95,7 +95,13 @@ class PartsStatus:
 
     @property
     def is_complete(self) -> bool:
-        return len(self.done) == len(self.parts)
+        return len(self.done) == len(self.parts) and not self.is_of_several_runs
+
+    @property
+    def is_of_several_runs(self) -> bool:
+        """Whether the parts' records have other manifests or settings than each other."""
+        settings = [part.settings for part in self.known if part.started is not None]
+        return any(each != settings[0] for each in settings[1:])
 
     @property
     def next_step(self) -> str:
@@ -110,6 +116,11 @@ class PartsStatus:
             return f"run the {tasks} {numbers_text(left)} again{waits}"
         if self.running:
             return "wait until the tasks end"
+        if self.is_of_several_runs:
+            return (
+                "run all tasks again, with --incremental if the manifest alone has changed: the "
+                "parts are of several runs"
+            )
         rows = "row" if self.num_errors == 1 else "rows"
         run = "the same command" if on_ray else "all tasks"
         retry = f", or run {run} with --retry-failed to answer the {self.num_errors:,} error "

@@ -27,7 +27,7 @@ from vlmbatch.errors import OutputError, UsageError
 from vlmbatch.manifest.parquet_file import read_footer
 from vlmbatch.output.finished import finished_counts
 from vlmbatch.output.journal_counts import read_journal_counts
-from vlmbatch.output.openai_lines import is_batch_output
+from vlmbatch.output.openai_lines import check_no_errors, is_batch_output
 from vlmbatch.output.parts import read_part
 from vlmbatch.output.reader import OutputCounts
 from vlmbatch.output.shards import list_shards
@@ -197,6 +197,7 @@ def _status_of(output: Path, record: RunRecord | None) -> RunStatus:
 
 def _status_by_output(output: Path) -> RunStatus:
     """By what the output says of itself, where there is no work folder."""
+    check_no_errors(output)
     if is_batch_output(output) and read_commit(output) is not None:
         counts = finished_counts(output)
         return _with_counts(RunStatus(output, "complete", counts.num_rows), counts)

@@ -218,6 +218,7 @@ def _answer(row: Row, processor: Processor, images: ImageLoader, replica: Replic
 
 def _difference(row: Row, by: str, stored: Texts, again: Texts) -> Difference | None:
     several = len(stored) > 1
+    again = again[: len(stored)]  # a table of a run without --n has the first of a request's alone
     for number, (one, other) in enumerate(zip_longest(stored, again, fillvalue=_NONE), 1):
         if one != other:
             return Difference(row.index, row.id, by, number if several else None, one, other)

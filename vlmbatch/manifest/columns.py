@@ -21,6 +21,7 @@ SAMPLING_COLUMNS = (
 CHOICES_COLUMN = "choices"
 # Inputs of runs alone whose output has these columns: many data sets have columns of such names.
 _INPUTS_WHERE_ASKED = {CHOICES_COLUMN: "choice", "n": "texts", "best_of_retries": "retries"}
+_LIKE_IMAGE = {"image", "images", "img", "image_path", "image_url", "image_file", "file_name"}
 RESOLUTION_COLUMNS = ("max_pixels", "min_pixels")
 
 
@@ -127,6 +128,19 @@ def missing_message(option: str, name: str, present: Sequence[str]) -> str:
     if close := difflib.get_close_matches(name, present, n=1):
         return f'{message}; did you mean "{close[0]}"?'
     return message
+
+
+def passed_over_image(columns: Columns, present: Sequence[str]) -> str | None:
+    """What to say of a manifest without its image column that has one called much like it."""
+    if columns.image in present or columns.image != "image" or "image" not in columns.inputs:
+        return None
+    for name in present:
+        if name.strip().casefold() in _LIKE_IMAGE and name not in columns.inputs:
+            return (
+                f'no row has an image: they are read from column "{columns.image}", which is not '
+                f'there; with --image-column they would be from "{name}"'
+            )
+    return None
 
 
 class NamedColumns:

@@ -12,7 +12,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from vlmbatch.errors import ManifestError
-from vlmbatch.manifest.columns import Columns, missing_message
+from vlmbatch.log import logger
+from vlmbatch.manifest.columns import Columns, missing_message, passed_over_image
 from vlmbatch.manifest.scan import ManifestFile, Scan, record_id
 
 
@@ -51,6 +52,8 @@ def first_pass(files: Sequence[ManifestFile], columns: Columns, limit: int | Non
     for option, name in columns.renamed.items():
         if names and name not in names:
             raise ManifestError(missing_message(option, name, names))
+    if message := passed_over_image(columns, names):
+        logger.warning("%s", message)
     if repeated := scan.ids.repeated():
         _refuse_duplicates(files, columns.id, repeated, scan.num_rows)
     return FirstPass(

@@ -15,6 +15,14 @@ from vlmbatch.manifest.scan import Record, Scan
 from vlmbatch.manifest.second_pass import StreamDigest, same_stream
 
 MAX_NESTING = 64
+_UTF16 = "UTF-16: iconv -f utf-16 -t utf-8 makes UTF-8 of it"
+_OTHER_KINDS = {
+    codecs.BOM_UTF16_LE: _UTF16,
+    codecs.BOM_UTF16_BE: _UTF16,
+    b"\x1f\x8b": "gzip: let the name end in .jsonl.gz, or gzip -dc makes lines of it",
+    b"\x28\xb5\x2f\xfd": "zstd: let the name end in .jsonl.zst, or zstd -dc makes lines of it",
+    b"PAR1": "Parquet: it is read from a file whose name ends in .parquet",
+}
 
 
 class NotAnObjectError(RowError):
@@ -101,9 +109,10 @@ class JsonlFile:
 
 
 def _remedy(first: bytes) -> str:
-    """What makes lines of objects of a file whose first line is another JSON text's."""
-    if first.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return ". This is UTF-16: iconv -f utf-16 -t utf-8 makes UTF-8 of it"
+    """What makes lines of objects of a file that begins in another way."""
+    for magic, remedy in _OTHER_KINDS.items():
+        if first.startswith(magic):
+            return f". This is {remedy}"
     if first.lstrip().startswith(b"["):
         return ". jq -c '.[]' makes such lines of an array"
     return ". jq -c . puts an object on one line" if first.lstrip().startswith(b"{") else ""

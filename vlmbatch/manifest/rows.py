@@ -11,6 +11,7 @@ from vlmbatch.manifest.arrow_values import shown_with_type, times_as_text
 from vlmbatch.manifest.columns import MESSAGES_COLUMN, Columns, is_request
 from vlmbatch.manifest.ids import id_of_error, read_id, unknown_id
 from vlmbatch.manifest.image_column import ImageColumn
+from vlmbatch.manifest.jsonl import parse_value
 from vlmbatch.manifest.row_settings import row_resolution, row_sampling
 from vlmbatch.types import Row
 
@@ -59,6 +60,8 @@ class RowBuilder:
             row_id = read_id(values, self.columns.id, index)
             prompt, messages = self._prompt(values)
             images = self._images.read(values.get(self.columns.image))
+            if messages is not None and not images:
+                _check_nameless(messages, self.columns.image)
             if (resolution := row_resolution(values)) is not None:
                 images = tuple(replace(image, resolution=resolution) for image in images)
             sampling = row_sampling(self._defaults, values, index)
@@ -100,6 +103,8 @@ class RowBuilder:
                 ErrorCode.PROMPT_INVALID,
                 f'both "{column}" and "{MESSAGES_COLUMN}" are given: leave one of them out',
             )
+        if isinstance(messages, str):
+            messages = _read_messages(messages)
         if not (isinstance(messages, list) and all(isinstance(item, dict) for item in messages)):
             raise RowError(
                 ErrorCode.PROMPT_INVALID,
@@ -109,3 +114,30 @@ class RowBuilder:
         if not messages:
             raise RowError(ErrorCode.PROMPT_INVALID, f'column "{MESSAGES_COLUMN}" is empty')
         return None, times_as_text(messages)
+
+
+def _read_messages(text: str) -> Any:
+    """Messages as JSON, as Parquet may have them: a column of it has contents of one type."""
+    try:
+        return parse_value(text.encode(), "the text")
+    except RowError as error:
+        raise RowError(
+            ErrorCode.PROMPT_INVALID,
+            f'column "{MESSAGES_COLUMN}" must be a list of objects with "role" and "content", or '
+            f"one as JSON: {error.message}",
+        ) from error
+
+
+def _check_nameless(messages: list[dict[str, Any]], column: str) -> None:
+    """Refuse messages that name an image themselves, as OpenAI's do."""
+    for number, message in enumerate(messages, 1):
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind in ("image", "image_url") and part.get(kind) is not None:
+                raise RowError(
+                    ErrorCode.IMAGE_TOKEN_MISMATCH,
+                    f'message {number} names an image, and column "{column}" has none: name images '
+                    "there, in the order of the messages; they name images themselves in "
+                    "requests of OpenAI's batch files alone",
+                )

@@ -111,7 +111,14 @@ def _images(
                 f"{source}: the folder holds {what}, and no file that ends in {KINDS}; of these, "
                 "only those in the folder itself and in folders called key=value are read"
             )
-        raise ManifestError(f"{source}: the pattern matches {what}")
+        message = f"{source}: the pattern matches {what}"
+        matches = glob.iglob(source, recursive=True)  # noqa: PTH207  absolute ones too
+        if found := next(filter(is_manifest, map(Path, matches)), None):
+            message += (
+                f"; of manifests such as {found} give the folder, or name all in braces, as in "
+                "rows-{00..07}.parquet"
+            )
+        raise ManifestError(message)
     return [ImageFolder(source, base, tree, config)], base
 
 

@@ -136,7 +136,10 @@ def _samples(
     for member in _members(file, start, name):
         folder, slash, last = member.name.rpartition("/")
         stem, dot, suffix = last.partition(".")
-        if not stem or not dot or member.isdir():
+        if not stem or member.isdir():
+            continue
+        if not dot:
+            left_out["without an end such as .jpg"] += 1
             continue
         suffix = suffix.lower()
         own = f"{folder}{slash}{stem}".removeprefix("./")

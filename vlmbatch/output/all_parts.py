@@ -9,7 +9,7 @@ from vlmbatch.config import Part
 from vlmbatch.durable.lock import lock_holder
 from vlmbatch.durable.run_paths import INSIDE, LOCK_FILE, work_folder_path
 from vlmbatch.errors import OutputLockedError, UnfinishedError, UsageError
-from vlmbatch.output.changes import explained
+from vlmbatch.output.changes import explained, forbidden
 from vlmbatch.output.parts import PartFile, is_answered_again, parts_named, read_part
 
 
@@ -116,9 +116,12 @@ def check_one_run(parts: Sequence[PartFile]) -> None:
         if part.fingerprint != first.fingerprint:
             changes = first.record().changes(part.info.settings)
             lines = "".join(f"\n  {explained(change)}" for change in changes)
+            again = "the tasks of one of them again with --overwrite"
+            if changes and not forbidden(changes):
+                again = "all tasks again with --incremental"
             raise UsageError(
                 f"{part} is of another run than {first.part.file_name}:{lines}\n"
-                "Run the tasks of one of them again with --overwrite, then merge again"
+                f"Run {again}, then merge again"
             )
         if part.rows.start != next_row:
             raise UsageError(

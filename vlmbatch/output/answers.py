@@ -20,6 +20,7 @@ from vlmbatch.manifest.arrow_values import ValueReader
 from vlmbatch.manifest.schema import RESULT_SCHEMA, detail_name, result_values
 from vlmbatch.output.openai_lines import (
     HEAD_BYTES,
+    check_no_errors,
     errors_path,
     is_batch_output,
     line_head,
@@ -88,6 +89,7 @@ def open_answers(output: Path) -> Answers:
             "`vlmbatch status` tells how far it is"
         )
     if is_batch_output(output):
+        check_no_errors(output)
         return BatchAnswers(output)
     if not output.is_dir() and output.suffix.lower() != ".parquet":
         raise UsageError(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlmbatch.errors import ErrorCode
+from vlmbatch.errors import ErrorCode, UsageError
 from vlmbatch.openai.errors import api_error, row_code
 from vlmbatch.openai.logprobs import chat_logprobs, text_logprobs, tokens_of
 from vlmbatch.openai.requests import COMPLETION_URL
@@ -121,6 +121,17 @@ def is_batch_output(output: Path) -> bool:
 def errors_path(output: Path) -> Path:
     """Where the lines of failed requests go: ``results.errors.jsonl`` beside ``results.jsonl``."""
     return output.with_name(f"{output.stem}.errors{output.suffix}")
+
+
+def check_no_errors(output: Path) -> None:
+    """What asks about a batch output is to name its results: they are read with their errors.
+
+    Raises:
+        UsageError: the path is that of the file of errors.
+    """
+    results = output.with_name(f"{output.name.removesuffix('.errors.jsonl')}.jsonl")
+    if output == errors_path(results) and results.exists():
+        raise UsageError(f"{output} has the errors of {results}: name that")
 
 
 def line_head(raw: bytes) -> tuple[str, int] | None:
