@@ -173,3 +173,37 @@ def test_a_worker_decodes_avif_on_one_thread() -> None:
         [sys.executable, "-c", code], input=iso("AVIF", picture()), capture_output=True, check=True
     )
     assert done.stdout.strip() == b"0"
+
+
+@needs_heic
+def test_a_worker_decodes_heic_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of tiles have ended when the image is there: none can be counted."""
+    from pillow_heif import options
+
+    monkeypatch.setattr(options, "DECODE_THREADS", 4)
+    monkeypatch.setattr(formats, "_one_thread", False)
+    decoded(iso("HEIC", picture()))
+    assert options.DECODE_THREADS == 4
+    formats.decode_on_one_thread()
+    decoded(iso("HEIC", picture()))
+    assert options.DECODE_THREADS == 0
+
+
+def test_a_library_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as one of another system
+    with pytest.raises(RowError, match="a: what reads HEIC is installed, but cannot") as caught:
+        decoded(b"\0\0\0\x14ftypheic" + bytes(40))
+    assert caught.value.code is ErrorCode.IMAGE_FORMAT_UNSUPPORTED
+
+
+@KINDS
+def test_what_xmp_says_turns_nothing(kind: str) -> None:
+    """The format has its own property for that."""
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = iso(kind, picture(), xmp=xmp)
+    if kind == "HEIC":  # pillow-heif writes the property as well
+        data = data.replace(b"irot", b"free")
+    assert np.abs(decoded(data) - np.asarray(picture())).max() <= 4
+    header = probe_image(ImageRef(data=data), LIMITS)
+    assert (header.height, header.width) == (48, 64)

@@ -179,7 +179,13 @@ def _opened(ref: ImageRef, limits: ImageLimits) -> Iterator[ImageFile.ImageFile]
             raise _unknown_format(label, head)
         if lacking := lacking_decoder(name):
             raise RowError(ErrorCode.IMAGE_FORMAT_UNSUPPORTED, f"{label}: {lacking}")
-        image = open_decoder(file, name)
+        try:
+            image = open_decoder(file, name)
+        except ImportError as error:
+            raise RowError(
+                ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
+                f"{label}: what reads {name} is installed, but cannot be used: {error}",
+            ) from error
         _check_pixels(image, label, limits)
         yield image
 
