@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
 from contextlib import closing
@@ -12,12 +13,15 @@ from typing import Any
 import numpy as np
 import pytest
 from encoding import encoded
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 from worker_processes import PROCESSOR
 
 from vlmbatch.config import ImageLimits
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images import formats
+from vlmbatch.images.coded_size import largest_coded_size
 from vlmbatch.images.decode import decode_image, probe_image
 from vlmbatch.images.formats import known_format, video_format
 from vlmbatch.images.loading.pool import ImageWorkers
@@ -114,6 +118,58 @@ def test_what_is_wrong_with_a_file_is_told(kind: str) -> None:
     for read in (probe_image, decode_image):
         with pytest.raises(RowError, match="400 x 300 = 120000 pixels, over the limit of 119999"):
             read(ImageRef("a", data), ImageLimits(max_pixels=119_999))
+
+
+@KINDS
+def test_what_is_cut_out_of_a_large_picture_is_large(kind: str) -> None:
+    data = announcing(iso(kind, picture()), 20_000, 10_000)
+    for read in (probe_image, decode_image):
+        with pytest.raises(RowError, match="a: 20000 x 10000 = 200000000 pixels, over") as caught:
+            read(ImageRef("a", data), LIMITS)
+        assert caught.value.code is ErrorCode.IMAGE_TOO_LARGE
+
+
+@KINDS
+@pytest.mark.parametrize("size", [(61, 47), (64, 48), (100, 75)])
+def test_what_fills_up_blocks_counts_for_nothing(kind: str, size: tuple[int, int]) -> None:
+    data = iso(kind, picture(*size))
+    decode_image(ImageRef("a", data), ImageLimits(max_pixels=size[0] * size[1]))
+
+
+def announcing(data: bytes, width: int, height: int) -> bytes:
+    """The file with other extents of its picture."""
+    at = data.index(b"ispe") + 8
+    return data[:at] + struct.pack(">II", width, height) + data[at + 8 :]
+
+
+def boxed(kind: bytes, *content: bytes) -> bytes:
+    body = b"".join(content)
+    return struct.pack(">I", 8 + len(body)) + kind + body
+
+
+def test_the_largest_picture_is_found_in_its_boxes() -> None:
+    def extents(width: int, height: int) -> bytes:
+        return boxed(b"ispe", struct.pack(">III", 0, width, height))
+
+    shared = boxed(b"ipco", extents(3, 5), boxed(b"irot", b"\1"), extents(4, 4))
+    meta = boxed(b"meta", bytes(4), boxed(b"free"), boxed(b"iprp", shared))
+    assert largest_coded_size(boxed(b"mdat", extents(9, 9)) + meta) == (4, 4)
+    long = struct.pack(">I4sQ", 1, b"meta", len(meta) + 8) + meta[8:]
+    to_the_end = bytes(4) + meta[4:]
+    assert largest_coded_size(long) == largest_coded_size(to_the_end) == (4, 4)
+    assert largest_coded_size(meta[:-20]) == (3, 5)
+    for size in (2, 2**32 - 1):
+        assert largest_coded_size(struct.pack(">I4s", size, b"free") + meta) == (0, 0)
+
+
+@given(st.binary(max_size=80))
+def test_boxes_of_anything(data: bytes) -> None:
+    for start in (
+        b"",
+        boxed(b"meta")[:8],
+        bytes(4) + b"meta" + bytes(8) + b"iprp" + bytes(4) + b"ipco",
+    ):
+        largest_coded_size(start + data)
 
 
 @pytest.mark.parametrize(

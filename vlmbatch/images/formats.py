@@ -31,7 +31,7 @@ DECODERS: dict[str, type[ImageFile.ImageFile]] = {
     "TIFF": TiffImageFile,
 }
 # Rarer ones, whose libraries are as large as all others': they are loaded when one comes.
-_RARE = ("AVIF", "HEIC")
+ISO_FORMATS = ("AVIF", "HEIC")
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -135,7 +135,7 @@ def open_decoder(file: BinaryIO, name: str) -> ImageFile.ImageFile:
         Exception: what Pillow's plugins raise.
     """
     file.seek(0)
-    decoder = _rare_decoder(name) if name in _RARE else DECODERS[name]
+    decoder = _rare_decoder(name) if name in ISO_FORMATS else DECODERS[name]
     image = decoder(file)
     if name == "AVIF":
         image.info.pop("xmp", None)  # Pillow would turn it by that, where the file says not to
