@@ -218,23 +218,12 @@ def test_what_brings_down_the_process_costs_its_own_row(
 
 REPLY = '{"shape": [4, 4, 3], "grid": [1, 1, 1, 48], "identity": null, "content_hash": "00"}'
 LIES = [
-    "[]",
     '{"images": 3}',
-    '{"images": [[0]]}',
     '{"images": [[0, null], [0, null]]}',
     '{"images": [[1, null]]}',
-    '{"images": [[[], null]]}',
     '{"images": [[0, {}]]}',
-    *(
-        f'{{"images": [[0, {REPLY.replace(*change)}]]}}'
-        for change in (
-            ("[4, 4, 3]", "[4]"),
-            ("[4, 4, 3]", "[4, -4, 3]"),
-            ("[4, 4, 3]", "[96, 64, 3]"),  # of two slots
-            ("48]", "1e999]"),
-            ('"00"', '"0"'),
-        )
-    ),
+    f'{{"images": [[0, {REPLY.replace("[4, 4, 3]", "[96, 64, 3]")}]]}}',  # of two slots
+    f'{{"images": [[0, {REPLY.replace("48", "1e999")}]]}}',
 ]
 
 
