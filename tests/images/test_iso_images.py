@@ -21,9 +21,9 @@ from worker_processes import PROCESSOR
 from vlmbatch.config import ImageLimits
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images import formats
-from vlmbatch.images.coded_size import largest_coded_size
 from vlmbatch.images.decode import decode_image, probe_image
 from vlmbatch.images.formats import known_format, video_format
+from vlmbatch.images.iso_boxes import largest_coded_size, with_last_box_whole
 from vlmbatch.images.loading.pool import ImageWorkers
 from vlmbatch.types import ImageRef, PixelImage
 
@@ -162,6 +162,15 @@ def test_the_largest_picture_is_found_in_its_boxes() -> None:
         assert largest_coded_size(struct.pack(">I4s", size, b"free") + meta) == (0, 0)
 
 
+def test_the_last_box_of_a_start_is_made_whole() -> None:
+    start = boxed(b"ftyp", b"avif")
+    cut = boxed(b"mdat", b"pixels")[:-2]
+    assert with_last_box_whole(start + cut, 2) == start + cut + bytes(2)
+    assert with_last_box_whole(start + cut, 1) == start + cut
+    assert with_last_box_whole(start, 99) == start
+    assert with_last_box_whole(start + b"\0", 99) == start + b"\0"
+
+
 @given(st.binary(max_size=80))
 def test_boxes_of_anything(data: bytes) -> None:
     for start in (
@@ -170,6 +179,7 @@ def test_boxes_of_anything(data: bytes) -> None:
         bytes(4) + b"meta" + bytes(8) + b"iprp" + bytes(4) + b"ipco",
     ):
         largest_coded_size(start + data)
+        assert with_last_box_whole(start + data, 2**20).startswith(start + data)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,6 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from vlmbatch.config import ImageLimits
 from vlmbatch.errors import ErrorCode, RowError
-from vlmbatch.images.coded_size import largest_coded_size
 from vlmbatch.images.colours import to_rgb, transparent_colour
 from vlmbatch.images.file import image_label, open_image_bytes
 from vlmbatch.images.formats import (
@@ -28,6 +27,7 @@ from vlmbatch.images.formats import (
     open_decoder,
     video_format,
 )
+from vlmbatch.images.iso_boxes import largest_coded_size
 from vlmbatch.images.pdf import page_size, render_page
 from vlmbatch.images.tensor_file import NPY_MAGIC, is_safetensors
 from vlmbatch.models.reduced import Reduced
