@@ -244,7 +244,7 @@ def test_a_process_that_does_nothing_but_talk_is_given_up(open_pool: Open, log: 
     error = outcome(pool, ImageRef("a", jpeg(comment=b"talk, please")))
     assert isinstance(error, RowError)
     assert error.code is ErrorCode.IMAGE_TIMEOUT
-    assert error.message.startswith("a: not decoded after 0.3")
+    assert error.message.startswith("a: not decoded after 0.")
 
 
 def test_what_is_decoded_before_a_crash_is_not_decoded_again(open_pool: Open, log: Path) -> None:

@@ -10,6 +10,7 @@ from vlmbatch.errors import OutputError
 from vlmbatch.images.loading.child import ChildProcess, WorkerLostError
 from vlmbatch.images.loading.process import crashed, timed_out
 from vlmbatch.images.loading.protocol import (
+    MalformedReplyError,
     check_no_error,
     receive_reply,
     request_of,
@@ -66,7 +67,10 @@ class _CountingProcess(ChildProcess):
             reply = receive_reply(self._connection)
             check_no_error(reply)
             with well_formed():
-                return int(reply["pages"])
+                pages = int(reply["pages"])
+            if pages < 0:
+                raise MalformedReplyError
+            return pages
         except TimeoutError as error:
             self.close()
             raise timed_out(ref, time.monotonic() - started, timeout_s) from error
