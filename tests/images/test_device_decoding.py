@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from device_decoders import InvertingDecoder, cannot_be_opened, inverted
+from device_decoders import InvertingDecoder, LyingDecoder, cannot_be_opened, inverted
 from encoding import encoded
 from PIL import Image
 from worker_processes import PHOTOS, PROCESSOR, wait_until, worker_pids
@@ -214,6 +214,37 @@ def test_what_brings_down_the_process_costs_its_own_row(
     assert all(is_inverted(image, data) for image, data in zip(images, files, strict=True))
     # The first batch is a small one; then one by one, to find out which it was.
     assert 1 < batches(log)[0] <= 4 and 1 in batches(log)
+
+
+REPLY = '{"shape": [4, 4, 3], "grid": [1, 1, 1, 48], "identity": null, "content_hash": "00"}'
+LIES = [
+    '{"images": 3}',
+    '{"images": [[0, null], [0, null]]}',
+    '{"images": [[1, null]]}',
+    '{"images": [[0, {}]]}',
+    f'{{"images": [[0, {REPLY.replace("[4, 4, 3]", "[96, 64, 3]")}]]}}',  # of two slots
+    f'{{"images": [[0, {REPLY.replace("48", "1e999")}]]}}',
+]
+
+
+def test_a_process_that_was_taken_over_costs_its_own_row(
+    open_pool: Open, log: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(device_feed, "_CRASHES", len(LIES))
+    pool = open_pool(open_device=partial(LyingDecoder, log))
+    for number, lie in enumerate(LIES):
+        error = outcome(pool, ImageRef("a", jpeg(number, f"lie: {lie}".encode())))
+        assert isinstance(error, RowError), lie
+        assert error.message == "a: the decoder crashed (it sent what is no reply)"
+    assert isinstance(outcome(pool, ImageRef(data=jpeg())), PixelImage)
+
+
+def test_a_process_that_does_nothing_but_talk_is_given_up(open_pool: Open, log: Path) -> None:
+    pool = open_pool(open_device=partial(LyingDecoder, log), timeout_s=0.3)
+    error = outcome(pool, ImageRef("a", jpeg(comment=b"talk, please")))
+    assert isinstance(error, RowError)
+    assert error.code is ErrorCode.IMAGE_TIMEOUT
+    assert error.message.startswith("a: not decoded after 0.")
 
 
 def test_what_is_decoded_before_a_crash_is_not_decoded_again(open_pool: Open, log: Path) -> None:

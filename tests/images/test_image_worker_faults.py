@@ -84,6 +84,20 @@ def test_an_image_that_hangs_is_given_up(workers: ImageWorkers) -> None:
     assert [future.exception() for future in futures] == [None] * len(futures)
 
 
+def test_what_is_no_reply_costs_its_own_row(workers: ImageWorkers) -> None:
+    futures = [workers.submit(ImageRef(f"{number}.liar")) for number in range(4)]
+    for number, future in enumerate(futures):
+        error = future.exception(60)
+        assert isinstance(error, RowError)
+        told = f"{number}.liar: the decoder crashed (it sent what is no reply)"
+        assert (error.code, error.message) == (ErrorCode.IMAGE_UNREADABLE, told)
+    assert workers.submit(GOOD[0]).result()
+
+
+def test_a_reply_that_comes_byte_by_byte_is_given_up(workers: ImageWorkers) -> None:
+    assert error_of(workers, ImageRef("a.drip")).code == ErrorCode.IMAGE_TIMEOUT
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is not limited elsewhere")
 def test_memory_of_one_image_is_bounded(workers: ImageWorkers) -> None:
     workers.submit(GOOD[0]).result()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 import subprocess
 import sys
 from contextlib import closing
@@ -12,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from encoding import encoded
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 from worker_processes import PROCESSOR
 
@@ -20,6 +23,7 @@ from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images import formats
 from vlmbatch.images.decode import decode_image, probe_image
 from vlmbatch.images.formats import known_format, video_format
+from vlmbatch.images.iso_boxes import largest_coded_size, with_last_box_whole
 from vlmbatch.images.loading.pool import ImageWorkers
 from vlmbatch.types import ImageRef, PixelImage
 
@@ -116,6 +120,68 @@ def test_what_is_wrong_with_a_file_is_told(kind: str) -> None:
             read(ImageRef("a", data), ImageLimits(max_pixels=119_999))
 
 
+@KINDS
+def test_what_is_cut_out_of_a_large_picture_is_large(kind: str) -> None:
+    data = announcing(iso(kind, picture()), 20_000, 10_000)
+    for read in (probe_image, decode_image):
+        with pytest.raises(RowError, match="a: 20000 x 10000 = 200000000 pixels, over") as caught:
+            read(ImageRef("a", data), LIMITS)
+        assert caught.value.code is ErrorCode.IMAGE_TOO_LARGE
+
+
+@KINDS
+@pytest.mark.parametrize("size", [(61, 47), (64, 48), (100, 75)])
+def test_what_fills_up_blocks_counts_for_nothing(kind: str, size: tuple[int, int]) -> None:
+    data = iso(kind, picture(*size))
+    decode_image(ImageRef("a", data), ImageLimits(max_pixels=size[0] * size[1]))
+
+
+def announcing(data: bytes, width: int, height: int) -> bytes:
+    """The file with other extents of its picture."""
+    at = data.index(b"ispe") + 8
+    return data[:at] + struct.pack(">II", width, height) + data[at + 8 :]
+
+
+def boxed(kind: bytes, *content: bytes) -> bytes:
+    body = b"".join(content)
+    return struct.pack(">I", 8 + len(body)) + kind + body
+
+
+def test_the_largest_picture_is_found_in_its_boxes() -> None:
+    def extents(width: int, height: int) -> bytes:
+        return boxed(b"ispe", struct.pack(">III", 0, width, height))
+
+    shared = boxed(b"ipco", extents(3, 5), boxed(b"irot", b"\1"), extents(4, 4))
+    meta = boxed(b"meta", bytes(4), boxed(b"free"), boxed(b"iprp", shared))
+    assert largest_coded_size(boxed(b"mdat", extents(9, 9)) + meta) == (4, 4)
+    long = struct.pack(">I4sQ", 1, b"meta", len(meta) + 8) + meta[8:]
+    to_the_end = bytes(4) + meta[4:]
+    assert largest_coded_size(long) == largest_coded_size(to_the_end) == (4, 4)
+    assert largest_coded_size(meta[:-20]) == (3, 5)
+    for size in (2, 2**32 - 1):
+        assert largest_coded_size(struct.pack(">I4s", size, b"free") + meta) == (0, 0)
+
+
+def test_the_last_box_of_a_start_is_made_whole() -> None:
+    start = boxed(b"ftyp", b"avif")
+    cut = boxed(b"mdat", b"pixels")[:-2]
+    assert with_last_box_whole(start + cut, 2) == start + cut + bytes(2)
+    assert with_last_box_whole(start + cut, 1) == start + cut
+    assert with_last_box_whole(start, 99) == start
+    assert with_last_box_whole(start + b"\0", 99) == start + b"\0"
+
+
+@given(st.binary(max_size=80))
+def test_boxes_of_anything(data: bytes) -> None:
+    for start in (
+        b"",
+        boxed(b"meta")[:8],
+        bytes(4) + b"meta" + bytes(8) + b"iprp" + bytes(4) + b"ipco",
+    ):
+        largest_coded_size(start + data)
+        assert with_last_box_whole(start + data, 2**20).startswith(start + data)
+
+
 @pytest.mark.parametrize(
     ("head", "name"),
     [
@@ -145,7 +211,8 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
 
 @KINDS
 def test_workers_decode_large_ones_within_their_memory(kind: str) -> None:
-    data = iso(kind, Image.new("RGB", (4000, 3000), "orange"), quality=80)
+    quickly = {"speed": 10} if kind == "AVIF" else {"enc_params": {"preset": "ultrafast"}}
+    data = iso(kind, Image.new("RGB", (4000, 3000), "orange"), quality=80, **quickly)
     with closing(ImageWorkers(LIMITS, PROCESSOR, 1, 60.0, 4)) as workers:
         image = workers.submit(ImageRef(data=data)).result()
     assert isinstance(image, PixelImage)
@@ -173,3 +240,37 @@ def test_a_worker_decodes_avif_on_one_thread() -> None:
         [sys.executable, "-c", code], input=iso("AVIF", picture()), capture_output=True, check=True
     )
     assert done.stdout.strip() == b"0"
+
+
+@needs_heic
+def test_a_worker_decodes_heic_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of tiles have ended when the image is there: none can be counted."""
+    from pillow_heif import options
+
+    monkeypatch.setattr(options, "DECODE_THREADS", 4)
+    monkeypatch.setattr(formats, "_one_thread", False)
+    decoded(iso("HEIC", picture()))
+    assert options.DECODE_THREADS == 4
+    formats.decode_on_one_thread()
+    decoded(iso("HEIC", picture()))
+    assert options.DECODE_THREADS == 0
+
+
+def test_a_library_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "find_spec", lambda name: True)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as one of another system
+    with pytest.raises(RowError, match="a: what reads HEIC is installed, but cannot") as caught:
+        decoded(b"\0\0\0\x14ftypheic" + bytes(40))
+    assert caught.value.code is ErrorCode.IMAGE_FORMAT_UNSUPPORTED
+
+
+@KINDS
+def test_what_xmp_says_turns_nothing(kind: str) -> None:
+    """The format has its own property for that."""
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = iso(kind, picture(), xmp=xmp)
+    if kind == "HEIC":  # pillow-heif writes the property as well
+        data = data.replace(b"irot", b"free")
+    assert np.abs(decoded(data) - np.asarray(picture())).max() <= 4
+    header = probe_image(ImageRef(data=data), LIMITS)
+    assert (header.height, header.width) == (48, 64)

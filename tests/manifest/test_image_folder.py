@@ -217,7 +217,7 @@ def test_what_is_no_image_by_its_name_is_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     manifest = opened(
-        fill(tmp_path, "a.jpg", "b.psd", "c.PSD", "d.HEIC", "a.txt"), sidecars=(".txt",)
+        fill(tmp_path, "a.jpg", "b.psd", "c.PSD", "d.HEIC", "e.HIF", "a.txt"), sidecars=(".txt",)
     )
     with caplog.at_level("INFO", "vlmbatch"):
         manifest.scan()

@@ -17,6 +17,7 @@ from vlmbatch.config.pages import PageRanges
 from vlmbatch.durable.row_keys import row_key
 from vlmbatch.errors import ConfigError, ErrorCode, ManifestError, RowError
 from vlmbatch.images.decode import decode_image, decode_scaled, probe_image
+from vlmbatch.images.loading import page_counter
 from vlmbatch.images.loading.page_counter import PageCounter
 from vlmbatch.images.loading.protocol import ref_of, request_of
 from vlmbatch.manifest import image_folder
@@ -142,7 +143,9 @@ def test_more_pages_than_any_document_has(tmp_path: Path, monkeypatch: pytest.Mo
 class TestCounter:
     """The process that opens documents may be crashed or held by one."""
 
-    def test_a_crash_costs_one_document(self, folder: Path) -> None:
+    def test_a_crash_costs_one_document(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         counter = PageCounter(LIMITS)
         try:
             assert counter.count(str(folder / "a/two.pdf")) == 2
@@ -151,6 +154,12 @@ class TestCounter:
             with pytest.raises(RowError, match="signal 9"):
                 counter.count(str(folder / "a/two.pdf"))
             assert counter.count(str(folder / "a/two.pdf")) == 2
+            for pages in (-1, None):
+                reply = {"pages": pages}
+                with monkeypatch.context() as patch:
+                    patch.setattr(page_counter, "receive_reply", lambda _, reply=reply: reply)
+                    with pytest.raises(RowError, match="it sent what is no reply"):
+                        counter.count(str(folder / "a/two.pdf"))
         finally:
             counter.close()
 

@@ -5,8 +5,11 @@ What becomes of a file says its comment.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +20,7 @@ from PIL import Image, ImageOps
 from vlmbatch.config import ImageLimits
 from vlmbatch.images.decode import decode_image
 from vlmbatch.images.jpeg import PlainJpeg
+from vlmbatch.images.loading.protocol import send
 from vlmbatch.models.device_image import RgbImage
 from vlmbatch.types import ImageRef
 
@@ -82,3 +86,20 @@ def inverted(data: bytes) -> Image.Image:
 
 def cannot_be_opened() -> InvertingDecoder:
     raise RuntimeError("no such device")
+
+
+class LyingDecoder(PillowDecoder):
+    """What a file's comment has after ``lie: `` is sent to the parent as if it were a reply.
+
+    After ``talk, please`` nothing else than that it goes on is said any more.
+    """
+
+    def _decoded(self, file: PlainJpeg) -> RgbImage | None:
+        with socket.socket(fileno=os.dup(int(sys.argv[1]))) as parent:
+            _, _, lie = file.data.partition(b"lie: ")
+            if lie:
+                send(parent, json.JSONDecoder().raw_decode(lie.decode("latin1"))[0])
+            while b"talk, please" in file.data:
+                send(parent, {"images": []})
+                time.sleep(0.01)
+        return super()._decoded(file)

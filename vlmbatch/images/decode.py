@@ -19,6 +19,7 @@ from vlmbatch.images.file import image_label, open_image_bytes
 from vlmbatch.images.formats import (
     DECODERS,
     HEAD_BYTES,
+    ISO_FORMATS,
     foreign_content,
     foreign_format,
     known_format,
@@ -26,6 +27,7 @@ from vlmbatch.images.formats import (
     open_decoder,
     video_format,
 )
+from vlmbatch.images.iso_boxes import largest_coded_size
 from vlmbatch.images.pdf import page_size, render_page
 from vlmbatch.images.tensor_file import NPY_MAGIC, is_safetensors
 from vlmbatch.models.reduced import Reduced
@@ -60,6 +62,7 @@ _UPRIGHT = {
 _SIDEWAYS = (5, 6, 7, 8)
 _FROM_THE_RIGHT = (2, 3, 6, 7)  # what lies on the left was last
 _FROM_BELOW = (3, 4, 7, 8)
+_PADDING = 63  # at most, of each side of a picture in HEVC's largest blocks
 
 # (height, width) of an upright image to the height and width that are needed of it.
 NeededSize = Callable[[int, int], tuple[int, int]]
@@ -177,9 +180,20 @@ def _opened(ref: ImageRef, limits: ImageLimits) -> Iterator[ImageFile.ImageFile]
         name = known_format(head)
         if name is None:
             raise _unknown_format(label, head)
+        if name in ISO_FORMATS:
+            file.seek(0)
+            width, height = largest_coded_size(file.read())
+            if (width - _PADDING) * (height - _PADDING) > limits.max_pixels:
+                _check_size(width, height, label, limits)
         if lacking := lacking_decoder(name):
             raise RowError(ErrorCode.IMAGE_FORMAT_UNSUPPORTED, f"{label}: {lacking}")
-        image = open_decoder(file, name)
+        try:
+            image = open_decoder(file, name)
+        except ImportError as error:
+            raise RowError(
+                ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
+                f"{label}: what reads {name} is installed, but cannot be used: {error}",
+            ) from error
         _check_pixels(image, label, limits)
         yield image
 
@@ -207,21 +221,22 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
 
 
 def _check_pixels(image: Image.Image, label: str, limits: ImageLimits) -> None:
-    pixels = image.width * image.height
-    if pixels == 0:
-        raise RowError(
-            ErrorCode.IMAGE_UNREADABLE, f"{label}: {image.width} x {image.height} pixels"
-        )
-    if pixels > limits.max_pixels:
-        raise RowError(
-            ErrorCode.IMAGE_TOO_LARGE,
-            f"{label}: {image.width} x {image.height} = {pixels} pixels, "
-            f"over the limit of {limits.max_pixels}",
-        )
+    _check_size(*image.size, label, limits)
     if image.mode == "F":
         raise RowError(
             ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
             f"{label}: floating-point pixels are not read: convert to 8 or 16 bits",
+        )
+
+
+def _check_size(width: int, height: int, label: str, limits: ImageLimits) -> None:
+    pixels = width * height
+    if pixels == 0:
+        raise RowError(ErrorCode.IMAGE_UNREADABLE, f"{label}: {width} x {height} pixels")
+    if pixels > limits.max_pixels:
+        raise RowError(
+            ErrorCode.IMAGE_TOO_LARGE,
+            f"{label}: {width} x {height} = {pixels} pixels, over the limit of {limits.max_pixels}",
         )
 
 

@@ -15,7 +15,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from vlmbatch.models import git_lfs
 
-_avif_threads: int | None = None  # None: as Pillow has it
+_one_thread = False  # else as many as the decoders themselves take
 
 # Enough for every signature below.
 HEAD_BYTES = 64
@@ -31,7 +31,7 @@ DECODERS: dict[str, type[ImageFile.ImageFile]] = {
     "TIFF": TiffImageFile,
 }
 # Rarer ones, whose libraries are as large as all others': they are loaded when one comes.
-_RARE = ("AVIF", "HEIC")
+ISO_FORMATS = ("AVIF", "HEIC")
 
 _SIGNATURES = (
     (b"\xff\xd8\xff", "JPEG"),
@@ -128,27 +128,37 @@ def lacking_decoder(name: str) -> str | None:
 
 
 def open_decoder(file: BinaryIO, name: str) -> ImageFile.ImageFile:
-    """Read the header by the decoder of format ``name``; raises what Pillow's plugins raise."""
+    """Read the header by the decoder of format ``name``.
+
+    Raises:
+        ImportError: what reads it is installed, but not as it is needed here.
+        Exception: what Pillow's plugins raise.
+    """
     file.seek(0)
-    decoder = _rare_decoder(name) if name in _RARE else DECODERS[name]
-    return decoder(file)
+    decoder = _rare_decoder(name) if name in ISO_FORMATS else DECODERS[name]
+    image = decoder(file)
+    if name == "AVIF":
+        image.info.pop("xmp", None)  # Pillow would turn it by that, where the file says not to
+    return image
 
 
 def decode_on_one_thread() -> None:
-    """In this process, of which there are many: a decoder of AVIF takes a thread a core."""
-    global _avif_threads
-    _avif_threads = 1
+    """In this process, of which there are many: decoders of AVIF and HEIC take several threads."""
+    global _one_thread
+    _one_thread = True
 
 
 def _rare_decoder(name: str) -> type[ImageFile.ImageFile]:
     if name == "AVIF":
         from PIL import AvifImagePlugin
 
-        if _avif_threads:
-            AvifImagePlugin.DEFAULT_MAX_THREADS = _avif_threads
+        if _one_thread:
+            AvifImagePlugin.DEFAULT_MAX_THREADS = 1
         return AvifImagePlugin.AvifImageFile
-    from pillow_heif import HeifImageFile
+    from pillow_heif import HeifImageFile, options
 
+    if _one_thread:
+        options.DECODE_THREADS = 0  # beside the one that asks
     decoder: type[ImageFile.ImageFile] = HeifImageFile
     return decoder
 

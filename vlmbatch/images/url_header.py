@@ -12,10 +12,12 @@ from vlmbatch.config import ImageLimits
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.decode import ImageHeader, probe_image
 from vlmbatch.images.formats import HEAD_BYTES, known_format
+from vlmbatch.images.iso_boxes import with_last_box_whole
 from vlmbatch.types import ImageRef
 
 # A header with a thumbnail and colours fits; one of other programs' notes, mostly the second.
 _STARTS = (2**16, 2**20)
+_MAX_FILLED = 2**25  # bytes of zeros in the place of an AVIF's pixels, in each thread that fetches
 
 
 class StartFetcher(Protocol):
@@ -90,6 +92,8 @@ def probe_url(ref: ImageRef, fetcher: StartFetcher, limits: ImageLimits) -> Imag
             return _probe(ref, data, limits)
         if name == "TIFF":  # whose header may be anywhere
             break
+        if name == "AVIF":  # whose decoder asks first whether all of it is there
+            data = with_last_box_whole(data, _MAX_FILLED)
         try:
             return _probe(ref, data, limits)
         except RowError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from vlmbatch.errors import ManifestError
 from vlmbatch.log import logger
 
-_KINDS = "jpg jpeg jpe jfif png webp gif bmp tif tiff avif heic heif"
+_KINDS = "jpg jpeg jpe jfif png webp gif bmp tif tiff avif heic heif hif"
 IMAGE_SUFFIXES = tuple(f".{kind}" for kind in _KINDS.split())
 _WILDCARDS = "*?["
 ALL = ("**", "*")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
+import sys
 import time
 from pathlib import Path
 
@@ -31,6 +33,13 @@ def hostile_decode(ref: ImageRef, limits: ImageLimits) -> Image.Image:
             raise KeyError("planted in a decoder")
         case ".greedy":
             bytearray(8 * 2**30)
+        case ".liar":
+            lies = b'["code"]', b'{"code": "none", "message": ""}', b"{}", b"[" * 10**5
+            lie = lies[int(path.stem)]
+            os.write(int(sys.argv[1]), struct.pack("<IQ", len(lie), 0) + lie)
+        case ".drip":
+            while os.write(int(sys.argv[1]), b"\1"):
+                time.sleep(0.2)
         case ".counted":
             with path.with_suffix(".count").open("ab") as file:
                 file.write(b".")

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 
-from vlmbatch.images.loading.protocol import receive, send
+from vlmbatch.images.loading.protocol import MalformedReplyError, receive_reply, send
 from vlmbatch.processes import (
     anonymous_file,
     beyond_standard,
@@ -85,12 +85,12 @@ class ChildProcess:
         self._connection.settimeout(self._start_s)
         try:
             send(self._connection, {}, self._settings)
-            receive(self._connection)
+            receive_reply(self._connection)
         except TimeoutError as error:
             self.close()
             raise WorkerLostError(f"not ready within {self._start_s:g} s") from error
         except (EOFError, ConnectionError) as error:
-            raise WorkerLostError(self._autopsy()) from error
+            raise WorkerLostError(self._autopsy(error)) from error
 
     def kill(self) -> None:
         """End the process; what waits for it, if anything does, raises."""
@@ -104,8 +104,11 @@ class ChildProcess:
             self._process.wait(_EXIT_SECONDS)
         self._descriptors.close()
 
-    def _autopsy(self) -> str:
-        """What the process died of; closes."""
+    def _autopsy(self, error: EOFError | ConnectionError) -> str:
+        """What the process died of, or is killed for; closes."""
+        if isinstance(error, MalformedReplyError):
+            self.close()
+            return str(error)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(_EXIT_SECONDS)
         cause = cause_of_death(self._process.poll(), self._stderr)

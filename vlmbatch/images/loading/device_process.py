@@ -9,7 +9,13 @@ from typing import Any
 
 from vlmbatch.images.loading.child import ChildProcess, WorkerLostError
 from vlmbatch.images.loading.process import Decoded, crashed, decoded_image, timed_out
-from vlmbatch.images.loading.protocol import receive, request_of, send
+from vlmbatch.images.loading.protocol import (
+    MalformedReplyError,
+    receive_reply,
+    request_of,
+    send,
+    well_formed,
+)
 from vlmbatch.images.loading.settings import DeviceSettings
 from vlmbatch.types import ImageRef
 
@@ -55,28 +61,44 @@ class DeviceProcess(ChildProcess):
             WorkerLostError: the process had ended before it took them.
         """
         left = set(range(len(refs)))
-        since = time.monotonic()
+        started = since = time.monotonic()
         self._connection.settimeout(self._timeout_s)
         try:
             data = b"".join(ref.data or b"" for ref in refs)
             send(self._connection, {"images": [request_of(ref) for ref in refs]}, data)
             while left:
-                message, _ = receive(self._connection)
+                message = receive_reply(self._connection)
                 since = time.monotonic()
-                for slot, reply in message["images"]:
+                for slot, decoded in self._told(message, left):
                     left.remove(slot)
-                    yield slot, reply and self._decoded(slot, reply)
+                    yield slot, decoded
+                if left and since - started > len(refs) * self._timeout_s:  # it only talks
+                    since = started
+                    raise TimeoutError
         except TimeoutError as error:
             self.close()
             guilty = timed_out(refs[min(left)], time.monotonic() - since, self._timeout_s)
             raise guilty if len(left) == 1 else BatchLostError(guilty.message) from error
         except ConnectionError as error:  # it left the request unread
-            raise WorkerLostError(self._autopsy()) from error
+            raise WorkerLostError(self._autopsy(error)) from error
         except EOFError as error:
-            how = self._autopsy()
+            how = self._autopsy(error)
             raise (
                 crashed(refs[min(left)], how) if len(left) == 1 else BatchLostError(how)
             ) from error
 
-    def _decoded(self, slot: int, reply: dict[str, Any]) -> Decoded:
-        return decoded_image(reply, self._pixels, slot * self._slot_bytes)
+    def _told(self, message: dict[str, Any], left: set[int]) -> list[tuple[int, Decoded | None]]:
+        """What a message tells of images, each of which must be one of those ``left``."""
+        with well_formed():
+            told: dict[int, dict[str, Any] | None] = dict(message["images"])
+            if len(told) < len(message["images"]) or not told.keys() <= left:
+                raise MalformedReplyError
+        return [(slot, self._decoded(slot, reply)) for slot, reply in told.items()]
+
+    def _decoded(self, slot: int, reply: dict[str, Any] | None) -> Decoded | None:
+        if reply is None:
+            return None
+        decoded = decoded_image(reply, self._pixels, slot * self._slot_bytes)
+        if decoded.image.num_bytes > self._slot_bytes:
+            raise MalformedReplyError
+        return decoded

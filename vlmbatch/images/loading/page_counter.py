@@ -6,10 +6,17 @@ import pickle
 import time
 
 from vlmbatch.config import ImageLimits
-from vlmbatch.errors import ErrorCode, OutputError, RowError
+from vlmbatch.errors import OutputError
 from vlmbatch.images.loading.child import ChildProcess, WorkerLostError
 from vlmbatch.images.loading.process import crashed, timed_out
-from vlmbatch.images.loading.protocol import receive, request_of, send
+from vlmbatch.images.loading.protocol import (
+    MalformedReplyError,
+    check_no_error,
+    receive_reply,
+    request_of,
+    send,
+    well_formed,
+)
 from vlmbatch.types import ImageRef
 
 _START_SECONDS = 60.0
@@ -57,12 +64,15 @@ class _CountingProcess(ChildProcess):
         self._connection.settimeout(timeout_s)
         try:
             send(self._connection, request_of(ref))
-            reply, _ = receive(self._connection)
+            reply = receive_reply(self._connection)
+            check_no_error(reply)
+            with well_formed():
+                pages = int(reply["pages"])
+            if pages < 0:
+                raise MalformedReplyError
+            return pages
         except TimeoutError as error:
             self.close()
             raise timed_out(ref, time.monotonic() - started, timeout_s) from error
         except (EOFError, ConnectionError) as error:
-            raise crashed(ref, self._autopsy()) from error
-        if "code" in reply:
-            raise RowError(ErrorCode(reply["code"]), reply["message"])
-        return int(reply["pages"])
+            raise crashed(ref, self._autopsy(error)) from error

@@ -13,7 +13,15 @@ import numpy as np
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.file import image_label
 from vlmbatch.images.loading.child import ChildProcess, WorkerLostError
-from vlmbatch.images.loading.protocol import FileIdentity, receive, request_of, send
+from vlmbatch.images.loading.protocol import (
+    FileIdentity,
+    MalformedReplyError,
+    check_no_error,
+    receive_reply,
+    request_of,
+    send,
+    well_formed,
+)
 from vlmbatch.images.loading.settings import WorkerSettings
 from vlmbatch.types import ImageGrid, ImageRef, PixelImage
 
@@ -55,26 +63,35 @@ class WorkerProcess(ChildProcess):
         self._connection.settimeout(self._timeout_s)
         try:
             send(self._connection, request_of(ref), ref.data or b"")
-            reply, _ = receive(self._connection)
+            reply = receive_reply(self._connection)
+            check_no_error(reply)
+            return decoded_image(reply, self._pixels)
         except TimeoutError as error:
             self.close()
             raise timed_out(ref, time.monotonic() - started, self._timeout_s) from error
         except ConnectionError as error:  # it left the request unread
-            raise WorkerLostError(self._autopsy()) from error
+            raise WorkerLostError(self._autopsy(error)) from error
         except EOFError as error:
-            raise crashed(ref, self._autopsy()) from error
-        if "code" in reply:
-            raise RowError(ErrorCode(reply["code"]), reply["message"])
-        return decoded_image(reply, self._pixels)
+            raise crashed(ref, self._autopsy(error)) from error
 
 
 def decoded_image(reply: dict[str, Any], memory: mmap.mmap, offset: int = 0) -> Decoded:
-    """The image that a process tells of, with a copy of its pixels, which begin at ``offset``."""
-    shape = height, width, _ = tuple(reply["shape"])
-    pixels = np.frombuffer(memory, np.uint8, 3 * height * width, offset).reshape(shape).copy()
+    """The image that a process tells of, with a copy of its pixels, which begin at ``offset``.
+
+    Raises:
+        MalformedReplyError: it tells of none.
+    """
+    with well_formed():
+        height, width = (int(side) for side in reply["shape"][:2])
+        grid = ImageGrid(*map(int, reply["grid"]))
+        identity = reply["identity"] and tuple(map(int, reply["identity"]))
+        content_hash = bytes.fromhex(reply["content_hash"])
+        if min(height, width) < 1:
+            raise MalformedReplyError
+        pixels = np.frombuffer(memory, np.uint8, 3 * height * width, offset)
+    pixels = pixels.reshape(height, width, 3).copy()
     pixels.flags.writeable = False  # rows share it
-    image = PixelImage(pixels, bytes.fromhex(reply["content_hash"]), ImageGrid(*reply["grid"]))
-    return Decoded(image, reply["identity"] and tuple(reply["identity"]))
+    return Decoded(PixelImage(pixels, content_hash, grid), identity)
 
 
 def crashed(ref: ImageRef, how: str) -> RowError:

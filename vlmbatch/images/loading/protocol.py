@@ -8,14 +8,18 @@ decodes on a device one batch.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import struct
+import time
+from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
 from vlmbatch.config import ImageResolution
+from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.types import ImageRef, Page, PixelImage
 
 # Of a file: device, inode, size in bytes, time of its last change in nanoseconds.
@@ -23,6 +27,13 @@ FileIdentity = tuple[int, int, int, int]
 
 _LENGTHS = struct.Struct("<IQ")
 _MAX_HEADER_BYTES = 2**20
+
+
+class MalformedReplyError(EOFError):
+    """What came is no reply: the other side is not any more what was started."""
+
+    def __init__(self) -> None:
+        super().__init__("it sent what is no reply")
 
 
 def request_of(ref: ImageRef) -> dict[str, Any]:
@@ -67,27 +78,61 @@ def send(connection: socket.socket, header: dict[str, Any], body: bytes = b"") -
 
 
 def receive(connection: socket.socket) -> tuple[dict[str, Any], bytes]:
-    """Read one frame: header and body.
+    """Read one request, header and body, of the process that started this one.
 
     Raises:
-        EOFError: the connection is closed, or the other side sent a malformed frame.
-        ConnectionError: it is closed, and what was sent was not read.
-        TimeoutError: nothing came within the socket's timeout.
+        EOFError: the connection is closed.
     """
     header_length, body_length = _LENGTHS.unpack(_read(connection, _LENGTHS.size))
-    if header_length > _MAX_HEADER_BYTES:
-        raise EOFError
-    try:
-        header: dict[str, Any] = json.loads(_read(connection, header_length))
-    except ValueError as error:
-        raise EOFError from error
+    header: dict[str, Any] = json.loads(_read(connection, header_length))
     return header, bytes(_read(connection, body_length))
 
 
-def _read(connection: socket.socket, length: int) -> bytearray:
+def receive_reply(connection: socket.socket) -> dict[str, Any]:
+    """Read one reply, a header alone, of whom other people's files may have taken over.
+
+    Raises:
+        EOFError: the connection is closed; a MalformedReplyError where it is no such frame.
+        ConnectionError: it is closed, and what was sent was not read.
+        TimeoutError: it did not come as a whole within the socket's timeout.
+    """
+    timeout = connection.gettimeout()
+    deadline = None if timeout is None else time.monotonic() + timeout
+    header_length, body_length = _LENGTHS.unpack(_read(connection, _LENGTHS.size, deadline))
+    if header_length > _MAX_HEADER_BYTES or body_length:
+        raise MalformedReplyError
+    text = _read(connection, header_length, deadline)
+    connection.settimeout(timeout)
+    with well_formed():
+        header = json.loads(text)
+    if not isinstance(header, dict):
+        raise MalformedReplyError
+    return header
+
+
+@contextlib.contextmanager
+def well_formed() -> Iterator[None]:
+    """Within, what a reply lacks, or has of another kind, is a MalformedReplyError."""
+    try:
+        yield
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise MalformedReplyError from error
+
+
+def check_no_error(reply: dict[str, Any]) -> None:
+    """Raises the RowError that a reply tells of, or a MalformedReplyError."""
+    if "code" in reply:
+        with well_formed():
+            error = RowError(ErrorCode(reply["code"]), str(reply["message"]))
+        raise error
+
+
+def _read(connection: socket.socket, length: int, deadline: float | None = None) -> bytearray:
     data = bytearray(length)
     view = memoryview(data)
     while view:
+        if deadline is not None:  # each byte may not take as long as the whole
+            connection.settimeout(max(deadline - time.monotonic(), 0.001))
         count = connection.recv_into(view)
         if count == 0:
             raise EOFError
