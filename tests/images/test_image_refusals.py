@@ -182,6 +182,8 @@ class TestContent:
             (b"\0\0\0\x6cmoov", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "a video (QuickTime), not"),
             (b"\x1a\x45\xdf\xa3\x9f", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "a video (WebM or"),
             (b"RIFF\0\0\0\0AVI LIST", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "a video (AVI), not"),
+            (b"\0\0\0\x18ftypcrx \0", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "CR3 is not read"),
+            (b"FUJIFILMCCD-RAW 0201", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "RAF is not read"),
             (b"FLV\1\5", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "a video (FLV), not an image"),
             (b"\0\0\1\xba\x44", ErrorCode.IMAGE_FORMAT_UNSUPPORTED, "a video (MPEG), not"),
         ],
@@ -193,6 +195,14 @@ class TestContent:
             error = refusal(ref)
             assert error.code is code
             assert error.message.startswith(f"{ref.path}: ") and cause in error.message
+
+    def test_a_raw_file_is_not_its_preview(self):
+        assert decode_image(ImageRef("a", encoded("TIFF", tiffinfo={254: 0})), LIMITS)
+        data = encoded("TIFF", tiffinfo={254: 1})
+        for read in (probe_image, decode_image):
+            with pytest.raises(RowError, match="raw: a small preview") as caught:
+                read(ImageRef("raw", data), LIMITS)
+            assert caught.value.code is ErrorCode.IMAGE_FORMAT_UNSUPPORTED
 
     @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF"])
     def test_truncated(self, kind):

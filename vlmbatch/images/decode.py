@@ -22,6 +22,7 @@ from vlmbatch.images.formats import (
     ISO_FORMATS,
     foreign_content,
     foreign_format,
+    is_preview,
     known_format,
     lacking_decoder,
     open_decoder,
@@ -195,6 +196,12 @@ def _opened(ref: ImageRef, limits: ImageLimits) -> Iterator[ImageFile.ImageFile]
                 f"{label}: what reads {name} is installed, but cannot be used: {error}",
             ) from error
         _check_pixels(image, label, limits)
+        if is_preview(image):
+            raise RowError(
+                ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
+                f"{label}: a small preview of another picture comes first, as in the raw files of "
+                "cameras (DNG, NEF, ARW): make a JPEG or TIFF of it",
+            )
         yield image
 
 

@@ -45,6 +45,8 @@ _SIGNATURES = (
     (b"MM\0+", "TIFF"),
 )
 
+_NEW_SUBFILE_TYPE = 254
+
 # Recognised so that the message can name them, but not read.
 _FOREIGN_SIGNATURES = (
     (b"%!PS", "EPS"),
@@ -58,6 +60,10 @@ _FOREIGN_SIGNATURES = (
     (b"\xff\x0a", "JPEG XL"),
     (b"\0\0\0\x0cJXL ", "JPEG XL"),
     (b"DDS ", "DDS"),
+    (b"FUJIFILMCCD-RAW", "RAF"),
+    (b"IIRO", "ORF"),
+    (b"IIRS", "ORF"),
+    (b"IIU\0", "RW2"),
     (b"qoif", "QOI"),
     (b"<svg", "SVG"),
     *((b"P%d" % kind, "PNM") for kind in range(1, 7)),
@@ -89,6 +95,8 @@ def known_format(head: bytes) -> str | None:
 
 def foreign_format(head: bytes) -> str | None:
     """The format that the first bytes announce, if it is one that is not read."""
+    if head[4:12] == b"ftypcrx ":
+        return "CR3"
     return next((name for magic, name in _FOREIGN_SIGNATURES if head.startswith(magic)), None)
 
 
@@ -140,6 +148,12 @@ def open_decoder(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     if name == "AVIF":
         image.info.pop("xmp", None)  # Pillow would turn it by that, where the file says not to
     return image
+
+
+def is_preview(image: ImageFile.ImageFile) -> bool:
+    """Whether the first picture is a reduced one of another in the same file: TIFF 6.0,
+    NewSubfileType."""
+    return isinstance(image, TiffImageFile) and bool(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0) & 1)
 
 
 def decode_on_one_thread() -> None:
