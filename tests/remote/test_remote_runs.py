@@ -48,7 +48,7 @@ def test_a_killed_run_is_finished_by_the_next(
     manifest = put_s3("rows.jsonl", lines(rows))
     run = ResumableRun(commands, tmp_path, Path(), model, group_rows=8, step_seconds=0.005)
     run.arguments[1] = manifest
-    assert run.attempt(kill_at=20) == -signal.SIGKILL
+    assert run.attempt(kill_at=20, kept=1) == -signal.SIGKILL
     put_s3("rows.jsonl", lines(rows[::-1]))
     refused = run.start()
     assert refused.wait() == 2

@@ -102,13 +102,17 @@ class ResumableRun:
         *options: object,
         kill_after: float | None = None,
         kill_at: int | None = None,
+        kept: int = 0,
         **how: Any,
     ) -> int:
-        """Run to the end, or to SIGKILL so many seconds after so many rows were computed."""
+        """Run to the end, or to SIGKILL so many seconds after so many rows were computed, and
+        ``kept`` of them acknowledged."""
         committed = self.committed()
         command = self.start(*options, **how)
         if kill_at is not None:
-            command.ended_before(lambda: len(command.computed) >= kill_at)
+            command.ended_before(
+                lambda: len(command.computed) >= kill_at and len(command.acknowledged) >= kept
+            )
         if kill_after is not None:
             command.ended(kill_after)
         if kill_at is not None or kill_after is not None:

@@ -32,8 +32,8 @@ _MAX_HEADER_BYTES = 2**20
 class MalformedReplyError(EOFError):
     """What came is no reply: the other side is not any more what was started."""
 
-    def __init__(self) -> None:
-        super().__init__("it sent what is no reply")
+    def __str__(self) -> str:
+        return "it sent what is no reply"
 
 
 def request_of(ref: ImageRef) -> dict[str, Any]:
