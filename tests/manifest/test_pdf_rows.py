@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,9 @@ from PIL import Image
 from vlmbatch.config import ImageLimits, ManifestConfig, SamplingParams
 from vlmbatch.config.pages import PageRanges
 from vlmbatch.durable.row_keys import row_key
-from vlmbatch.errors import ConfigError, ErrorCode, ManifestError, RowError
+from vlmbatch.errors import ConfigError, ErrorCode, ManifestError, OutputError, RowError
 from vlmbatch.images.decode import decode_image, decode_scaled, probe_image
-from vlmbatch.images.loading import page_counter
+from vlmbatch.images.loading import process
 from vlmbatch.images.loading.page_counter import PageCounter
 from vlmbatch.images.loading.protocol import ref_of, request_of
 from vlmbatch.manifest import image_folder
@@ -143,25 +145,33 @@ def test_more_pages_than_any_document_has(tmp_path: Path, monkeypatch: pytest.Mo
 class TestCounter:
     """The process that opens documents may be crashed or held by one."""
 
+    def test_whose_process_is_killed_costs_no_document(self, folder: Path) -> None:
+        with closing(PageCounter(LIMITS)) as counter:
+            for _ in range(2):
+                assert counter.count(str(folder / "a/two.pdf")) == 2
+                assert counter._process is not None
+                counter._process.kill()
+                assert counter.count(str(folder / "a/two.pdf")) == 2
+
+    @pytest.mark.parametrize("pages", [-1, None])
     def test_a_crash_costs_one_document(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch, pages: int | None
+    ) -> None:
+        with closing(PageCounter(LIMITS)) as counter:
+            assert counter.count(str(folder / "a/two.pdf")) == 2
+            with monkeypatch.context() as patch:
+                patch.setattr(process, "receive_reply", lambda _: {"pages": pages})
+                with pytest.raises(RowError, match="it sent what is no reply"):
+                    counter.count(str(folder / "a/two.pdf"))
+            assert counter.count(str(folder / "a/two.pdf")) == 2
+
+    def test_one_that_cannot_be_started_ends_the_run(
         self, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        counter = PageCounter(LIMITS)
-        try:
-            assert counter.count(str(folder / "a/two.pdf")) == 2
-            assert counter._process is not None
-            counter._process.kill()
-            with pytest.raises(RowError, match="signal 9"):
-                counter.count(str(folder / "a/two.pdf"))
-            assert counter.count(str(folder / "a/two.pdf")) == 2
-            for pages in (-1, None):
-                reply = {"pages": pages}
-                with monkeypatch.context() as patch:
-                    patch.setattr(page_counter, "receive_reply", lambda _, reply=reply: reply)
-                    with pytest.raises(RowError, match="it sent what is no reply"):
-                        counter.count(str(folder / "a/two.pdf"))
-        finally:
-            counter.close()
+        monkeypatch.setattr(sys, "executable", "/none/python")
+        refused = pytest.raises(OutputError, match="cannot be kept running: /none/python")
+        with closing(PageCounter(LIMITS)) as counter, refused:
+            counter.count(str(folder / "a/two.pdf"))
 
     def test_a_hang_is_an_error_of_its_row(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

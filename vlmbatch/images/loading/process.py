@@ -5,8 +5,9 @@ from __future__ import annotations
 import mmap
 import pickle
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -27,6 +28,8 @@ from vlmbatch.types import ImageGrid, ImageRef, PixelImage
 
 _START_SECONDS = 60.0  # Python and Pillow on a cold network file system
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
@@ -36,7 +39,35 @@ class Decoded:
     identity: FileIdentity | None
 
 
-class WorkerProcess(ChildProcess):
+class FileProcess(ChildProcess):
+    """One that is asked about a file at a time."""
+
+    def ask(self, ref: ImageRef, timeout_s: float, read: Callable[[dict[str, Any]], T]) -> T:
+        """What ``read`` makes of the reply. After a crash or a timeout ``alive`` is False.
+
+        ``read`` raises MalformedReplyError.
+
+        Raises:
+            RowError: the file's own, or for its crashing or hanging the process.
+            WorkerLostError: the process had ended before it took the file.
+        """
+        started = time.monotonic()
+        self._connection.settimeout(timeout_s)
+        try:
+            send(self._connection, request_of(ref), ref.data or b"")
+            reply = receive_reply(self._connection)
+            check_no_error(reply)
+            return read(reply)
+        except TimeoutError as error:
+            self.close()
+            raise timed_out(ref, time.monotonic() - started, timeout_s) from error
+        except ConnectionError as error:  # it left the request unread
+            raise WorkerLostError(self._autopsy(error)) from error
+        except EOFError as error:
+            raise crashed(ref, self._autopsy(error)) from error
+
+
+class WorkerProcess(FileProcess):
     """Belongs to one thread; ``kill`` alone may be called from another.
 
     Raises:
@@ -53,26 +84,8 @@ class WorkerProcess(ChildProcess):
         )
 
     def decode(self, ref: ImageRef) -> Decoded:
-        """Have one image decoded. After a crash or a timeout ``alive`` is False.
-
-        Raises:
-            RowError: the image's own, or for its crashing or hanging the process.
-            WorkerLostError: the process had ended before it took the image.
-        """
-        started = time.monotonic()
-        self._connection.settimeout(self._timeout_s)
-        try:
-            send(self._connection, request_of(ref), ref.data or b"")
-            reply = receive_reply(self._connection)
-            check_no_error(reply)
-            return decoded_image(reply, self._pixels)
-        except TimeoutError as error:
-            self.close()
-            raise timed_out(ref, time.monotonic() - started, self._timeout_s) from error
-        except ConnectionError as error:  # it left the request unread
-            raise WorkerLostError(self._autopsy(error)) from error
-        except EOFError as error:
-            raise crashed(ref, self._autopsy(error)) from error
+        """Have one image decoded; raises as ``ask`` does."""
+        return self.ask(ref, self._timeout_s, lambda reply: decoded_image(reply, self._pixels))
 
 
 def decoded_image(reply: dict[str, Any], memory: mmap.mmap, offset: int = 0) -> Decoded:
