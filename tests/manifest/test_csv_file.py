@@ -109,14 +109,14 @@ def test_inputs_are_read_as_what_they_are(manifest: Make) -> None:
         '5;"[""a.jpg"", ""b.jpg""]";7;END;\n'
         ';;x;"[""a"", ""b""]";\n'
         ';;;;"[{""role"": ""user"", ""content"": ""hi""}]"\n'
-        ';;;;"[1"\n'
+        ';;;"[1";\n'
     )
     one, two, _, four = rows_of(manifest(text.encode(), name="m.csv"))
     assert one.prompt == "5" and len(one.images) == 2
     assert one.sampling is not None and one.sampling.max_tokens == 7
     assert one.sampling.stop == ("END",)
     assert two.error is not None and two.error.code == ErrorCode.SAMPLING_INVALID
-    assert four.error is not None and 'm.csv:5: column "messages": not JSON' in four.error.message
+    assert four.error is not None and 'm.csv:5: column "stop": not JSON' in four.error.message
     rows = rows_of(manifest(text.encode(), name="m.csv", prompt="Default"))
     assert rows[2].messages == [{"role": "user", "content": "hi"}]
 

@@ -16,7 +16,6 @@ from typing import BinaryIO
 from vlmbatch.errors import ErrorCode, ManifestError, RowError
 from vlmbatch.manifest.columns import (
     CHOICES_COLUMN,
-    MESSAGES_COLUMN,
     RESOLUTION_COLUMNS,
     SAMPLING_COLUMNS,
     Columns,
@@ -53,7 +52,7 @@ class CsvFile:
         self._open_stream = open_stream
         self._delimiter = delimiter
         self._inputs = columns
-        self._lists = {columns.image, MESSAGES_COLUMN, "stop"}
+        self._lists = {columns.image, "stop"}
         if CHOICES_COLUMN in columns.asked:
             self._lists.add(CHOICES_COLUMN)
         self._numbers = _NUMBERS & columns.inputs
