@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
+import pickle
+import socket
 import struct
 import subprocess
 import sys
 from contextlib import closing
-from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ import pytest
 from encoding import encoded
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, ImageOps, features
+from PIL import AvifImagePlugin, Image, ImageOps
 from worker_processes import PROCESSOR
 
 from vlmbatch.config import ImageLimits
@@ -24,19 +26,14 @@ from vlmbatch.images import formats
 from vlmbatch.images.decode import decode_image, probe_image
 from vlmbatch.images.formats import known_format, video_format
 from vlmbatch.images.iso_boxes import largest_coded_size, with_last_box_whole
+from vlmbatch.images.loading import worker
 from vlmbatch.images.loading.pool import ImageWorkers
+from vlmbatch.images.loading.protocol import send
+from vlmbatch.images.loading.settings import WorkerSettings
 from vlmbatch.types import ImageRef, PixelImage
 
 LIMITS = ImageLimits()
-needs_avif = pytest.mark.skipif(
-    not features.check("avif"), reason="needs a Pillow that was built with libavif"
-)
-needs_heic = pytest.mark.skipif(
-    find_spec("pillow_heif") is None, reason="needs pillow-heif (pip install 'vlmbatch[heic]')"
-)
-KINDS = pytest.mark.parametrize(
-    "kind", [pytest.param("AVIF", marks=needs_avif), pytest.param("HEIC", marks=needs_heic)]
-)
+KINDS = pytest.mark.parametrize("kind", ["AVIF", "HEIC"])
 
 
 def iso(kind: str, image: Image.Image, **options: Any) -> bytes:
@@ -101,7 +98,6 @@ def test_grey(kind: str) -> None:
     assert np.abs(decoded(iso(kind, grey)) - np.asarray(grey.convert("RGB"))).max() <= 4
 
 
-@needs_avif
 def test_an_animation_is_its_first_frame() -> None:
     frames = {"save_all": True, "append_images": [Image.new("RGB", (64, 48), "blue")]}
     assert np.abs(decoded(iso("AVIF", picture(), **frames)) - np.asarray(picture())).max() <= 4
@@ -200,13 +196,28 @@ def test_brands(head: bytes, name: str | None) -> None:
     assert name or video_format(head) == "MP4"
 
 
-def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "find_spec", lambda name: None)
-    for brand, words in ((b"heic", "pip install 'vlmbatch[heic]'"), (b"avif", "build of Pillow")):
-        with pytest.raises(RowError, match="a: ") as caught:
-            decoded(b"\0\0\0\x14ftyp" + brand + bytes(40))
-        assert caught.value.code is ErrorCode.IMAGE_FORMAT_UNSUPPORTED
-        assert words in caught.value.message
+@pytest.mark.parametrize(
+    ("library", "cause"),
+    [
+        (None, "pillow-heif is not installed: pip install 'vlmbatch[heic]'"),
+        (ModuleType("pillow_heif"), "cannot import name 'HeifImageFile'"),  # a broken one
+    ],
+)
+def test_heic_without_its_library(
+    monkeypatch: pytest.MonkeyPatch, library: ModuleType | None, cause: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", library)
+    with pytest.raises(RowError, match="a: HEIC is not read here: ") as caught:
+        decoded(b"\0\0\0\x14ftypheic" + bytes(40))
+    assert caught.value.code is ErrorCode.IMAGE_FORMAT_UNSUPPORTED
+    assert cause in caught.value.message
+
+
+def test_avif_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(AvifImagePlugin, "SUPPORTED", False)
+    with pytest.raises(RowError, match="a: AVIF is not read here: this build of Pillow") as caught:
+        decoded(b"\0\0\0\x14ftypavif" + bytes(40))
+    assert caught.value.code is ErrorCode.IMAGE_FORMAT_UNSUPPORTED
 
 
 @KINDS
@@ -225,7 +236,6 @@ def test_libraries_are_loaded_when_such_an_image_comes() -> None:
     assert {"PIL.AvifImagePlugin", "pillow_heif"}.isdisjoint(done.stdout.split())
 
 
-@needs_avif
 def test_a_worker_decodes_avif_on_one_thread() -> None:
     """There are as many workers as cores."""
     code = (
@@ -242,7 +252,19 @@ def test_a_worker_decodes_avif_on_one_thread() -> None:
     assert done.stdout.strip() == b"0"
 
 
-@needs_heic
+def test_workers_have_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "_one_thread", False)
+    monkeypatch.setattr(worker, "_restrain", lambda memory: None)
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        settings = WorkerSettings(LIMITS, PROCESSOR, "exact", 1.0)
+        send(ours, {}, pickle.dumps(settings))
+        ours.shutdown(socket.SHUT_WR)
+        with pytest.raises(EOFError):
+            worker._serve(theirs, np.zeros(1, np.uint8))
+    assert formats._one_thread
+
+
 def test_a_worker_decodes_heic_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Threads of tiles have ended when the image is there: none can be counted."""
     from pillow_heif import options
@@ -254,14 +276,6 @@ def test_a_worker_decodes_heic_on_one_thread(monkeypatch: pytest.MonkeyPatch) ->
     formats.decode_on_one_thread()
     decoded(iso("HEIC", picture()))
     assert options.DECODE_THREADS == 0
-
-
-def test_a_library_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "find_spec", lambda name: True)
-    monkeypatch.setitem(sys.modules, "pillow_heif", None)  # as one of another system
-    with pytest.raises(RowError, match="a: what reads HEIC is installed, but cannot") as caught:
-        decoded(b"\0\0\0\x14ftypheic" + bytes(40))
-    assert caught.value.code is ErrorCode.IMAGE_FORMAT_UNSUPPORTED
 
 
 @KINDS

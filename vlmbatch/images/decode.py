@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import struct
 import zlib
 from collections.abc import Callable, Iterator
@@ -24,7 +25,6 @@ from vlmbatch.images.formats import (
     foreign_format,
     is_preview,
     known_format,
-    lacking_decoder,
     open_decoder,
     video_format,
 )
@@ -176,24 +176,24 @@ def copy_image(image: Image.Image, limits: ImageLimits, label: str) -> Image.Ima
 def _opened(ref: ImageRef, limits: ImageLimits) -> Iterator[ImageFile.ImageFile]:
     """The image with its header read and its size checked; Pillow's errors become ours."""
     label = image_label(ref)
-    with open_image_bytes(ref, limits) as file, _row_errors(label):
+    with open_image_bytes(ref, limits) as opened, _row_errors(label):
+        file = opened
         head = file.read(HEAD_BYTES)
         name = known_format(head)
         if name is None:
             raise _unknown_format(label, head)
         if name in ISO_FORMATS:
             file.seek(0)
-            width, height = largest_coded_size(file.read())
+            data = file.read()
+            width, height = largest_coded_size(data)
             if (width - _PADDING) * (height - _PADDING) > limits.max_pixels:
                 _check_size(width, height, label, limits)
-        if lacking := lacking_decoder(name):
-            raise RowError(ErrorCode.IMAGE_FORMAT_UNSUPPORTED, f"{label}: {lacking}")
+            file = io.BytesIO(data)
         try:
             image = open_decoder(file, name)
         except ImportError as error:
             raise RowError(
-                ErrorCode.IMAGE_FORMAT_UNSUPPORTED,
-                f"{label}: what reads {name} is installed, but cannot be used: {error}",
+                ErrorCode.IMAGE_FORMAT_UNSUPPORTED, f"{label}: {name} is not read here: {error}"
             ) from error
         _check_pixels(image, label, limits)
         if is_preview(image):

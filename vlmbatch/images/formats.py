@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import BinaryIO
 
 from PIL import ImageFile
@@ -120,26 +119,11 @@ def foreign_content(head: bytes) -> str:
     return f"it starts with {head[:8]!r}"
 
 
-def lacking_decoder(name: str) -> str | None:
-    """What is missing here to read format ``name``, and what to do about it."""
-    if name == "AVIF" and find_spec("PIL._avif") is None:
-        return (
-            "AVIF is not read by this build of Pillow: pip install --force-reinstall "
-            "--only-binary :all: 'pillow>=12.0'"
-        )
-    if name == "HEIC" and find_spec("pillow_heif") is None:
-        return (
-            "HEIC is read by pillow-heif, which is not installed: pip install 'vlmbatch[heic]', or "
-            f"convert it to one of {', '.join(DECODERS)}"
-        )
-    return None
-
-
 def open_decoder(file: BinaryIO, name: str) -> ImageFile.ImageFile:
     """Read the header by the decoder of format ``name``.
 
     Raises:
-        ImportError: what reads it is installed, but not as it is needed here.
+        ImportError: what reads it is not installed, or not as it is needed here; what to do.
         Exception: what Pillow's plugins raise.
     """
     file.seek(0)
@@ -166,11 +150,21 @@ def _rare_decoder(name: str) -> type[ImageFile.ImageFile]:
     if name == "AVIF":
         from PIL import AvifImagePlugin
 
+        if not AvifImagePlugin.SUPPORTED:
+            raise ImportError(
+                "this build of Pillow lacks it: pip install --force-reinstall "
+                "--only-binary :all: 'pillow>=12.0'"
+            )
         if _one_thread:
             AvifImagePlugin.DEFAULT_MAX_THREADS = 1
         return AvifImagePlugin.AvifImageFile
-    from pillow_heif import HeifImageFile, options
-
+    try:
+        from pillow_heif import HeifImageFile, options
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "pillow-heif is not installed: pip install 'vlmbatch[heic]', or convert the image to "
+            f"one of {', '.join(DECODERS)}"
+        ) from error
     if _one_thread:
         options.DECODE_THREADS = 0  # beside the one that asks
     decoder: type[ImageFile.ImageFile] = HeifImageFile
