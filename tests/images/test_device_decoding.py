@@ -25,9 +25,11 @@ from worker_processes import PHOTOS, PROCESSOR, wait_until, worker_pids
 from vlmbatch.config import ImageLimits, ImageResolution
 from vlmbatch.errors import ErrorCode, RowError
 from vlmbatch.images.decode import decode_image
-from vlmbatch.images.loading import device_feed
+from vlmbatch.images.loading import device_feed, device_jobs
 from vlmbatch.images.loading.device_feed import DeviceFeed
+from vlmbatch.images.loading.device_jobs import DeviceJobs
 from vlmbatch.images.loading.device_process import images_at_once
+from vlmbatch.images.loading.job import Job
 from vlmbatch.images.loading.loader import InProcessLoader
 from vlmbatch.images.loading.pool import ImageWorkers
 from vlmbatch.models.preprocessor_config import Normalization
@@ -152,6 +154,24 @@ def test_what_waits_is_decoded_together(open_pool: Open, log: Path) -> None:
     assert all(is_inverted(image, data) for image, data in zip(images, files, strict=True))
     assert sum(batches(log)) == 40
     assert 1 < max(batches(log)) <= 32
+
+
+def test_what_comes_just_behind_an_image_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device_jobs, "_LINGER_SECONDS", 60)
+    lock = threading.Lock()
+    waiting = DeviceJobs(lock)
+    one, two = (Job((name, None, None, "", None), ImageRef(name)) for name in "ab")
+
+    def add_another() -> None:
+        with lock:  # which is free as the batch waits
+            waiting.append(two)
+
+    with lock:
+        waiting.append(one)
+        thread = threading.Thread(target=add_another)
+        thread.start()
+        assert waiting.next_batch(2, 0) == [one, two]
+    thread.join()
 
 
 def test_a_batch_has_only_so_many_pixels(open_pool: Open, log: Path) -> None:

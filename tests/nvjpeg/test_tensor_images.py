@@ -80,6 +80,23 @@ def test_the_filter_without_shares_is_pillows_own() -> None:
     assert largest_difference(ours, image.resize((70, 50), Filter.NEAREST)) == 0
 
 
+@pytest.mark.parametrize("width", [64, 63])
+def test_planes_are_read_by_words_where_lines_are_made_of_them(
+    monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    passes: list[Sequence[Lines]] = []
+
+    def resampled(weights: torch.Tensor, given: Sequence[Sequence[Lines]]) -> None:
+        passes.extend(given)
+        resample(weights, given)
+
+    monkeypatch.setattr(resizing, "resample_lines", resampled)
+    image = noise(48, width)
+    ours = on_device(image).resize((31, 17), Filter.BICUBIC)
+    assert largest_difference(ours, image.resize((31, 17), Filter.BICUBIC)) == 0
+    assert [[lines.by_words for lines in each] for each in passes] == [[width == 64], [False]]
+
+
 @pytest.mark.parametrize("size", [(4032, 3024), (1080, 1920), (2480, 3508), (640, 480)])
 def test_photos_and_pages(size: tuple[int, int]) -> None:
     width, height = size[0] // 4, size[1] // 4

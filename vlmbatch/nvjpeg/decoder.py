@@ -21,7 +21,7 @@ _BYTES = 2**30
 # What decoding leaves where it writes nothing: such pixels are worth no more than none.
 _UNWRITTEN = 1
 _MAX_WIDTH = 2**16  # of a JPEG
-# A smaller image takes a core a few milliseconds, and the engine as much time as a large one does.
+# A smaller image takes a core a few milliseconds, and would interrupt the engine all the same.
 _MIN_PIXELS = 2**20
 
 
